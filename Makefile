@@ -1,0 +1,26 @@
+# make demo | test | lint | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python -m pyro_advbnn.demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check pyro_advbnn tests
+
+# The stamp comes last, so that an installation that broke off is done again.
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -r requirements.lock
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find pyro_advbnn tests -name __pycache__ -type d -prune -exec rm -rf {} +

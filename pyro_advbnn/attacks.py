@@ -1,0 +1,128 @@
+"""White-box attacks on any module that maps images in [0, 1] to logits, random or not. Nothing here knows Bayes.
+
+A random network draws anew in every forward call, so each gradient is a sample of the gradient of the expected loss
+(Eq. 3); attack_samples draws are averaged for each. One draw per gradient, as in the paper, is a weak attack
+(Zimmermann, arXiv 1907.00895).
+"""
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pyro_advbnn.errors import InputError
+
+
+@contextmanager
+def eval_mode(classifier):
+    """Every module in eval mode (BatchNorm still, no dropout) inside, each back in its own mode afterwards."""
+    modes = [(module, module.training) for module in classifier.modules()]
+    classifier.eval()
+    try:
+        yield classifier
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
+    """Projected gradient ascent on the cross-entropy in the l_inf ball around x (Eq. 2): the attacked images.
+
+    x (B, C, H, W) in [0, 1], y (B,) true labels. Each of the num_steps >= 0 steps adds step_size * sign(gradient), goes
+    back to the ball of radius epsilon >= 0, then to [0, 1]; step_size >= 0. Each gradient is the mean over
+    attack_samples >= 1 forward calls. random_start: begin at a uniform point of the ball, drawn from `generator`.
+    The classifier runs in eval mode; its buffers and parameters stay as they are and no parameter gets a gradient.
+
+    Raises InputError for settings out of range.
+    """
+    _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps, attack_samples=attack_samples)
+    low, high = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)
+    x_adv = x.detach().clone()
+    if random_start:
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        x_adv = (x + epsilon * (2 * noise - 1)).clamp_(0, 1)
+    if epsilon == 0:
+        return x_adv
+    with eval_mode(classifier), _frozen(classifier):
+        for _ in range(num_steps):
+            gradient = _input_gradient(classifier, x_adv, y, attack_samples)
+            x_adv = (x_adv + step_size * gradient.sign_()).clamp_(low, high)
+    return x_adv
+
+
+def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
+    """The fast gradient sign method (Goodfellow et al. 2015): `pgd` with one step of length epsilon."""
+    return pgd(classifier, x, y, epsilon=epsilon, step_size=epsilon, num_steps=1, attack_samples=attack_samples)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """`pgd` with its settings, a callable (classifier, x, y) -> x_adv; evaluation puts the settings into its rows.
+
+    step_size None takes 2.5 * epsilon / num_steps.
+    """
+
+    epsilon: float
+    step_size: float | None = None
+    num_steps: int = 20
+    attack_samples: int = 1
+    random_start: bool = False
+    generator: torch.Generator | None = None
+
+    name = "pgd"
+
+    def __post_init__(self):
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", auto_step_size(self.epsilon, self.num_steps))
+        _check(epsilon=self.epsilon, step_size=self.step_size, num_steps=self.num_steps,
+               attack_samples=self.attack_samples)
+
+    @property
+    def reaches_ball(self):
+        """Whether num_steps steps can get from the centre to the border of the ball."""
+        return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
+
+    def __call__(self, classifier, x, y):
+        return pgd(classifier, x, y, epsilon=self.epsilon, step_size=self.step_size, num_steps=self.num_steps,
+                   attack_samples=self.attack_samples, random_start=self.random_start, generator=self.generator)
+
+
+def auto_step_size(epsilon, num_steps):
+    """2.5 * epsilon / num_steps: enough to cross the ball and turn round (Madry et al. 2018)."""
+    return 2.5 * epsilon / max(num_steps, 1)
+
+
+@contextmanager
+def _frozen(classifier):
+    """No parameter requires a gradient inside: the attack pays for the input's gradient alone."""
+    trainable = [p for p in classifier.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+def _input_gradient(classifier, x, y, attack_samples):
+    """Gradient of the mean over draws of the summed cross-entropy, up to a positive factor; (B, C, H, W)."""
+    x = x.detach().requires_grad_()
+    total = None
+    for _ in range(attack_samples):
+        with torch.enable_grad():
+            loss = F.cross_entropy(classifier(x).float(), y, reduction="sum")
+        gradient, = torch.autograd.grad(loss, x)
+        total = gradient if total is None else total.add_(gradient)
+    return total
+
+
+def _check(*, epsilon, step_size, num_steps, attack_samples):
+    for name, value in {"epsilon": epsilon, "step_size": step_size}.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a number >= 0, got {value}")
+    if num_steps < 0:
+        raise InputError(f"num_steps must be at least 0, got {num_steps}")
+    if attack_samples < 1:
+        raise InputError(f"attack_samples must be at least 1, got {attack_samples}")

@@ -1,0 +1,89 @@
+"""Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
+import os
+from pathlib import Path
+
+import torch
+
+from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.networks import build_network, is_imported
+
+FORMAT = 1
+
+
+def save(path, classifier, config=None, **more):
+    """Write classifier and config to `path`, in one step: a crash leaves the old file or the new one.
+
+    config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
+    more: further plain values and tensors, such as an optimizer's state.
+    """
+    path = Path(path)
+    content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
+               "state": classifier.state_dict(), **more}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path, network=None, *, prior=None, device="cpu"):
+    """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode.
+
+    network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it), for
+    those that config cannot name. prior: the same distribution, for
+    a BayesianClassifier that was built with one of its own.
+
+    Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
+    """
+    content = read(path, device)
+    classifier = _build(content, network, prior, path)
+    try:
+        classifier.load_state_dict(content["state"])
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network: {_first_lines(error)}") from None
+    return classifier.to(device).eval()
+
+
+def read(path, device="cpu"):
+    """The whole content of a checkpoint as a dict.   Raises InputError as `load` does."""
+    path = Path(path)
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except Exception as error:                          # torch.load fails in many ways on foreign and damaged files
+        raise InputError(f"{path} is no checkpoint or is damaged: {_first_lines(error)}") from None
+    if not isinstance(content, dict) or not {"format", "config", "settings", "state"} <= set(content):
+        raise InputError(f"{path} is not a checkpoint of this package")
+    if content["format"] > FORMAT:
+        raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
+    return content
+
+
+def _build(content, network, prior, path):
+    config, settings = content["config"], content["settings"]
+    network = _named_network(config, path) if network is None else network
+    if settings["kind"] != "bayesian":
+        return build_classifier(config.get("defense", "none"), network)
+    if settings["prior"] != "Normal" and prior is None:
+        raise InputError(f"{path} was trained with the prior {settings['prior']}; pass it as prior")
+    return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior,
+                              deterministic=settings["deterministic"], kl_over=settings["kl_over"])
+
+
+def _named_network(config, path):
+    missing = {"network", "num_classes", "in_channels"} - set(config)
+    if missing:
+        raise InputError(f"{path} does not name its network; pass the same architecture as network")
+    if is_imported(config["network"]):
+        raise InputError(f"{path} needs {config['network']}, code that is not imported from a checkpoint: give --network "
+                         f"again, or pass the network")
+    return build_network(config["network"], config["num_classes"], config["in_channels"], config.get("width"))
+
+
+def _first_lines(error):
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,287 @@
+"""Classifiers: modules that map images to logits, with a Pyro model and guide behind them.
+
+A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences.
+"""
+import copy
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import nn
+from torch.distributions import kl_divergence
+from torch.func import functional_call
+
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.flat import Buffers, unflatten
+from pyro_advbnn.noise import AdditiveNoise
+from pyro_advbnn.posteriors import MeanFieldNormal
+from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, per_parameter_std
+from pyro_advbnn.skeletons import (
+    flatten, last_layer_names, matching_parameters, parameter_aliases, skeleton, trainable_parameters,
+)
+
+LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
+
+
+class Classifier(nn.Module):
+    """A deterministic or noisy network: (B, C, H, W) in [0, 1] -> logits (B, classes)."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self._pyro_name = f"classifier{next(self._numbers)}"
+
+    def forward(self, x):
+        """Logits (B, classes) under fresh randomness."""
+        return _checked(self.network(x))
+
+    def model(self, x, y, kl_weight=None):
+        """The Pyro model of one batch, for `pyro.infer.SVI` with `TraceMeanField_ELBO`; returns the logits.
+
+        kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)`; None takes the batch for
+        the whole data set, 1 / B.
+        """
+        pyro.module(self._pyro_name, self)
+        return self.unregistered_model(x, y, 1 / len(y) if kl_weight is None else kl_weight)
+
+    def guide(self, x, y, kl_weight=None):
+        """The Pyro guide with model's signature."""
+        return self.unregistered_guide(x, y, 1 / len(y) if kl_weight is None else kl_weight)
+
+    def kl(self):
+        """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); 0 without a posterior."""
+        return torch.zeros(())
+
+    def constrain_(self):
+        """Bring the parameters back into their range, after an optimizer step."""
+
+    def draw(self):
+        """The network with one draw of its randomness fixed, an independent module."""
+        network = copy.deepcopy(self.network)
+        for module in network.modules():
+            if isinstance(module, AdditiveNoise):
+                module.fix(int(torch.randint(2**63 - 1, ())))
+        return network
+
+    def averaged(self, num_samples):
+        """This classifier with every call answered by num_samples >= 1 draws; see `AveragedClassifier`."""
+        return AveragedClassifier(self, num_samples)
+
+    def settings(self):
+        """What a checkpoint must know, beside the network and the state, to build this classifier again."""
+        return {"kind": "deterministic"}
+
+    def unregistered_model(self, x, y, kl_weight):
+        return self._observe(self(x), y)
+
+    def unregistered_guide(self, x, y, kl_weight):
+        return {}
+
+    @staticmethod
+    def _observe(logits, y):
+        with pyro.plate("batch", len(y)), poutine.scale(scale=1 / len(y)):
+            pyro.sample("y", dist.Categorical(logits=logits.float()), obs=y)
+        return logits
+
+    def __setstate__(self, state):
+        super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
+        self._pyro_name = f"classifier{next(self._numbers)}"
+
+
+class BayesianClassifier(Classifier):
+    """`network` with a factorised normal posterior over all its weights as one vector of length d (Eq. 5).
+
+    Model: w ~ prior, y ~ Categorical(logits(x; w)). Guide: w ~ N(mean, exp(log_std)^2). The trainable tensors are mean
+    (d,), log_std (d,) and, where asked for, deterministic (k,). mean starts at the network's own parameters; the network
+    is left as it is and may be wrapped again. Parameters that require no gradient stay fixed.
+
+    prior_std, init_std: a number, "fan_in" or a multiple of it, or a mapping from parameter name patterns to numbers
+    (`priors.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
+    prior: a Pyro distribution over one weight, instead of N(0, prior_std^2).
+    deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
+    kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
+
+    Raises InputError for settings out of range, a pattern that matches nothing, and networks without parameters, with
+    parameters that are not real floating point numbers, of several dtypes or on several devices.
+    """
+
+    def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
+        trainable = trainable_parameters(network)
+        fixed = matching_parameters(deterministic, trainable)
+        random = {name: p for name, p in trainable.items() if name not in fixed}
+        if not random:
+            raise InputError("deterministic leaves no parameter to be Bayesian")
+        super().__init__(skeleton(network))
+        self._settings = {"kind": "bayesian", "prior_std": prior_std, "init_std": init_std,
+                          "deterministic": list(deterministic), "kl_over": kl_over}
+        self._aliases = parameter_aliases(network)
+        self._shapes = {name: p.shape for name, p in random.items()}
+        self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
+        self.mean = nn.Parameter(flatten(random))
+        self.log_std = nn.Parameter(self._initial_log_std(network, init_std))
+        self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
+        self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
+        self._work = Buffers()
+        self._frozen_std = None
+
+    def forward(self, x):
+        """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight."""
+        return self._logits(self.posterior_distribution().rsample(), x)
+
+    def posterior_distribution(self):
+        """The guide's distribution over the flat vector (d,)."""
+        prior = self.prior if isinstance(self.prior, NormalPrior) else None
+        return MeanFieldNormal(self.mean, self.log_std, prior=prior, counted=self.prior.counted,
+                               std=self._std_while_frozen(), buffers=self._work)
+
+    def posterior(self):
+        """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
+        means, stds = self.mean.detach().split(self._sizes()), self.log_std.detach().exp().split(self._sizes())
+        return {name: dist.Normal(mean.view(shape), std.view(shape), validate_args=False)
+                for (name, shape), mean, std in zip(self._shapes.items(), means, stds, strict=True)}
+
+    def kl(self):
+        """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); one-draw estimate without a closed form."""
+        q = self.posterior_distribution()
+        if has_closed_form(self.prior):
+            return kl_divergence(q, self.prior)
+        w = q.rsample()
+        return q.log_prob(w) - self.prior.log_prob(w)
+
+    @torch.no_grad()
+    def constrain_(self):
+        """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""
+        self.log_std.clamp_(*LOG_STD_RANGE)
+
+    @torch.no_grad()
+    def draw(self):
+        network = super().draw()
+        weights = self._by_name(self.posterior_distribution().rsample())
+        parameters = {name: nn.Parameter(weights[name].clone()) for name in self._aliases}
+        for name, aliases in self._aliases.items():
+            for alias in aliases:
+                module, _, leaf = alias.rpartition(".")
+                network.get_submodule(module).register_parameter(leaf, parameters[name])
+        return network
+
+    def settings(self):
+        prior = self.prior.one_weight if isinstance(self.prior, ElementwisePrior) else None
+        closed_form = has_closed_form(self.prior)
+        return {**self._settings, "prior": repr(prior) if prior else "Normal", "kl": "closed form" if closed_form else
+                "Monte-Carlo estimate"}
+
+    def extra_repr(self):
+        return f"weights={len(self.mean)}, prior_std={self._settings['prior_std']}, kl_over={self._settings['kl_over']}"
+
+    def unregistered_model(self, x, y, kl_weight):
+        with _weighted(kl_weight):
+            weights = pyro.sample("weights", self.prior)
+        return self._observe(self._logits(weights, x), y)
+
+    def unregistered_guide(self, x, y, kl_weight):
+        with _weighted(kl_weight):
+            return {"weights": pyro.sample("weights", self.posterior_distribution())}
+
+    def _logits(self, weights, x):
+        by_name = self._by_name(weights)
+        tensors = {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
+        return _checked(functional_call(self.network, tensors, (x,), tie_weights=False))
+
+    def _by_name(self, weights):
+        """{parameter name: view} of a draw (d,) and of the deterministic parameters."""
+        by_name = dict(zip(self._shapes, unflatten(weights, self._shapes.values(), self._work), strict=True))
+        if self.deterministic is not None:
+            fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work)
+            by_name |= zip(self._fixed_shapes, fixed, strict=True)
+        return by_name
+
+    def train(self, mode=True):
+        self._frozen_std = None
+        return super().train(mode)
+
+    def _std_while_frozen(self):
+        """exp(log_std), kept while log_std requires no gradient, as in an attack, from one train() or eval() on."""
+        if self.log_std.requires_grad:
+            self._frozen_std = None
+            return None
+        if self._frozen_std is None or self._frozen_std[0] != self.log_std._version:
+            std = torch.exp(self.log_std, out=self._work.take(self.log_std))
+            self._frozen_std = self.log_std._version, std
+        return self._frozen_std[1]
+
+    def _sizes(self):
+        return [math.prod(shape) for shape in self._shapes.values()]
+
+    def _pieces(self, std_by_name):
+        """[(start, stop, std), ...] over the flat vector, neighbours of equal std joined."""
+        pieces, start = [], 0
+        for name, size in zip(self._shapes, self._sizes(), strict=True):
+            if pieces and pieces[-1][2] == std_by_name[name]:
+                pieces[-1] = (pieces[-1][0], start + size, std_by_name[name])
+            else:
+                pieces.append((start, start + size, std_by_name[name]))
+            start += size
+        return pieces
+
+    def _initial_log_std(self, network, init_std):
+        stds = per_parameter_std(init_std, network, "init_std")
+        log_std = torch.empty_like(self.mean)
+        for start, stop, std in self._pieces(stds):
+            if not LOG_STD_RANGE[0] <= math.log(std) <= LOG_STD_RANGE[1]:
+                raise InputError(f"init_std must lie between 1e-8 and 10, got {std}")
+            log_std[start:stop] = math.log(std)
+        return log_std
+
+    def _counted(self, network, kl_over):
+        if kl_over == "all":
+            return 0, len(self.mean)
+        if kl_over != "last":
+            raise InputError(f"kl_over must be 'all' or 'last', got {kl_over!r}")
+        last = last_layer_names(network)
+        kept = [name in last for name in self._shapes]
+        if not any(kept):
+            raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
+        ends = list(itertools.accumulate(self._sizes(), initial=0))
+        return ends[kept.index(True)], ends[len(kept) - kept[::-1].index(True)]
+
+    def _prior(self, network, prior_std, prior, counted):
+        if prior is not None:
+            return ElementwisePrior(prior, len(self.mean), counted)
+        return NormalPrior(self._pieces(per_parameter_std(prior_std, network)), counted, like=self.mean)
+
+
+class AveragedClassifier(nn.Module):
+    """(B, C, H, W) -> (B, classes): the log of the mean softmax over num_samples draws, in float32.
+
+    For attack libraries that expect a single answer; its softmax is the averaged prediction.
+    """
+
+    def __init__(self, classifier, num_samples):
+        super().__init__()
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        self.classifier = classifier
+        self.num_samples = num_samples
+
+    def forward(self, x):
+        draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
+        return torch.stack(draws).logsumexp(0) - math.log(self.num_samples)
+
+
+def _weighted(kl_weight):
+    """Scale the latent site, in model and guide alike; poutine.scale refuses 0, a mask does the same there."""
+    if not 0 <= kl_weight < math.inf:
+        raise InputError(f"kl_weight must be a number >= 0, got {kl_weight}")
+    return poutine.scale(scale=kl_weight) if kl_weight > 0 else poutine.mask(mask=False)
+
+
+def _checked(logits):
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"the network must return one tensor of logits (B, classes), got {got}")
+    return logits

@@ -1,0 +1,193 @@
+"""Run a function as a command: check every flag against its signature before any work, then let Python Fire call it.
+
+Fire alone calls the function with its defaults and complains about a mistyped flag only afterwards. A command is a
+function with keyword-only arguments, annotated with int, float, bool, str, Path, Literal[...], list[...] of these,
+`X | None` and other unions, or Annotated[X, Range(low, high)]; the `Args:` of its docstring become its --help.
+"""
+
+import difflib
+import functools
+import os
+import re
+import select
+import sys
+from collections import deque
+from collections.abc import Sequence
+from inspect import Parameter
+from typing import Any, NoReturn
+
+import fire
+from fire.decorators import SetParseFns
+
+from pyro_advbnn import usage, values
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.usage import Command, parameters
+from pyro_advbnn.values import Range, number, numbers
+
+__all__ = ["Range", "flag_names", "number", "numbers", "run"]
+
+REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+
+
+def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None) -> None:
+    """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
+
+    Args:
+        commands: one function, or functions by verb, of which the first word of argv then names one.
+        argv: the words after the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, and
+            141 when nobody reads stdout any more.
+    """
+    try:
+        _run(commands, list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except InputError as error:
+        _end(REFUSED, f"error: {error}")
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        if not _stdout_is_broken():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of Python
+        _end(BROKEN_PIPE)
+
+
+def flag_names(function: Command) -> list[str]:
+    """The names of the flags of a command, as in its signature, without dashes."""
+    return list(parameters(function))
+
+
+def _run(commands: Command | dict[str, Command], words: list[str]) -> None:
+    words = _with_help_as_flag(words)
+    verb, function = "", commands
+    if isinstance(commands, dict):
+        if _asks_for_help(words) and words[0] not in commands:
+            _show(usage.of_verbs(commands))
+        verb, function = _verb(words, commands)
+        words = _with_help_as_flag(words[1:])
+    if _asks_for_help(words):
+        _show(usage.of_function(function, verb))
+    _call(function, _texts(function, words))
+
+
+def _with_help_as_flag(words: list[str]) -> list[str]:
+    return [*words[1:], "--help"] if words[:1] == ["help"] else words
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    return "--help" in words or "-h" in words
+
+
+def _show(text: str) -> NoReturn:
+    print(text, flush=True)
+    _end(0)
+
+
+def _end(code: int, line: str = "") -> NoReturn:
+    if line:
+        print(" ".join(part.strip() for part in line.splitlines()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _stdout_is_broken() -> bool:
+    """Whether the reader of stdout is gone; a BrokenPipeError from any other pipe is a bug and must show itself."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]:
+    word = words[0] if words else ""
+    if word in commands:
+        return word, commands[word]
+    near = difflib.get_close_matches(word, commands)
+    verbs = ", ".join([*near, *(verb for verb in commands if verb not in near)])
+    if not word or _is_flag(word):
+        raise InputError(f"a verb must come first; choose one of: {verbs}")
+    raise InputError(f"unknown verb {word!r}; choose one of: {verbs}")
+
+
+def _is_flag(word: str) -> bool:
+    return bool(re.match(r"--|-[A-Za-z]", word))  # "-1/2" is a value
+
+
+def _texts(function: Command, words: list[str]) -> dict[str, str]:
+    """The text of each flag among words, every one of them found good for its argument.
+
+    Raises:
+        InputError: a word is no flag, or a flag is unknown, given twice, without a value, wrong, or missing.
+    """
+    known, texts, rest = parameters(function), {}, deque(words)
+    while rest:
+        name, text = _flag(rest.popleft(), known)
+        if name in texts:
+            raise InputError(f"--{name} is given twice")
+        if text is None:
+            text = _next_text(name, known[name].annotation, rest)
+        try:
+            values.read(text, known[name].annotation)
+        except InputError as error:
+            raise InputError(f"--{name} {error}") from None
+        texts[name] = text
+    missing = [name for name, known_as in known.items() if known_as.default is Parameter.empty and name not in texts]
+    if missing:
+        needs = [f"--{name} ({values.expected(known[name].annotation)})" for name in missing]
+        raise InputError(f"missing {', '.join(needs)}")
+    return texts
+
+
+def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
+    """The name of the flag that word gives, and its text if that is in the same word."""
+    if not _is_flag(word):
+        raise InputError(f"unexpected {word!r}: only flags are taken, as --name value{_flag_for(word, known)}")
+    given, equals, text = word.partition("=")
+    name = given.removeprefix("--").replace("-", "_")
+    if name in known:
+        return name, text if equals else None
+    positive = re.sub("^no_?", "", name)
+    if positive != name and positive in known and _takes_bool(known[positive].annotation):
+        if equals:
+            raise InputError(f"{given} takes no value; write --{positive}=true or --{positive}=false")
+        return positive, "false"
+    near = difflib.get_close_matches(name.strip("_"), known)
+    hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else _all_flags(known)
+    raise InputError(f"unknown flag {given}; {hint}")
+
+
+def _flag_for(word: str, known: dict[str, Parameter]) -> str:
+    """The flag that was probably meant by a word without one."""
+    for name, parameter in known.items():
+        if any(word in form.choices for form in values.forms(parameter.annotation)):
+            return f"; did you mean --{name} {word}?"
+    near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
+    return f"; did you mean --{near[0]}?" if near else ""
+
+
+def _all_flags(known: dict[str, Parameter]) -> str:
+    return f"the flags are {', '.join(f'--{name}' for name in known)}" if known else "there are no flags"
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return any(form.is_bool for form in values.forms(annotation))
+
+
+def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
+    if rest and not _is_flag(rest[0]):
+        return rest.popleft()
+    if _takes_bool(annotation):
+        return "true"
+    raise InputError(f"--{name} needs a value: {values.expected(annotation)}")
+
+
+def _call(function: Command, texts: dict[str, str]) -> None:
+    """Hand function and texts to Fire, which reads each text with the parser that has just found it good."""
+
+    @functools.wraps(function)
+    def command(**arguments: Any) -> None:
+        function(**arguments)  # what it returns is not for Fire to print
+
+    known = parameters(function)
+    readers = {name: functools.partial(values.read, annotation=known[name].annotation) for name in known}
+    fire.Fire(SetParseFns(**readers)(command), [f"--{name}={text}" for name, text in texts.items()])

@@ -1,0 +1,62 @@
+"""Averaged predictions and accuracy under attack, for any module that maps images to logits."""
+import time
+from contextlib import contextmanager
+
+import torch
+
+from pyro_advbnn.attacks import eval_mode
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.records import wilson_interval
+
+
+@torch.no_grad()
+def predict(classifier, x, *, num_samples=20):
+    """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32."""
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    with eval_mode(classifier):
+        total = classifier(x).float().softmax(-1)
+        for _ in range(num_samples - 1):
+            total += classifier(x).float().softmax(-1)
+    return total / num_samples
+
+
+def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20, progress=None):
+    """One row: the accuracy of target's averaged prediction on images attacked through `source` (default: target).
+
+    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)). attack: a callable (classifier, x, y) -> x_adv such as
+    `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
+    Returns the fields of `records.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
+
+    Raises InputError where batches is empty.
+    """
+    began, total = time.perf_counter(), 0
+    correct = 0
+    for x, y in batches:
+        x_adv = x if attack is None else attack(target if source is None else source, x, y)
+        correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
+        total += len(y)
+        if progress:
+            progress(total, correct)
+    if not total:
+        raise InputError("robust_accuracy got no images")
+    low, high = wilson_interval(correct, total)
+    return {**attack_fields(attack), "num_samples": num_samples, "num_examples": total, "accuracy": correct / total,
+            "accuracy_low": low, "accuracy_high": high, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def attack_fields(attack):
+    """The columns of a row that describe an attack, as far as it tells them."""
+    if attack is None:
+        return {"attack": "none", "epsilon": 0.0}
+    names = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball")
+    return {"attack": getattr(attack, "name", getattr(attack, "__name__", type(attack).__name__)),
+            **{name: getattr(attack, name) for name in names if hasattr(attack, name)}}
+
+
+@contextmanager
+def separate_randomness(seed):
+    """torch's global generators seeded inside, and back where they were afterwards: measuring changes no training."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,192 @@
+"""Data sets that are stored as arrays: digits, cifar10, stl10, npz.
+
+Every reader takes the folder (or file) and the split, and returns (images, labels, class_names): uint8 (N, C, H, W),
+int64 (N,) in [0, number of classes), tuple of str. It opens the files of that split only and executes nothing that they
+hold.
+"""
+import hashlib
+import http.client
+import io
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR10, STL10
+from torchvision.datasets.utils import download_and_extract_archive
+
+from .errors import InputError
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+MAX_CLASSES = 100_000  # far above any real data set; keeps one absurd label from exhausting the memory
+
+
+def read_digits():
+    """scikit-learn's 1,797 handwritten digits, 8x8 in one channel, 0..16 scaled to 0..255; not split."""
+    # Imported here, because it takes a second and only this data set needs it.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return images[:, None], digits.target.astype(np.int64), tuple("0123456789")
+
+
+def read_cifar10(data_dir, split):
+    """CIFAR-10 from the published files in `data_dir/cifar-10-batches-py/`.
+
+    Raises InputError for a file that is missing or whose MD5 is not the published one.
+    """
+    folder = _root(CIFAR10, data_dir, "cifar10", [CIFAR10.base_folder]) / CIFAR10.base_folder
+    files = CIFAR10.train_list if split == "train" else CIFAR10.test_list
+    batches = [_cifar10_batch(folder / name, md5) for name, md5 in files]
+    images = np.concatenate([images for images, _ in batches])
+    return images, np.concatenate([labels for _, labels in batches]), CIFAR10_CLASSES
+
+
+def read_stl10(data_dir, split):
+    """STL-10's labelled images from `data_dir/stl10_binary/` as published, or else from `data_dir/stl10.npz`.
+
+    Raises InputError for a missing or truncated file and for labels out of range.
+    """
+    root = _root(STL10, data_dir, "stl10", [STL10.base_folder, "stl10.npz"])
+    if (root / STL10.base_folder).exists():
+        return *_stl10_binary(root / STL10.base_folder, split), STL10_CLASSES
+    path = root / "stl10.npz"
+    arrays = _npz_arrays(path, [f"x_{split}", f"y_{split}"])
+    images = _channels_first(arrays[f"x_{split}"], f"{path}: x_{split}", size=(96, 96, 3))
+    return images, _checked_labels(arrays[f"y_{split}"], len(images), 10, f"{path}: y_{split}"), STL10_CLASSES
+
+
+def read_npz(path, split):
+    """Your own arrays: images x_train, x_test uint8 (N, H, W, C) with C 1 or 3, labels y_train, y_test integers from 0.
+
+    The number of classes is the largest training label + 1, for both splits.
+    Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; data set npz takes --data_dir FILE.npz")
+    arrays = _npz_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
+    train_labels = _checked_labels(arrays["y_train"], len(arrays["y_train"]), MAX_CLASSES, f"{path}: y_train")
+    images = _channels_first(arrays[f"x_{split}"], f"{path}: x_{split}")
+    num_classes = int(train_labels.max()) + 1
+    labels = _checked_labels(arrays[f"y_{split}"], len(images), num_classes, f"{path}: y_{split}")
+    return images, labels, tuple(str(label) for label in range(num_classes))
+
+
+def _root(published, data_dir, name, layouts):
+    """The folder that holds one of the `layouts`; without a `data_dir` it is `data/`, downloaded to if need be."""
+    root = Path("data") if data_dir is None else Path(data_dir)
+    if any((root / layout).exists() for layout in layouts):
+        return root
+    wanted = " or ".join(str(root / layout) for layout in layouts)
+    absent = f"{name}: there is no {wanted}"
+    advice = f"unpack {published.url} in a folder and give that folder as --data_dir"
+    if data_dir is not None:
+        raise InputError(f"{absent}; {advice}")
+    try:
+        download_and_extract_archive(published.url, root, filename=published.filename, md5=published.tgz_md5)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
+        raise InputError(f"{absent}, and the download failed ({_reason(error)}); {advice}") from error
+    return root
+
+
+def _bytes_of(path):
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def _cifar10_batch(path, md5):
+    content = _bytes_of(path)
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise InputError(f"{path}: the file is damaged (its MD5 is {found}, published is {md5})")
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        images = batch["data"].reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch["labels"])
+    except Exception as error:  # a damaged pickle may raise anything
+        raise InputError(f"{path}: not a CIFAR-10 batch ({_reason(error)})") from error
+    return images, _checked_labels(labels, len(images), 10, path)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, strings and NumPy arrays, and nothing that could run code."""
+
+    def find_class(self, module, name):
+        if (module, name) == ("numpy", "dtype"):
+            # The published files give align and copy as integers, which NumPy 2.4 warns about.
+            return lambda code, align=False, copy=False: np.dtype(code, bool(align), bool(copy))
+        if (module, name) == ("numpy", "ndarray") or (
+            module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct"
+        ):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _stl10_binary(folder, split):
+    """Images and labels of one split; the published files store images column by column and count labels from 1."""
+    labels_path, images_path = folder / f"{split}_y.bin", folder / f"{split}_X.bin"
+    labels = np.frombuffer(_bytes_of(labels_path), dtype=np.uint8).astype(np.int64) - 1
+    labels = _checked_labels(labels, len(labels), 10, labels_path, first=1)
+    if not images_path.is_file():
+        raise InputError(f"{images_path}: no such file")
+    expected, found = len(labels) * 3 * 96 * 96, images_path.stat().st_size
+    if found != expected:
+        labels_are = f"the {len(labels)} labels of {labels_path.name}"
+        raise InputError(f"{images_path}: expected {expected} bytes for {labels_are}, got {found}")
+    images = np.frombuffer(_bytes_of(images_path), dtype=np.uint8).reshape(-1, 3, 96, 96)
+    return np.ascontiguousarray(images.transpose(0, 1, 3, 2)), labels
+
+
+def _npz_arrays(path, names):
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an npz file, or a truncated one")
+    try:
+        # Opened here, because np.load leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            arrays = {name: archive[name] for name in names if name not in missing}
+            found = archive.files
+    except Exception as error:  # a damaged archive may raise anything, from zlib.error to MemoryError
+        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(found) or 'nothing'}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            raise InputError(f"{path}: {name} must be an array with one entry per image, got a single value")
+    return arrays
+
+
+def _channels_first(images, where, size=None):
+    """`images` (N, H, W, C) as a contiguous (N, C, H, W)."""
+    expected = "(N, {}, {}, {})".format(*size) if size else "(N, H, W, C) with C 1 or 3"
+    fits = images.ndim == 4 and images.size > 0 and (images.shape[1:] == size if size else images.shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not fits:
+        raise InputError(f"{where} must be uint8 of shape {expected}, got {images.dtype} {images.shape}")
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _checked_labels(labels, num_images, num_classes, where, first=0):
+    """`labels` as int64 in [0, num_classes); `first` is what the file calls class 0, for the message."""
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where}: labels must be integers of shape (N,), got {labels.dtype} {labels.shape}")
+    if not len(labels):
+        raise InputError(f"{where}: there are no labels in it")
+    if len(labels) != num_images:
+        raise InputError(f"{where}: expected one label for each of {num_images} images, got {len(labels)} labels")
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        at = int(wrong.argmax())
+        expected = f"from {first} to {num_classes - 1 + first}"
+        raise InputError(f"{where}: labels must be {expected}, got {int(labels[at]) + first} for image {at}")
+    return labels.astype(np.int64)
+
+
+def _reason(error):
+    return " ".join(str(error).split()) or type(error).__name__

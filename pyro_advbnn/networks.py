@@ -1,0 +1,147 @@
+"""The paper's networks, as plain modules from images in [0, 1] to logits.
+
+Nothing here is Bayesian or adversarial. Inputs are not normalised, as in the authors' code (facts.md, section 4); put a
+normalisation layer in front where you want one.
+"""
+import importlib
+
+from torch import nn
+
+from pyro_advbnn.errors import InputError
+
+_VGG_STAGES = {  # convolutions per stage; every stage ends with a 2x2 max-pool
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+
+def vgg11(num_classes=10, in_channels=3, width=64):
+    """VGG11 with BatchNorm; see `vgg16`."""
+    return _vgg(_VGG_STAGES["vgg11"], num_classes, in_channels, width)
+
+
+def vgg13(num_classes=10, in_channels=3, width=64):
+    """VGG13 with BatchNorm; see `vgg16`."""
+    return _vgg(_VGG_STAGES["vgg13"], num_classes, in_channels, width)
+
+
+def vgg16(num_classes=10, in_channels=3, width=64):
+    """VGG16 with BatchNorm, global average pool and one linear layer: (B, in_channels, H, W) -> (B, num_classes).
+
+    Five poolings: H and W at least 32. width is the number of channels of the first stage (the paper: 64).
+    14,728,266 parameters for 10 classes, 14,796,495 for 143 (Adv-BNN, Section 3; Simonyan and Zisserman 2015).
+    """
+    return _vgg(_VGG_STAGES["vgg16"], num_classes, in_channels, width)
+
+
+def vgg19(num_classes=10, in_channels=3, width=64):
+    """VGG19 with BatchNorm; see `vgg16`."""
+    return _vgg(_VGG_STAGES["vgg19"], num_classes, in_channels, width)
+
+
+def model_a(num_classes=10, in_channels=3, width=32):
+    """The paper's "Model A" for STL-10: (B, in_channels, 96, 96) -> (B, num_classes); 2,166,282 parameters."""
+    channels = [width, 2 * width, 4 * width, 8 * width]
+    layers, previous = [], in_channels
+    for c in channels:
+        layers += [*_convolution(previous, c), nn.MaxPool2d(2)]
+        previous = c
+    layers += [*_convolution(previous, 8 * width, padding=0), *_convolution(8 * width, 16 * width, padding=0)]
+    return _Network(layers, nn.AvgPool2d(2), nn.Linear(16 * width, num_classes), min_side=96, max_side=111)
+
+
+def convnet(num_classes=10, in_channels=1, width=32):
+    """A small network for images of 8x8 to 32x32 pixels: (B, in_channels, H, W) -> (B, num_classes).
+
+    Two stages of two convolutions (width, then 2 x width channels), each stage with a 2x2 max-pool.
+    """
+    layers = [*_convolution(in_channels, width), *_convolution(width, width), nn.MaxPool2d(2),
+              *_convolution(width, 2 * width), *_convolution(2 * width, 2 * width), nn.MaxPool2d(2)]
+    return _Network(layers, nn.AdaptiveAvgPool2d(1), nn.Linear(2 * width, num_classes), min_side=8)
+
+
+NETWORKS = {
+    "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16, "vgg19": vgg19, "model_a": model_a, "convnet": convnet,
+}
+
+
+def build_network(name, num_classes, in_channels=3, width=None):
+    """The network called `name`.
+
+    A name of NETWORKS, "torchvision:NAME" (any torchvision classification model, untrained), or
+    "package.module:function" (called with num_classes alone; this imports the user's code).
+    width: base number of channels, for NETWORKS only; None keeps the network's own.
+
+    Raises InputError for an unknown name, and for a width or channel number that the network cannot have.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
+    package, colon, function = name.partition(":")
+    if not colon:
+        raise InputError(f"network must be one of {', '.join(NETWORKS)}, torchvision:NAME or package.module:function, "
+                         f"got {name!r}")
+    if width is not None:
+        raise InputError(f"width is only for {', '.join(NETWORKS)}; {name} has a fixed width")
+    if package == "torchvision":
+        return _torchvision(function, num_classes, in_channels)
+    return _imported(package, function, num_classes)
+
+
+def is_imported(name):
+    """True where building `name` runs code of the user's own, which a checkpoint must not bring about by itself."""
+    return name not in NETWORKS and not name.startswith("torchvision:")
+
+
+def _torchvision(name, num_classes, in_channels):
+    from torchvision import models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(f"torchvision has no classification model {name!r}; it has {', '.join(known)}")
+    if in_channels != 3:
+        raise InputError(f"torchvision:{name} takes 3 channels, the images have {in_channels}")
+    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=num_classes, **extra)
+
+
+def _imported(package, function, num_classes):
+    try:
+        build = getattr(importlib.import_module(package), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"network {package}:{function} cannot be imported: {error}") from error
+    network = build(num_classes)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network {package}:{function} must return an nn.Module, got {type(network).__name__}")
+    return network
+
+
+class _Network(nn.Module):
+    def __init__(self, layers, pool, classifier, min_side, max_side=None):
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.pool = pool
+        self.classifier = classifier
+        self.min_side, self.max_side = min_side, max_side
+
+    def forward(self, x):
+        if min(x.shape[-2:]) < self.min_side or (self.max_side and max(x.shape[-2:]) > self.max_side):
+            upper = f" to {self.max_side}" if self.max_side else " or more"
+            raise InputError(f"the network takes images of {self.min_side}{upper} pixels a side, "
+                             f"got {x.shape[-2]}x{x.shape[-1]}")
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def _vgg(convolutions_per_stage, num_classes, in_channels, width):
+    layers, previous = [], in_channels
+    for convolutions, factor in zip(convolutions_per_stage, (1, 2, 4, 8, 8), strict=True):
+        for _ in range(convolutions):
+            layers += _convolution(previous, factor * width)
+            previous = factor * width
+        layers.append(nn.MaxPool2d(2))
+    return _Network(layers, nn.AdaptiveAvgPool2d(1), nn.Linear(previous, num_classes), min_side=32)
+
+
+def _convolution(in_channels, out_channels, padding=1):
+    return [nn.Conv2d(in_channels, out_channels, 3, padding=padding), nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True)]

@@ -1,0 +1,213 @@
+"""Priors over one flat vector of weights, and the KL from a mean-field posterior to each of them.
+
+The default is a zero-mean Normal with one std for all weights (the paper) or one per parameter. Any other Pyro
+distribution over a single weight works too; its KL is in closed form where torch knows one against a Normal, and
+otherwise a one-draw Monte-Carlo estimate (Section 2 of the paper, after Eq. 6).
+"""
+import copy
+import fnmatch
+import math
+import re
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch.distributions import constraints, kl_divergence
+from torch.distributions.kl import register_kl
+
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.flat import chunks
+from pyro_advbnn.posteriors import MeanFieldNormal
+
+
+class NormalPrior(TorchDistribution):
+    """Independent N(0, std^2) over d weights, std constant over each piece, with a scalar log density.
+
+    pieces: [(start, stop, std), ...] that cover [0, d) in order. counted: the range (start, stop) that the log density
+    and the KL count.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, pieces, counted=None, like=None):
+        self.pieces = pieces
+        self.counted = (0, pieces[-1][1]) if counted is None else counted
+        self._like = torch.empty(0) if like is None else like    # its dtype and device are those of a draw
+        super().__init__(event_shape=torch.Size([pieces[-1][1]]), validate_args=False)
+
+    def rsample(self, sample_shape=()):
+        draw = torch.randn(*sample_shape, *self.event_shape, dtype=self._like.dtype, device=self._like.device)
+        for start, stop, std in self.pieces:
+            draw[..., start:stop] *= std
+        return draw
+
+    def log_prob(self, value):
+        """The log density of `value` (d,): a scalar."""
+        total = value.new_zeros(())
+        for part, std in self.counted_parts(value.device):
+            w = value[part]
+            total = total - w.dot(w) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * len(w)
+        return total
+
+    def counted_parts(self, device):
+        """(slice, std) over the counted weights, each slice within one piece and one chunk."""
+        first, last = self.counted
+        for start, stop, std in self.pieces:
+            for part in chunks(max(start, first), min(stop, last), device):
+                yield part, std
+
+
+class ElementwisePrior(TorchDistribution):
+    """d independent weights, each with the same one-weight distribution, with a scalar log density over `counted`."""
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(self, one_weight, size, counted=None):
+        if one_weight.event_shape or one_weight.batch_shape:
+            raise InputError(f"prior must be a distribution over one weight, got batch shape "
+                             f"{tuple(one_weight.batch_shape)} and event shape {tuple(one_weight.event_shape)}")
+        self.one_weight, self._device = one_weight, None
+        self.counted = (0, size) if counted is None else counted
+        super().__init__(event_shape=torch.Size([size]), validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return self.one_weight.sample(torch.Size(sample_shape) + self.event_shape)
+
+    def log_prob(self, value):
+        """The log density of `value` (d,): a scalar."""
+        if self._device != value.device:
+            self.one_weight, self._device = _moved(self.one_weight, value.device), value.device
+        return self.one_weight.log_prob(value[slice(*self.counted)]).sum()
+
+
+def _moved(distribution, device):
+    """A copy of `distribution` whose tensors, and those of the distributions inside it, live on `device`."""
+    moved = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, torch.Tensor):
+            moved.__dict__[name] = value.to(device)
+        elif isinstance(value, torch.distributions.Distribution):
+            moved.__dict__[name] = _moved(value, device)
+    return moved
+
+
+def scale_mixture(weights, stds):
+    """Mixture of zero-mean Normals with the given weights and stds (Blundell et al. 2015, Eq. 7)."""
+    weights, stds = torch.as_tensor(weights, dtype=torch.float32), torch.as_tensor(stds, dtype=torch.float32)
+    if weights.shape != stds.shape or weights.dim() != 1 or (weights < 0).any() or not (stds > 0).all():
+        raise InputError("scale_mixture takes as many weights (>= 0) as stds (> 0)")
+    return dist.MixtureSameFamily(dist.Categorical(probs=weights), dist.Normal(torch.zeros_like(stds), stds))
+
+
+def spike_and_slab(slab_std=1.0, spike_std=1e-3, slab_probability=0.5):
+    """Spike and slab with a narrow Normal for the spike, so that a density exists (Ishwaran and Rao 2005)."""
+    if not 0 < slab_probability < 1 or not 0 < spike_std < slab_std:
+        raise InputError("spike_and_slab needs 0 < spike_std < slab_std and a slab_probability between 0 and 1")
+    return scale_mixture([slab_probability, 1 - slab_probability], [slab_std, spike_std])
+
+
+def has_closed_form(prior):
+    """True where the KL from a mean-field Normal to `prior` is computed exactly."""
+    if isinstance(prior, NormalPrior):
+        return True
+    try:
+        kl_divergence(dist.Normal(0.0, 1.0), prior.one_weight)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def per_parameter_std(std, network, argument="prior_std"):
+    """{parameter name: std} for every parameter of `network`.
+
+    std: a number; "fan_in" = sqrt(2 / fan_in) for weights and the biases of their layer, 1 for the scale and shift of
+    normalisation layers (He et al. 2015), or a multiple of it such as "fan_in/10" or "fan_in*0.5"; or a mapping from
+    name patterns to numbers, of which the first that matches counts.
+
+    Raises InputError, naming `argument`, for anything else and for stds that are not positive and finite.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    if isinstance(std, Mapping):
+        stds = {name: _first_match(std, name, argument) for name in names}
+    elif isinstance(std, str):
+        factor = fan_in_factor(std, argument)
+        stds = {name: factor * s for name, s in _fan_in_std(network).items()}
+    else:
+        stds = dict.fromkeys(names, std)
+    for name, value in stds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise InputError(f"{argument} must be a number > 0, got {value!r} for {name}")
+    return stds
+
+
+def fan_in_factor(text, argument="prior_std"):
+    """The factor of "fan_in", "fan_in/10" or "fan_in*0.1".   Raises InputError for any other text."""
+    match = re.fullmatch(r"fan_in(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
+    try:
+        operator, number = match.groups()
+        factor = 1.0 if operator is None else float(number) if operator == "*" else 1 / float(number)
+    except (AttributeError, ValueError, ZeroDivisionError):
+        raise InputError(f"{argument} must be a number > 0, fan_in, or a multiple such as fan_in/10, got {text!r}") from None
+    return factor
+
+
+def _first_match(patterns, name, argument):
+    for pattern, std in patterns.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return std
+    raise InputError(f"{argument} has no pattern that matches the parameter {name}")
+
+
+def _fan_in_std(network):
+    stds = {}
+    for prefix, module in network.named_modules():
+        own = dict(module.named_parameters(prefix, recurse=False))
+        matrices = [p for p in own.values() if p.dim() > 1]
+        layer_std = math.sqrt(2 / matrices[0][0].numel()) if matrices else 1.0
+        for name, p in own.items():
+            stds[name] = math.sqrt(2 / p[0].numel()) if p.dim() > 1 else layer_std
+    return {name: stds[name] for name, _ in network.named_parameters()}
+
+
+class _NormalKL(torch.autograd.Function):
+    """Eq. (6) summed, and its two gradients, each in one pass without whole-vector temporaries."""
+
+    @staticmethod
+    def forward(ctx, mean, log_std, prior):
+        ctx.save_for_backward(mean, log_std)
+        ctx.prior = prior
+        total = mean.new_zeros((), dtype=torch.float64)
+        for part, std in prior.counted_parts(mean.device):
+            log_ratio = log_std[part] - math.log(std)
+            doubled = (2 * log_ratio).exp_().addcmul_(mean[part], mean[part], value=std**-2).sub_(1)
+            total += 0.5 * doubled.sub_(log_ratio, alpha=2).sum()
+        return total.to(mean.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        mean, log_std = ctx.saved_tensors
+        every_weight = ctx.prior.counted == (0, len(mean))
+        empty = torch.empty_like if every_weight else torch.zeros_like
+        grad_mean, grad_log_std = empty(mean), empty(mean)
+        for part, std in ctx.prior.counted_parts(mean.device):
+            torch.mul(mean[part], grad * std**-2, out=grad_mean[part])
+            torch.sub(log_std[part], math.log(std), out=grad_log_std[part]).mul_(2).exp_().sub_(1).mul_(grad)
+        return grad_mean, grad_log_std, None
+
+
+@register_kl(MeanFieldNormal, NormalPrior)
+def _kl_normal(posterior, prior):
+    if posterior.prior is prior and posterior.kl_to_prior is not None:
+        return posterior.kl_to_prior                     # came with the draw
+    return _NormalKL.apply(posterior.loc, posterior.log_std, prior)
+
+
+@register_kl(MeanFieldNormal, ElementwisePrior)
+def _kl_elementwise(posterior, prior):
+    part = slice(*prior.counted)
+    weights = dist.Normal(posterior.loc[part], posterior.log_std[part].exp())
+    return kl_divergence(weights, prior.one_weight).sum()

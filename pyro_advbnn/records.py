@@ -1,0 +1,135 @@
+"""What a run leaves behind: rows of accuracy, lines of metrics, the environment they came from. No torch tensors here."""
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from pyro_advbnn.errors import InputError
+
+ROW_FIELDS = (
+    "dataset", "network", "defense", "source", "attack", "epsilon", "num_steps", "step_size", "attack_samples",
+    "num_samples", "seed", "num_examples", "accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "checkpoint",
+    "seconds",
+)
+
+
+def wilson_interval(correct, total, z=1.959964):
+    """The 95% Wilson score interval (low, high) of a proportion, in [0, 1] (Wilson 1927)."""
+    p = correct / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def append_csv(path, rows):
+    """Add `rows` (mappings with keys of ROW_FIELDS; missing ones stay empty) to the csv at `path`, in one step.
+
+    Raises InputError where the file has other columns; a row key that is no column is a ValueError.
+    """
+    path = Path(path)
+    before = ""
+    if path.exists():
+        before = path.read_text()
+        if before.splitlines()[:1] != [",".join(ROW_FIELDS)]:
+            raise InputError(f"{path} is not a table of ours: its columns differ")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="") as file:
+        file.write(before)
+        writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    os.replace(temporary, path)
+
+
+def _cell(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def table(rows, columns):
+    """`rows` as text: a header and one aligned line each; columns is {title: function of a row}."""
+    lines = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def percent(row, interval=False):
+    """The accuracy of a row as text in percent, with its interval where asked."""
+    text = f"{100 * row['accuracy']:.1f}"
+    return f"{text} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]" if interval else text
+
+
+def append_jsonl(path, row):
+    """Add `row` as one line of JSON at the end of the file."""
+    with Path(path).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_jsonl(path):
+    """The rows of a JSON-lines file, [] where there is none."""
+    path = Path(path)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_jsonl(path, rows):
+    """Replace the file by `rows`, in one step."""
+    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path, content):
+    """Write `content` as indented JSON, in one step."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file.   Raises InputError where it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _replace(path, text):
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def environment():
+    """Versions, the git commit of the package and the hardware, for config.json."""
+    names = ("pyro-advbnn", "torch", "torchvision", "pyro-ppl", "numpy", "fire")
+    return {"python": platform.python_version(), "versions": {name: _version(name) for name in names},
+            "git_commit": _git_commit(), "hardware": {"machine": platform.machine(), "system": platform.system(),
+                                                     "cpu": _cpu_name(), "cpu_cores": os.cpu_count()}}
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit():
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or None

@@ -1,0 +1,63 @@
+"""What wrapping a network needs: its trainable parameters, all their names, and the network without them."""
+import copy
+import fnmatch
+
+import torch
+from torch import nn
+
+from pyro_advbnn.errors import InputError
+
+
+def trainable_parameters(network):
+    parameters = dict(network.named_parameters())
+    if not parameters:
+        raise InputError(f"{type(network).__name__} has no parameters, so nothing can be Bayesian")
+    for name, p in parameters.items():
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+            raise InputError(f"parameter {name} has no shape yet: run the network once on a batch first")
+        if not p.is_floating_point():
+            raise InputError(f"parameter {name} is not floating point but {p.dtype}")
+    if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
+        raise InputError("the parameters must share one dtype and one device")
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not trainable:
+        raise InputError("no parameter of the network requires a gradient, so nothing can be Bayesian")
+    return trainable
+
+
+def matching_parameters(patterns, parameters):
+    matched = {}
+    for pattern in patterns:
+        found = fnmatch.filter(parameters, pattern)
+        if not found:
+            raise InputError(f"deterministic: no parameter matches {pattern!r}; there are {', '.join(list(parameters)[:8])}...")
+        matched |= {name: parameters[name] for name in found}
+    return {name: p for name, p in parameters.items() if name in matched}
+
+
+def parameter_aliases(network):
+    """{name of a trainable parameter: all names under which modules hold it}."""
+    aliases, names = {}, {}
+    for name, p in network.named_parameters(remove_duplicate=False):
+        if p.requires_grad:
+            aliases.setdefault(names.setdefault(id(p), name), []).append(name)
+    return aliases
+
+
+def skeleton(network):
+    """A copy of the network's structure and buffers with None for every trainable parameter, which is not copied."""
+    return copy.deepcopy(network, {id(p): None for p in network.parameters() if p.requires_grad})
+
+
+def flatten(parameters):
+    return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+
+
+def last_layer_names(network):
+    """The names of the parameters of the module that comes last in registration order."""
+    names = []
+    for prefix, module in network.named_modules():
+        names = [name for name, _ in module.named_parameters(prefix, recurse=False)] or names
+    return set(names)

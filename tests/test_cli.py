@@ -1,0 +1,353 @@
+"""Tests of cli and usage: what a command takes, what it refuses, and that nothing starts before a refusal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from pyro_advbnn import cli
+from pyro_advbnn.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+seen = []  # what the commands below were called with
+
+
+def train(
+    *,
+    out: Path,
+    dataset: Literal["digits", "cifar10", "stl10"] = "digits",
+    depth: Literal[11, 16] = 11,
+    epsilon: Annotated[float, cli.Range(0)] = 8 / 255,
+    num_steps: Annotated[int, cli.Range(0, open_low=True)] = 10,
+    seed: int | None = None,
+    momentum: Annotated[float | None, cli.Range(0, 1, open_high=True)] = None,
+    step_size: Annotated[float, cli.Range(0)] | Literal["auto"] = "auto",
+    prior_std: Annotated[float, cli.Range(0)] | str = 0.05,
+    name: str = "run",
+    note: str | None = None,
+    data_dir: Path | None = None,
+    epsilons: list[Annotated[float, cli.Range(0, 1)]] = (0.0, 0.5),
+    seeds: list[int] = (0,),
+    runs: list[str] = (),
+    defenses: list[Literal["none", "adv"]] = ("none",),
+    resume: bool = False,
+    normalize: bool = True,
+):
+    """Train one classifier.
+
+    A second paragraph.
+
+    Args:
+        out: the run folder, which
+            is made.
+        epsilon (float): the l_inf radius.
+
+    Raises:
+        InputError: never.
+    """
+    seen.append(locals())
+    return "not to be printed"
+
+
+def accuracy(*, run: Path, num_samples: int = 20):
+    """Measure the accuracy."""
+    seen.append(locals())
+
+
+VERBS = {"accuracy": accuracy, "transfer": accuracy, "train": train}
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    seen.clear()
+
+
+def refusal(capsys, commands, *words):
+    """The one line with which words are refused, by exit code 2 and before the command runs."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(commands, list(words))
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, seen) == (2, "", [])
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--epsilon", "8/255"], "epsilon", 8 / 255),
+        (["--epsilon=0.03"], "epsilon", 0.03),
+        (["--epsilon", "1"], "epsilon", 1.0),
+        (["--num-steps", "1e3"], "num_steps", 1000),
+        (["--num_steps=1_000"], "num_steps", 1000),
+        (["--seed", "-4/2"], "seed", -2),
+        (["--seed", "none"], "seed", None),
+        (["--momentum", "0"], "momentum", 0.0),
+        (["--momentum=none"], "momentum", None),
+        (["--step_size", "auto"], "step_size", "auto"),
+        (["--step_size", "2/255"], "step_size", 2 / 255),
+        (["--prior_std", "he"], "prior_std", "he"),
+        (["--prior_std", ".05"], "prior_std", 0.05),
+        (["--dataset", "stl10"], "dataset", "stl10"),
+        (["--depth", "16"], "depth", 16),
+        (["--note", "none"], "note", None),
+        (["--note", "None"], "note", "None"),
+        (["--data_dir", "none"], "data_dir", None),
+        (["--data_dir", "a b/c,d"], "data_dir", Path("a b/c,d")),
+        (["--epsilons", "0,0.01:0.03:0.01,8/255"], "epsilons", [0.0, 0.01, 0.02, 0.03, 8 / 255]),
+        (["--seeds", "0:4:2,-7"], "seeds", [0, 2, 4, -7]),
+        (["--runs", "runs/a b, [c]"], "runs", ["runs/a b", "[c]"]),
+        (["--defenses", "adv,none"], "defenses", ["adv", "none"]),
+        (["--resume"], "resume", True),
+        (["--resume=true"], "resume", True),
+        (["--resume", "--num-steps=3"], "resume", True),
+        (["--resume", "false"], "resume", False),
+        (["--normalize=False"], "normalize", False),
+        (["--nonormalize"], "normalize", False),
+        (["--no-normalize"], "normalize", False),
+    ],
+)
+def test_a_good_flag_reaches_the_command_as_the_value_that_was_checked(words, name, value):
+    cli.run(train, ["--out=o", *words])
+    assert seen[0][name] == value and type(seen[0][name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e3", "None", "none", "True", "a,b", "[x]", "{a: b}", "--weird", "-", "-h-", "--help=1", " a  b ", "'q'", ""],
+)
+def test_a_string_arrives_unchanged(text):
+    cli.run(train, ["--out=o", f"--name={text}"])
+    assert seen[0]["name"] == text
+
+
+def test_a_flag_that_is_not_given_keeps_its_default_and_the_result_is_not_printed(capsys):
+    assert cli.run(train, ["--out", "a"]) is None
+    assert seen[0]["out"] == Path("a") and seen[0]["epsilon"] == 8 / 255 and seen[0]["epsilons"] == (0.0, 0.5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_word_chooses_the_verb():
+    cli.run(VERBS, ["accuracy", "--run", "a", "--num-samples=3"])
+    assert seen == [{"run": Path("a"), "num_samples": 3}]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--epsilom", "3"], "unknown flag --epsilom; did you mean --epsilon or --epsilons?"),
+        (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
+        (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
+        (["--nonormalize=true"], "--nonormalize takes no value; write --normalize=true or --normalize=false"),
+        (["--epsilon", "8/2x"], "--epsilon must be a number >= 0, got '8/2x'"),
+        (["--epsilon", "8/0"], "--epsilon must be a number >= 0, got '8/0' (division by zero)"),
+        (["--epsilon="], "--epsilon must be a number >= 0, got ''"),
+        (["--epsilon", "-1/2"], "--epsilon must be a number >= 0, got '-1/2'"),
+        (["--epsilon", "nan"], "--epsilon must be a number >= 0, got 'nan'"),
+        (["--epsilon", "1e999"], "--epsilon must be a number >= 0, got '1e999' (too large)"),
+        (["--num_steps", "1.5"], "--num_steps must be an integer > 0, got '1.5'"),
+        (["--num_steps", "0"], "--num_steps must be an integer > 0, got '0'"),
+        (["--seed", "x"], "--seed must be an integer or none, got 'x'"),
+        (["--seed", "None"], "--seed must be an integer or none, got 'None'"),
+        (["--momentum", "1"], "--momentum must be a number in [0, 1) or none, got '1'"),
+        (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'; did you mean auto?"),
+        (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
+        (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
+        (["--depth", "12"], "--depth must be one of 11, 16, got '12'"),
+        (["--epsilons", "0,2"], "--epsilons must be numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
+        (
+            ["--defenses", "adv,non"],
+            "--defenses must be a comma list, each one of none, adv, got 'adv,non'; did you mean none?",
+        ),
+        (["--runs", "a,,b"], "--runs must be a comma list, each text, got 'a,,b' (an element is empty)"),
+        (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
+        (["--data_dir="], "--data_dir must be a path or none, got '' (an empty path would mean the current folder)"),
+        (["--epsilon"], "--epsilon needs a value: a number >= 0"),
+        (["--name", "--resume"], "--name needs a value: text"),
+        (["--seed=1", "--seed", "1"], "--seed is given twice"),
+        (["--resume", "--noresume"], "--resume is given twice"),
+        (["--num-steps=1", "--num_steps=1"], "--num_steps is given twice"),
+        (["digits"], "unexpected 'digits': only flags are taken, as --name value; did you mean --dataset digits?"),
+        (["epsilon=3"], "unexpected 'epsilon=3': only flags are taken, as --name value; did you mean --epsilon?"),
+        (["-"], "unexpected '-': only flags are taken, as --name value"),
+        ([], "missing --out (a path)"),
+    ],
+)
+def test_a_wrong_flag_is_refused_in_one_line_before_the_command_runs(capsys, words, line):
+    assert refusal(capsys, train, *words) == line
+
+
+@pytest.mark.parametrize("words", [["--", "--trace"], ["--", "-i"], ["--"], ["--out=o", "--", "--verbose"]])
+def test_the_separator_of_fire_is_refused_with_all_that_follows(capsys, words):
+    assert refusal(capsys, train, *words).startswith("unknown flag --; the flags are --out, --dataset, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "a verb must come first; choose one of: accuracy, transfer, train"),
+        (["--run", "a"], "a verb must come first; choose one of: accuracy, transfer, train"),
+        (["trane"], "unknown verb 'trane'; choose one of: train, transfer, accuracy"),
+        (["accuracy", "--run=a", "--out=b"], "unknown flag --out; the flags are --run, --num_samples"),
+        (["accuracy", "train"], "unexpected 'train': only flags are taken, as --name value"),
+    ],
+)
+def test_a_missing_or_wrong_verb_is_refused_with_the_verbs_nearest_first(capsys, words, line):
+    assert refusal(capsys, VERBS, *words) == line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--nonsense", "--help"], ["--epsilon", "-h"]])
+def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, words)
+    out, err = capsys.readouterr()
+    assert (end.value.code, err, seen) == (0, "", [])
+    assert "--out ... [--flag value ...]\n\nTrain one classifier.\n\nA second paragraph.\n\nflags:\n" in out
+    assert "  --out: a path; required\n      the run folder, which is made.\n" in out
+    assert "  --epsilon: a number >= 0; default 0.0313725\n      the l_inf radius.\n" in out
+    assert "  --seed: an integer or none; default none\n  --momentum" in out
+    assert "default 0,0.5\n" in out and "InputError" not in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--run", "a", "-h"], ["help", "nothing"]])
+def test_help_without_a_verb_lists_the_verbs(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.run(VERBS, words)
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "  accuracy  Measure the accuracy.\n" in out and "A second paragraph" not in out
+
+
+@pytest.mark.parametrize("words", [["accuracy", "--help"], ["help", "accuracy"], ["accuracy", "help"]])
+def test_help_with_a_verb_tells_the_flags_of_that_verb(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.run(VERBS, words)
+    assert end.value.code == 0
+    assert " accuracy --run ... [--flag value ...]\n" in capsys.readouterr().out
+
+
+def test_flag_names_are_those_of_the_signature():
+    assert cli.flag_names(accuracy) == ["run", "num_samples"]
+
+
+def positional(run: Path): ...
+
+
+def bare(*, run): ...
+
+
+def strange(*, run: dict | None = None): ...
+
+
+def mixed(*, run: list[int | str]): ...
+
+
+@pytest.mark.parametrize("function", [positional, bare, strange, mixed])
+def test_a_function_that_is_no_command_is_a_bug_and_not_a_refusal(function):
+    with pytest.raises(TypeError):
+        cli.run(function, [])
+
+
+def test_an_input_error_of_the_command_becomes_one_line_and_exit_code_two(capsys):
+    def command():
+        raise InputError("data_dir: no file\n   train.bin")
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(command, [])
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", "error: data_dir: no file train.bin\n")
+
+
+def test_an_interrupt_becomes_one_line_and_exit_code_130(capsys):
+    def command():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(command, [])
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ZeroDivisionError])
+def test_any_other_exception_is_a_bug_and_shows_itself(error):
+    def command():
+        raise error
+
+    with pytest.raises(error):
+        cli.run(command, [])
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from pyro_advbnn import cli
+
+def touch(*, out: Path = Path("made"), lines: int = 1, other_pipe: bool = False):
+    '''Make a file.'''
+    out.touch()
+    for line in range(lines):
+        print(line)
+    if other_pipe:
+        ends = os.pipe()
+        os.close(ends[0])
+        os.write(ends[1], b"x")
+
+cli.run(touch)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Runs a command that makes the file `made` as a process of its own, in an empty folder."""
+    (tmp_path / "touch.py").write_text(SCRIPT)
+
+    def start(*words, stdout=subprocess.PIPE, unbuffered=""):
+        return subprocess.run(
+            [sys.executable, "touch.py", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_no_work_starts_before_a_refusal(program, tmp_path):
+    ended = program("--otu", "elsewhere")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: unknown flag --otu; did you mean --out?\n"
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_command_that_ends_well_exits_with_zero_and_a_silent_stderr(program, tmp_path):
+    ended = program()
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
+    assert (tmp_path / "made").exists()
+
+
+def test_help_of_a_process_comes_without_a_pager_and_without_work(program, tmp_path):
+    ended = program("--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("usage: python touch.py [--flag value ...]\n\nMake a file.\n")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", ["1", "100000"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(program, lines, unbuffered):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    ended = program("--lines", lines, stdout=write_end, unbuffered=unbuffered)
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_a_bug_and_shows_itself(program):
+    ended = program("--other_pipe")
+    assert ended.returncode == 1 and ended.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")
