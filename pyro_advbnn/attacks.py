@@ -47,7 +47,7 @@ def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, ra
     with eval_mode(classifier), _frozen(classifier):
         for _ in range(num_steps):
             gradient = _input_gradient(classifier, x_adv, y, attack_samples)
-            x_adv = (x_adv + step_size * gradient.sign_()).clamp_(low, high)
+            x_adv = (x_adv + step_size * gradient.sign()).clamp_(low, high)
     return x_adv
 
 
@@ -114,7 +114,7 @@ def _input_gradient(classifier, x, y, attack_samples):
         with torch.enable_grad():
             loss = F.cross_entropy(classifier(x).float(), y, reduction="sum")
         gradient, = torch.autograd.grad(loss, x)
-        total = gradient if total is None else total.add_(gradient)
+        total = gradient if total is None else total + gradient    # gradients may be expanded views
     return total
 
 

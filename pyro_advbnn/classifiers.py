@@ -68,6 +68,10 @@ class Classifier(nn.Module):
                 module.fix(int(torch.randint(2**63 - 1, ())))
         return network
 
+    def mean_network(self):
+        """The network at the posterior's mean, an independent module; the network itself where nothing is random."""
+        return copy.deepcopy(self.network)
+
     def averaged(self, num_samples):
         """This classifier with every call answered by num_samples >= 1 draws; see `AveragedClassifier`."""
         return AveragedClassifier(self, num_samples)
@@ -160,14 +164,23 @@ class BayesianClassifier(Classifier):
 
     @torch.no_grad()
     def draw(self):
-        network = super().draw()
-        weights = self._by_name(self.posterior_distribution().rsample())
-        parameters = {name: nn.Parameter(weights[name].clone()) for name in self._aliases}
+        return self._with_weights(super().draw(), self.posterior_distribution().rsample())
+
+    @torch.no_grad()
+    def mean_network(self):
+        return self._with_weights(super().mean_network(), self.mean)
+
+    def _with_weights(self, network, weights):
+        parameters = {name: nn.Parameter(w.clone()) for name, w in self._by_name(weights).items()}
         for name, aliases in self._aliases.items():
             for alias in aliases:
                 module, _, leaf = alias.rpartition(".")
                 network.get_submodule(module).register_parameter(leaf, parameters[name])
         return network
+
+    def release_buffers(self):
+        """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
+        self._work, self._frozen_std = Buffers(), None
 
     def settings(self):
         prior = self.prior.one_weight if isinstance(self.prior, ElementwisePrior) else None

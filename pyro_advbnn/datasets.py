@@ -170,9 +170,13 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A pass without its first batches, which cost no augmentation: the order is the whole pass's."""
         images, num = self.images, len(self.images)
         order = torch.arange(num) if self.shuffle_with is None else torch.randperm(num, generator=self.shuffle_with)
-        for indices in order.to(images.labels.device).split(self.batch_size)[: len(self)]:
+        for indices in order.to(images.labels.device).split(self.batch_size)[first : len(self)]:
             x = augment(images.images[indices], self.augmentation, self.augment_with)
             yield _unit_range(x), images.labels[indices]
 

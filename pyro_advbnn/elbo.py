@@ -1,6 +1,7 @@
 """The objective, Eq. (10), as Pyro's closed-form mean-field ELBO over a classifier's model and guide."""
 from dataclasses import dataclass
 
+import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
@@ -35,6 +36,12 @@ def objective(classifier, x, y, *, kl_weight):
     loss = elbo.differentiable_loss(classifier.unregistered_model, classifier.unregistered_guide, x, y, kl_weight)
     model = elbo.model_trace.nodes
     return Objective(loss, -model["y"]["log_prob_sum"].detach(), _kl(elbo).detach(), model["_RETURN"]["value"].detach())
+
+
+def skip_validation():
+    """Turn Pyro's and torch's checks of distributions off for this process, as commands do: they cost time in every step."""
+    pyro.enable_validation(False)
+    torch.distributions.Distribution.set_default_validate_args(False)
 
 
 class _TracedELBO(TraceMeanField_ELBO):

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from pyro_advbnn.attacks import auto_step_size
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
 
@@ -17,9 +18,10 @@ _DATA = {
     "cifar10": {"network": "vgg16", "epsilon": 8 / 256, "step_size": 0.007, "stages": (80, 60, 40, 20)},
     "stl10": {"network": "model_a", "epsilon": 8 / 256, "step_size": 0.007, "stages": (60, 40, 20)},
     "imagenet143": {"network": "vgg16", "epsilon": 0.01, "step_size": 0.007, "stages": (30, 20, 20, 10)},
-    "folder": {"network": "vgg16", "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
-    "npz": {"network": "vgg16", "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
+    "folder": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
+    "npz": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
 }
+_EPSILONS = {"digits": (0.0, 0.1, 0.2, 0.3), "imagenet143": (0.0, 0.004, 0.01, 0.016, 0.02)}
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
            "weight_decay": 0.0, "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
 
@@ -51,23 +53,38 @@ RECIPES = {"paper": paper, "authors": authors, "ours": ours}
 
 
 def resolve(recipe, dataset, defense, flags):
-    """(the recipe's own settings, the settings with every flag that is not None put over them).
+    """(the recipe's own settings, the settings with every flag that is not None put over them; step_size a number).
 
-    A flag step_size "auto" becomes 2.5 epsilon / num_steps. Raises InputError for an unknown recipe or data set.
+    Raises InputError for an unknown recipe or data set.
     """
     if recipe not in RECIPES:
         raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     if dataset not in _DATA:
         raise InputError(f"dataset must be one of {', '.join(_DATA)}, got {dataset!r}")
     own = RECIPES[recipe](dataset, defense)
-    unknown = set(flags) - set(own)
-    assert not unknown, f"no recipe knows {unknown}"
-    return own, own | {name: value for name, value in flags.items() if value is not None}
+    settings = own | {name: value for name, value in flags.items() if name in own and value is not None}
+    settings["step_size"] = resolve_step_size(settings["step_size"], settings["epsilon"], settings["num_steps"])
+    return own, settings
+
+
+def resolve_step_size(step_size, epsilon, num_steps):
+    """The PGD step as a number; None and "auto" are 2.5 epsilon / num_steps."""
+    return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
 
 
 def default_step_size(dataset):
     """The PGD step of a data set, None where it is 2.5 epsilon / num_steps."""
     return _DATA[dataset]["step_size"]
+
+
+def default_epsilons(dataset):
+    """The radii at which a data set is evaluated; those of Table 1 for the paper's three."""
+    return _EPSILONS.get(dataset, (0.0, 0.015, 0.035, 0.055, 0.07))
+
+
+def default_network(side):
+    """The network for images of `side` pixels where the data set does not name one."""
+    return "vgg16" if side >= 32 else "convnet"
 
 
 def learning_rate_factor(schedule, stages, progress):

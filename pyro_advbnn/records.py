@@ -84,7 +84,12 @@ def write_jsonl(path, rows):
 
 def write_json(path, content):
     """Write `content` as indented JSON, in one step."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    _replace(path, as_json(content) + "\n")
+
+
+def as_json(content):
+    """`content` as indented JSON text."""
+    return json.dumps(content, indent=2)
 
 
 def read_json(path):

@@ -61,9 +61,10 @@ class Training:
         self._order_at_start = self._order.get_state()
         self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order, augmentation=augmentation,
                                         augment_with=self._augment)
-        self.num_train = len(images)
+        self.images = images
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
+        self.last_learning_rate = self.last_kl_weight = None
 
     @property
     def progress(self):
@@ -85,7 +86,7 @@ class Training:
         """alpha / N, times the warm-up's share: from 0 up to 1 over the first kl_warmup of the training."""
         warmup = self.settings["kl_warmup"]
         share = min(1.0, self.progress / warmup) if warmup else 1.0
-        return share * self.settings["alpha"] / self.num_train
+        return share * self.settings["alpha"] / len(self.images)
 
     def epoch(self):
         """The rest of the current epoch, a generator that yields after every step the number of images in it.
@@ -103,10 +104,12 @@ class Training:
         self._order_at_start = self._order.get_state()
 
     def _step(self, x, y):
+        self.last_learning_rate, self.last_kl_weight = self.learning_rate, self.kl_weight
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        with _autocast(self.device, self.precision):
-            parts = train_step(self.classifier, self.optimizer, x, y, attack=self.attack, kl_weight=self.kl_weight)
+            group["lr"] = self.last_learning_rate
+        with autocast(self.device, self.precision):
+            parts = train_step(self.classifier, self.optimizer, x, y, attack=self.attack,
+                               kl_weight=self.last_kl_weight)
         if not torch.isfinite(parts.loss):
             raise InputError(f"the loss is {parts.loss.item()} (nll {parts.nll.item()}, kl {parts.kl.item()}) at step "
                              f"{self.steps_done + 1} of epoch {self.epochs_done + 1}")
@@ -157,7 +160,7 @@ def accuracies(classifier, images, settings, *, seed):
     return clean["accuracy"], robust["accuracy"]
 
 
-def _autocast(device, precision):
+def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -1,0 +1,132 @@
+"""From flags to a training that can start: defaults, recipe, data, network, each checked before any work is done."""
+import hashlib
+
+import torch
+
+from pyro_advbnn import datasets, networks, recipes, records, run_folders
+from pyro_advbnn.defenses import DEFENSES, build_classifier
+from pyro_advbnn.devices import describe_device, resolve_device
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.priors import fan_in_factor
+from pyro_advbnn.training import Training
+
+DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "precision": "fp32"}
+_CLASSIFIER_SETTINGS = ("prior_std", "init_std", "kl_over")
+
+
+def configure(flags):
+    """(config, images, held_out): the run's whole configuration, its training images and those held out, or None.
+
+    flags: the train command's flags that were given. Everything in config is a plain value, ready for JSON.
+    """
+    flags = DEFAULTS | flags
+    dataset, defense, recipe, seed = (flags[name] for name in ("dataset", "defense", "recipe", "seed"))
+    device = resolve_device(flags["device"])
+    for name in ("prior_std", "init_std"):
+        if isinstance(flags.get(name), str):
+            fan_in_factor(flags[name], f"--{name}")
+    own, settings = recipes.resolve(recipe, dataset, defense, flags)
+    images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
+                                             flags.get("num_train"), settings["validation"], seed, device)
+    settings["network"] = settings["network"] or recipes.default_network(images.images.shape[-1])
+    config = {
+        "dataset": dataset, "data_dir": _text(flags.get("data_dir")), "image_size": flags.get("image_size"),
+        "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
+        "images_sha256": identity, "image_shape": list(images.images.shape[1:]), "class_names": list(images.class_names),
+        "augmentation": flags.get("augmentation") or datasets.DEFAULT_AUGMENTATION[dataset],
+        "defense": defense, "network": settings["network"], "width": settings["width"],
+        "num_classes": images.num_classes, "in_channels": images.images.shape[1], "init_from": _text(flags.get("init_from")),
+        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
+        "patience": flags.get("patience"), "device": str(device), "flags": {k: _text(v) for k, v in flags.items()},
+        "environment": records.environment() | {"device": describe_device(device)},
+    }
+    return config, images, held_out
+
+
+def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device):
+    """(training images, held-out images or None, digest of all of them), on the device."""
+    images = datasets.load(dataset, "train", data_dir, image_size=image_size)
+    if subset:
+        images = datasets.balanced_subset(images, subset, seed)
+    digest = hashlib.sha256(images.images.numpy()).hexdigest()
+    if num_held_out >= len(images):
+        raise InputError(f"--validation {num_held_out} leaves nothing of {len(images)} images to train on")
+    images, held_out = datasets.hold_out(images, num_held_out, seed)
+    return images.to(device), held_out.to(device) if held_out else None, digest
+
+
+def build(config, images):
+    """The Training that config describes, at its start; config gains the classifier's own settings."""
+    settings, device = config["settings"], images.images.device
+    torch.manual_seed(config["seed"])
+    network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
+    recipes.initialize_(network, settings["initialization"])
+    if config["init_from"]:
+        _start_from(network, config["init_from"])
+    _try_out(network, images)
+    classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
+    config["classifier"] = classifier.settings()
+    config["num_weights"] = sum(p.numel() for p in network.parameters())
+    return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
+                    augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"])
+
+
+def resume(folder, flags):
+    """(config, training, held_out, best so far) of the run in `folder`, where it was left.
+
+    flags: those given, of which only epochs, max_minutes, patience, data_dir, device and network may differ from the run's.
+    """
+    config = run_folders.read_config(folder)
+    _check_resume_flags(folder, config, flags)
+    config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
+    config |= {name: _text(flags[name]) for name in ("patience", "data_dir") if name in flags}
+    device = resolve_device(flags.get("device", config["device"]))
+    config["device"] = str(device)
+    images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"], config["subset"],
+                                           config["num_held_out"], config["seed"], device)
+    if digest != config["images_sha256"]:
+        raise InputError("the training images are not those that the run began with")
+    training = build(config | {"init_from": None}, images)
+    best = run_folders.restore_position(folder, training)
+    if training.finished:
+        raise InputError(f"{folder} has finished its {training.epochs_done} epochs; a larger --epochs goes on")
+    return config, training, held_out, best
+
+
+_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "data_dir", "device", "network")
+
+
+def _check_resume_flags(folder, config, flags):
+    refused = sorted(set(flags) - set(_MAY_CHANGE_ON_RESUME))
+    if refused:
+        raise InputError(f"--{refused[0]} cannot be given with --resume: {folder}/config.json says it")
+    if flags.get("network", config["network"]) != config["network"]:
+        raise InputError(f"the run has the network {config['network']}, not {flags['network']}")
+    if networks.is_imported(config["network"]) and "network" not in flags:
+        raise InputError(f"the run uses code of yours: give --network {config['network']} again to have it imported")
+
+
+def _start_from(network, run):
+    source, _, path = run_folders.load_classifier(run)
+    try:
+        network.load_state_dict(source.mean_network().state_dict())
+    except RuntimeError:
+        raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
+
+
+def _try_out(network, images):
+    """One image through the network, so that one that does not fit is refused before any work."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(images.images[:1].cpu().float() / 255)
+            shape = tuple(logits.shape)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"the network cannot take images of {tuple(images.images.shape[1:])}: {error}") from None
+    if shape != (1, images.num_classes):
+        raise InputError(f"the network gives {shape} for one image, not (1, {images.num_classes}) logits")
+    network.train()
+
+
+def _text(value):
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

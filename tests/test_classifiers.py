@@ -1,0 +1,303 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import pyro_advbnn as ab
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Tied(nn.Module):
+    """Two linear layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)).relu())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return self.head(self.norm(x + self.scale * self.attention(x, x, x)[0]).mean(1))
+
+
+def grouped():
+    return nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, groups=8), nn.PReLU(),
+                         nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+NETWORKS = {
+    "convnet": (lambda: ab.networks.convnet(width=4), (1, 8, 8)),
+    "grouped and depthwise": (grouped, (4, 8, 8)),
+    "tied": (Tied, (1, 2, 2)),
+    "attention and LayerNorm": (Attention, (8, 3, 3)),
+    "weight norm": (lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(9, 3))), (1, 3, 3)),
+    "a lone layer": (lambda: nn.Linear(3, 3), (3,)),
+    "torchvision": (lambda: torchvision.models.squeezenet1_1(num_classes=3), (3, 32, 32)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network_and_x(request):
+    build, shape = NETWORKS[request.param]
+    return build().eval(), torch.rand(2, *shape)
+
+
+def almost_certain(network, **more):
+    return ab.BayesianClassifier(network, init_std=1e-8, **more).train(network.training)
+
+
+def test_any_network_becomes_bayesian_and_at_std_zero_is_itself(network_and_x):
+    network, x = network_and_x
+    torch.testing.assert_close(almost_certain(network)(x), network(x), rtol=1e-3, atol=1e-4)
+
+
+def test_every_weight_is_random_and_trained(network_and_x):
+    network, x = network_and_x
+    classifier = ab.BayesianClassifier(network, init_std=0.02)
+    assert len(classifier.mean) == len(classifier.log_std) == sum(p.numel() for p in network.parameters())
+    assert not torch.equal(classifier(x), classifier(x))
+    assert set(classifier.posterior()) == {name for name, _ in network.named_parameters()}
+    ab.negative_elbo(classifier, x, torch.zeros(2, dtype=torch.long), kl_weight=1e-3).backward()
+    assert (classifier.log_std.grad != 0).all()
+
+
+def test_the_wrapped_network_is_left_alone_and_may_be_wrapped_again(network_and_x):
+    network, x = network_and_x
+    before = copy.deepcopy(network.state_dict())
+    classifier = ab.BayesianClassifier(network, init_std=0.05).train()
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.1)
+    ab.train_step(classifier, optimizer, torch.cat([x, x]), torch.zeros(4, dtype=torch.long), kl_weight=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    torch.testing.assert_close(almost_certain(network)(x), network(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_fixed_draw_answers_the_same_and_is_independent(network_and_x):
+    network, x = network_and_x
+    classifier = ab.BayesianClassifier(network, init_std=0.05).eval()
+    draw = classifier.draw()
+    first = draw(x)
+    with torch.no_grad():
+        classifier.mean.zero_()
+    assert torch.equal(draw(x), first)
+    assert [name for name, _ in draw.named_parameters()] == [name for name, _ in network.named_parameters()]
+    assert draw.state_dict().keys() == network.state_dict().keys()
+
+
+def test_the_mean_network_is_the_wrapped_network_at_first(network_and_x):
+    network, x = network_and_x
+    assert torch.equal(ab.BayesianClassifier(network).mean_network()(x), network(x))
+
+
+def test_tied_parameters_are_counted_once():
+    classifier = ab.BayesianClassifier(Tied())
+    assert len(classifier.mean) == 16 + 4 + 4
+    draw = classifier.draw()
+    assert draw.first.weight is draw.second.weight
+
+
+def test_the_classifier_holds_no_second_copy_of_the_weights():
+    network = ab.networks.convnet(width=4)
+    state = ab.BayesianClassifier(network).state_dict()
+    buffers = {f"network.{name}" for name, _ in network.named_buffers()}
+    assert set(state) == {"mean", "log_std"} | buffers
+
+
+def test_posterior_has_the_names_and_shapes_of_the_network():
+    network = ab.networks.convnet(width=4)
+    posterior = ab.BayesianClassifier(network, init_std=0.03).posterior()
+    for name, p in network.named_parameters():
+        assert torch.equal(posterior[name].mean, p)
+        torch.testing.assert_close(posterior[name].stddev, torch.full_like(p, 0.03).detach())
+
+
+def test_deterministic_parameters_are_trained_without_a_distribution():
+    network = ab.networks.convnet(width=4)
+    classifier = ab.BayesianClassifier(network, deterministic=["features.1.*", "*.bias"])
+    names = set(classifier.posterior())
+    assert "features.1.weight" not in names and not any(name.endswith("bias") for name in names)
+    total = sum(p.numel() for p in network.parameters())
+    assert len(classifier.mean) + len(classifier.deterministic) == total
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    ab.negative_elbo(classifier, x, y, kl_weight=1e-3).backward()
+    assert (classifier.deterministic.grad != 0).any()
+    torch.testing.assert_close(almost_certain(network.eval(), deterministic=["*.bias"])(x), network(x), rtol=1e-3, atol=1e-4)
+
+
+def test_parameters_that_need_no_gradient_stay_fixed():
+    network = ab.networks.convnet(width=4)
+    network.classifier.weight.requires_grad_(False)
+    classifier = ab.BayesianClassifier(network, init_std=0.1)
+    assert "classifier.weight" not in classifier.posterior()
+    assert torch.equal(classifier.draw().classifier.weight, network.classifier.weight)
+    assert [name for name, p in classifier.named_parameters() if p.requires_grad] == ["mean", "log_std"]
+    assert torch.equal(classifier.state_dict()["network.classifier.weight"], network.classifier.weight)
+
+
+class Integers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
+        self.linear = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(("network", "match"), [
+    (lambda: nn.Flatten(), "no parameters"),
+    (Integers, "table is not floating point"),
+    (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "one dtype"),
+    (lambda: nn.LazyLinear(3), "has no shape yet"),
+    (lambda: nn.LSTM(2, 2), "recurrent"),
+    (lambda: nn.Linear(2, 2).requires_grad_(False), "requires a gradient"),
+])
+def test_networks_that_cannot_be_bayesian_are_refused(network, match):
+    with pytest.raises(ab.InputError, match=match):
+        ab.BayesianClassifier(network())
+
+
+@pytest.mark.parametrize(("settings", "match"), [
+    ({"prior_std": 0}, "prior_std"), ({"prior_std": -1.0}, "prior_std"), ({"prior_std": math.nan}, "prior_std"),
+    ({"prior_std": "fan_out"}, "prior_std"), ({"prior_std": {"features.*": 0.1}}, "classifier.weight"),
+    ({"init_std": 1e-9}, "init_std"), ({"init_std": 11}, "init_std"), ({"init_std": "fan_in/0"}, "init_std"),
+    ({"deterministic": ["nothing*"]}, "nothing"), ({"deterministic": ["*"]}, "no parameter"),
+    ({"kl_over": "first"}, "kl_over"), ({"kl_over": "last", "deterministic": ["classifier.*"]}, "last"),
+    ({"prior": torch.distributions.Normal(torch.zeros(2), 1.0)}, "one weight"),
+])
+def test_settings_out_of_range_are_refused(settings, match):
+    with pytest.raises(ab.InputError, match=match):
+        ab.BayesianClassifier(ab.networks.convnet(width=4), **settings)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "image"])
+def test_a_network_that_does_not_return_logits_is_refused(kind):
+    class Odd(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"tuple": (logits,), "dict": {"out": logits}, "image": logits[..., None]}[kind]
+    for classifier in (ab.BayesianClassifier(Odd(2, 2)), ab.Classifier(Odd(2, 2))):
+        with pytest.raises(ab.InputError, match="logits"):
+            classifier(torch.rand(3, 2))
+
+
+def test_log_std_stays_in_its_range():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4))
+    with torch.no_grad():
+        classifier.log_std[:3] = torch.tensor([-100.0, 100.0, -3.0])
+    classifier.constrain_()
+    torch.testing.assert_close(classifier.log_std[:3].detach(), torch.tensor([math.log(1e-8), math.log(10), -3.0]))
+
+
+def test_averaged_is_the_log_of_the_mean_softmax():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.3).eval()
+    x = torch.rand(5, 1, 8, 8)
+    torch.manual_seed(1)
+    averaged = classifier.averaged(3)(x)
+    torch.manual_seed(1)
+    expected = sum(classifier(x).softmax(-1) for _ in range(3)) / 3
+    torch.testing.assert_close(averaged.exp(), expected)
+    with pytest.raises(ab.InputError):
+        classifier.averaged(0)
+
+
+def test_averaged_can_be_differentiated_through_all_its_draws():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.3).eval().requires_grad_(False)
+    x = torch.rand(5, 1, 8, 8)
+    gradients = []
+    for build in (lambda: classifier.averaged(4), lambda: lambda x: sum(classifier(x).softmax(-1) for _ in range(4)).log()):
+        torch.manual_seed(1)
+        leaf = x.clone().requires_grad_()
+        gradients += torch.autograd.grad(build()(leaf)[:, 0].sum(), leaf)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_std_kept_for_an_attack_is_never_stale():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.5).eval()
+    x, y = torch.rand(5, 1, 8, 8), torch.randint(10, (5,))
+    ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1)
+    classifier.log_std.data.fill_(-18.0)                 # behind autograd's back
+    expected = classifier.mean_network().eval()
+    attacked = ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1)
+    assert torch.equal(attacked, ab.pgd(expected, x, y, epsilon=0.1, step_size=0.1, num_steps=1))
+
+
+def test_a_frozen_classifier_follows_its_parameters():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.5).eval().requires_grad_(False)
+    x = torch.rand(5, 1, 8, 8)
+    classifier(x)
+    classifier.log_std.fill_(-18.0)
+    torch.testing.assert_close(classifier(x), classifier.mean_network()(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_deep_copy_is_another_classifier():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.01)
+    other = copy.deepcopy(classifier)
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    ab.train_step(other, torch.optim.Adam(other.parameters()), x, y, kl_weight=1e-3)
+    assert not torch.equal(other.mean, classifier.mean)
+    assert other._pyro_name != classifier._pyro_name
+
+
+def test_work_memory_is_in_no_state_dict_and_can_be_given_back():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4))
+    before = set(classifier.state_dict())
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    ab.train_step(classifier, torch.optim.Adam(classifier.parameters()), x, y, kl_weight=1e-3)
+    assert set(classifier.state_dict()) == before
+    assert 0 < len(classifier._work._kept) <= 4
+    classifier.release_buffers()
+    assert not classifier._work._kept
+
+
+def test_double_precision_works_throughout():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4).double())
+    x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    ab.negative_elbo(classifier, x, y, kl_weight=1e-3).backward()
+    assert classifier.mean.grad.dtype == torch.float64
+
+
+def test_a_noisy_draw_repeats_its_noise():
+    classifier = ab.build_classifier("rse", ab.networks.convnet(width=4)).eval()
+    x = torch.rand(3, 1, 8, 8)
+    assert not torch.equal(classifier(x), classifier(x))
+    draw = classifier.draw()
+    assert torch.equal(draw(x), draw(x))
+    assert not torch.equal(draw(x), classifier.draw()(x))
+
+
+def test_defences_build_their_kind_of_classifier():
+    network = ab.networks.convnet(width=4)
+    kinds = {name: ab.build_classifier(name, network) for name in ab.DEFENSES}
+    assert {name for name, c in kinds.items() if isinstance(c, ab.BayesianClassifier)} == {"bnn", "advbnn"}
+    assert {name for name, d in ab.DEFENSES.items() if d.adversarial} == {"adv", "advbnn"}
+    noise = [m.std for m in kinds["rse"].modules() if isinstance(m, ab.AdditiveNoise)]
+    assert noise == [0.2, 0.1, 0.1, 0.1]
+    assert not any(isinstance(m, ab.AdditiveNoise) for m in network.modules())
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(kinds["none"](x), F.linear(network.pool(network.features(x)).flatten(1), network.classifier.weight,
+                                                   network.classifier.bias))
+    with pytest.raises(ab.InputError, match="advbnn"):
+        ab.build_classifier("madry", network)
+
+
+def test_noise_is_active_in_training_and_in_testing_and_has_its_std():
+    noise = ab.AdditiveNoise(0.2)
+    x = torch.zeros(200, 500)
+    for mode in (True, False):
+        assert noise.train(mode)(x).std().item() == pytest.approx(0.2, rel=0.02)

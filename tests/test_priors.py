@@ -1,0 +1,84 @@
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_advbnn import InputError, networks
+from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.priors import (
+    ElementwisePrior,
+    NormalPrior,
+    fan_in_factor,
+    per_parameter_std,
+    scale_mixture,
+    spike_and_slab,
+)
+
+
+def test_normal_prior_is_independent_normals():
+    prior = NormalPrior([(0, 3, 0.5), (3, 10, 2.0)])
+    reference = dist.Normal(0.0, torch.tensor([0.5] * 3 + [2.0] * 7)).to_event(1)
+    value = torch.randn(10)
+    torch.testing.assert_close(prior.log_prob(value), reference.log_prob(value))
+    torch.manual_seed(0)
+    draws = prior.sample((20_000,))
+    torch.testing.assert_close(draws.std(0), reference.stddev, rtol=0.05, atol=0)
+
+
+def test_the_model_alone_draws_from_the_prior():
+    import pyro
+    classifier = BayesianClassifier(networks.convnet(width=4), prior_std=0.3)
+    trace = pyro.poutine.trace(classifier.model).get_trace(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), 1.0)
+    assert trace.nodes["weights"]["value"].std().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_scale_mixture_has_the_density_of_blundell_s_equation_7():
+    prior = ElementwisePrior(scale_mixture([0.25, 0.75], [1.0, 0.1]), 4)
+    value = torch.randn(4)
+    normals = [dist.Normal(0.0, std).log_prob(value).exp() for std in (1.0, 0.1)]
+    torch.testing.assert_close(prior.log_prob(value), (0.25 * normals[0] + 0.75 * normals[1]).log().sum())
+
+
+def test_spike_and_slab_puts_its_mass_on_the_spike_and_the_slab():
+    torch.manual_seed(0)
+    draws = spike_and_slab(1.0, 1e-3, 0.3).sample((20_000,))
+    assert (draws.abs() > 5e-3).float().mean().item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_fan_in_std_is_he_s_for_weights_and_one_for_normalisation():
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3))
+    assert per_parameter_std("fan_in", network) == {
+        "0.weight": math.sqrt(2 / 18), "0.bias": math.sqrt(2 / 18), "1.weight": 1.0, "1.bias": 1.0,
+        "3.weight": math.sqrt(2 / 8), "3.bias": math.sqrt(2 / 8)}
+
+
+def test_the_first_pattern_that_matches_counts():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert per_parameter_std({"0.*": 0.1, "*.bias": 0.2, "*": 0.3}, network) == {
+        "0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.3, "1.bias": 0.2}
+
+
+@pytest.mark.parametrize(("text", "factor"), [("fan_in", 1), ("fan_in/10", 0.1), ("fan_in*0.5", 0.5), ("fan_in * 2", 2),
+                                              ("fan_in*1e-3", 1e-3)])
+def test_multiples_of_fan_in_are_read(text, factor):
+    assert fan_in_factor(text) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("text", ["", "fan", "fan_in/", "fan_in/0", "fan_in*x", "2*fan_in", "fan_in/-1", "fan_in*1.2.3"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(InputError, match="fan_in"):
+        fan_in_factor(text)
+
+
+@pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
+def test_mixtures_out_of_range_are_refused(arguments):
+    with pytest.raises(InputError, match="scale_mixture"):
+        scale_mixture(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(1.0, 2.0, 0.5), (1.0, 0.0, 0.5), (1.0, 0.1, 1.0)])
+def test_spikes_out_of_range_are_refused(arguments):
+    with pytest.raises(InputError, match="spike_and_slab"):
+        spike_and_slab(*arguments)
