@@ -56,8 +56,8 @@ def benchmark(
     plain = networks.build_network(network, 10)
     classifiers = {"deterministic": Classifier(copy.deepcopy(plain)), "Adv-BNN": BayesianClassifier(plain, 0.05, 0.01)}
     steps = {name: _Step(classifier.to(place), precision, num_steps) for name, classifier in classifiers.items()}
-    print(f"{network}, {steps['Adv-BNN'].num_weights:,} weights, {num_steps} PGD steps and an update, {describe_device(place)}, "
-          f"{precision}, medians of {repeats}", flush=True)
+    print(f"{network}, {steps['Adv-BNN'].num_weights:,} weights, {num_steps} PGD steps and an update, "
+          f"{describe_device(place)}, {precision}, medians of {repeats}", flush=True)
     rows = []
     for batch_size in batch_sizes:
         rows += _measure(steps, batch_size, image_size, repeats, place)

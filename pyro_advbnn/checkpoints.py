@@ -1,5 +1,6 @@
 """Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
+from pyro_advbnn.priors import PRIORS
 
 FORMAT = 1
 
@@ -22,23 +24,26 @@ def save(path, classifier, config=None, **more):
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
                "state": classifier.state_dict(), **more}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)               # left over only where something failed
 
 
 def load(path, network=None, *, prior=None, device="cpu"):
     """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode.
 
-    network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it), for
-    those that config cannot name. prior: the same distribution, for
-    a BayesianClassifier that was built with one of its own.
+    network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
+    for those that config cannot name. prior: the same distribution, for a BayesianClassifier that was built with one of
+    its own.
 
     Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
     """
-    content = read(path, device)
+    content = read(path)
     classifier = _build(content, network, prior, path)
     try:
         classifier.load_state_dict(content["state"])
@@ -47,19 +52,20 @@ def load(path, network=None, *, prior=None, device="cpu"):
     return classifier.to(device).eval()
 
 
-def read(path, device="cpu"):
-    """The whole content of a checkpoint as a dict.   Raises InputError as `load` does."""
+def read(path):
+    """The whole content of a checkpoint as a dict, on the CPU.   Raises InputError as `load` does."""
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except Exception as error:                          # torch.load fails in many ways on foreign and damaged files
-        raise InputError(f"{path} is no checkpoint or is damaged: {_first_lines(error)}") from None
+        with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which are refused all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely
+        raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
     if not isinstance(content, dict) or not {"format", "config", "settings", "state"} <= set(content):
         raise InputError(f"{path} is not a checkpoint of this package")
-    if content["format"] > FORMAT:
+    if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
     return content
 
@@ -69,9 +75,9 @@ def _build(content, network, prior, path):
     network = _named_network(config, path) if network is None else network
     if settings["kind"] != "bayesian":
         return build_classifier(config.get("defense", "none"), network)
-    if settings["prior"] != "Normal" and prior is None:
+    if settings["prior"] not in PRIORS and prior is None:
         raise InputError(f"{path} was trained with the prior {settings['prior']}; pass it as prior")
-    return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior,
+    return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"])
 
 
@@ -80,8 +86,8 @@ def _named_network(config, path):
     if missing:
         raise InputError(f"{path} does not name its network; pass the same architecture as network")
     if is_imported(config["network"]):
-        raise InputError(f"{path} needs {config['network']}, code that is not imported from a checkpoint: give --network "
-                         f"again, or pass the network")
+        raise InputError(f"{path} needs {config['network']}, code that is not imported from a checkpoint: give "
+                         f"--network again, or pass the network")
     return build_network(config["network"], config["num_classes"], config["in_channels"], config.get("width"))
 
 

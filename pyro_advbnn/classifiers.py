@@ -18,9 +18,14 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import Buffers, unflatten
 from pyro_advbnn.noise import AdditiveNoise
 from pyro_advbnn.posteriors import MeanFieldNormal
-from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, per_parameter_std
+from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
 from pyro_advbnn.skeletons import (
-    flatten, last_layer_names, matching_parameters, parameter_aliases, skeleton, trainable_parameters,
+    flatten,
+    last_layer_names,
+    matching_parameters,
+    parameter_aliases,
+    skeleton,
+    trainable_parameters,
 )
 
 LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
@@ -106,7 +111,8 @@ class BayesianClassifier(Classifier):
 
     prior_std, init_std: a number, "fan_in" or a multiple of it, or a mapping from parameter name patterns to numbers
     (`priors.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
-    prior: a Pyro distribution over one weight, instead of N(0, prior_std^2).
+    prior: "normal", "scale_mixture" or "spike_and_slab" (`priors.named_prior`, prior_std a number), or a Pyro
+    distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
 
@@ -115,6 +121,8 @@ class BayesianClassifier(Classifier):
     """
 
     def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
+        prior = "normal" if prior is None else prior
+        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic)
         trainable = trainable_parameters(network)
         fixed = matching_parameters(deterministic, trainable)
         random = {name: p for name, p in trainable.items() if name not in fixed}
@@ -122,7 +130,8 @@ class BayesianClassifier(Classifier):
             raise InputError("deterministic leaves no parameter to be Bayesian")
         super().__init__(skeleton(network))
         self._settings = {"kind": "bayesian", "prior_std": prior_std, "init_std": init_std,
-                          "deterministic": list(deterministic), "kl_over": kl_over}
+                          "prior": prior if isinstance(prior, str) else repr(prior),
+                          "deterministic": deterministic, "kl_over": kl_over}
         self._aliases = parameter_aliases(network)
         self._shapes = {name: p.shape for name, p in random.items()}
         self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
@@ -183,10 +192,7 @@ class BayesianClassifier(Classifier):
         self._work, self._frozen_std = Buffers(), None
 
     def settings(self):
-        prior = self.prior.one_weight if isinstance(self.prior, ElementwisePrior) else None
-        closed_form = has_closed_form(self.prior)
-        return {**self._settings, "prior": repr(prior) if prior else "Normal", "kl": "closed form" if closed_form else
-                "Monte-Carlo estimate"}
+        return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}
 
     def extra_repr(self):
         return f"weights={len(self.mean)}, prior_std={self._settings['prior_std']}, kl_over={self._settings['kl_over']}"
@@ -263,6 +269,8 @@ class BayesianClassifier(Classifier):
         return ends[kept.index(True)], ends[len(kept) - kept[::-1].index(True)]
 
     def _prior(self, network, prior_std, prior, counted):
+        if isinstance(prior, str):
+            prior = named_prior(prior, prior_std)
         if prior is not None:
             return ElementwisePrior(prior, len(self.mean), counted)
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network)), counted, like=self.mean)

@@ -1,4 +1,5 @@
 """From flags to a training that can start: defaults, recipe, data, network, each checked before any work is done."""
+import copy
 import hashlib
 
 import torch
@@ -10,8 +11,9 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.training import Training
 
-DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "precision": "fp32"}
-_CLASSIFIER_SETTINGS = ("prior_std", "init_std", "kl_over")
+DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto",
+            "precision": "fp32"}
+_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
 def configure(flags):
@@ -26,16 +28,20 @@ def configure(flags):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
+    _check_patience(flags.get("patience"), settings["validation"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
-                                             flags.get("num_train"), settings["validation"], seed, device)
+                                             flags.get("num_train"), settings["validation"], seed, device,
+                                             cap="validation" not in flags)
     settings["network"] = settings["network"] or recipes.default_network(images.images.shape[-1])
     config = {
         "dataset": dataset, "data_dir": _text(flags.get("data_dir")), "image_size": flags.get("image_size"),
         "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
-        "images_sha256": identity, "image_shape": list(images.images.shape[1:]), "class_names": list(images.class_names),
+        "images_sha256": identity, "image_shape": list(images.images.shape[1:]),
+        "class_names": list(images.class_names),
         "augmentation": flags.get("augmentation") or datasets.DEFAULT_AUGMENTATION[dataset],
         "defense": defense, "network": settings["network"], "width": settings["width"],
-        "num_classes": images.num_classes, "in_channels": images.images.shape[1], "init_from": _text(flags.get("init_from")),
+        "num_classes": images.num_classes, "in_channels": images.images.shape[1],
+        "init_from": _text(flags.get("init_from")),
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
         "patience": flags.get("patience"), "device": str(device), "flags": {k: _text(v) for k, v in flags.items()},
         "environment": records.environment() | {"device": describe_device(device)},
@@ -43,12 +49,19 @@ def configure(flags):
     return config, images, held_out
 
 
-def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device):
-    """(training images, held-out images or None, digest of all of them), on the device."""
+def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False):
+    """(training images, held-out images or None, digest of all of them), on the device.
+
+    cap: hold out a fifth of the images at most, for a number that the user did not choose.
+    """
     images = datasets.load(dataset, "train", data_dir, image_size=image_size)
     if subset:
+        if subset > len(images):
+            raise InputError(f"--num_train {subset} is more than the {len(images)} training images of {dataset}")
         images = datasets.balanced_subset(images, subset, seed)
     digest = hashlib.sha256(images.images.numpy()).hexdigest()
+    if cap:
+        num_held_out = min(num_held_out, len(images) // 5)
     if num_held_out >= len(images):
         raise InputError(f"--validation {num_held_out} leaves nothing of {len(images)} images to train on")
     images, held_out = datasets.hold_out(images, num_held_out, seed)
@@ -62,8 +75,8 @@ def build(config, images):
     network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
     recipes.initialize_(network, settings["initialization"])
     if config["init_from"]:
-        _start_from(network, config["init_from"])
-    _try_out(network, images)
+        _start_from(network, config["network"], config["init_from"])
+    _try_out(network, images, settings["batch_size"])
     classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     config["classifier"] = classifier.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
@@ -74,16 +87,19 @@ def build(config, images):
 def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left.
 
-    flags: those given, of which only epochs, max_minutes, patience, data_dir, device and network may differ from the run's.
+    flags: those given, of which only epochs, max_minutes, patience, data_dir, device and network may differ from the
+    run's.
     """
     config = run_folders.read_config(folder)
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "data_dir") if name in flags}
+    config["flags"] |= {name: _text(value) for name, value in flags.items()}
+    _check_patience(config["patience"], config["num_held_out"])
     device = resolve_device(flags.get("device", config["device"]))
     config["device"] = str(device)
-    images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"], config["subset"],
-                                           config["num_held_out"], config["seed"], device)
+    images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
+                                           config["subset"], config["num_held_out"], config["seed"], device)
     if digest != config["images_sha256"]:
         raise InputError("the training images are not those that the run began with")
     training = build(config | {"init_from": None}, images)
@@ -106,26 +122,38 @@ def _check_resume_flags(folder, config, flags):
         raise InputError(f"the run uses code of yours: give --network {config['network']} again to have it imported")
 
 
-def _start_from(network, run):
-    source, _, path = run_folders.load_classifier(run)
+def _check_patience(patience, num_held_out):
+    if patience and not num_held_out:
+        raise InputError(f"--patience {patience} needs held-out images, and --validation is 0")
+
+
+def _start_from(network, name, run):
+    own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
+    source, _, path = run_folders.load_classifier(run, network=copy.deepcopy(network) if own else None)
     try:
         network.load_state_dict(source.mean_network().state_dict())
     except RuntimeError:
         raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
 
 
-def _try_out(network, images):
+def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = network(images.images[:1].cpu().float() / 255)
-            shape = tuple(logits.shape)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"the network cannot take images of {tuple(images.images.shape[1:])}: {error}") from None
+    image = images.images[:1].cpu().float() / 255
+    shape = _shape_of_logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     if shape != (1, images.num_classes):
         raise InputError(f"the network gives {shape} for one image, not (1, {images.num_classes}) logits")
+    if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
+        _shape_of_logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one "
+                         f"of the {len(images)} images, on which the network cannot be trained")
     network.train()
+
+
+@torch.no_grad()
+def _shape_of_logits(network, image, complaint):
+    try:
+        return tuple(network(image).shape)
+    except Exception as error:                           # a network of the user's fails in ways of its own
+        raise InputError(f"{complaint}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def _text(value):

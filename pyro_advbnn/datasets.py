@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import InputError
-from .image_arrays import read_cifar10, read_digits, read_npz, read_stl10
-from .image_folders import read_folder, read_imagenet143
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.image_arrays import read_cifar10, read_digits, read_npz, read_stl10
+from pyro_advbnn.image_folders import read_folder, read_imagenet143
 
 DATASETS = ("digits", "cifar10", "stl10", "imagenet143", "folder", "npz")
 SPLITS = ("train", "test")

@@ -23,7 +23,7 @@ DEFENSES = {
 }
 
 
-def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, kl_over="all", deterministic=()):
+def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=()):
     """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.
 
     The settings are those of BayesianClassifier and say nothing to the other kinds. Raises InputError.
@@ -32,5 +32,6 @@ def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, kl_over
         raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {defense!r}")
     kind = DEFENSES[defense].kind
     if kind == "bayesian":
-        return BayesianClassifier(network, prior_std, init_std, kl_over=kl_over, deterministic=deterministic)
+        return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over,
+                                  deterministic=deterministic)
     return Classifier(add_noise(network) if kind == "noisy" else network)

@@ -54,8 +54,8 @@ def _evaluate(folder, seed):
 def _print(rows):
     """One line per defence, its three accuracies beside each other."""
     lines = [rows[i:i + 3] for i in range(0, len(rows), 3)]
-    print(f"accuracy % [95% interval] on the {rows[0]['num_examples']} test images of digits, predictions averaged over 20 "
-          f"draws; PGD: l_inf radius 0.2, 20 steps of 0.025")
+    print(f"accuracy % [95% interval] on the {rows[0]['num_examples']} test images of digits, predictions averaged over "
+          f"20 draws; PGD: l_inf radius 0.2, 20 steps of 0.025")
     print(records.table(lines, {
         "defence": lambda line: _DEFENSES[line[0]["defense"]],
         "clean": lambda line: records.percent(line[0], interval=True),

@@ -7,7 +7,7 @@ from pyro_advbnn.errors import InputError
 
 
 def resolve_device(name):
-    """The torch.device called `name`; "auto" is cuda where there is one.   Raises InputError for others and absent ones."""
+    """The torch.device called `name`; "auto" is cuda where there is one.   Raises InputError for absent ones."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -40,7 +40,8 @@ def accuracy(
         epsilons: l_inf radii, as 0,8/255 or 0:0.07:0.005; default: those of the paper's Table 1 for the data set.
         num_steps: PGD steps.
         step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
-        attack_samples: weight draws averaged in each attack gradient; 1 is the paper's weak attack, 10 and more are honest.
+        attack_samples: weight draws averaged in each attack gradient; 1 is the paper's weak attack, 10 and more are
+            honest.
         num_samples: weight draws averaged in each prediction.
         num_test: use a class-balanced subset of the test split, chosen by seed.
         batch_size: images attacked at once.
@@ -56,18 +57,19 @@ def accuracy(
     own_network = _own_network(config, network)
     classifier, config, path = run_folders.load_classifier(run, checkpoint, own_network, place)
     images = _test_images(config, data_dir, num_test, seed).to(place)
+    table = _table(run)
     epsilons = recipes.default_epsilons(config["dataset"]) if epsilons is None else epsilons
     step_size = recipes.default_step_size(config["dataset"]) if step_size is None else step_size
     attacks = [PGD(e, None if step_size == "auto" else step_size, num_steps, attack_samples) for e in epsilons]
     _warn(attacks)
     batches = datasets.batches(images, batch_size)
-    known = {"dataset": config["dataset"], "network": config["network"], "defense": config["defense"], "source": "target",
-             "seed": seed, "checkpoint": str(path)}
+    known = {"dataset": config["dataset"], "network": config["network"], "defense": config["defense"],
+             "source": "target", "seed": seed, "checkpoint": str(path)}
     rows = []
     for attack in attacks:
         with separate_randomness(seed), _bar(attack, images) as bar:
             rows.append(known | robust_accuracy(classifier, batches, attack, num_samples=num_samples, progress=bar))
-    _report(run, rows)
+    _report(table, rows)
 
 
 def _own_network(config, network):
@@ -80,17 +82,20 @@ def _own_network(config, network):
 
 def _test_images(config, data_dir, num_test, seed):
     images = datasets.load(config["dataset"], "test", data_dir or config["data_dir"], image_size=config["image_size"])
-    if list(images.images.shape[1:]) != config["image_shape"] or list(images.class_names) != config["class_names"]:
-        raise InputError(f"the test images are not like those of the training: {tuple(images.images.shape[1:])} and "
-                         f"{images.num_classes} classes, not {tuple(config['image_shape'])} and {config['num_classes']}")
+    shape, names = list(images.images.shape[1:]), list(images.class_names)
+    if shape != config["image_shape"] or names != config["class_names"]:
+        raise InputError(f"the test images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
+                         f"not {tuple(config['image_shape'])} and {config['num_classes']}")
+    if num_test and num_test > len(images):
+        raise InputError(f"--num_test {num_test} is more than the {len(images)} test images of {config['dataset']}")
     return datasets.balanced_subset(images, num_test, seed) if num_test else images
 
 
 def _warn(attacks):
     weak = [f"{attack.epsilon:g}" for attack in attacks if not attack.reaches_ball]
     if weak:
-        print(f"note: {attacks[0].num_steps} steps of {attacks[0].step_size:g} cannot reach the border of the ball of radius "
-              f"{', '.join(weak)}")
+        print(f"note: {attacks[0].num_steps} steps of {attacks[0].step_size:g} cannot reach the border of the ball of "
+              f"radius {', '.join(weak)}")
 
 
 class _bar:
@@ -111,7 +116,18 @@ class _bar:
         self._bar.set_postfix_str(f"accuracy {100 * correct / total:.1f} %")
 
 
-def _report(run, rows):
+def _table(run):
+    """The csv file that takes the rows, found good before any work."""
+    path = run / "evaluation" / "accuracy.csv"
+    records.read_table(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made: {error.strerror}") from None
+    return path
+
+
+def _report(path, rows):
     print(records.table(rows, {
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
         "accuracy %": lambda row: records.percent(row, interval=True),
@@ -121,8 +137,6 @@ def _report(run, rows):
         "draws": lambda row: row["num_samples"],
         "images": lambda row: row["num_examples"],
     }))
-    path = Path(run) / "evaluation" / "accuracy.csv"
-    path.parent.mkdir(exist_ok=True)
     records.append_csv(path, rows)
     print(f"added to {path}")
 

@@ -16,7 +16,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, STL10
 from torchvision.datasets.utils import download_and_extract_archive
 
-from .errors import InputError
+from pyro_advbnn.errors import InputError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")

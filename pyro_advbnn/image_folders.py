@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .errors import InputError
+from pyro_advbnn.errors import InputError
 
 IMAGENET_SIZE = 64
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript

@@ -110,6 +110,28 @@ def spike_and_slab(slab_std=1.0, spike_std=1e-3, slab_probability=0.5):
     return scale_mixture([slab_probability, 1 - slab_probability], [slab_std, spike_std])
 
 
+PRIORS = {       # by name: a function of the std of the wide component
+    "normal": None,
+    "scale_mixture": lambda std: scale_mixture([0.5, 0.5], [std, std / 10]),
+    "spike_and_slab": lambda std: spike_and_slab(std, std / 100),
+}
+
+
+def named_prior(name, std):
+    """The distribution over one weight called `name`, with prior_std `std`; None for "normal".
+
+    scale_mixture: half std, half std / 10. spike_and_slab: half std, half std / 100.
+    Raises InputError for an unknown name, and for a mixture whose std is not one number.
+    """
+    if name not in PRIORS:
+        raise InputError(f"prior must be one of {', '.join(PRIORS)} or a Pyro distribution, got {name!r}")
+    if name == "normal":
+        return None
+    if not isinstance(std, int | float) or not 0 < std < math.inf:
+        raise InputError(f"prior {name} needs prior_std to be one number > 0, got {std!r}")
+    return PRIORS[name](float(std))
+
+
 def has_closed_form(prior):
     """True where the KL from a mean-field Normal to `prior` is computed exactly."""
     if isinstance(prior, NormalPrior):

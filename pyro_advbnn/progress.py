@@ -19,14 +19,15 @@ class Progress:
 
     def begin(self):
         config, settings = self.config, self.config["settings"]
-        print(f"{config['defense']} on {config['dataset']}: {config['network']} with {config['num_weights']:,} weights, "
-              f"N = {config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}")
+        print(f"{config['defense']} on {config['dataset']}: {config['network']} with {config['num_weights']:,} weights, N = "
+              f"{config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}")
         print(f"recipe {config['recipe']}: {settings['epochs']} epochs of batch {settings['batch_size']}, "
-              f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}{self._kl()}{self._attack()}")
+              f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}"
+              f"{self._kl()}{self._attack()}")
         attack = self.training.attack
         if attack and not attack.reaches_ball:
-            print(f"note: {attack.num_steps} steps of {attack.step_size:g} cannot reach the border of the ball of radius "
-                  f"{attack.epsilon:g}")
+            print(f"note: {attack.num_steps} steps of {attack.step_size:g} cannot reach the border of the ball of "
+                  f"radius {attack.epsilon:g}")
         if self.training.progress:
             print(f"going on after epoch {self.training.epochs_done}, step {self.training.steps_done}")
         print(f"writing {self.folder}", flush=True)
@@ -37,26 +38,30 @@ class Progress:
             return ""
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:g} / N{warmup}, "
-                f"prior_std {settings['prior_std']}, init_std {settings['init_std']}")
+                f"{settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
 
     def _attack(self):
         attack = self.training.attack
-        return "" if attack is None else (f", PGD epsilon {attack.epsilon:g}, {attack.num_steps} steps of "
-                                          f"{attack.step_size:g}, {attack.attack_samples} draws per gradient")
+        if attack is None:
+            return ""
+        draws = "draw" if attack.attack_samples == 1 else "draws"
+        return (f", PGD epsilon {attack.epsilon:g}, {attack.num_steps} steps of {attack.step_size:g}, "
+                f"{attack.attack_samples} {draws} per gradient")
 
     def step(self, num_images):
         self._epoch_images += num_images
         if not sys.stderr.isatty():
             return
         if self._bar is None:
-            self._bar = tqdm(total=len(self.training.batches), initial=max(0, self.training.steps_done - 1), leave=False,
-                             desc=f"epoch {self.training.epochs_done + 1}/{self.config['settings']['epochs']}", unit="step")
+            epoch = f"epoch {self.training.epochs_done + 1}/{self.config['settings']['epochs']}"
+            self._bar = tqdm(total=len(self.training.batches), initial=max(0, self.training.steps_done - 1), desc=epoch,
+                             leave=False, unit="step")
         self._bar.update(1)
         if time.monotonic() - self._refreshed > _SECONDS_BETWEEN_REFRESHES:
             self._refreshed = time.monotonic()
             now = self.training.averages()
-            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, batch {100 * now['batch_accuracy']:.1f} %, "
-                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
+            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
+                                      f"batch {100 * now['batch_accuracy']:.1f} %, {self.images_per_second():.0f} images/s, {self._time_left()} left")
 
     def images_per_second(self):
         """Images trained on per second in this epoch, evaluation not counted."""
@@ -68,21 +73,24 @@ class Progress:
         return f"{int(left // 60)}:{int(left % 60):02d}"
 
     def epoch(self, row):
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.close()
         held_out = "" if row["held_out_accuracy"] is None else (
             f"  held out {100 * row['held_out_accuracy']:5.1f} / {100 * row['held_out_robust_accuracy']:4.1f} %")
         print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}  kl {row['kl']:.4g}  "
-              f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} (clean / PGD)"
-              f"  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
+              f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
+              f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def stopped(self, why):
-        if self._bar is not None:
-            self._bar.close()
+        self.close()
         print(f"stopped in epoch {self.training.epochs_done + 1} after step {self.training.steps_done}: {why}; "
               f"go on with --resume {self.folder}")
+
+    def close(self):
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def finished(self, best):
         text = "" if best is None else (f"; best on the held-out images: epoch {best['epoch']}, clean "

@@ -23,7 +23,8 @@ _DATA = {
 }
 _EPSILONS = {"digits": (0.0, 0.1, 0.2, 0.3), "imagenet143": (0.0, 0.004, 0.01, 0.016, 0.02)}
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
-           "weight_decay": 0.0, "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
+           "weight_decay": 0.0, "prior": "normal", "kl_warmup": 0.0, "kl_over": "all", "initialization": "default",
+           "schedule": "stages"}
 
 
 def paper(dataset, defense):
@@ -36,13 +37,13 @@ def paper(dataset, defense):
 
 
 def authors(dataset, defense):
-    """What the authors' published code did: the KL of the last layer only; on ImageNet-143 alpha never reached the loss."""
+    """What the authors' code did: the KL of the last layer only; on ImageNet-143 alpha never reached the loss."""
     settings = paper(dataset, defense) | {"kl_over": "last"}
     return settings | ({"alpha": _authors_alpha(defense, 1.0)} if dataset == "imagenet143" else {})
 
 
 def ours(dataset, defense):
-    """The KL of all weights, made to train: a prior scaled by fan-in, a small initial std, KL warm-up, one-cycle cosine."""
+    """The KL of all weights, made to train: prior scaled by fan-in, small initial std, KL warm-up, one-cycle cosine."""
     settings = {**_COMMON, **_DATA[dataset], "schedule": "cosine", "optimizer": "adam", "learning_rate": 2e-3,
                 "prior_std": "fan_in", "init_std": "fan_in/10", "alpha": 1 / 50, "kl_warmup": 0.25}
     return settings | {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
@@ -97,7 +98,9 @@ def learning_rate_factor(schedule, stages, progress):
         return 1.0
     if schedule == "cosine":
         warmup = 0.1
-        return progress / warmup if progress < warmup else 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
+        if progress < warmup:
+            return progress / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
     done, finished_stages = 0, 0
     for epochs in stages[:-1]:
         done += epochs

@@ -1,4 +1,4 @@
-"""What a run leaves behind: rows of accuracy, lines of metrics, the environment they came from. No torch tensors here."""
+"""What a run leaves behind: rows of accuracy, lines of metrics, the environment they came from. No tensors here."""
 import csv
 import json
 import math
@@ -31,11 +31,7 @@ def append_csv(path, rows):
     Raises InputError where the file has other columns; a row key that is no column is a ValueError.
     """
     path = Path(path)
-    before = ""
-    if path.exists():
-        before = path.read_text()
-        if before.splitlines()[:1] != [",".join(ROW_FIELDS)]:
-            raise InputError(f"{path} is not a table of ours: its columns differ")
+    before = read_table(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", newline="") as file:
         file.write(before)
@@ -44,6 +40,15 @@ def append_csv(path, rows):
             writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     os.replace(temporary, path)
+
+
+def read_table(path):
+    """The text of a csv of ours, whole lines, "" where there is none.   Raises InputError for other columns."""
+    path = Path(path)
+    text = path.read_text() if path.exists() else ""
+    if text and text.splitlines()[0] != ",".join(ROW_FIELDS):
+        raise InputError(f"{path} is not a table of ours: its columns differ")
+    return text if text.endswith("\n") or not text else text + "\n"
 
 
 def _cell(value):
@@ -72,9 +77,13 @@ def append_jsonl(path, row):
 
 
 def read_jsonl(path):
-    """The rows of a JSON-lines file, [] where there is none."""
+    """The rows of a JSON-lines file, [] where there is none; a last line that a crash cut short is left out."""
     path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    try:
+        return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def write_jsonl(path, rows):

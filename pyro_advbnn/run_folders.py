@@ -29,25 +29,30 @@ def read_config(folder):
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no run folder: it has no config.json")
-    return records.read_json(folder / "config.json")
+    config = records.read_json(folder / "config.json")
+    needed = {"dataset", "defense", "network", "settings", "images_sha256"}
+    if not isinstance(config, dict) or not needed <= set(config):
+        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    return config
 
 
 def save_position(folder, training, config, best):
-    """Write checkpoint.pt: the classifier and all that `--resume` needs."""
+    """Write checkpoint.pt: the classifier and all that `--resume` needs.   Raises NotFinite for lost weights."""
+    training.check_weights()
     checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=training.state_dict(), best=best)
 
 
 def restore_position(folder, training):
     """Set `training` to where checkpoint.pt stands, drop later lines of metrics.jsonl, return the best so far."""
-    content = checkpoints.read(folder / "checkpoint.pt", training.device)
+    if not (folder / "checkpoint.pt").exists():
+        raise InputError(f"{folder} was left before its first checkpoint, so there is nothing to go on with")
+    content = checkpoints.read(folder / "checkpoint.pt")
     if "training" not in content:
         raise InputError(f"{folder / 'checkpoint.pt'} holds no training to go on with")
     training.classifier.load_state_dict(content["state"])
     training.load_state_dict(content["training"])
     metrics = records.read_jsonl(folder / "metrics.jsonl")
-    kept = [row for row in metrics if row["epoch"] <= training.epochs_done]
-    if kept != metrics:
-        records.write_jsonl(folder / "metrics.jsonl", kept)
+    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= training.epochs_done])
     return content["best"]
 
 

@@ -1,5 +1,6 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,8 +9,10 @@ from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
-from pyro_advbnn.training import accuracies, is_better
+from pyro_advbnn.training import NotFinite, accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
@@ -35,6 +38,7 @@ def train(
     weight_decay: NotNegative = None,
     schedule: Literal["stages", "cosine", "constant"] | None = None,
     alpha: NotNegative = None,
+    prior: Literal[tuple(PRIORS)] | None = None,
     prior_std: Std = None,
     init_std: Std = None,
     kl_over: Literal["all", "last"] | None = None,
@@ -68,7 +72,8 @@ def train(
         data_dir: folder of the data set (npz: the file); default data/ for cifar10 and stl10.
         defense: none, adv (PGD training), rse (noise), bnn (Bayesian), advbnn (Bayesian and PGD training; the default).
         network: vgg11, vgg13, vgg16, vgg19, model_a, convnet, torchvision:NAME or package.module:function.
-        recipe: paper (Table 2, KL of all weights), authors (what their code did), ours (the default; KL of all weights, made to train).
+        recipe: paper (Table 2, KL of all weights), authors (what their code did), ours (the default; KL of all weights,
+            made to train).
         epochs: passes over the training set.
         max_minutes: stop after this time, resumable.
         patience: stop after this many epochs without a better held-out accuracy.
@@ -78,6 +83,7 @@ def train(
         weight_decay: L2 factor of the optimizer.
         schedule: stages (divided by 10 after each), cosine (one cycle) or constant.
         alpha: factor of the KL in Eq. (10).
+        prior: normal, or scale_mixture or spike_and_slab, whose KL is a Monte-Carlo estimate.
         prior_std: std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2.
         init_std: std that the posterior starts with, likewise.
         kl_over: KL of all weights, or of the last layer as in the authors' code.
@@ -98,7 +104,7 @@ def train(
         device: auto (cuda if present; the default), cpu, cuda or cuda:N.
         precision: fp32 (the default), or bf16: autocast, with losses in float32.
         out: the new run folder; default runs/<dataset>-<defense>-<time>.
-        resume: run folder to go on with; epochs, max_minutes, patience, data_dir, device and network may be given with it.
+        resume: run folder to go on with; epochs, max_minutes, patience, data_dir, device and network may be given too.
         dry_run: print the configuration and stop.
     """
     flags = {name: value for name, value in locals().items() if value is not None}
@@ -106,6 +112,9 @@ def train(
     skip_validation()
     if resumed:
         config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
+        if _out_of_patience(best, training, config["patience"]):
+            raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
+                             f" epochs; a larger --patience goes on")
     else:
         if folder:
             run_folders.refuse_existing(folder)
@@ -125,15 +134,36 @@ def _default_folder(config):
 
 
 def _fit(folder, config, training, held_out, best, max_minutes):
-    """Train to the end, to max_minutes or until patience runs out; the run folder can always be resumed."""
+    """Train to the end, to max_minutes or until patience runs out; whatever else stops it, the way on is told."""
     progress = Progress(config, training, folder)
     progress.begin()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN")     # Pyro's; the training stops with a line of ours
+            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress)
+    except NotFinite as error:
+        progress.close()
+        raise InputError(f"{error}; {_last_checkpoint(folder, 'the last good checkpoint is')}") from None
+    except KeyboardInterrupt:
+        progress.close()
+        print(_last_checkpoint(folder, f"go on with --resume {folder} from"), flush=True)
+        raise
+
+
+def _last_checkpoint(folder, words):
+    path = folder / "checkpoint.pt"
+    return f"{words} {path}" if path.exists() else f"no checkpoint has been written to {folder} yet"
+
+
+def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress):
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
     saved = time.monotonic()
     while not training.finished and not _out_of_patience(best, training, config["patience"]):
         for num_images in training.epoch():
             progress.step(num_images)
-            if time.monotonic() > deadline and training.steps_done < len(training.batches):
+            if training.steps_done == len(training.batches):
+                continue                                 # the epoch is about to be finished and saved
+            if time.monotonic() > deadline:
                 run_folders.save_position(folder, training, config, best)
                 return progress.stopped(f"--max_minutes {max_minutes:g} are over")
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
@@ -165,14 +195,14 @@ def _finish_epoch(folder, config, training, held_out, best, progress):
 def _metrics(training, held_out, config, progress):
     settings, seed, epoch = training.settings, config["seed"], training.epochs_done
     rate, kl_weight = training.last_learning_rate, training.last_kl_weight
-    averages = training.averages()
+    averages, speed = training.averages(), progress.images_per_second()
     training.restart_averages()
     sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
     clean, robust = accuracies(training.classifier, sample, settings, seed=seed + epoch)
     held = accuracies(training.classifier, held_out, settings, seed=seed + epoch) if held_out else (None, None)
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
-            "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": progress.images_per_second(),
+            "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": speed,
             "peak_memory_mib": peak_memory_mib(training.device)}
 
 

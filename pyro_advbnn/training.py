@@ -41,11 +41,15 @@ def build_attack(settings, epsilon=None, **changes):
     return PGD(**(chosen if epsilon is None else chosen | {"epsilon": epsilon}))
 
 
+class NotFinite(InputError):
+    """A loss or a weight is no finite number any more, so there is nothing to go on with."""
+
+
 class Training:
     """A training at some point of its course: classifier, optimizer, random streams and position.
 
-    `epoch()` yields after every step; leaving it there, `state_dict()` and, in another process, `load_state_dict()` goes
-    on as if nothing had happened, bit for bit on a CPU. Batch order and augmentation own their random streams; the
+    `epoch()` yields after every step; leaving it there, `state_dict()` and, in another process, `load_state_dict()`
+    goes on as if nothing had happened, bit for bit on a CPU. Batch order and augmentation own their random streams; the
     weights are drawn from torch's global one.
 
     settings: a resolved recipe. adversarial: whether batches are attacked. images: the training set, on the device.
@@ -59,8 +63,8 @@ class Training:
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator(self.device).manual_seed(seed + 1)
         self._order_at_start = self._order.get_state()
-        self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order, augmentation=augmentation,
-                                        augment_with=self._augment)
+        self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order,
+                                        augmentation=augmentation, augment_with=self._augment)
         self.images = images
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
@@ -91,7 +95,7 @@ class Training:
     def epoch(self):
         """The rest of the current epoch, a generator that yields after every step the number of images in it.
 
-        Raises InputError at the first loss that is not finite.
+        Raises NotFinite at the first loss that is not finite, and where the epoch ends with weights that are not.
         """
         self.classifier.train()
         self._order.set_state(self._order_at_start)
@@ -99,6 +103,7 @@ class Training:
             self._step(x, y)
             self.steps_done += 1
             yield len(y)
+        self.check_weights()
         self.epochs_done += 1
         self.steps_done = 0
         self._order_at_start = self._order.get_state()
@@ -111,11 +116,17 @@ class Training:
             parts = train_step(self.classifier, self.optimizer, x, y, attack=self.attack,
                                kl_weight=self.last_kl_weight)
         if not torch.isfinite(parts.loss):
-            raise InputError(f"the loss is {parts.loss.item()} (nll {parts.nll.item()}, kl {parts.kl.item()}) at step "
-                             f"{self.steps_done + 1} of epoch {self.epochs_done + 1}")
+            raise NotFinite(f"the loss is {parts.loss.item()} (nll {parts.nll.item():g}, kl {parts.kl.item():g}) at "
+                            f"step {self.steps_done + 1} of epoch {self.epochs_done + 1}")
         correct = (parts.logits.argmax(-1) == y).sum()
         values = torch.stack([v.double() for v in (parts.nll * len(y), parts.kl.to(self.device) * len(y), correct)])
         self._sums += torch.cat([values, values.new_tensor([len(y)])])
+
+    def check_weights(self):
+        """Raises NotFinite where the classifier's state holds a number that is not finite."""
+        for name, tensor in self.classifier.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise NotFinite(f"{name} is not finite after step {self.steps_done} of epoch {self.epochs_done + 1}")
 
     def averages(self):
         """nll, kl and one-draw accuracy on the batches as they were trained on, averaged over the epoch so far."""
@@ -130,22 +141,28 @@ class Training:
 
     def state_dict(self):
         """Everything but the classifier: optimizer, position and random streams; tensors and plain values."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
-        return {"optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done, "steps_done": self.steps_done,
-                "sums": self._sums, "rng": {"global": torch.get_rng_state(), "cuda": cuda, "augment": self._augment.get_state(),
-                                            "order": self._order_at_start}}
+        rng = {"global": torch.get_rng_state(), "order": self._order_at_start, "device_type": self.device.type,
+               "augment": self._augment.get_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
+                "steps_done": self.steps_done, "sums": self._sums, "rng": rng}
 
     def load_state_dict(self, state):
-        """Go on from `state_dict()`; the global random streams are set too."""
+        """Go on from `state_dict()`; the global random streams are set too.
+
+        On another type of device (cuda, cpu) its own streams cannot go on and begin anew.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         self._sums = state["sums"].to(self.device)
         rng = state["rng"]
-        torch.set_rng_state(rng["global"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([r.cpu() for r in rng["cuda"]])
-        self._augment.set_state(rng["augment"].cpu())
-        self._order_at_start = rng["order"].cpu()
+        torch.set_rng_state(rng["global"])
+        self._order_at_start = rng["order"]
+        if rng["device_type"] == self.device.type:
+            self._augment.set_state(rng["augment"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
 
 
 def accuracies(classifier, images, settings, *, seed):

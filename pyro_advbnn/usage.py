@@ -62,9 +62,14 @@ def _doc(function: Command) -> str:
 
 
 def _flag(parameter: Parameter, note: str) -> str:
-    required = parameter.default is Parameter.empty
-    default = "required" if required else f"default {_written(parameter.default)}"
-    head = f"  --{parameter.name}: {values.expected(parameter.annotation)}; {default}"
+    kind = values.expected(parameter.annotation)
+    if parameter.default is Parameter.empty:
+        kind += "; required"
+    elif parameter.default is None:                      # the note says what happens without the flag
+        kind = kind.removesuffix(" or none")
+    else:
+        kind += f"; default {_written(parameter.default)}"
+    head = f"  --{parameter.name}: {kind}"
     lines = textwrap.wrap(head, WIDTH, subsequent_indent=" " * 8)
     return "\n".join(lines + textwrap.wrap(note, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
 

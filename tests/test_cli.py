@@ -208,7 +208,7 @@ def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys
     assert "--out ... [--flag value ...]\n\nTrain one classifier.\n\nA second paragraph.\n\nflags:\n" in out
     assert "  --out: a path; required\n      the run folder, which is made.\n" in out
     assert "  --epsilon: a number >= 0; default 0.0313725\n      the l_inf radius.\n" in out
-    assert "  --seed: an integer or none; default none\n  --momentum" in out
+    assert "  --seed: an integer\n  --momentum" in out
     assert "default 0,0.5\n" in out and "InputError" not in out
 
 

@@ -265,3 +265,12 @@ def test_kl_of_a_prior_per_parameter_is_the_sum_over_parameters():
     torch.testing.assert_close(classifier.kl().double(), expected, rtol=1e-5, atol=1e-3)
     parts = objective(classifier, *batch(), kl_weight=1.0)
     torch.testing.assert_close(parts.kl, classifier.kl().detach())
+
+
+@pytest.mark.parametrize("kl_weight", [None, 0.3])
+def test_model_and_guide_scale_the_latent_alike(kl_weight):
+    classifier, (x, y) = bayesian(), batch()
+    arguments = (x, y) if kl_weight is None else (x, y, kl_weight)
+    scales = [pyro.poutine.trace(part).get_trace(*arguments).nodes["weights"]["scale"]
+              for part in (classifier.model, classifier.guide)]
+    assert scales == [kl_weight or 1 / 16] * 2

@@ -54,7 +54,8 @@ def test_any_torchvision_classifier_comes_by_name():
 
 
 def test_a_network_of_one_s_own_is_imported(tmp_path, monkeypatch):
-    (tmp_path / "my_nets.py").write_text("from torch import nn\ndef small(n): return nn.Sequential(nn.Flatten(), nn.Linear(4, n))\n"
+    (tmp_path / "my_nets.py").write_text("from torch import nn\n"
+                                         "def small(n): return nn.Sequential(nn.Flatten(), nn.Linear(4, n))\n"
                                          "def odd(n): return 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_nets", raising=False)

@@ -73,6 +73,7 @@ def test_log_density_of_the_own_draw_is_the_same_as_of_a_copy(small_chunks):
     q, reference = posterior(prior=NormalPrior([(0, 1000, 0.1)]))
     w = q.rsample()
     torch.testing.assert_close(q.log_prob(w), q.log_prob(w.clone()))
+    torch.testing.assert_close(q.log_prob(w + 1), reference.log_prob(w + 1))
     got, expected = (torch.autograd.grad(p.log_prob(w), [q.mean, q.log_std], retain_graph=True) for p in (q, reference))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
@@ -89,21 +90,30 @@ def test_kl_that_comes_with_a_draw_is_the_kl_alone(small_chunks):
         torch.distributions.Normal(q.mean, q.stddev),
         torch.distributions.Normal(0.0, torch.cat([torch.full((300,), 0.1), torch.full((700,), 0.7)])))[200:950].sum()
     torch.testing.assert_close(along, reference)
-    got, expected = (torch.autograd.grad(kl, [q.mean, q.log_std]) for kl in (along, reference))
-    for one, other in zip(got, expected, strict=True):
+    got, got_alone, expected = (torch.autograd.grad(kl, [q.mean, q.log_std]) for kl in (along, alone, reference))
+    for one, two, other in zip(got, got_alone, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(two, other, rtol=1e-4, atol=1e-5)
+
+
+def test_kl_to_another_prior_is_not_the_one_that_came_with_the_draw():
+    q, _ = posterior(prior=NormalPrior([(0, 1000, 0.1)]))
+    q.rsample()
+    other = NormalPrior([(0, 1000, 0.5)])
+    expected = torch.distributions.kl_divergence(Normal(q.mean, q.stddev), Normal(0.0, 0.5)).sum()
+    torch.testing.assert_close(torch.distributions.kl_divergence(q, other), expected)
 
 
 def test_gradients_of_a_draw_add_those_of_weights_and_kl(small_chunks):
-    prior = NormalPrior([(0, 1000, 0.1)])
-    q, _ = posterior(prior=prior)
+    prior = NormalPrior([(0, 1000, 0.1)], counted=(200, 950))
+    q, _ = posterior(prior=prior, counted=(200, 950))
     torch.manual_seed(1)
     w = q.rsample()
     cost = torch.randn(1000)
     got = torch.autograd.grad(w.dot(cost) + 0.1 * q.kl_to_prior, [q.mean, q.log_std])
     eps = (w.detach() - q.mean.detach()) / q.stddev.detach()
     reference = (q.mean + q.stddev * eps).dot(cost) + 0.1 * torch.distributions.kl_divergence(
-        Normal(q.mean, q.stddev), Normal(0.0, 0.1)).sum()
+        Normal(q.mean, q.stddev), Normal(0.0, 0.1))[200:950].sum()
     for one, other in zip(got, torch.autograd.grad(reference, [q.mean, q.log_std]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -152,8 +162,8 @@ def test_a_buffer_from_inference_mode_serves_training():
 def test_copies_share_no_memory():
     q, _ = posterior(buffers=Buffers())
     with torch.no_grad():
-        w = q.rsample()
-    assert copy.deepcopy(q.buffers).take(q.mean).data_ptr() != w.data_ptr()
+        where = q.rsample().data_ptr()                   # free again
+    assert copy.deepcopy(q.buffers).take(q.mean).data_ptr() != where
 
 
 def test_unflatten_gives_views_and_gathers_their_gradients():

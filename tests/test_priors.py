@@ -82,3 +82,19 @@ def test_mixtures_out_of_range_are_refused(arguments):
 def test_spikes_out_of_range_are_refused(arguments):
     with pytest.raises(InputError, match="spike_and_slab"):
         spike_and_slab(*arguments)
+
+
+@pytest.mark.parametrize("name", ["scale_mixture", "spike_and_slab"])
+def test_named_priors_are_the_shipped_ones_with_the_given_std(name):
+    expected = scale_mixture([0.5, 0.5], [0.2, {"scale_mixture": 0.02, "spike_and_slab": 0.002}[name]])
+    prior = BayesianClassifier(networks.convnet(width=4), prior_std=0.2, prior=name).prior.one_weight
+    value = torch.randn(5)
+    torch.testing.assert_close(prior.log_prob(value), expected.log_prob(value))
+
+
+@pytest.mark.parametrize(("settings", "match"), [
+    ({"prior": "horseshoe"}, "spike_and_slab"), ({"prior": "scale_mixture", "prior_std": "fan_in"}, "one number"),
+])
+def test_named_priors_that_cannot_be_built_are_refused(settings, match):
+    with pytest.raises(InputError, match=match):
+        BayesianClassifier(networks.convnet(width=4), **settings)

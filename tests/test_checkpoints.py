@@ -1,0 +1,174 @@
+"""Tests of checkpoints: what is saved comes back bit for bit, and no file can do harm."""
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import checkpoints, priors
+from pyro_advbnn.errors import InputError
+
+CONFIG = {"network": "convnet", "num_classes": 10, "in_channels": 1, "width": 4}
+x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+y = torch.arange(16) % 10
+
+
+def convnet():
+    torch.manual_seed(0)
+    return ab.networks.convnet(width=4)
+
+
+def trained(classifier):
+    """A few steps, so that no tensor is as it was made, the BatchNorm statistics included."""
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    torch.manual_seed(1)
+    classifier.train()
+    for _ in range(3):
+        ab.train_step(classifier, optimizer, x, y, kl_weight=1e-4)
+    return classifier
+
+
+def assert_same(a, b):
+    assert a.state_dict().keys() == b.state_dict().keys()
+    assert all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+    assert a.settings() == b.settings() and type(a) is type(b)
+    answers = []
+    for classifier in (a, b):
+        torch.manual_seed(2)
+        answers.append((ab.predict(classifier, x, num_samples=3), classifier.kl().detach()))
+    assert torch.equal(answers[0][0], answers[1][0]) and torch.equal(answers[0][1], answers[1][1])
+
+
+@pytest.mark.parametrize("defense", ab.DEFENSES)
+def test_every_defence_comes_back_bit_for_bit_from_its_name_alone(tmp_path, defense):
+    classifier = trained(ab.build_classifier(defense, convnet(), prior_std="fan_in", init_std="fan_in/10"))
+    assert any("running_mean" in name and value.abs().sum() > 0 for name, value in classifier.state_dict().items())
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | {"defense": defense})
+    loaded = checkpoints.load(tmp_path / "c.pt")
+    assert not loaded.training
+    assert_same(classifier, loaded)
+
+
+@pytest.mark.parametrize("settings", [
+    {"kl_over": "last"},
+    {"deterministic": ["*.bias", "features.1.*"]},
+    {"prior_std": {"classifier.*": 0.3, "*": 0.1}, "init_std": 0.02},
+    {"prior": priors.scale_mixture([0.5, 0.5], [1.0, 0.1])},
+    {"prior": priors.spike_and_slab(), "deterministic": ["*.bias"]},
+], ids=lambda settings: "-".join(settings))
+def test_every_setting_of_a_bayesian_classifier_comes_back(tmp_path, settings):
+    classifier = trained(ab.BayesianClassifier(convnet(), **settings))
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
+    assert_same(classifier, checkpoints.load(tmp_path / "c.pt", prior=settings.get("prior")))
+
+
+def test_a_network_of_the_users_own_comes_back_when_the_same_architecture_is_passed(tmp_path):
+    def network():
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 10))
+
+    classifier = trained(ab.BayesianClassifier(network()))
+    checkpoints.save(tmp_path / "c.pt", classifier)
+    passed = network()
+    before = {name: value.clone() for name, value in passed.state_dict().items()}
+    assert_same(classifier, checkpoints.load(tmp_path / "c.pt", passed))
+    assert all(torch.equal(value, before[name]) for name, value in passed.state_dict().items())
+    with pytest.raises(InputError, match="does not name its network; pass the same architecture"):
+        checkpoints.load(tmp_path / "c.pt")
+    with pytest.raises(InputError, match="does not fit the network"):
+        checkpoints.load(tmp_path / "c.pt", convnet())
+
+
+def test_code_of_the_users_own_is_never_imported_from_a_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path(__file__).with_name('HARM').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoints.save(tmp_path / "c.pt", ab.Classifier(convnet()), CONFIG | {"network": "harmful:build"})
+    with pytest.raises(InputError, match="give --network again, or pass the network"):
+        checkpoints.load(tmp_path / "c.pt")
+    assert not (tmp_path / "HARM").exists()
+
+
+def test_a_prior_of_ones_own_must_be_passed_again(tmp_path):
+    checkpoints.save(tmp_path / "c.pt", ab.BayesianClassifier(convnet(), prior=priors.spike_and_slab()), CONFIG)
+    with pytest.raises(InputError, match="pass it as prior"):
+        checkpoints.load(tmp_path / "c.pt")
+
+
+def test_the_weights_are_in_the_file_once(tmp_path):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=32))
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
+    size = 4 * sum(value.numel() for value in classifier.state_dict().values())
+    assert size < (tmp_path / "c.pt").stat().st_size < 1.1 * size
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def saved(path, **changes):
+    torch.save({"format": 1, "config": CONFIG, "settings": {"kind": "deterministic"}, "state": {}} | changes, path)
+
+
+def truncated(path):
+    checkpoints.save(path, ab.Classifier(convnet()), CONFIG)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD = {
+    "truncated": (truncated, "damaged or no checkpoint"),
+    "empty": (lambda path: path.touch(), "damaged or no checkpoint"),
+    "text": (lambda path: path.write_text("hello, I am a text\n"), "damaged or no checkpoint"),
+    "pickle bomb": (lambda path: path.write_bytes(pickle.dumps(Bomb(path.parent / "BOOM"))), "damaged or no"),
+    "bomb inside": (lambda path: saved(path, settings=Bomb(path.parent / "BOOM")), "damaged or no checkpoint"),
+    "whole module": (lambda path: torch.save(nn.Linear(2, 2), path), "damaged or no checkpoint"),
+    "tensor": (lambda path: torch.save(torch.ones(3), path), "not a checkpoint of this package"),
+    "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of this package"),
+    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 2; this version reads up to 1"),
+    "odd format": (lambda path: saved(path, format="new"), "has format new"),
+    "no weights": (saved, "does not fit the network"),
+    "missing": (lambda path: None, "cannot be read: No such file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line_and_runs_nothing(tmp_path, kind):
+    write, message = BAD[kind]
+    path = tmp_path / "c.pt"
+    write(path)
+    with warnings.catch_warnings(action="error"), pytest.raises(InputError) as refusal:
+        checkpoints.load(path)
+    text = str(refusal.value)
+    assert message in text and str(path) in text and "\n" not in text
+    assert "weights_only" not in text                    # torch's advice is to load the file unsafely
+    assert not (tmp_path / "BOOM").exists()
+
+
+def test_the_bomb_would_go_off_if_it_were_let(tmp_path):
+    path = tmp_path / "c.pt"
+    BAD["bomb inside"][0](path)
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "BOOM").exists()
+
+
+@pytest.mark.parametrize("place", ["os.replace", "os.fsync", "torch.save"])
+def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, place):
+    path = tmp_path / "c.pt"
+    checkpoints.save(path, ab.Classifier(convnet()), CONFIG)
+    before = path.read_bytes()
+
+    def crash(*arguments):
+        if place == "torch.save":
+            Path(tmp_path / next(iter(set(os.listdir(tmp_path)) - {"c.pt"}))).write_text("half a file")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch if place == "torch.save" else os, place.partition(".")[2], crash)
+    with pytest.raises(OSError, match="disk is full"):
+        checkpoints.save(path, trained(ab.Classifier(convnet())), CONFIG)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.pt"]

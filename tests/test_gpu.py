@@ -1,0 +1,70 @@
+"""What only a GPU can show; skipped where there is none."""
+import pytest
+import torch
+
+import pyro_advbnn as ab
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.rand(8, 1, 8, 8, device="cuda"), torch.randint(10, (8,), device="cuda")
+
+
+def both_devices(**settings):
+    network = ab.networks.convnet(width=4)
+    return ab.BayesianClassifier(network, **settings), ab.BayesianClassifier(network, **settings).cuda()
+
+
+@pytest.mark.parametrize("prior_std", [0.1, "fan_in"])
+def test_kl_and_its_gradient_are_those_of_the_cpu(prior_std):
+    gradients = []
+    for classifier in both_devices(prior_std=prior_std, init_std=0.03):
+        gradients.append([g.cpu() for g in torch.autograd.grad(classifier.kl(), [classifier.mean, classifier.log_std])])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_at_a_certain_posterior_is_that_of_the_cpu(batch):
+    x, y = batch
+    losses = [ab.negative_elbo(c.eval(), x.to(c.mean.device), y.to(c.mean.device), kl_weight=1e-6).item()
+              for c in both_devices(init_std=1e-8)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_consecutive_draws_differ_in_every_weight():
+    classifier = both_devices(init_std=0.1)[1]
+    with torch.no_grad():
+        first, second = (classifier.posterior_distribution().rsample() for _ in range(2))
+    assert (first != second).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_adversarial_step_lowers_the_loss(batch, precision):
+    classifier = both_devices(init_std=0.01)[1]
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2, fused=True)
+    attack = ab.PGD(0.1, 0.03, 3)
+    with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+        losses = [ab.train_step(classifier, optimizer, *batch, attack=attack, kl_weight=1e-6).loss.item() for _ in range(40)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_pgd_stays_in_the_ball(batch):
+    x, y = batch
+    x_adv = ab.pgd(both_devices(init_std=0.1)[1], x, y, epsilon=0.1, step_size=0.03, num_steps=5, random_start=True)
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1
+
+
+def test_a_mixture_prior_follows_its_classifier_to_the_gpu(batch):
+    prior = ab.priors.scale_mixture([0.5, 0.5], [0.3, 0.01])
+    ab.negative_elbo(both_devices(prior=prior, init_std=0.03)[1], *batch, kl_weight=1e-3).backward()
+
+
+def test_a_checkpoint_moves_between_devices(tmp_path, batch):
+    classifier = both_devices(init_std=1e-8)[1].eval()
+    config = {"network": "convnet", "num_classes": 10, "in_channels": 1, "width": 4}
+    ab.save(tmp_path / "c.pt", classifier, config)
+    on_cpu = ab.load(tmp_path / "c.pt")
+    torch.testing.assert_close(on_cpu(batch[0].cpu()), classifier(batch[0]).cpu(), rtol=1e-2, atol=1e-3)

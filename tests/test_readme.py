@@ -1,0 +1,29 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from pyro_advbnn import benchmark, cli, evaluate, train
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_library_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "classifier.pt").exists()
+    assert "torch.Size([8, 1, 3, 3])" in capsys.readouterr().out
+
+
+def test_every_flag_that_the_readme_names_exists():
+    known = {name for command in (train.train, evaluate.accuracy, benchmark.benchmark)
+             for name in cli.flag_names(command)} | {"no-deps", "help"}
+    named = set(re.findall(r"--([a-z][a-z_-]+)", README))
+    assert named <= known, named - known
+
+
+@pytest.mark.parametrize("name", ["demo", "test", "lint"])
+def test_every_make_target_that_the_readme_names_exists(name):
+    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
+    assert f"make {name}" in README and re.search(rf"^{name}:", makefile, re.MULTILINE)

@@ -1,0 +1,146 @@
+"""Tests of recipes: the numbers of the paper and of the authors' code (facts.md, sections 2 and 4), and flags over them."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_advbnn import networks, recipes
+from pyro_advbnn.datasets import DATASETS
+from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.priors import per_parameter_std
+
+BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
+DETERMINISTIC = {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4}
+
+PAPER = {  # Table 2, and the schedules of the authors' code
+    "cifar10": {"epsilon": 8 / 256, "prior_std": 0.05, "alpha": 1.0, "network": "vgg16", "stages": (80, 60, 40, 20),
+                "epochs": 200},
+    "stl10": {"epsilon": 8 / 256, "prior_std": 0.15, "alpha": 1 / 50, "network": "model_a", "stages": (60, 40, 20),
+              "epochs": 120},
+    "imagenet143": {"epsilon": 0.01, "prior_std": 0.15, "alpha": 1 / 50, "network": "vgg16", "stages": (30, 20, 20, 10),
+                    "epochs": 80},
+}
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_the_papers_recipe_has_the_papers_numbers(dataset, defense):
+    alpha = 1 / 100 if defense == "bnn" else PAPER[dataset]["alpha"]
+    optimizer = BAYESIAN if DEFENSES[defense].kind == "bayesian" else DETERMINISTIC
+    expected = PAPER[dataset] | optimizer | {
+        "alpha": alpha, "num_steps": 10, "step_size": 0.007, "batch_size": 128, "kl_over": "all", "kl_warmup": 0.0,
+        "schedule": "stages", "initialization": "authors", "attack_samples": 1, "num_samples": 10}
+    own, settings = recipes.resolve("paper", dataset, defense, {})
+    assert expected.items() <= settings.items() and settings == own
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_the_authors_recipe_counts_the_last_layers_kl_and_forgets_alpha_on_imagenet143(dataset, defense):
+    own, _ = recipes.resolve("authors", dataset, defense, {})
+    paper, _ = recipes.resolve("paper", dataset, defense, {})
+    differs = {name: own[name] for name in own if own[name] != paper[name]}
+    alpha = {"alpha": 1.0} if dataset == "imagenet143" and defense != "bnn" else {}
+    assert differs == {"kl_over": "last"} | alpha
+
+
+def test_the_authors_recipe_on_cifar10_has_the_constants_of_issue_2():
+    own, _ = recipes.resolve("authors", "cifar10", "advbnn", {})
+    assert (own["prior_std"], own["init_std"], own["alpha"], own["kl_over"]) == (0.05, 0.05, 1.0, "last")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, dataset, defense):
+    _, settings = recipes.resolve(recipe, dataset, defense, {})
+    network = networks.convnet(width=4)
+    for name in ("prior_std", "init_std"):
+        assert all(value > 0 for value in per_parameter_std(settings[name], network, name).values())
+    assert settings["network"] is None or settings["network"] in networks.NETWORKS
+    assert settings["kl_over"] == ("last" if recipe == "authors" else "all")
+    assert settings["validation"] == (150 if dataset == "digits" else 1000)
+    assert 0 < settings["epsilon"] <= 0.2 and settings["epochs"] >= 1 and 0 <= settings["kl_warmup"] < 1
+    expected = 0.007 if dataset in PAPER else 2.5 * settings["epsilon"] / settings["num_steps"]
+    assert settings["step_size"] == pytest.approx(expected)
+
+
+def test_ours_is_the_kl_of_all_weights_with_a_prior_by_fan_in():
+    _, settings = recipes.resolve("ours", "cifar10", "advbnn", {})
+    assert settings["kl_over"] == "all" and str(settings["prior_std"]).startswith("fan_in")
+
+
+def test_a_flag_changes_its_setting_alone_and_the_recipes_own_value_stays_readable():
+    plain, _ = recipes.resolve("paper", "cifar10", "advbnn", {})
+    own, settings = recipes.resolve("paper", "cifar10", "advbnn", {"alpha": 0.5, "epochs": 3, "width": None, "seed": 7})
+    assert own == plain
+    assert {name for name in own if own[name] != settings[name]} == {"alpha", "epochs"}
+    assert (settings["alpha"], settings["epochs"], "seed" in settings) == (0.5, 3, False)
+
+
+@pytest.mark.parametrize(("dataset", "flags", "step_size"), [
+    ("cifar10", {}, 0.007),
+    ("cifar10", {"epsilon": 0.2}, 0.007),
+    ("cifar10", {"step_size": "auto"}, 2.5 * 8 / 256 / 10),
+    ("cifar10", {"step_size": 0.01}, 0.01),
+    ("digits", {}, 0.05),
+    ("digits", {"epsilon": 0.1, "num_steps": 5}, 0.05),
+    ("digits", {"step_size": 0.007}, 0.007),
+    ("digits", {"step_size": 0.0}, 0.0),
+    ("npz", {"num_steps": 0}, 2.5 * 8 / 256),
+])
+def test_the_step_is_0007_on_the_papers_data_sets_and_follows_epsilon_elsewhere(dataset, flags, step_size):
+    assert recipes.resolve("ours", dataset, "advbnn", flags)[1]["step_size"] == pytest.approx(step_size)
+
+
+@pytest.mark.parametrize(("dataset", "step_size", "epsilons"), [
+    ("cifar10", 0.007, (0, 0.015, 0.035, 0.055, 0.07)), ("stl10", 0.007, (0, 0.015, 0.035, 0.055, 0.07)),
+    ("imagenet143", 0.007, (0, 0.004, 0.01, 0.016, 0.02)), ("npz", None, (0, 0.015, 0.035, 0.055, 0.07)),
+])
+def test_evaluation_is_at_the_radii_of_table_1(dataset, step_size, epsilons):
+    assert recipes.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
+
+
+def test_unknown_recipes_and_data_sets_are_refused_with_the_names_there_are():
+    with pytest.raises(InputError, match="recipe must be one of paper, authors, ours, got 'theirs'"):
+        recipes.resolve("theirs", "digits", "adv", {})
+    with pytest.raises(InputError, match="dataset must be one of digits, cifar10"):
+        recipes.resolve("ours", "mnist", "adv", {})
+
+
+@pytest.mark.parametrize(("side", "name"), [(8, "convnet"), (28, "convnet"), (32, "vgg16"), (96, "vgg16")])
+def test_images_of_ones_own_get_a_network_that_takes_them(side, name):
+    assert recipes.default_network(side) == name
+    network = networks.build_network(name, 3, 1, 2).eval()
+    assert network(torch.zeros(1, 1, side, side)).shape == (1, 3)
+
+
+def test_stages_divide_the_rate_by_ten_at_their_ends_whatever_the_length_of_the_run():
+    stages = (80, 60, 40, 20)
+    for epoch, factor in [(0, 1), (79.9, 1), (80, 0.1), (139, 0.1), (140, 0.01), (190, 1e-3)]:
+        assert recipes.learning_rate_factor("stages", stages, epoch / 200) == pytest.approx(factor)
+
+
+def test_cosine_rises_over_a_tenth_and_falls_to_nothing():
+    at = {p: recipes.learning_rate_factor("cosine", (), p) for p in (0.0, 0.05, 0.1, 0.55, 1.0)}
+    assert at == pytest.approx({0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.55: 0.5, 1.0: 0.0}, abs=1e-12)
+    assert recipes.learning_rate_factor("constant", (), 0.7) == 1.0
+
+
+def test_the_authors_initialization_is_uniform_by_fan_in_with_batchnorm_scales_in_0_to_1():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(256, 100))
+    with torch.no_grad():
+        for p in network.parameters():
+            p.fill_(7.0)
+    recipes.initialize_(network, "default")
+    assert all((p == 7).all() for p in network.parameters())
+    recipes.initialize_(network, "authors", torch.Generator().manual_seed(0))
+    convolution, norm, _, linear = network
+    for weight, fan_in in ((convolution.weight.detach(), 36), (linear.weight.detach(), 256)):
+        bound = 1 / math.sqrt(fan_in)
+        assert 0.95 * bound < weight.abs().max() <= bound
+        assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert norm.weight.min() >= 0 and norm.weight.max() <= 1 and norm.weight.std() > 0.2 and (norm.bias == 0).all()

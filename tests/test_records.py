@@ -1,0 +1,125 @@
+"""Tests of records: Wilson's interval, tables, csv and JSON files that only grow whole."""
+import csv
+import json
+import os
+
+import pytest
+
+from pyro_advbnn import records
+from pyro_advbnn.errors import InputError
+
+ROW = {"dataset": "digits", "network": "convnet", "defense": "adv", "source": "target", "attack": "pgd", "epsilon": 0.2,
+       "num_steps": 20, "step_size": 0.025, "attack_samples": 1, "num_samples": 20, "seed": 0, "num_examples": 360,
+       "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "reaches_ball": True,
+       "checkpoint": "runs/a,b/best.pt", "seconds": 1.25}
+
+
+@pytest.mark.parametrize(("correct", "total", "low", "high"), [
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+    (20, 20, 0.8389, 1.0),                               # the first four: Newcombe 1998, Table I
+])
+def test_wilsons_interval_is_the_published_one(correct, total, low, high):
+    assert records.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilsons_interval_solves_its_quadratic_and_mirrors():
+    low, high = records.wilson_interval(7, 30)
+    for bound in (low, high):
+        assert (7 / 30 - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / 30)
+    assert records.wilson_interval(23, 30) == pytest.approx((1 - high, 1 - low))
+
+
+def test_a_csv_row_comes_back_and_the_columns_are_the_row_fields(tmp_path):
+    records.append_csv(tmp_path / "rows.csv", [ROW])
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        row, = csv.DictReader(file)
+    assert tuple(row) == records.ROW_FIELDS == tuple(ROW)
+    assert row == {name: "true" if value is True else str(value) for name, value in ROW.items()}
+
+
+def test_csv_rows_are_added_and_those_before_stay_byte_for_byte(tmp_path):
+    path = tmp_path / "rows.csv"
+    records.append_csv(path, [ROW])
+    before = path.read_text()
+    records.append_csv(path, [ROW | {"reaches_ball": False}, {"accuracy": 1 / 3}])
+    assert path.read_text().startswith(before)
+    header, *rows = csv.reader(path.read_text().splitlines())
+    assert len(rows) == 3 and "false" in rows[1]
+    assert dict(zip(header, rows[2])) == dict.fromkeys(records.ROW_FIELDS, "") | {"accuracy": "0.333333333"}
+
+
+def test_a_csv_whose_last_line_has_no_end_is_not_glued_to_the_next_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    records.append_csv(path, [ROW])
+    path.write_text(path.read_text().rstrip("\n"))
+    records.append_csv(path, [ROW])
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_csv_of_other_columns_is_refused_and_unchanged_and_so_is_an_unknown_column(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="its columns differ"):
+        records.append_csv(path, [ROW])
+    assert path.read_text() == "a,b\n1,2\n"
+    with pytest.raises(ValueError, match="acuracy"):
+        records.append_csv(tmp_path / "new.csv", [{"acuracy": 1}])
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert records.read_jsonl(path) == []
+    rows = [{"epoch": 1, "kl": 1 / 3, "held_out_accuracy": None}, {"epoch": 2, "kl": 1e300}]
+    for row in rows:
+        records.append_jsonl(path, row)
+    assert records.read_jsonl(path) == rows
+    with path.open("a") as file:
+        file.write('{"epoch": 3, "kl": 0.1')
+    assert records.read_jsonl(path) == rows
+    path.write_text('{"epoch": \n{"epoch": 2}\n')
+    with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
+        records.read_jsonl(path)
+
+
+@pytest.mark.parametrize("write", [records.write_json, lambda path, content: records.write_jsonl(path, [content])])
+def test_replacing_a_file_happens_in_one_step(tmp_path, monkeypatch, write):
+    write(tmp_path / "file", {"a": 1})
+    assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
+
+    def crash(*_):
+        raise OSError("no power")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="no power"):
+        write(tmp_path / "file", {"a": 2})
+    assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (None, "does not exist"), ("{", "cannot be read"), ("\xff", "cannot be read"),
+])
+def test_a_file_that_is_no_json_is_refused(tmp_path, text, message):
+    if text:
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        records.read_json(tmp_path / "config.json")
+
+
+def test_a_table_aligns_its_columns_under_their_titles():
+    rows = [{"a": 1, "b": "long text"}, {"a": 1000, "b": ""}]
+    assert records.table(rows, {"first": lambda row: row["a"], "b": lambda row: row["b"]}) == (
+        "first          b\n"
+        "    1  long text\n"
+        " 1000           ")
+
+
+def test_percent_shows_one_decimal_and_the_interval_where_asked():
+    row = {"accuracy": 0.98765, "accuracy_low": 0.9, "accuracy_high": 1.0}
+    assert (records.percent(row), records.percent(row, interval=True)) == ("98.8", "98.8 [90.0, 100.0]")
+
+
+def test_the_environment_names_versions_commit_and_hardware():
+    environment = records.environment()
+    assert environment["versions"]["torch"].startswith("2.") and environment["hardware"]["cpu_cores"] >= 1
+    assert json.loads(json.dumps(environment)) == environment

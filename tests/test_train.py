@@ -1,0 +1,642 @@
+"""Tests of train, training, configuration and progress: resuming, run folders, refusals, what a run leaves behind."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_advbnn import checkpoints, cli, configuration, datasets, records, run_folders
+from pyro_advbnn import train as train_module
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.train import train
+from pyro_advbnn.training import NotFinite, accuracies
+
+ROOT = Path(__file__).parents[1]
+TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
+        "learning_rate": 0.01, "device": "cpu"}
+STEPS_PER_EPOCH = 4
+TIMINGS = {"images_per_second", "peak_memory_mib"}
+SOON = 1e-9                                              # minutes
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def run(folder, **flags):
+    train(**{**TINY, "out": folder, **flags})
+    return folder
+
+
+def content(folder, name="checkpoint.pt"):
+    return checkpoints.read(folder / name)
+
+
+def metrics(folder):
+    """The rows without what no two runs share."""
+    rows = records.read_jsonl(folder / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same_run(a, b):
+    for part in ("state", "training", "best"):
+        assert equal(content(a)[part], content(b)[part]), part
+    assert equal(content(a, "best.pt")["state"], content(b, "best.pt")["state"])
+    assert metrics(a) == metrics(b)
+
+
+def refusal(capsys, *words):
+    """The one line with which the command refuses words."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def words(flags):
+    return [word for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+def interrupt_after(monkeypatch, saves, before_writing=False):
+    """Let the process die (by an exception) at the given save of checkpoint.pt, after or before it is written."""
+    real, count = run_folders.save_position, 0
+
+    def save_position(*arguments):
+        nonlocal count
+        count += 1
+        if count == saves and before_writing:
+            raise KeyboardInterrupt
+        real(*arguments)
+        if count == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folders, "save_position", save_position)
+
+
+def build(folder=None, **flags):
+    config, images, held_out = configuration.configure({**TINY, **flags})
+    return config, configuration.build(config, images), held_out
+
+
+# A run in pieces
+
+
+@pytest.mark.parametrize("flags", [
+    {"defense": "advbnn"},
+    {"defense": "advbnn", "augmentation": "crop_flip"},
+    {"defense": "advbnn", "recipe": "authors", "prior_std": 0.1},
+    {"defense": "bnn"},
+    {"defense": "bnn", "prior": "spike_and_slab", "prior_std": 0.5, "init_std": 0.05},
+    {"defense": "adv", "augmentation": "crop_flip"},
+    {"defense": "rse", "recipe": "paper"},
+    {"defense": "none", "precision": "bf16"},
+], ids=lambda flags: "-".join(map(str, flags.values())))
+def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_the_run_in_one_piece(tmp_path, flags):
+    whole, pieces = run(tmp_path / "whole", **flags), run(tmp_path / "pieces", max_minutes=SOON, **flags)
+    positions = []
+    while True:
+        at = content(pieces)["training"]
+        positions.append((at["epochs_done"], at["steps_done"]))
+        if at["epochs_done"] == TINY["epochs"]:
+            break
+        torch.manual_seed(len(positions))                # whatever another process has done to the streams
+        np.random.seed(len(positions))
+        train(resume=pieces, max_minutes=SOON)
+    assert positions == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+    assert_same_run(whole, pieces)
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv", "rse"])
+def test_a_training_left_in_the_middle_of_an_epoch_goes_on_in_a_fresh_object(tmp_path, defense):
+    config, training, _ = build(defense=defense, augmentation="crop_flip")
+    steps = training.epoch()
+    for _ in range(STEPS_PER_EPOCH // 2):
+        next(steps)
+    run_folders.save_position(tmp_path, training, config, None)
+    list(steps)
+    list(training.epoch())
+    fresh = build(defense=defense, augmentation="crop_flip")[1]
+    assert run_folders.restore_position(tmp_path, fresh) is None
+    assert (fresh.epochs_done, fresh.steps_done) == (0, STEPS_PER_EPOCH // 2)
+    list(fresh.epoch())
+    list(fresh.epoch())
+    assert equal(fresh.classifier.state_dict(), training.classifier.state_dict())
+    assert equal(fresh.state_dict(), training.state_dict())
+    assert fresh.averages() == training.averages()
+
+
+def test_a_run_that_dies_at_an_epochs_end_goes_on_from_there(tmp_path, monkeypatch, capsys):
+    whole = run(tmp_path / "whole")
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    assert f"go on with --resume {tmp_path / 'cut'}" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(resume=tmp_path / "cut")
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_rows_later_than_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path, monkeypatch):
+    whole, cut = run(tmp_path / "whole"), tmp_path / "cut"
+    interrupt_after(monkeypatch, 2, before_writing=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut)
+    monkeypatch.undo()
+    assert [row["epoch"] for row in metrics(cut)] == [1, 2] and content(cut)["training"]["epochs_done"] == 1
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "nl')                   # a line that the crash cut short
+    train(resume=cut)
+    assert_same_run(whole, cut)
+
+
+def test_interrupted_before_its_first_checkpoint_a_run_says_so_and_cannot_go_on(tmp_path, monkeypatch, capsys):
+    interrupt_after(monkeypatch, 1, before_writing=True)
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (130, "interrupted\n")
+    assert f"no checkpoint has been written to {tmp_path / 'run'} yet" in out
+    assert "left before its first checkpoint" in refusal(capsys, "--resume", tmp_path / "run")
+
+
+def test_checkpoints_between_epochs_ends_change_nothing(tmp_path, monkeypatch):
+    whole, saves = run(tmp_path / "whole"), []
+    monkeypatch.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    real = run_folders.save_position
+    monkeypatch.setattr(run_folders, "save_position", lambda folder, training, *others: (
+        saves.append((training.epochs_done, training.steps_done)), real(folder, training, *others)))
+    assert_same_run(whole, run(tmp_path / "often"))
+    assert saves == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "rse"])
+def test_measuring_after_every_step_leaves_the_weights_as_they_would_be_without(defense):
+    _, silent, _ = build(defense=defense, augmentation="crop_flip")
+    list(silent.epoch())
+    _, measured, held_out = build(defense=defense, augmentation="crop_flip")
+    for _ in measured.epoch():
+        accuracies(measured.classifier, held_out, measured.settings, seed=5)
+        assert measured.classifier.training
+    assert equal(measured.classifier.state_dict(), silent.classifier.state_dict())
+    assert equal(measured.state_dict(), silent.state_dict())
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_others(tmp_path):
+    a, b, c = run(tmp_path / "a"), run(tmp_path / "b"), run(tmp_path / "c", seed=1)
+    assert_same_run(a, b)
+    assert not equal(content(a)["state"], content(c)["state"])
+
+
+def test_a_larger_number_of_epochs_goes_on_with_a_finished_run_and_is_recorded(tmp_path):
+    folder = run(tmp_path / "run")
+    train(resume=folder, epochs=3)
+    config = records.read_json(folder / "config.json")
+    assert (config["settings"]["epochs"], config["flags"]["epochs"]) == (3, 3)
+    assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3]
+
+
+def test_the_config_says_where_the_kl_is_an_estimate(tmp_path):
+    config, training, _ = build(prior="scale_mixture", prior_std=0.5)
+    assert config["classifier"]["kl"] == "Monte-Carlo estimate" and config["settings"]["prior"] == "scale_mixture"
+    assert len(training.images) == 100
+
+
+def test_a_number_of_held_out_images_that_nobody_chose_is_a_fifth_at_most():
+    config, images, held_out = configuration.configure({"num_train": 100})
+    assert (len(images), len(held_out), config["num_held_out"]) == (80, 20, 20)
+
+
+# What a run leaves behind
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    try:
+        yield run(folder)
+    finally:
+        pyro.enable_validation(True)
+
+
+def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoints(finished):
+    assert {path.name for path in finished.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    for row in map(json.loads, lines):
+        assert row.keys() == {
+            "epoch", "nll", "kl", "batch_accuracy", "kl_weight", "loss", "train_accuracy", "train_robust_accuracy",
+            "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "images_per_second", "peak_memory_mib"}
+        assert all(0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy"))
+        assert row["loss"] == row["nll"] + row["kl_weight"] * row["kl"]
+        assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
+    for name in ("checkpoint.pt", "best.pt"):
+        torch.load(finished / name, weights_only=True)
+
+
+def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
+    config = records.read_json(finished / "config.json")
+    assert TINY.items() <= config["flags"].items()
+    assert (config["seed"], config["num_train"], config["num_held_out"], config["subset"]) == (0, 100, 20, 120)
+    assert config["recipe_settings"]["epochs"] != config["settings"]["epochs"] == 2
+    assert config["classifier"]["kl"] == "closed form"
+    assert config["num_weights"] == len(content(finished)["state"]["mean"])
+    assert config["environment"]["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "hardware", "device"} <= set(config["environment"])
+
+
+def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finished):
+    settings, (_, last) = records.read_json(finished / "config.json")["settings"], metrics(finished)
+    progress = (2 * STEPS_PER_EPOCH - 1) / (2 * STEPS_PER_EPOCH)
+    cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 0.1) / 0.9)
+    assert last["learning_rate"] == pytest.approx(0.01 * cosine)
+    assert last["kl_weight"] == pytest.approx(settings["alpha"] / 100)
+
+
+def test_images_per_second_leaves_the_measuring_out(tmp_path, monkeypatch):
+    real = train_module.accuracies
+    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (time.sleep(1), real(*a, **k))[1])
+    row, = records.read_jsonl(run(tmp_path / "run", epochs=1, defense="none") / "metrics.jsonl")
+    assert row["images_per_second"] > 100 / 2
+
+
+@pytest.mark.parametrize(("defense", "best"), [("advbnn", 2), ("adv", 2), ("none", 3), ("rse", 3), ("bnn", 3)])
+def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(tmp_path, monkeypatch, defense, best):
+    held_out = iter([(0.5, 0.1), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
+    states = []
+
+    def measure(classifier, images, settings, *, seed):
+        if len(images) == 20 and len(measured) % 2:
+            states.append({name: value.clone() for name, value in classifier.state_dict().items()})
+            measured.append(seed)
+            return next(held_out)
+        measured.append(seed)
+        return 0.0, 0.0
+
+    measured = []
+    monkeypatch.setattr(train_module, "accuracies", measure)
+    folder = run(tmp_path / "run", defense=defense, epochs=4)
+    assert content(folder, "best.pt")["best"]["epoch"] == content(folder)["best"]["epoch"] == best
+    assert equal(content(folder, "best.pt")["state"], states[best - 1])
+
+
+def test_patience_stops_the_run_and_a_larger_one_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (0.5, 0.5))
+    folder = run(tmp_path / "run", epochs=6, patience=2)
+    assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3]
+    capsys.readouterr()
+    before = snapshot(folder)
+    assert "--patience" in refusal(capsys, "--resume", folder)
+    assert snapshot(folder) == before
+    train(resume=folder, patience=4)
+    assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3, 4, 5]
+
+
+def test_nothing_held_out_leaves_no_best_and_trains_on_every_image(tmp_path):
+    folder = run(tmp_path / "run", validation=0)
+    assert not (folder / "best.pt").exists() and content(folder)["best"] is None
+    assert records.read_json(folder / "config.json")["num_train"] == 120
+    assert all(row["held_out_accuracy"] is None and row["held_out_robust_accuracy"] is None for row in metrics(folder))
+    train(resume=folder, epochs=3)
+    assert len(metrics(folder)) == 3
+
+
+def test_max_minutes_stops_between_steps_with_a_checkpoint_and_says_how_to_go_on(tmp_path, capsys):
+    folder = run(tmp_path / "run", max_minutes=SOON)
+    out = capsys.readouterr().out
+    assert "stopped in epoch 1 after step 1" in out and f"go on with --resume {folder}" in out
+    assert content(folder)["training"]["steps_done"] == 1 and metrics(folder) == []
+
+
+def test_training_never_opens_the_test_split(tmp_path, monkeypatch):
+    real, opened = datasets.load, []
+    monkeypatch.setattr(datasets, "load", lambda *a, **k: (opened.append(a[1]), real(*a, **k))[1])
+    folder = run(tmp_path / "run", epochs=1)
+    train(resume=folder, epochs=2)
+    assert opened == ["train", "train"]
+
+
+def test_the_images_held_out_are_not_trained_on():
+    _, training, held_out = build()
+    assert (len(training.images), len(held_out)) == (100, 20)
+    rows = {image.numpy().tobytes() for image in training.images.images}
+    assert not rows & {image.numpy().tobytes() for image in held_out.images}
+
+
+def test_without_out_the_run_folder_is_named_by_data_set_and_defence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(**TINY | {"epochs": 1, "defense": "none"})
+    folder, = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-none-2") and (folder / "checkpoint.pt").exists()
+
+
+def test_a_dry_run_prints_the_config_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(**TINY, dry_run=True)
+    config = json.loads(capsys.readouterr().out)
+    assert config["num_train"] == 100 and config["settings"]["width"] == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_resumption_leaves_the_run_as_it_is(finished, capsys):
+    before = snapshot(finished)
+    train(resume=finished, epochs=5, dry_run=True)
+    assert json.loads(capsys.readouterr().out)["settings"]["epochs"] == 5
+    assert snapshot(finished) == before
+
+
+def test_the_first_lines_say_what_was_resolved(tmp_path, capsys):
+    run(tmp_path / "run", epochs=1, defense="advbnn")
+    out = capsys.readouterr().out
+    for part in ("advbnn on digits", "N = 100", "20 held out", "1,206 weights", "alpha 0.02 / N", "cosine", "device cpu"):
+        assert part in out
+    assert "cannot reach" not in out
+
+
+def test_an_attack_that_cannot_reach_the_ball_is_told_once(tmp_path, capsys):
+    run(tmp_path / "run", step_size=0.007)
+    assert capsys.readouterr().out.count("cannot reach the border") == 1
+
+
+# Starting from another run, and networks of the user's own
+
+OWN = """
+from torch import nn
+calls = []
+def small(num_classes):
+    calls.append(num_classes)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))
+"""
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    yield "own_networks:small"
+    sys.modules.pop("own_networks", None)
+
+
+def assert_starts_at(classifier, network):
+    means = {name: normal.mean for name, normal in classifier.posterior().items()}
+    assert equal(means, {name: p.detach() for name, p in network.named_parameters()})
+    assert equal(dict(classifier.network.named_buffers()), dict(network.named_buffers()))
+
+
+def test_the_posterior_mean_starts_at_exactly_the_network_of_another_run(tmp_path):
+    source = run(tmp_path / "adv", defense="adv")
+    network = checkpoints.load(source / "best.pt").mean_network()
+    _, training, _ = build(defense="advbnn", init_from=source)
+    assert_starts_at(training.classifier, network)
+    assert network.features[1].running_mean.abs().sum() > 0
+    assert (training.epochs_done, training.learning_rate) == (0, 0.0)
+    run(tmp_path / "advbnn", defense="advbnn", init_from=source, epochs=1)
+    source.rename(tmp_path / "gone")                     # a run that began elsewhere can be resumed without it
+    train(resume=tmp_path / "advbnn", epochs=2)
+
+
+def test_a_run_starts_at_a_network_of_the_users_own(tmp_path, own_network):
+    flags = {"network": own_network, "width": None}
+    source = run(tmp_path / "adv", defense="adv", **flags)
+    _, training, _ = build(defense="advbnn", init_from=source, **flags)
+    same_architecture = training.classifier.mean_network()
+    assert_starts_at(training.classifier, checkpoints.load(source / "best.pt", same_architecture).network)
+
+
+@pytest.mark.parametrize("flags", [{"width": 5}, {"network": "vgg16", "dataset": "npz"}], ids=["width", "network"])
+def test_a_start_from_another_architecture_is_refused(tmp_path, finished, flags):
+    if flags.get("dataset"):
+        flags = flags | {"data_dir": colours(tmp_path), "num_train": None, "validation": 4}
+    with pytest.raises(InputError, match="init_from: the network in .* is not the one"):
+        build(init_from=finished, **flags)
+
+
+def test_a_network_of_the_users_own_is_imported_again_only_where_the_flag_is_given_again(tmp_path, own_network, capsys):
+    folder = run(tmp_path / "run", network=own_network, width=None)
+    sys.modules.pop("own_networks")
+    capsys.readouterr()
+    assert f"give --network {own_network} again" in refusal(capsys, "--resume", folder, "--epochs", 3)
+    assert "own_networks" not in sys.modules
+    train(resume=folder, epochs=3, network=own_network)
+    assert len(metrics(folder)) == 3
+    capsys.readouterr()
+    assert "not own_networks:other" in refusal(capsys, "--resume", folder, "--network", "own_networks:other")
+
+
+def colours(folder, num=24, side=32):
+    random = np.random.RandomState(0)
+    arrays = {f"{kind}_{split}": value for split in ("train", "test") for kind, value in (
+        ("x", random.randint(0, 256, (num, side, side, 3)).astype(np.uint8)), ("y", np.arange(num) % 2))}
+    np.savez(folder / "colours.npz", **arrays)
+    return folder / "colours.npz"
+
+
+def test_a_torchvision_network_trains_on_images_of_ones_own(tmp_path):
+    flags = {"dataset": "npz", "data_dir": colours(tmp_path), "network": "torchvision:resnet18", "width": None}
+    folder = run(tmp_path / "run", **flags, num_train=None, validation=4, batch_size=10, epochs=1, num_steps=1)
+    assert records.read_json(folder / "config.json")["num_weights"] == 11_177_538
+    assert len(metrics(folder)) == 1
+
+
+def test_a_last_batch_of_one_image_is_refused_where_the_network_cannot_be_trained_on_it(tmp_path, capsys):
+    flags = {"dataset": "npz", "data_dir": colours(tmp_path), "validation": 3, "batch_size": 10}
+    line = refusal(capsys, *words(flags | {"network": "torchvision:resnet18", "out": tmp_path / "run"}))
+    assert "--batch_size 10 leaves a last batch of one of the 21 images" in line
+    assert not (tmp_path / "run").exists()
+    _, training, _ = build(**flags | {"network": "vgg11", "num_train": None, "defense": "none"})
+    list(training.epoch())                               # features of 2x2 are enough
+
+
+def test_a_network_that_fails_in_its_own_way_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "broken_networks.py").write_text(
+        "import torch\nclass Broken(torch.nn.Linear):\n    def forward(self, x):\n        raise AssertionError\n"
+        "def broken(num_classes):\n    return Broken(2, num_classes)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="cannot take images of .*: AssertionError"):
+        build(network="broken_networks:broken", width=None)
+
+
+# Numbers that are lost
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last_good_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY | {"learning_rate": 1e30, "schedule": "constant"})), "--out", str(folder)])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert "at step 2 of epoch 1" in err and f"no checkpoint has been written to {folder} yet" in err
+
+
+def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):
+    real = train_module._finish_epoch
+
+    def finish_and_break(folder, config, training, *others):
+        best = real(folder, config, training, *others)
+        training.classifier.log_std.data.fill_(float("nan"))
+        return best
+
+    monkeypatch.setattr(train_module, "_finish_epoch", finish_and_break)
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert "at step 1 of epoch 2" in err
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint.pt'}" in err and err.count("\n") == 1
+    monkeypatch.undo()
+    train(resume=tmp_path / "run")
+    assert_same_run(run(tmp_path / "whole"), tmp_path / "run")
+
+
+def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkeypatch):
+    config, training, _ = build()
+    real, steps = training._step, []
+
+    def step(x, y):
+        real(x, y)
+        steps.append(1)
+        if len(steps) == STEPS_PER_EPOCH:
+            training.classifier.mean.data[3] = float("inf")
+
+    monkeypatch.setattr(training, "_step", step)
+    with pytest.raises(NotFinite, match="mean is not finite after step 4 of epoch 1"):
+        list(training.epoch())
+    with pytest.raises(NotFinite):
+        run_folders.save_position(tmp_path, training, config, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("--epoch 2", "did you mean --epochs?"),
+    ("--epochs two", "--epochs must be an integer >= 1"),
+    ("--epochs 0", "--epochs must be an integer >= 1"),
+    ("--learning_rate 0", "--learning_rate must be a number > 0"),
+    ("--epsilon 8/2x", "--epsilon must be a number in [0, 1]"),
+    ("--epsilon 8", "--epsilon must be a number in [0, 1]"),
+    ("--step_size fast", "--step_size must be"),
+    ("--dataset digit", "did you mean digits?"),
+    ("--defense advbn", "did you mean advbnn?"),
+    ("--recipe theirs", "--recipe must be one of paper, authors, ours"),
+    ("--precision fp16", "--precision must be one of fp32, bf16"),
+    ("digits", "did you mean --dataset digits?"),
+    ("--seed -1", "--seed must be an integer in [0, 2147483647]"),
+    ("--prior_std nonsense", "--prior_std must be a number > 0, fan_in, or a multiple such as fan_in/10, got 'nons"),
+    ("--prior spike", "did you mean spike_and_slab?"),
+    ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'fan_in'"),
+    ("--prior_std fan_in/0", "--prior_std must be"),
+    ("--prior_std 0", "--prior_std must be"),
+    ("--init_std 50", "init_std must lie between 1e-8 and 10"),
+    ("--init_std fan_out", "--init_std must be"),
+    ("--network vgg", "network must be one of vgg11"),
+    ("--network vgg16", "the network cannot take images of (1, 8, 8): the network takes images of 32 or more"),
+    ("--network torchvision:nonsense", "torchvision has no classification model 'nonsense'"),
+    ("--network torchvision:resnet18", "takes 3 channels, the images have 1"),
+    ("--network torchvision:resnet18 --width 8", "width is only for"),
+    ("--network no_such_module:function", "cannot be imported"),
+    ("--num_train 1438", "--num_train 1438 is more than the 1437 training images of digits"),
+    ("--num_train 100 --validation 100", "--validation 100 leaves nothing of 100 images"),
+    ("--patience 2 --validation 0", "--patience 2 needs held-out images"),
+    ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    ("--dataset npz", "dataset npz needs --data_dir"),
+    ("--dataset npz --data_dir nowhere.npz", "nowhere.npz: no such file"),
+    ("--image_size 16", "image_size is only for dataset folder"),
+    ("--init_from nowhere", "nowhere is no run folder: it has no config.json"),
+    ("--resume nowhere", "nowhere is no run folder: it has no config.json"),
+    ("--resume nowhere --epochs", "--epochs needs a value"),
+])
+def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
+    given, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, *given.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys, finished):
+    before = snapshot(finished)
+    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", finished)
+    assert snapshot(finished) == before
+    (tmp_path / "file").write_text("mine")
+    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", tmp_path / "file")
+    assert "cannot be written" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
+    (tmp_path / "empty").mkdir()
+    assert (run(tmp_path / "empty", epochs=1, defense="none") / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ([], "has finished its 2 epochs; a larger --epochs goes on"),
+    (["--epochs", 2], "has finished its 2 epochs"),
+    (["--epochs", 3, "--alpha", 1], "--alpha cannot be given with --resume"),
+    (["--epochs", 3, "--defense", "adv"], "--defense cannot be given with --resume"),
+    (["--epochs", 3, "--out", "elsewhere"], "--out cannot be given with --resume"),
+    (["--epochs", 3, "--seed", 0], "--seed cannot be given with --resume"),
+    (["--epochs", 3, "--network", "vgg16"], "the run has the network convnet, not vgg16"),
+])
+def test_a_resumption_that_contradicts_the_run_is_refused_and_changes_nothing(given, message, finished, capsys):
+    before = snapshot(finished)
+    assert message in refusal(capsys, "--resume", finished, *given)
+    assert snapshot(finished) == before
+
+
+def test_other_images_than_those_that_the_run_began_with_are_refused(tmp_path, capsys):
+    data = colours(tmp_path)
+    flags = {"network": "convnet", "num_train": None, "validation": 4, "epochs": 1}
+    folder = run(tmp_path / "run", dataset="npz", data_dir=data, **flags)
+    with np.load(data) as stored:
+        arrays = dict(stored)
+    arrays["x_train"][0, 0, 0, 0] ^= 1
+    np.savez(data, **arrays)
+    capsys.readouterr()
+    assert "not those that the run began with" in refusal(capsys, "--resume", folder, "--epochs", 2)
+
+
+def test_the_process_itself_refuses_in_one_line_with_exit_code_2(tmp_path):
+    end = subprocess.run([sys.executable, "-m", "pyro_advbnn.train", "--epoch", "2"], cwd=tmp_path, capture_output=True,
+                         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (end.returncode, end.stdout) == (2, "") and end.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_resumed_by_another_with_the_same_end(tmp_path):
+    command = [sys.executable, "-m", "pyro_advbnn.train"]
+    flags = [str(word) for word in words(TINY | {"epochs": 40})]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *flags, "--out", "whole"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    with subprocess.Popen([*command, *flags, "--out", "cut"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
+                          text=True) as process:
+        while "epoch   5/40" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert content(tmp_path / "cut")["training"]["epochs_done"] < 40
+    subprocess.run([*command, "--resume", "cut"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
