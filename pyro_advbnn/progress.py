@@ -61,7 +61,8 @@ class Progress:
             self._refreshed = time.monotonic()
             now = self.training.averages()
             self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
-                                      f"batch {100 * now['batch_accuracy']:.1f} %, {self.images_per_second():.0f} images/s, {self._time_left()} left")
+                                      f"batch {100 * now['batch_accuracy']:.1f} %, "
+                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
 
     def images_per_second(self):
         """Images trained on per second in this epoch, evaluation not counted."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyro_advbnn.training import NotFinite, accuracies
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
-        "learning_rate": 0.01, "device": "cpu"}
+        "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
 STEPS_PER_EPOCH = 4
 TIMINGS = {"images_per_second", "peak_memory_mib"}
 SOON = 1e-9                                              # minutes
@@ -265,7 +266,7 @@ def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
     assert config["recipe_settings"]["epochs"] != config["settings"]["epochs"] == 2
     assert config["classifier"]["kl"] == "closed form"
     assert config["num_weights"] == len(content(finished)["state"]["mean"])
-    assert config["environment"]["versions"]["torch"] == torch.__version__
+    assert config["environment"]["versions"]["torch"] == metadata.version("torch")
     assert {"git_commit", "hardware", "device"} <= set(config["environment"])
 
 
@@ -549,7 +550,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("digits", "did you mean --dataset digits?"),
     ("--seed -1", "--seed must be an integer in [0, 2147483647]"),
     ("--prior_std nonsense", "--prior_std must be a number > 0, fan_in, or a multiple such as fan_in/10, got 'nons"),
-    ("--prior spike", "did you mean spike_and_slab?"),
+    ("--prior spike_slab", "did you mean spike_and_slab?"),
     ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'fan_in'"),
     ("--prior_std fan_in/0", "--prior_std must be"),
     ("--prior_std 0", "--prior_std must be"),
@@ -627,16 +628,14 @@ def test_the_process_itself_refuses_in_one_line_with_exit_code_2(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_resumed_by_another_with_the_same_end(tmp_path):
-    command = [sys.executable, "-m", "pyro_advbnn.train"]
-    flags = [str(word) for word in words(TINY | {"epochs": 40})]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *flags, "--out", "whole"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    with subprocess.Popen([*command, *flags, "--out", "cut"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
-                          text=True) as process:
-        while "epoch   5/40" not in process.stdout.readline():
+    flags = TINY | {"epochs": 8, "out": tmp_path / "cut"}
+    command = [sys.executable, "-m", "pyro_advbnn.train", *map(str, words(flags))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while "epoch   2/8" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert content(tmp_path / "cut")["training"]["epochs_done"] < 40
-    subprocess.run([*command, "--resume", "cut"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert content(tmp_path / "cut")["training"]["epochs_done"] < 8
+    train(resume=tmp_path / "cut")
+    assert_same_run(run(tmp_path / "whole", epochs=8), tmp_path / "cut")
