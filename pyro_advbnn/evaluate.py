@@ -8,6 +8,8 @@ from tqdm import tqdm
 from pyro_advbnn import cli, datasets, recipes, records, run_folders
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
+from pyro_advbnn.configuration import load_images
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
@@ -23,6 +25,7 @@ def accuracy(
     step_size: Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None = None,
     attack_samples: Annotated[int, Range(1)] = 1,
     num_samples: Annotated[int, Range(1)] = 20,
+    split: Literal["test", "held_out"] = "test",
     num_test: Annotated[int | None, Range(1)] = None,
     batch_size: Annotated[int, Range(1)] = 500,
     checkpoint: Literal["best", "last"] = "best",
@@ -31,7 +34,7 @@ def accuracy(
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0,
     device: str = "auto",
 ):
-    """Accuracy of averaged predictions under white-box PGD at one or many radii, on the test split.
+    """Accuracy of averaged predictions under white-box PGD at one or many radii.
 
     Prints a table with 95% Wilson intervals and adds its rows to DIR/evaluation/accuracy.csv.
 
@@ -43,7 +46,8 @@ def accuracy(
         attack_samples: weight draws averaged in each attack gradient; 1 is the paper's weak attack, 10 and more are
             honest.
         num_samples: weight draws averaged in each prediction.
-        num_test: use a class-balanced subset of the test split, chosen by seed.
+        split: test, or held_out: the images that the run split off its training set, for choosing hyper-parameters.
+        num_test: use a class-balanced subset of the split, chosen by seed.
         batch_size: images attacked at once.
         checkpoint: best (by held-out accuracy; the last, where nothing was held out) or last.
         data_dir: folder of the data set, where it has moved since the training.
@@ -56,14 +60,16 @@ def accuracy(
     config = run_folders.read_config(run)
     own_network = _own_network(config, network)
     classifier, config, path = run_folders.load_classifier(run, checkpoint, own_network, place)
-    images = _test_images(config, data_dir, num_test, seed).to(place)
+    images = _images(config, split, data_dir, num_test, seed).to(place)
+    if DEFENSES[config["defense"]].kind == "deterministic":
+        attack_samples = num_samples = 1                 # every draw is the same
     table = _table(run)
     epsilons = recipes.default_epsilons(config["dataset"]) if epsilons is None else epsilons
     step_size = recipes.default_step_size(config["dataset"]) if step_size is None else step_size
     attacks = [PGD(e, None if step_size == "auto" else step_size, num_steps, attack_samples) for e in epsilons]
     _warn(attacks)
     batches = datasets.batches(images, batch_size)
-    known = {"dataset": config["dataset"], "network": config["network"], "defense": config["defense"],
+    known = {"dataset": config["dataset"] + ("" if split == "test" else ":held_out"), "network": config["network"], "defense": config["defense"],
              "source": "target", "seed": seed, "checkpoint": str(path)}
     rows = []
     for attack in attacks:
@@ -80,15 +86,28 @@ def _own_network(config, network):
     return build_network(network, config["num_classes"], config["in_channels"]) if is_imported(network) else None
 
 
-def _test_images(config, data_dir, num_test, seed):
-    images = datasets.load(config["dataset"], "test", data_dir or config["data_dir"], image_size=config["image_size"])
+def _images(config, split, data_dir, num_test, seed):
+    data_dir = data_dir or config["data_dir"]
+    if split == "held_out":
+        images = _held_out(config, data_dir)
+    else:
+        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"])
     shape, names = list(images.images.shape[1:]), list(images.class_names)
     if shape != config["image_shape"] or names != config["class_names"]:
-        raise InputError(f"the test images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
+        raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
                          f"not {tuple(config['image_shape'])} and {config['num_classes']}")
     if num_test and num_test > len(images):
-        raise InputError(f"--num_test {num_test} is more than the {len(images)} test images of {config['dataset']}")
+        raise InputError(f"--num_test {num_test} is more than the {len(images)} {split} images of {config['dataset']}")
     return datasets.balanced_subset(images, num_test, seed) if num_test else images
+
+
+def _held_out(config, data_dir):
+    images, held_out, digest = load_images(config["dataset"], data_dir, config["image_size"], config["subset"],
+                                           config["num_held_out"], config["seed"], "cpu")
+    if held_out is None or digest != config["images_sha256"]:
+        why = "the run held no images out" if held_out is None else "the training images are not those of the run"
+        raise InputError(f"--split held_out: {why}")
+    return held_out
 
 
 def _warn(attacks):

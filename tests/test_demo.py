@@ -4,6 +4,7 @@ import os
 
 import pyro
 import pytest
+import torch
 
 from pyro_advbnn import cli, demo
 
@@ -14,7 +15,9 @@ TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 1, "epochs"
 def tiny(monkeypatch):
     train = demo.train
     monkeypatch.setattr(demo, "train", lambda **flags: train(**TINY | flags))
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     pyro.enable_validation(True)                         # commands turn it off for their process
 
 
@@ -27,7 +30,7 @@ def test_the_demo_attacks_three_defences_and_prints_one_table(tmp_path, capsys):
         with (tmp_path / "demo" / defense / "evaluation" / "accuracy.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["defense"], row["attack"], row["attack_samples"], row["num_examples"]) for row in rows] == [
-            (defense, "none", "", "360"), (defense, "pgd", "1", "360"), (defense, "pgd", "10", "360")]
+            (defense, "none", "", "360"), (defense, "pgd", "1", "360"), (defense, "pgd", "10", "360")][:3 if defense == "advbnn" else 2]
         assert all(f"{100 * float(row['accuracy']):.1f} [" in "\n".join(lines) for row in rows)
 
 

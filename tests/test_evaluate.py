@@ -311,3 +311,26 @@ def test_the_process_itself_refuses_in_one_line_with_exit_code_2(tmp_path):
                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (end.returncode, end.stdout) == (2, "") and end.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
+    folder = tmp_path / "run"
+    cli.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=4", "--defense=none",
+                    "--seed=3", f"--out={folder}"])
+    evaluation = ["accuracy", "--run", str(folder), "--epsilons=0", "--checkpoint=last"]
+    cli.run({"accuracy": evaluate.accuracy}, [*evaluation, "--split=held_out"])
+    with (folder / "evaluation" / "accuracy.csv").open(newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    metrics = records.read_jsonl(folder / "metrics.jsonl")[-1]
+    assert (row["dataset"], row["num_examples"]) == ("digits:held_out", "30")
+    assert float(row["accuracy"]) == pytest.approx(metrics["held_out_accuracy"])
+    assert metrics["held_out_accuracy"] > 0.3            # neither chance nor the test split's figure by accident
+
+
+def test_held_out_images_of_a_run_without_any_are_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    cli.run(train, ["--width=4", "--num_train=60", "--validation=0", "--num_steps=1", "--epochs=1", "--defense=none",
+                    f"--out={folder}"])
+    with pytest.raises(SystemExit) as end:
+        cli.run({"accuracy": evaluate.accuracy}, ["accuracy", "--run", str(folder), "--split=held_out"])
+    assert end.value.code == 2 and "held no images out" in capsys.readouterr().err
