@@ -1,8 +1,9 @@
 """Adversarially trained Bayesian neural networks (Adv-BNN) in PyTorch and Pyro."""
 from pyro_advbnn import networks, priors
 from pyro_advbnn.attacks import PGD, eval_mode, fgsm, pgd
+from pyro_advbnn.averaging import AveragedClassifier
 from pyro_advbnn.checkpoints import load, save
-from pyro_advbnn.classifiers import AveragedClassifier, BayesianClassifier, Classifier
+from pyro_advbnn.classifiers import BayesianClassifier, Classifier
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.elbo import negative_elbo, objective
 from pyro_advbnn.errors import InputError

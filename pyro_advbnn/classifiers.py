@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
+from pyro_advbnn.averaging import AveragedClassifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import Buffers, unflatten
 from pyro_advbnn.noise import AdditiveNoise
@@ -274,24 +275,6 @@ class BayesianClassifier(Classifier):
         if prior is not None:
             return ElementwisePrior(prior, len(self.mean), counted)
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network)), counted, like=self.mean)
-
-
-class AveragedClassifier(nn.Module):
-    """(B, C, H, W) -> (B, classes): the log of the mean softmax over num_samples draws, in float32.
-
-    For attack libraries that expect a single answer; its softmax is the averaged prediction.
-    """
-
-    def __init__(self, classifier, num_samples):
-        super().__init__()
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, got {num_samples}")
-        self.classifier = classifier
-        self.num_samples = num_samples
-
-    def forward(self, x):
-        draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
-        return torch.stack(draws).logsumexp(0) - math.log(self.num_samples)
 
 
 def _weighted(kl_weight):

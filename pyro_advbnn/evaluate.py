@@ -69,7 +69,8 @@ def accuracy(
     attacks = [PGD(e, None if step_size == "auto" else step_size, num_steps, attack_samples) for e in epsilons]
     _warn(attacks)
     batches = datasets.batches(images, batch_size)
-    known = {"dataset": config["dataset"] + ("" if split == "test" else ":held_out"), "network": config["network"], "defense": config["defense"],
+    dataset = config["dataset"] + ("" if split == "test" else ":held_out")
+    known = {"dataset": dataset, "network": config["network"], "defense": config["defense"],
              "source": "target", "seed": seed, "checkpoint": str(path)}
     rows = []
     for attack in attacks:

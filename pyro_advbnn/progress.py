@@ -60,8 +60,9 @@ class Progress:
         if time.monotonic() - self._refreshed > _SECONDS_BETWEEN_REFRESHES:
             self._refreshed = time.monotonic()
             now = self.training.averages()
+            accuracy = "adversarial accuracy" if self.training.attack else "accuracy"
             self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
-                                      f"batch {100 * now['batch_accuracy']:.1f} %, "
+                                      f"{accuracy} {100 * now['batch_accuracy']:.1f} %, "
                                       f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
 
     def images_per_second(self):

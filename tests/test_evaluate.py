@@ -315,7 +315,8 @@ def test_the_process_itself_refuses_in_one_line_with_exit_code_2(tmp_path):
 
 def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     folder = tmp_path / "run"
-    cli.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=6", "--defense=none", "--batch_size=20",
+    cli.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=6",
+                    "--defense=none", "--batch_size=20",
                     "--seed=3", f"--out={folder}"])
     evaluation = ["accuracy", "--run", str(folder), "--epsilons=0", "--checkpoint=last"]
     cli.run({"accuracy": evaluate.accuracy}, [*evaluation, "--split=held_out"])

@@ -59,7 +59,9 @@ def test_pgd_stays_in_the_ball(batch):
 
 def test_a_mixture_prior_follows_its_classifier_to_the_gpu(batch):
     prior = ab.priors.scale_mixture([0.5, 0.5], [0.3, 0.01])
-    ab.negative_elbo(both_devices(prior=prior, init_std=0.03)[1], *batch, kl_weight=1e-3).backward()
+    classifier = both_devices(prior=prior, init_std=0.03)[1]
+    ab.negative_elbo(classifier, *batch, kl_weight=1e-3).backward()
+    assert torch.isfinite(classifier.mean.grad).all() and classifier.mean.grad.is_cuda
 
 
 def test_a_checkpoint_moves_between_devices(tmp_path, batch):

@@ -1,0 +1,25 @@
+"""One answer from many draws, for tools that expect a deterministic network."""
+import math
+
+import torch
+from torch import nn
+
+from pyro_advbnn.errors import InputError
+
+
+class AveragedClassifier(nn.Module):
+    """(B, C, H, W) -> (B, classes): the log of the mean softmax over num_samples draws, in float32.
+
+    For attack libraries that expect a single answer; its softmax is the averaged prediction.
+    """
+
+    def __init__(self, classifier, num_samples):
+        super().__init__()
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        self.classifier = classifier
+        self.num_samples = num_samples
+
+    def forward(self, x):
+        draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
+        return torch.stack(draws).logsumexp(0) - math.log(self.num_samples)
