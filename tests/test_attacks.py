@@ -237,6 +237,10 @@ def test_robust_accuracy_attacks_the_source_and_judges_the_target(batch):
     x, y = batch
     source, target = Linear(), Linear()
     attack = ab.PGD(0.1, 0.03, 5)
+    attacked = []
+    ab.robust_accuracy(target, [(x, y)], lambda c, x, y: (attacked.append(c), x)[1], source=source)
+    ab.robust_accuracy(target, [(x, y)], lambda c, x, y: (attacked.append(c), x)[1])
+    assert attacked == [source, target]
     row = ab.robust_accuracy(target, [(x, y)], attack, source=source, num_samples=1)
     expected = (target(attack(source, x, y)).argmax(-1) == y).float().mean().item()
     assert row["accuracy"] == pytest.approx(expected)
