@@ -5,15 +5,13 @@ it costs, in page faults. So every pass goes chunk by chunk, and the few whole v
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import torch
 from torch.autograd.function import once_differentiable
 
-_CPU_CHUNK = 1 << 20          # floats; every operation on a chunk uses all threads
+_CPU_CHUNK = 1 << 20          # floats: large enough to share among threads, small enough for a cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
 _STREAM = 1 << 20             # normals from one generator
-_PART = 1 << 15               # what one thread draws at a time: stays in its cache, and torch starts no threads for it
 
 
 def chunks(start, stop, device):
@@ -22,37 +20,24 @@ def chunks(start, stop, device):
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
-def standard_normal_(out, then=None):
-    """Fill the vector `out` with N(0, 1) draws and return it.
+def standard_normal_(out):
+    """Fill the contiguous tensor `out` with N(0, 1) draws and return it.
 
     All randomness comes from torch's global generator of out's device. A long CPU vector is cut into streams of fixed
     length, each with a generator of its own that is seeded from the global one: the numbers depend on the global state
     alone, whatever the number of threads.
-
-    then: called with slices that cover `out`, each right after it was drawn, by the thread that drew it and without
-    gradients: work on `out` while it is in the cache.
     """
     if out.device.type != "cpu" or out.numel() <= _STREAM:
-        out.normal_()
-        for part in chunks(0, len(out), out.device) if then else ():
-            then(part)
-        return out
-    starts = range(0, len(out), _STREAM)
-    seeds = torch.randint(2**63 - 1, (len(starts),)).tolist()
+        return out.normal_()
+    streams = out.view(-1).split(_STREAM)
+    seeds = torch.randint(2**63 - 1, (len(streams),)).tolist()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(partial(_draw_stream, out, then), starts, seeds))
+        list(pool.map(_fill, streams, seeds))
     return out
 
 
-@torch.no_grad()
-def _draw_stream(out, then, start, seed):
-    generator = torch.Generator().manual_seed(seed)
-    stop = min(start + _STREAM, len(out))
-    for i in range(start, stop, _PART):
-        part = slice(i, min(i + _PART, stop))
-        out[part].normal_(generator=generator)
-        if then:
-            then(part)
+def _fill(stream, seed):
+    stream.normal_(generator=torch.Generator().manual_seed(seed))
 
 
 def unflatten(vector, shapes, buffers):

@@ -51,13 +51,11 @@ class MeanFieldNormal(TorchDistribution):
         if torch.is_grad_enabled() and (self.loc.requires_grad or self.log_std.requires_grad):
             return self._differentiable_draw()
         with torch.no_grad():
-            weights = self.buffers.take(self.loc)
-
-            def scale_and_shift(part):
+            weights = standard_normal_(self.buffers.take(self.loc))
+            for part in chunks(0, len(weights), weights.device):
                 std = self.log_std[part].exp() if self._std is None else self._std[part]
                 torch.addcmul(self.loc[part], std, weights[part], out=weights[part])
-
-            return standard_normal_(weights, scale_and_shift)
+            return weights
 
     def log_prob(self, value):
         """The log density of `value` (d,): a scalar."""

@@ -22,7 +22,6 @@ def small_chunks(monkeypatch):
     """Vectors of a few hundred elements take many chunks and streams."""
     monkeypatch.setattr(flat, "_CPU_CHUNK", 64)
     monkeypatch.setattr(flat, "_STREAM", 128)
-    monkeypatch.setattr(flat, "_PART", 48)
 
 
 def posterior(size=1000, **more):
