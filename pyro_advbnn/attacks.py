@@ -30,7 +30,7 @@ def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, ra
     """Projected gradient ascent on the cross-entropy in the l_inf ball around x (Eq. 2): the attacked images.
 
     x (B, C, H, W) in [0, 1], y (B,) true labels. Each of the num_steps >= 0 steps adds step_size * sign(gradient), goes
-    back to the ball of radius epsilon >= 0, then to [0, 1]; step_size >= 0. Each gradient is the mean over
+    back to the ball of radius epsilon in [0, 1], then to [0, 1]; step_size >= 0. Each gradient is the mean over
     attack_samples >= 1 forward calls. random_start: begin at a uniform point of the ball, drawn from `generator`.
     The classifier runs in eval mode; its buffers and parameters stay as they are and no parameter gets a gradient.
 
@@ -108,20 +108,21 @@ def _frozen(classifier):
 
 def _input_gradient(classifier, x, y, attack_samples):
     """Gradient of the mean over draws of the summed cross-entropy, up to a positive factor; (B, C, H, W)."""
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     total = None
     for _ in range(attack_samples):
         with torch.enable_grad():
-            loss = F.cross_entropy(classifier(x).float(), y, reduction="sum")
+            loss = F.cross_entropy(classifier(x.clone()).float(), y, reduction="sum")
         gradient, = torch.autograd.grad(loss, x)
         total = gradient if total is None else total + gradient    # gradients may be expanded views
     return total
 
 
 def _check(*, epsilon, step_size, num_steps, attack_samples):
-    for name, value in {"epsilon": epsilon, "step_size": step_size}.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be a number >= 0, got {value}")
+    if not 0 <= epsilon <= 1:
+        raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {epsilon}")
+    if not 0 <= step_size < math.inf:
+        raise InputError(f"step_size must be a number >= 0, got {step_size}")
     if num_steps < 0:
         raise InputError(f"num_steps must be at least 0, got {num_steps}")
     if attack_samples < 1:

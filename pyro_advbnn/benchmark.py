@@ -3,6 +3,7 @@
 Repetitions are interleaved and medians are compared, because other work on a machine slows both alike.
 """
 import copy
+import os
 import statistics
 import time
 from pathlib import Path
@@ -158,6 +159,7 @@ def _peak_floats(function, device):
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 4
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,4 +1,5 @@
 """Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
+import json
 import os
 import warnings
 from pathlib import Path
@@ -19,8 +20,14 @@ def save(path, classifier, config=None, **more):
 
     config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
     more: further plain values and tensors, such as an optimizer's state.
+
+    Raises InputError for a config of other values, OSError where the file cannot be written.
     """
     path = Path(path)
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config must hold plain values only: {error}") from None
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
                "state": classifier.state_dict(), **more}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -73,6 +80,8 @@ def read(path):
 def _build(content, network, prior, path):
     config, settings = content["config"], content["settings"]
     network = _named_network(config, path) if network is None else network
+    if not isinstance(network, torch.nn.Module):
+        raise InputError(f"network must be an nn.Module, got {network!r}")
     if settings["kind"] != "bayesian":
         return build_classifier(config.get("defense", "none"), network)
     if settings["prior"] not in PRIORS and prior is None:

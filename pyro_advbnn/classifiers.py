@@ -123,7 +123,9 @@ class BayesianClassifier(Classifier):
 
     def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
         prior = "normal" if prior is None else prior
-        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic)
+        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
+        if isinstance(network, Classifier):
+            raise InputError("the network is a classifier already; wrap classifier.mean_network() or the plain network")
         trainable = trainable_parameters(network)
         fixed = matching_parameters(deterministic, trainable)
         random = {name: p for name, p in trainable.items() if name not in fixed}

@@ -52,6 +52,10 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of Python
         _end(BROKEN_PIPE)
+    except OSError as error:                             # a full disk, a folder that may not be written
+        if error.filename is None:
+            raise
+        _end(REFUSED, f"error: {error.filename}: {error.strerror}")
 
 
 def flag_names(function: Command) -> list[str]:

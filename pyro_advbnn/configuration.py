@@ -105,7 +105,8 @@ def resume(folder, flags):
     training = build(config | {"init_from": None}, images)
     best = run_folders.restore_position(folder, training)
     if training.finished:
-        raise InputError(f"{folder} has finished its {training.epochs_done} epochs; a larger --epochs goes on")
+        raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
+                         f"--epochs goes on")
     return config, training, held_out, best
 
 

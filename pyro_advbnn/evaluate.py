@@ -1,4 +1,5 @@
 """python -m pyro_advbnn.evaluate accuracy: accuracy of a trained run under PGD, on the test split."""
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -144,6 +145,8 @@ def _table(run):
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent} cannot be written to")
     return path
 
 

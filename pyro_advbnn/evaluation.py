@@ -28,11 +28,12 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
     Returns the fields of `records.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
-    Raises InputError where batches is empty.
+    Raises InputError where batches is empty, and for images that are not in [0, 1].
     """
     began, total = time.perf_counter(), 0
     correct = 0
     for x, y in batches:
+        _check_range(x)
         x_adv = x if attack is None else attack(target if source is None else source, x, y)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)
@@ -43,6 +44,12 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     low, high = wilson_interval(correct, total)
     return {**attack_fields(attack), "num_samples": num_samples, "num_examples": total, "accuracy": correct / total,
             "accuracy_low": low, "accuracy_high": high, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _check_range(x):
+    low, high = x.aminmax()
+    if not (low >= 0 and high <= 1):                     # true for NaN too
+        raise InputError(f"images must lie in [0, 1], these reach from {low.item():g} to {high.item():g}")
 
 
 def attack_fields(attack):

@@ -108,9 +108,13 @@ def _torchvision(name, num_classes, in_channels):
 def _imported(package, function, num_classes):
     try:
         build = getattr(importlib.import_module(package), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:                           # whatever the user's module does
         raise InputError(f"network {package}:{function} cannot be imported: {error}") from error
-    network = build(num_classes)
+    try:
+        network = build(num_classes)
+    except Exception as error:
+        raise InputError(f"network {package}:{function} fails when called with {num_classes}, the number of classes: "
+                         f"{type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {package}:{function} must return an nn.Module, got {type(network).__name__}")
     return network

@@ -70,6 +70,8 @@ class ElementwisePrior(TorchDistribution):
         if one_weight.event_shape or one_weight.batch_shape:
             raise InputError(f"prior must be a distribution over one weight, got batch shape "
                              f"{tuple(one_weight.batch_shape)} and event shape {tuple(one_weight.event_shape)}")
+        if not _is_real(one_weight):
+            raise InputError(f"prior must give every real number a density, {one_weight} does not")
         self.one_weight, self._device = one_weight, None
         self.counted = (0, size) if counted is None else counted
         super().__init__(event_shape=torch.Size([size]), validate_args=False)
@@ -82,6 +84,13 @@ class ElementwisePrior(TorchDistribution):
         if self._device != value.device:
             self.one_weight, self._device = _moved(self.one_weight, value.device), value.device
         return self.one_weight.log_prob(value[slice(*self.counted)]).sum()
+
+
+def _is_real(distribution):
+    try:
+        return bool(distribution.support.check(torch.tensor([-1e3, -0.5, 0.0, 0.5, 1e3])).all())
+    except (NotImplementedError, TypeError, RuntimeError):
+        return False
 
 
 def _moved(distribution, device):
@@ -98,8 +107,9 @@ def _moved(distribution, device):
 def scale_mixture(weights, stds):
     """Mixture of zero-mean Normals with the given weights and stds (Blundell et al. 2015, Eq. 7)."""
     weights, stds = torch.as_tensor(weights, dtype=torch.float32), torch.as_tensor(stds, dtype=torch.float32)
-    if weights.shape != stds.shape or weights.dim() != 1 or (weights < 0).any() or not (stds > 0).all():
-        raise InputError("scale_mixture takes as many weights (>= 0) as stds (> 0)")
+    in_range = not (weights < 0).any() and abs(weights.sum() - 1) < 1e-4 and (stds > 0).all()
+    if weights.shape != stds.shape or weights.dim() != 1 or not in_range:
+        raise InputError("scale_mixture takes as many weights (>= 0, of sum 1) as stds (> 0)")
     return dist.MixtureSameFamily(dist.Categorical(probs=weights), dist.Normal(torch.zeros_like(stds), stds))
 
 
@@ -154,6 +164,9 @@ def per_parameter_std(std, network, argument="prior_std"):
     """
     names = [name for name, _ in network.named_parameters()]
     if isinstance(std, Mapping):
+        unused = [pattern for pattern in std if not fnmatch.filter(names, pattern)]
+        if unused:
+            raise InputError(f"{argument}: no parameter matches {unused[0]!r}")
         stds = {name: _first_match(std, name, argument) for name in names}
     elif isinstance(std, str):
         factor = fan_in_factor(std, argument)

@@ -21,7 +21,7 @@ def refuse_existing(folder):
     """Raises InputError where `folder` exists and is not an empty folder."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already and is not overwritten; choose another --out, or --resume it")
+        raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
 
 
 def read_config(folder):

@@ -9,6 +9,8 @@ from pyro_advbnn.errors import InputError
 
 
 def trainable_parameters(network):
+    if not isinstance(network, nn.Module):
+        raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
     parameters = dict(network.named_parameters())
     if not parameters:
         raise InputError(f"{type(network).__name__} has no parameters, so nothing can be Bayesian")

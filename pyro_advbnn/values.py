@@ -96,7 +96,8 @@ def read(text: str, annotation: Any) -> Any:
             return value
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
-    raise InputError(f"must be {expected(annotation)}, got {text!r}{because}{_nearest_choice(text, annotation)}")
+    words = expected(annotation).removesuffix(" or none")
+    raise InputError(f"must be {words}, got {text!r}{because}{_nearest_choice(text, annotation)}")
 
 
 def expected(annotation: Any) -> str:

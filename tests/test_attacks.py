@@ -250,3 +250,22 @@ def test_robust_accuracy_attacks_the_source_and_judges_the_target(batch):
     assert clean["accuracy"] == pytest.approx((target(x).argmax(-1) == y).float().mean().item())
     with pytest.raises(ab.InputError, match="no images"):
         ab.robust_accuracy(target, [])
+
+
+def test_a_network_that_works_in_place_on_its_input_can_be_attacked(batch):
+    x, y = batch
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 10))
+    plain = nn.Sequential(nn.ReLU(), *network[1:])
+    assert torch.equal(ab.pgd(network, x, y, **SETTINGS), ab.pgd(plain, x, y, **SETTINGS))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: x - 1, lambda x: x * math.nan])
+def test_images_out_of_range_are_refused_in_evaluation(batch, wrong):
+    x, y = batch
+    with pytest.raises(ab.InputError, match=r"images must lie in \[0, 1\]"):
+        ab.robust_accuracy(Linear(), [(wrong(x), y)])
+
+
+def test_a_radius_beyond_the_range_of_images_is_refused():
+    with pytest.raises(ab.InputError, match="epsilon"):
+        ab.PGD(epsilon=8)

@@ -175,3 +175,10 @@ def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(tmp_path, mon
     with pytest.raises(OSError, match="disk is full"):
         checkpoints.save(path, trained(ab.Classifier(convnet())), CONFIG)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.pt"]
+
+
+def test_a_config_that_could_not_be_loaded_is_not_saved(tmp_path):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4))
+    with pytest.raises(ab.InputError, match="plain values"):
+        ab.save(tmp_path / "c.pt", classifier, {"network": print})
+    assert not list(tmp_path.iterdir())

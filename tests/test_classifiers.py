@@ -301,3 +301,9 @@ def test_noise_is_active_in_training_and_in_testing_and_has_its_std():
     x = torch.zeros(200, 500)
     for mode in (True, False):
         assert noise.train(mode)(x).std().item() == pytest.approx(0.2, rel=0.02)
+
+
+@pytest.mark.parametrize(("network", "match"), [(3, "nn.Module"), (ab.Classifier(nn.Linear(2, 2)), "classifier already")])
+def test_what_is_no_plain_network_is_refused(network, match):
+    with pytest.raises(ab.InputError, match=match):
+        ab.BayesianClassifier(network)

@@ -150,9 +150,9 @@ def test_the_first_word_chooses_the_verb():
         (["--epsilon", "1e999"], "--epsilon must be a number >= 0, got '1e999' (too large)"),
         (["--num_steps", "1.5"], "--num_steps must be an integer > 0, got '1.5'"),
         (["--num_steps", "0"], "--num_steps must be an integer > 0, got '0'"),
-        (["--seed", "x"], "--seed must be an integer or none, got 'x'"),
-        (["--seed", "None"], "--seed must be an integer or none, got 'None'"),
-        (["--momentum", "1"], "--momentum must be a number in [0, 1) or none, got '1'"),
+        (["--seed", "x"], "--seed must be an integer, got 'x'"),
+        (["--seed", "None"], "--seed must be an integer, got 'None'"),
+        (["--momentum", "1"], "--momentum must be a number in [0, 1), got '1'"),
         (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'; did you mean auto?"),
         (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
         (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
@@ -164,7 +164,7 @@ def test_the_first_word_chooses_the_verb():
         ),
         (["--runs", "a,,b"], "--runs must be a comma list, each text, got 'a,,b' (an element is empty)"),
         (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
-        (["--data_dir="], "--data_dir must be a path or none, got '' (an empty path would mean the current folder)"),
+        (["--data_dir="], "--data_dir must be a path, got '' (an empty path would mean the current folder)"),
         (["--epsilon"], "--epsilon needs a value: a number >= 0"),
         (["--name", "--resume"], "--name needs a value: text"),
         (["--seed=1", "--seed", "1"], "--seed is given twice"),
@@ -351,3 +351,14 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(program, lines, unbuff
 def test_a_broken_pipe_that_is_not_stdout_is_a_bug_and_shows_itself(program):
     ended = program("--other_pipe")
     assert ended.returncode == 1 and ended.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")
+
+
+def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
+    def write(*, out: Path):
+        """Write."""
+        out.write_text("x")
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(write, ["--out", str(tmp_path / "absent" / "file")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent' / 'file'}: No such file or directory\n"

@@ -77,3 +77,13 @@ def test_networks_that_cannot_be_built_are_refused(name, arguments, match):
 def test_only_code_of_one_s_own_counts_as_imported():
     assert is_imported("my_nets:small")
     assert not is_imported("vgg16") and not is_imported("torchvision:resnet18")
+
+
+def test_a_network_function_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "bad_nets.py").write_text("def boom(n): raise KeyError('oops')\ndef noargs(): pass\n")
+    (tmp_path / "worse_nets.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = {"bad_nets:boom": "KeyError: 'oops'", "bad_nets:noargs": "TypeError", "worse_nets:f": "invalid syntax"}
+    for name, match in cases.items():
+        with pytest.raises(InputError, match=match):
+            build_network(name, 3)

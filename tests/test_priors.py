@@ -72,7 +72,8 @@ def test_other_texts_are_refused(text):
         fan_in_factor(text)
 
 
-@pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
+@pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.6], [1.0, 2.0]),
+                                       ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
 def test_mixtures_out_of_range_are_refused(arguments):
     with pytest.raises(InputError, match="scale_mixture"):
         scale_mixture(*arguments)
@@ -98,3 +99,14 @@ def test_named_priors_are_the_shipped_ones_with_the_given_std(name):
 def test_named_priors_that_cannot_be_built_are_refused(settings, match):
     with pytest.raises(InputError, match=match):
         BayesianClassifier(networks.convnet(width=4), **settings)
+
+
+@pytest.mark.parametrize("prior", [dist.Uniform(-1.0, 1.0), dist.HalfNormal(1.0), dist.Bernoulli(0.5)])
+def test_priors_that_do_not_cover_the_real_line_are_refused(prior):
+    with pytest.raises(InputError, match="every real number"):
+        BayesianClassifier(networks.convnet(width=4), prior=prior)
+
+
+def test_patterns_that_match_nothing_are_refused():
+    with pytest.raises(InputError, match="prior_std: no parameter matches 'zzz'"):
+        per_parameter_std({"zzz": 1.0, "*": 1.0}, networks.convnet(width=4))

@@ -593,8 +593,8 @@ def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ([], "has finished its 2 epochs; a larger --epochs goes on"),
-    (["--epochs", 2], "has finished its 2 epochs"),
+    ([], "has done 2 epochs of 2; a larger --epochs goes on"),
+    (["--epochs", 2], "has done 2 epochs of 2"),
     (["--epochs", 3, "--alpha", 1], "--alpha cannot be given with --resume"),
     (["--epochs", 3, "--defense", "adv"], "--defense cannot be given with --resume"),
     (["--epochs", 3, "--out", "elsewhere"], "--out cannot be given with --resume"),
