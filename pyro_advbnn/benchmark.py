@@ -160,7 +160,8 @@ def _peak_floats(function, device):
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 4
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0

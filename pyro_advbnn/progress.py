@@ -78,7 +78,8 @@ class Progress:
         self.close()
         held_out = "" if row["held_out_accuracy"] is None else (
             f"  held out {100 * row['held_out_accuracy']:5.1f} / {100 * row['held_out_robust_accuracy']:4.1f} %")
-        print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}  kl {row['kl']:.4g}  "
+        kl = f"  kl {row['kl']:.4g}" if self.config["classifier"]["kind"] == "bayesian" else ""
+        print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}{kl}  "
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._epoch_began, self._epoch_images = time.monotonic(), 0
