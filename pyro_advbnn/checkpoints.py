@@ -1,6 +1,5 @@
 """Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.records import replacing
 
 FORMAT = 1
 
@@ -23,22 +23,14 @@ def save(path, classifier, config=None, **more):
 
     Raises InputError for a config of other values, OSError where the file cannot be written.
     """
-    path = Path(path)
     try:
         json.dumps(config)
     except (TypeError, ValueError) as error:
         raise InputError(f"config must hold plain values only: {error}") from None
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
                "state": classifier.state_dict(), **more}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)               # left over only where something failed
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def load(path, network=None, *, prior=None, device="cpu"):

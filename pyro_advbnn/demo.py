@@ -43,8 +43,7 @@ def _evaluate(folder, seed):
     """Rows: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
     classifier, config, path = run_folders.load_classifier(folder)
     batches = datasets.batches(datasets.load("digits", "test"), 360)
-    known = {"dataset": "digits", "network": config["network"], "defense": config["defense"], "source": "target",
-             "seed": seed, "checkpoint": str(path)}
+    known = run_folders.row_fields(config, path, seed)
     deterministic = DEFENSES[config["defense"]].kind == "deterministic"
     attacks = [None, *(PGD(0.2, 0.025, 20, draws) for draws in ((1,) if deterministic else (1, 10)))]
     rows = []

@@ -70,9 +70,9 @@ def accuracy(
     attacks = [PGD(e, None if step_size == "auto" else step_size, num_steps, attack_samples) for e in epsilons]
     _warn(attacks)
     batches = datasets.batches(images, batch_size)
-    dataset = config["dataset"] + ("" if split == "test" else ":held_out")
-    known = {"dataset": dataset, "network": config["network"], "defense": config["defense"],
-             "source": "target", "seed": seed, "checkpoint": str(path)}
+    known = run_folders.row_fields(config, path, seed)
+    if split == "held_out":
+        known["dataset"] += ":held_out"
     rows = []
     for attack in attacks:
         with separate_randomness(seed), _bar(attack, images) as bar:

@@ -1,10 +1,12 @@
 """What a run leaves behind: rows of accuracy, lines of metrics, the environment they came from. No tensors here."""
 import csv
+import io
 import json
 import math
 import os
 import platform
 import subprocess
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -30,16 +32,12 @@ def append_csv(path, rows):
 
     Raises InputError where the file has other columns; a row key that is no column is a ValueError.
     """
-    path = Path(path)
-    before = read_table(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="") as file:
-        file.write(before)
-        writer = csv.DictWriter(file, ROW_FIELDS, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    os.replace(temporary, path)
+    before, added = read_table(path), io.StringIO(newline="")
+    writer = csv.DictWriter(added, ROW_FIELDS, lineterminator="\n")
+    if not before:
+        writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    _replace(path, before + added.getvalue())
 
 
 def read_table(path):
@@ -112,10 +110,23 @@ def read_json(path):
 
 
 def _replace(path, text):
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path):
+    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)               # left over only where something failed
 
 
 def environment():

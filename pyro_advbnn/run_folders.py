@@ -56,6 +56,12 @@ def restore_position(folder, training):
     return content["best"]
 
 
+def row_fields(config, path, seed):
+    """The columns of a row that say what was evaluated: the run of `config`, its checkpoint at `path`, by `seed`."""
+    return {"dataset": config["dataset"], "network": config["network"], "defense": config["defense"],
+            "source": "target", "seed": seed, "checkpoint": str(path)}
+
+
 def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     """(classifier, config, path) of a run: its best checkpoint where there is one, or its last."""
     folder = Path(folder)

@@ -34,11 +34,9 @@ def build_optimizer(classifier, settings):
     return torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
 
 
-def build_attack(settings, epsilon=None, **changes):
-    """The PGD attack of `settings` (epsilon, step_size, num_steps, attack_samples), some of them changed."""
-    names = ("epsilon", "step_size", "num_steps", "attack_samples")
-    chosen = {name: settings[name] for name in names} | changes
-    return PGD(**(chosen if epsilon is None else chosen | {"epsilon": epsilon}))
+def build_attack(settings):
+    """The PGD attack of `settings`: epsilon, step_size, num_steps and attack_samples."""
+    return PGD(**{name: settings[name] for name in ("epsilon", "step_size", "num_steps", "attack_samples")})
 
 
 class NotFinite(InputError):
