@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.records import replacing
 
 IMAGENET_SIZE = 64
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
@@ -199,14 +200,6 @@ def _fingerprint(paths):
 
 
 def _store(path, **arrays):
-    """Writes the npz as a whole or, in a folder that is not writable, not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
-    except OSError:
-        pass  # the cache only saves time
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    """Writes the npz as a whole or, in a folder that is not writable, not at all: the cache only saves time."""
+    with contextlib.suppress(OSError), replacing(path) as file:
+        np.savez(file, **arrays)
