@@ -1,15 +1,9 @@
-"""Adversarially trained Bayesian neural networks (Adv-BNN) in PyTorch and Pyro."""
-from pyro_advbnn import networks, priors
-from pyro_advbnn.attacks import PGD, eval_mode, fgsm, pgd
-from pyro_advbnn.averaging import AveragedClassifier
-from pyro_advbnn.checkpoints import load, save
-from pyro_advbnn.classifiers import BayesianClassifier, Classifier
-from pyro_advbnn.defenses import DEFENSES, build_classifier
-from pyro_advbnn.elbo import negative_elbo, objective
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict, robust_accuracy
-from pyro_advbnn.noise import AdditiveNoise, add_noise
-from pyro_advbnn.training import train_step
+"""Adversarially trained Bayesian neural networks (Adv-BNN) in PyTorch and Pyro.
+
+A public name is imported from its module on first use, so that what needs no torch (records, cli) starts without it.
+"""
+from importlib import import_module
+from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,3 +11,29 @@ __all__ = [
     "add_noise", "build_classifier", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd",
     "predict", "priors", "robust_accuracy", "save", "train_step",
 ]
+_NAMES = {
+    "attacks": ("PGD", "eval_mode", "fgsm", "pgd"),
+    "averaging": ("AveragedClassifier",),
+    "checkpoints": ("load", "save"),
+    "classifiers": ("BayesianClassifier", "Classifier"),
+    "defenses": ("DEFENSES", "build_classifier"),
+    "elbo": ("negative_elbo", "objective"),
+    "errors": ("InputError",),
+    "evaluation": ("predict", "robust_accuracy"),
+    "noise": ("AdditiveNoise", "add_noise"),
+    "training": ("train_step",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {module.name for module in iter_modules(__path__)}
+
+
+def __getattr__(name):
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,67 @@
+"""Tests of the package itself: what importing it costs, and that its names do not depend on what was imported before."""
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pyro_advbnn as ab
+from pyro_advbnn import networks, priors
+from pyro_advbnn.attacks import PGD, pgd
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "torchvision", "pyro", "numpy", "sklearn", "matplotlib", "tensorboard"}
+
+
+def python(code):
+    """What the code prints in a process of its own."""
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True).stdout.split()
+
+
+@pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.records", "pyro_advbnn.cli", "pyro_advbnn.errors"])
+def test_what_needs_no_tensors_starts_without_torch(module):
+    loaded = set(python(f"import sys, {module}; print(*sys.modules)"))
+    assert module in loaded and not loaded & HEAVY
+
+
+@pytest.mark.parametrize("name", ab.__all__)
+def test_every_public_name_is_there_from_the_start(name):
+    assert name in dir(ab)
+    assert getattr(ab, name) is not None
+    namespace = {}
+    exec(f"from pyro_advbnn import {name}", namespace)
+    assert namespace[name] is getattr(ab, name)
+
+
+def test_every_public_name_comes_from_the_module_that_defines_it():
+    assert (ab.PGD, ab.pgd, ab.networks, ab.priors) == (PGD, pgd, networks, priors)
+    for name, module in ab._MODULE_OF.items():
+        value = getattr(ab, name)
+        assert value is getattr(import_module(f"pyro_advbnn.{module}"), name)
+        assert getattr(value, "__module__", f"pyro_advbnn.{module}") == f"pyro_advbnn.{module}"
+
+
+def test_a_star_import_gives_the_public_names():
+    namespace = {}
+    exec("from pyro_advbnn import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(ab.__all__)
+
+
+def test_no_public_name_is_also_that_of_a_module_so_that_what_it_means_never_changes():
+    assert not set(ab._MODULE_OF) & ab._MODULES
+    assert set(ab._MODULE_OF) | {"networks", "priors"} == set(ab.__all__)
+
+
+def test_the_modules_are_there_without_being_imported_first():
+    assert python("import pyro_advbnn as ab; print(ab.datasets.__name__, ab.evaluation.predict is ab.predict)") == [
+        "pyro_advbnn.datasets", "True"]
+
+
+def test_unknown_names_are_refused_as_by_any_module():
+    with pytest.raises(AttributeError, match="module 'pyro_advbnn' has no attribute 'PDG'"):
+        _ = ab.PDG
+    with pytest.raises(ImportError, match="cannot import name 'PDG'"):
+        exec("from pyro_advbnn import PDG")
+    assert not hasattr(ab, "attacks.PGD")
