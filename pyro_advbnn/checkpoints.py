@@ -33,6 +33,12 @@ def save(path, classifier, config=None, **more):
         torch.save(content, file)
 
 
+def save_state_dict(path, network):
+    """Write the state dict of an nn.Module alone, for `network.load_state_dict(torch.load(path))`, in one step."""
+    with replacing(path) as file:
+        torch.save(network.state_dict(), file)
+
+
 def load(path, network=None, *, prior=None, device="cpu"):
     """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode.
 
@@ -51,13 +57,16 @@ def load(path, network=None, *, prior=None, device="cpu"):
     return classifier.to(device).eval()
 
 
-def read(path):
-    """The whole content of a checkpoint as a dict, on the CPU.   Raises InputError as `load` does."""
+def read(path, *, mmap=False):
+    """The whole content of a checkpoint as a dict, on the CPU.   Raises InputError as `load` does.
+
+    mmap: leave the tensors in the file until they are used.
+    """
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
         with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which are refused all the same
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from pyro_advbnn import datasets, networks, recipes, records, run_folders
+from pyro_advbnn import datasets, event_files, networks, recipes, records, run_folders
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
@@ -24,6 +24,8 @@ def configure(flags):
     flags = DEFAULTS | flags
     dataset, defense, recipe, seed = (flags[name] for name in ("dataset", "defense", "recipe", "seed"))
     device = resolve_device(flags["device"])
+    if flags.get("tensorboard"):
+        event_files.require()
     for name in ("prior_std", "init_std"):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
@@ -43,7 +45,8 @@ def configure(flags):
         "num_classes": images.num_classes, "in_channels": images.images.shape[1],
         "init_from": _text(flags.get("init_from")),
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
-        "patience": flags.get("patience"), "device": str(device), "flags": {k: _text(v) for k, v in flags.items()},
+        "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False), "device": str(device),
+        "flags": {k: _text(v) for k, v in flags.items()},
         "environment": records.environment() | {"device": describe_device(device)},
     }
     return config, images, held_out
@@ -85,32 +88,36 @@ def build(config, images):
 
 
 def resume(folder, flags):
-    """(config, training, held_out, best so far) of the run in `folder`, where it was left.
+    """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
-    flags: those given, of which only epochs, max_minutes, patience, data_dir, device and network may differ from the
-    run's.
+    A run that was left before its first checkpoint is at its start. flags: those given, of which only epochs,
+    max_minutes, patience, tensorboard, data_dir, device and network may differ from the run's.
     """
     config = run_folders.read_config(folder)
+    config.setdefault("tensorboard", False)              # older runs do not say
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
-    config |= {name: _text(flags[name]) for name in ("patience", "data_dir") if name in flags}
+    config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
+    if config["tensorboard"]:
+        event_files.require()
     device = resolve_device(flags.get("device", config["device"]))
     config["device"] = str(device)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device)
     if digest != config["images_sha256"]:
         raise InputError("the training images are not those that the run began with")
-    training = build(config | {"init_from": None}, images)
-    best = run_folders.restore_position(folder, training)
+    begun = run_folders.has_position(folder)
+    training = build(config | ({"init_from": None} if begun else {}), images)
+    best = run_folders.restore_position(folder, training) if begun else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")
     return config, training, held_out, best
 
 
-_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "data_dir", "device", "network")
+_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network")
 
 
 def _check_resume_flags(folder, config, flags):

@@ -1,4 +1,4 @@
-"""The paper's five defences: what kind of network, and whether it is trained on attacked images."""
+"""The paper's five defences and one more: what kind of network, and whether it is trained on attacked images."""
 from dataclasses import dataclass
 
 from pyro_advbnn.classifiers import BayesianClassifier, Classifier
@@ -13,6 +13,11 @@ class Defense:
     kind: str
     adversarial: bool
 
+    @property
+    def random(self):
+        """Whether two calls of the classifier differ, so that averaging over draws means something."""
+        return self.kind != "deterministic"
+
 
 DEFENSES = {
     "none": Defense("deterministic", False),
@@ -20,6 +25,7 @@ DEFENSES = {
     "rse": Defense("noisy", False),             # Liu et al. 2018
     "bnn": Defense("bayesian", False),          # Blundell et al. 2015
     "advbnn": Defense("bayesian", True),        # the paper
+    "advrse": Defense("noisy", True),           # RSE on attacked images; not in the paper
 }
 
 

@@ -47,7 +47,7 @@ def ours(dataset, defense):
     settings = {**_COMMON, **_DATA[dataset], "schedule": "cosine", "optimizer": "adam", "learning_rate": 2e-3,
                 "prior_std": "fan_in", "init_std": "fan_in/30", "alpha": 1 / 10, "kl_warmup": 0.25}
     settings |= {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
-    return settings | ({"attack_samples": 1, "num_samples": 1} if DEFENSES[defense].kind == "deterministic" else {})
+    return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
 
 
 # Chosen on held-out images of digits (README, "Why the defaults are what they are"); the other data sets are not tuned.
@@ -83,6 +83,27 @@ def default_step_size(dataset):
 def default_epsilons(dataset):
     """The radii at which a data set is evaluated; those of Table 1 for the paper's three."""
     return _EPSILONS.get(dataset, (0.0, 0.015, 0.035, 0.055, 0.07))
+
+
+def figure_2_epsilons(dataset):
+    """The radii of Fig. 2: [0 : 0.005 : 0.07] (ImageNet-143: [0 : 0.002 : 0.02])."""
+    step, count = {"digits": (0.05, 7), "imagenet143": (0.002, 11)}.get(dataset, (0.005, 15))
+    return tuple(round(step * i, 6) for i in range(count))
+
+
+def default_transfer_epsilon(dataset):
+    """The radius of the transfer attack, Fig. 3: 0.06 in the authors' script."""
+    return {"digits": 0.2, "imagenet143": 0.02}.get(dataset, 0.06)
+
+
+def default_ensemble_epsilons(dataset):
+    """The radii of Fig. 5 (left)."""
+    return (0.0, 0.1, 0.2) if dataset == "digits" else (0.0, 0.01, 0.02)
+
+
+def training_epsilon(dataset):
+    """The radius that the paper trains with on a data set, and at which one radius is reported."""
+    return _DATA[dataset]["epsilon"]
 
 
 def default_network(side):

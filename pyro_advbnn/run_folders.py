@@ -1,7 +1,9 @@
 """Run folders: config.json, metrics.jsonl, checkpoint.pt (the last) and best.pt; made once, never overwritten."""
+import re
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, records
+from pyro_advbnn import checkpoints, event_files, records
 from pyro_advbnn.errors import InputError
 
 
@@ -18,10 +20,14 @@ def create(folder, config):
 
 
 def refuse_existing(folder):
-    """Raises InputError where `folder` exists and is not an empty folder."""
+    """Raises InputError where `folder` exists and is not an empty folder, but for what a crash left of a file."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
         raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
+
+
+def _is_leftover(path):
+    return bool(re.fullmatch(r"\..+\.\d+\.tmp", path.name))  # the temporary files of `records.replacing`
 
 
 def read_config(folder):
@@ -42,24 +48,70 @@ def save_position(folder, training, config, best):
     checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=training.state_dict(), best=best)
 
 
+def has_position(folder):
+    """Whether a run got as far as its first checkpoint."""
+    return (Path(folder) / "checkpoint.pt").exists()
+
+
 def restore_position(folder, training):
-    """Set `training` to where checkpoint.pt stands, drop later lines of metrics.jsonl, return the best so far."""
-    if not (folder / "checkpoint.pt").exists():
-        raise InputError(f"{folder} was left before its first checkpoint, so there is nothing to go on with")
-    content = checkpoints.read(folder / "checkpoint.pt")
-    if "training" not in content:
-        raise InputError(f"{folder / 'checkpoint.pt'} holds no training to go on with")
+    """Set `training` to where checkpoint.pt stands; the best so far."""
+    content = _position(folder)
     training.classifier.load_state_dict(content["state"])
     training.load_state_dict(content["training"])
-    metrics = records.read_jsonl(folder / "metrics.jsonl")
-    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= training.epochs_done])
     return content["best"]
 
 
-def row_fields(config, path, seed):
-    """The columns of a row that say what was evaluated: the run of `config`, its checkpoint at `path`, by `seed`."""
-    return {"dataset": config["dataset"], "network": config["network"], "defense": config["defense"],
-            "source": "target", "seed": seed, "checkpoint": str(path)}
+def _position(folder, mmap=False):
+    path = Path(folder) / "checkpoint.pt"
+    content = checkpoints.read(path, mmap=mmap)
+    if "training" not in content:
+        raise InputError(f"{path} holds no training to go on with")
+    return content
+
+
+def reopen(folder, config, epochs_done):
+    """Write the config of a run that goes on, and drop the lines of metrics.jsonl that are later than its position."""
+    metrics = records.read_jsonl(folder / "metrics.jsonl")
+    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= epochs_done])
+    records.write_json(folder / "config.json", config)
+
+
+@contextmanager
+def metrics_writer(folder, config):
+    """A function that adds a row to metrics.jsonl and, where config asks for it, to TensorBoard's event file."""
+    path = folder / "metrics.jsonl"
+    events = event_files.event_file(folder, records.read_jsonl(path)) if config["tensorboard"] else nullcontext()
+    with events as write_event:
+
+        def write(row):
+            records.append_jsonl(path, row)
+            if write_event:
+                write_event(row)
+
+        yield write
+
+
+def is_finished(folder):
+    """Whether a run has done all epochs of its config, or as many as its patience lets it, by checkpoint.pt."""
+    if not has_position(folder):
+        return False
+    config, content = read_config(folder), _position(folder, mmap=True)
+    epochs_done = content["training"]["epochs_done"]
+    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config["patience"])
+
+
+def out_of_patience(best, epochs_done, patience):
+    """Whether `patience` epochs have gone by since the best one; never without a patience or a best."""
+    return bool(patience and best and epochs_done - best["epoch"] >= patience)
+
+
+def row_fields(config, path, weights):
+    """The columns `tables.RUN_FIELDS` of a row: the run of `config`, its checkpoint at `path` and the digest of its weights."""
+    run, settings = path.resolve().parent.name, config["settings"]
+    bayesian = config["classifier"]["kind"] == "bayesian"
+    return {"run": run, "dataset": config["dataset"], "network": config["network"], "defense": config["defense"],
+            "alpha": settings["alpha"] if bayesian else None, "prior_std": settings["prior_std"] if bayesian else None,
+            "checkpoint": f"{run}/{path.name}", "weights": weights}
 
 
 def load_classifier(folder, checkpoint="best", network=None, device="cpu"):

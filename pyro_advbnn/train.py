@@ -60,6 +60,7 @@ def train(
     precision: Literal["fp32", "bf16"] | None = None,
     out: Path | None = None,
     resume: Path | None = None,
+    tensorboard: bool = False,
     dry_run: bool = False,
 ):
     """Train one defence on one data set into a run folder. What no flag says comes from the recipe.
@@ -70,7 +71,8 @@ def train(
     Args:
         dataset: the images, default digits; cifar10, stl10, imagenet143, folder and npz read data_dir.
         data_dir: folder of the data set (npz: the file); default data/ for cifar10 and stl10.
-        defense: none, adv (PGD training), rse (noise), bnn (Bayesian), advbnn (Bayesian and PGD training; the default).
+        defense: none, adv (PGD training), rse (noise), bnn (Bayesian), advbnn (Bayesian and PGD training; the default),
+            advrse (noise and PGD training).
         network: vgg11, vgg13, vgg16, vgg19, model_a, convnet, torchvision:NAME or package.module:function.
         recipe: paper (Table 2, KL of all weights), authors (what their code did), ours (the default; KL of all weights,
             made to train).
@@ -94,8 +96,8 @@ def train(
         epsilon: l_inf radius of the attack in training.
         step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
         num_steps: PGD steps in training.
-        attack_samples: weight draws averaged in each attack gradient.
-        num_samples: weight draws averaged in held-out predictions.
+        attack_samples: draws, of the weights or of the noise, averaged in each attack gradient.
+        num_samples: draws averaged in held-out predictions.
         augmentation: none, crop_flip or resized_crop; default by data set.
         num_train: use a class-balanced subset of this size, from which the held-out images are then split off.
         validation: number of held-out images, by default 1000 (digits 150) but at most a fifth; best.pt and patience read
@@ -106,15 +108,18 @@ def train(
         device: auto (cuda if present; the default), cpu, cuda or cuda:N.
         precision: fp32 (the default), or bf16: autocast, with losses in float32.
         out: the new run folder; default runs/<dataset>-<defense>-<time>.
-        resume: run folder to go on with; epochs, max_minutes, patience, data_dir, device and network may be given too.
+        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device and network may be
+            given too. A run without a checkpoint yet starts from the beginning.
+        tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
+            its single precision; needs the package tensorboard. A resumed run goes on doing so.
         dry_run: print the configuration and stop.
     """
-    flags = {name: value for name, value in locals().items() if value is not None}
-    resumed, folder, dry = flags.pop("resume", None), flags.pop("out", None), flags.pop("dry_run")
+    flags = {name: value for name, value in locals().items() if value is not None and value is not False}
+    resumed, folder, dry = flags.pop("resume", None), flags.pop("out", None), flags.pop("dry_run", False)
     skip_validation()
     if resumed:
         config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
-        if _out_of_patience(best, training, config["patience"]):
+        if run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
             raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
                              f" epochs; a larger --patience goes on")
     else:
@@ -125,7 +130,9 @@ def train(
     if dry:
         return print(records.as_json(config))
     if resumed:
-        records.write_json(resumed / "config.json", config)
+        run_folders.reopen(resumed, config, training.epochs_done)
+        if not training.progress:
+            print(f"{resumed} has no checkpoint yet and starts from the beginning")
     else:
         folder = run_folders.create(folder or _default_folder(config), config)
     _fit(resumed or folder, config, training, held_out, best, flags.get("max_minutes"))
@@ -140,27 +147,25 @@ def _fit(folder, config, training, held_out, best, max_minutes):
     progress = Progress(config, training, folder)
     progress.begin()
     try:
-        with warnings.catch_warnings():
+        with run_folders.metrics_writer(folder, config) as write_row, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered NaN")     # Pyro's; the training stops with a line of ours
-            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress)
+            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
     except NotFinite as error:
         progress.close()
-        raise InputError(f"{error}; {_last_checkpoint(folder, 'the last good checkpoint is')}") from None
+        last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
+        none = f"no checkpoint has been written to {folder} yet"
+        raise InputError(f"{error}; {last if run_folders.has_position(folder) else none}") from None
     except KeyboardInterrupt:
         progress.close()
-        print(_last_checkpoint(folder, f"go on with --resume {folder} from"), flush=True)
+        where = folder / "checkpoint.pt" if run_folders.has_position(folder) else "the beginning: it has no checkpoint yet"
+        print(f"go on with --resume {folder} from {where}", flush=True)
         raise
 
 
-def _last_checkpoint(folder, words):
-    path = folder / "checkpoint.pt"
-    return f"{words} {path}" if path.exists() else f"no checkpoint has been written to {folder} yet"
-
-
-def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress):
+def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row):
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
     saved = time.monotonic()
-    while not training.finished and not _out_of_patience(best, training, config["patience"]):
+    while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
         for num_images in training.epoch():
             progress.step(num_images)
             if training.steps_done == len(training.batches):
@@ -171,13 +176,13 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress)
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
                 saved = time.monotonic()
-        best = _finish_epoch(folder, config, training, held_out, best, progress)
+        best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
         if time.monotonic() > deadline and not training.finished:
             return progress.stopped(f"--max_minutes {max_minutes:g} are over")
     progress.finished(best)
 
 
-def _finish_epoch(folder, config, training, held_out, best, progress):
+def _finish_epoch(folder, config, training, held_out, best, progress, write_row):
     """Measure, write the row, best.pt and checkpoint.pt; the best so far.
 
     The row comes before the checkpoint: after a crash in between, the epoch is done again and the row replaced.
@@ -188,7 +193,7 @@ def _finish_epoch(folder, config, training, held_out, best, progress):
     if held_out and is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
         best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
         checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
-    records.append_jsonl(folder / "metrics.jsonl", row)
+    write_row(row)
     run_folders.save_position(folder, training, config, best)
     progress.epoch(row)
     return best
@@ -206,10 +211,6 @@ def _metrics(training, held_out, config, progress):
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
             "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": speed,
             "peak_memory_mib": peak_memory_mib(training.device)}
-
-
-def _out_of_patience(best, training, patience):
-    return bool(patience and best and training.epochs_done - best["epoch"] >= patience)
 
 
 if __name__ == "__main__":

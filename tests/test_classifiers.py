@@ -285,7 +285,7 @@ def test_defences_build_their_kind_of_classifier():
     network = ab.networks.convnet(width=4)
     kinds = {name: ab.build_classifier(name, network) for name in ab.DEFENSES}
     assert {name for name, c in kinds.items() if isinstance(c, ab.BayesianClassifier)} == {"bnn", "advbnn"}
-    assert {name for name, d in ab.DEFENSES.items() if d.adversarial} == {"adv", "advbnn"}
+    assert {name for name, d in ab.DEFENSES.items() if d.adversarial} == {"adv", "advbnn", "advrse"}
     noise = [m.std for m in kinds["rse"].modules() if isinstance(m, ab.AdditiveNoise)]
     assert noise == [0.2, 0.1, 0.1, 0.1]
     assert not any(isinstance(m, ab.AdditiveNoise) for m in network.modules())

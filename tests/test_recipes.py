@@ -67,6 +67,18 @@ def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, datas
     assert settings["step_size"] == pytest.approx(expected)
 
 
+def test_ours_averages_the_draws_of_networks_that_draw_something():
+    samples = {name: recipes.resolve("ours", "digits", name, {})[1]["num_samples"] for name in DEFENSES}
+    assert samples == {"none": 1, "adv": 1, "rse": 10, "bnn": 10, "advbnn": 10, "advrse": 10}
+    assert {name for name, defense in DEFENSES.items() if defense.random} == {"rse", "bnn", "advbnn", "advrse"}
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_noise_with_pgd_training_has_the_settings_of_noise_alone(recipe, dataset):
+    assert recipes.resolve(recipe, dataset, "advrse", {}) == recipes.resolve(recipe, dataset, "rse", {})
+
+
 def test_ours_is_the_kl_of_all_weights_with_a_prior_by_fan_in():
     _, settings = recipes.resolve("ours", "cifar10", "advbnn", {})
     assert settings["kl_over"] == "all" and str(settings["prior_std"]).startswith("fan_in")

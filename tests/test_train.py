@@ -115,6 +115,7 @@ def build(folder=None, **flags):
     {"defense": "bnn", "prior": "spike_and_slab", "prior_std": 0.5, "init_std": 0.05},
     {"defense": "adv", "augmentation": "crop_flip"},
     {"defense": "rse", "recipe": "paper"},
+    {"defense": "advrse"},
     {"defense": "none", "precision": "bf16"},
 ], ids=lambda flags: "-".join(map(str, flags.values())))
 def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_the_run_in_one_piece(tmp_path, flags):
@@ -175,14 +176,88 @@ def test_rows_later_than_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path,
     assert_same_run(whole, cut)
 
 
-def test_interrupted_before_its_first_checkpoint_a_run_says_so_and_cannot_go_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flags", [{"defense": "advbnn", "augmentation": "crop_flip"}, {"defense": "advrse"},
+                                   {"defense": "bnn", "recipe": "authors"}], ids=lambda flags: "-".join(flags.values()))
+def test_a_run_that_dies_before_its_first_checkpoint_starts_again_and_ends_as_the_run_in_one_piece(
+    tmp_path, monkeypatch, flags
+):
+    whole, cut = run(tmp_path / "whole", **flags), tmp_path / "cut"
+    interrupt_after(monkeypatch, 1, before_writing=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, **flags)
+    monkeypatch.undo()
+    assert [row["epoch"] for row in metrics(cut)] == [1] and not (cut / "checkpoint.pt").exists()
+    torch.manual_seed(7)                                 # whatever another process has done to the stream
+    train(resume=cut)
+    assert_same_run(whole, cut)
+
+
+def test_a_run_that_starts_again_starts_at_the_network_that_it_was_given(tmp_path, monkeypatch):
+    source = run(tmp_path / "adv", defense="adv", epochs=1)
+    whole, cut = run(tmp_path / "whole", init_from=source), tmp_path / "cut"
+    interrupt_after(monkeypatch, 1, before_writing=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, init_from=source)
+    monkeypatch.undo()
+    train(resume=cut)
+    assert_same_run(whole, cut)
+
+
+def test_interrupted_before_its_first_checkpoint_a_run_says_how_to_start_it_again(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
     interrupt_after(monkeypatch, 1, before_writing=True)
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
+        cli.run(train, [*map(str, words(TINY)), "--out", str(folder)])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (130, "interrupted\n")
-    assert f"no checkpoint has been written to {tmp_path / 'run'} yet" in out
-    assert "left before its first checkpoint" in refusal(capsys, "--resume", tmp_path / "run")
+    assert f"go on with --resume {folder} from the beginning: it has no checkpoint yet" in out
+    monkeypatch.undo()
+    before = snapshot(folder)
+    train(resume=folder, dry_run=True)
+    assert snapshot(folder) == before                    # the row of the epoch that was lost, too
+    capsys.readouterr()
+    train(resume=folder, max_minutes=SOON)
+    assert f"{folder} has no checkpoint yet and starts from the beginning" in capsys.readouterr().out
+    train(resume=folder)
+    assert "starts from the beginning" not in capsys.readouterr().out
+
+
+def test_a_resumption_that_is_refused_or_dry_leaves_later_rows_where_they_are(tmp_path, capsys):
+    folder = run(tmp_path / "run", defense="none", patience=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3}\n{"epoch": 4, "nl')     # later than the checkpoint, and cut short
+    before = snapshot(folder)
+    capsys.readouterr()
+    assert "has done 2 epochs of 2" in refusal(capsys, "--resume", folder)
+    assert "cannot be given" in refusal(capsys, "--resume", folder, "--alpha", 1)
+    train(resume=folder, epochs=3, dry_run=True)
+    assert snapshot(folder) == before
+    train(resume=folder, epochs=3)
+    assert [row.keys() >= {"epoch", "nll"} for row in metrics(folder)] == [True] * 3
+
+
+def test_a_run_is_finished_after_all_its_epochs_and_not_before(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert not run_folders.is_finished(folder)           # there is none
+    interrupt_after(monkeypatch, 1, before_writing=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, defense="none")
+    monkeypatch.undo()
+    assert not run_folders.is_finished(folder)
+    train(resume=folder, max_minutes=SOON)
+    assert not run_folders.is_finished(folder)
+    train(resume=folder)
+    assert run_folders.is_finished(folder)
+    train(resume=folder, epochs=3, max_minutes=SOON)
+    assert not run_folders.is_finished(folder)
+
+
+def test_a_run_that_its_patience_ended_is_finished_until_a_larger_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (0.5, 0.5))
+    folder = run(tmp_path / "run", epochs=6, patience=2, defense="none")
+    assert len(metrics(folder)) == 3 and run_folders.is_finished(folder)
+    train(resume=folder, patience=4, max_minutes=SOON)
+    assert not run_folders.is_finished(folder)
 
 
 def test_checkpoints_between_epochs_ends_change_nothing(tmp_path, monkeypatch):
@@ -285,7 +360,7 @@ def test_images_per_second_leaves_the_measuring_out(tmp_path, monkeypatch):
     assert row["images_per_second"] > 100 / 2
 
 
-@pytest.mark.parametrize(("defense", "best"), [("advbnn", 2), ("adv", 2), ("none", 3), ("rse", 3), ("bnn", 3)])
+@pytest.mark.parametrize(("defense", "best"), [("advbnn", 2), ("adv", 2), ("advrse", 2), ("none", 3), ("rse", 3), ("bnn", 3)])
 def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(tmp_path, monkeypatch, defense, best):
     held_out = iter([(0.5, 0.1), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
     states = []
@@ -376,6 +451,15 @@ def test_the_first_lines_say_what_was_resolved(tmp_path, capsys):
     for part in ("advbnn on digits", "N = 100", "20 held out", "1,206 weights", "alpha 0.02 / N", "cosine", "device cpu"):
         assert part in out
     assert "cannot reach" not in out
+
+
+def test_noise_and_pgd_training_together_are_said_to_be_just_that(tmp_path, capsys):
+    folder = run(tmp_path / "run", epochs=1, defense="advrse", attack_samples=3)
+    out = capsys.readouterr().out
+    assert "advrse on digits" in out and "3 draws per gradient" in out and "KL" not in out and "kl " not in out
+    classifier, _, _ = run_folders.load_classifier(folder)
+    x = torch.rand(2, 1, 8, 8)
+    assert not torch.equal(classifier(x), classifier(x))
 
 
 def test_an_attack_that_cannot_reach_the_ball_is_told_once(tmp_path, capsys):
@@ -590,6 +674,24 @@ def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys
     assert "cannot be written" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
     (tmp_path / "empty").mkdir()
     assert (run(tmp_path / "empty", epochs=1, defense="none") / "checkpoint.pt").exists()
+
+
+def test_a_folder_with_nothing_but_a_file_that_a_crash_left_unfinished_is_taken(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with records.replacing(folder / "config.json"):
+        leftover, = folder.iterdir()
+        content = leftover.name
+    (folder / "config.json").unlink()
+    for name in (content, f"x{content}", ".config.json.tmp"):
+        (folder / name).write_text("{")
+    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", folder)
+    (folder / f"x{content}").unlink()
+    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", folder)
+    (folder / ".config.json.tmp").unlink()
+    run(folder, epochs=1, defense="none")
+    assert run_folders.is_finished(folder)
 
 
 @pytest.mark.parametrize(("given", "message"), [

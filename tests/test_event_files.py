@@ -1,0 +1,197 @@
+"""Tests of event_files: TensorBoard shows exactly what metrics.jsonl says, each epoch once, and changes no training."""
+import json
+import sys
+import time
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+from pyro_advbnn import checkpoints, cli, event_files, records, run_folders
+from pyro_advbnn.train import train
+
+TINY = {"width": 4, "num_train": 60, "validation": 20, "num_steps": 1, "epochs": 2, "batch_size": 20, "num_samples": 1,
+        "attack_samples": 1, "device": "cpu"}
+SOON = 1e-9                                              # minutes
+
+
+@pytest.fixture(autouse=True)
+def names_in_order(monkeypatch):
+    """The files of a second are numbered in each process, and 10 would come before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def run(folder, **flags):
+    train(**{**TINY, "out": folder, "tensorboard": True, **flags})
+    return folder
+
+
+def refusal(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+def reader(folder):
+    return EventAccumulator(str(folder), STORE_EVERYTHING_SIZE_GUIDANCE)
+
+
+def shown(events):
+    """The points that TensorBoard shows: {tag: [(step, value), ...]}."""
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def numbers(folder):
+    """The same of metrics.jsonl, in single precision."""
+    rows = records.read_jsonl(folder / "metrics.jsonl")
+    points = {event_files.tag(field): [(row["epoch"], float(np.float32(row[field]))) for row in rows if row[field] is not None]
+              for field in rows[0] if field != "epoch"}
+    return {tag: values for tag, values in points.items() if values}
+
+
+def assert_shows_what_the_run_says(folder, epochs):
+    assert [row["epoch"] for row in records.read_jsonl(folder / "metrics.jsonl")] == epochs
+    assert shown(reader(folder)) == numbers(folder)
+
+
+def event_names(folder):
+    return {path.name for path in folder.iterdir()} - {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+
+
+def die_at_save(monkeypatch, save):
+    """Let the process die before the given save of checkpoint.pt is written."""
+    real, saves = run_folders.save_position, iter(range(1, 100))
+
+    def save_position(*arguments):
+        if next(saves) == save:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(run_folders, "save_position", save_position)
+
+
+def test_tensorboard_shows_every_number_of_metrics_jsonl(tmp_path):
+    folder = run(tmp_path / "run")
+    assert_shows_what_the_run_says(folder, [1, 2])
+    assert {"loss/nll", "loss/kl_weight", "accuracy/held_out_robust_accuracy", "training/learning_rate"} <= numbers(
+        folder).keys()
+    assert records.read_json(folder / "config.json")["tensorboard"] is True
+
+
+def test_a_field_that_has_no_number_has_no_points(tmp_path):
+    folder = run(tmp_path / "run", validation=0, epochs=1)
+    assert_shows_what_the_run_says(folder, [1])
+    assert not any("held_out" in tag for tag in shown(reader(folder)))
+
+
+def test_every_point_is_on_the_disk_as_soon_as_its_row_is(tmp_path, monkeypatch):
+    real, seen, write = run_folders.save_position, [], event_file_writer.RecordWriter.write
+    monkeypatch.setattr(event_file_writer.RecordWriter, "write", lambda *a: (time.sleep(0.01), write(*a)))  # in a thread
+
+    def save_position(folder, *others):
+        seen.append((shown(reader(folder)), numbers(folder)))
+        real(folder, *others)
+
+    monkeypatch.setattr(run_folders, "save_position", save_position)
+    run(tmp_path / "run")
+    assert [len(points["loss/nll"]) for points, _ in seen] == [1, 2]
+    assert all(points == said for points, said in seen)
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "rse"])
+def test_the_training_is_the_same_with_and_without(tmp_path, defense):
+    with_events = run(tmp_path / "with", defense=defense)
+    without = run(tmp_path / "without", defense=defense, tensorboard=False)
+    assert event_names(without) == set()
+    assert records.read_json(without / "config.json")["tensorboard"] is False
+    for part in ("state", "training"):
+        a, b = (json.dumps(content(folder)[part], default=torch.Tensor.tolist) for folder in (with_events, without))
+        assert a == b
+
+
+def content(folder):
+    return checkpoints.read(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("save", [1, 2])
+def test_points_later_than_the_checkpoint_are_gone_when_the_run_goes_on(tmp_path, monkeypatch, save):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        die_at_save(dying, save)
+        run(folder)
+    assert len(shown(reader(folder))["loss/nll"]) == save
+    train(resume=folder, max_minutes=SOON)               # leaves in the middle of the epoch that is done again
+    assert len(shown(reader(folder))["loss/nll"]) == save - 1
+    train(resume=folder)
+    assert_shows_what_the_run_says(folder, [1, 2])
+
+
+def test_a_tensorboard_that_is_open_all_the_while_shows_no_point_twice(tmp_path):
+    folder = run(tmp_path / "run")
+    events = reader(folder)
+    assert shown(events) == numbers(folder)
+    train(resume=folder, epochs=3)
+    assert shown(events) == numbers(folder) and len(shown(events)["loss/nll"]) == 3
+
+
+def test_it_may_be_switched_on_at_a_resumption_and_goes_on_at_the_next(tmp_path):
+    folder = run(tmp_path / "run", epochs=1, tensorboard=False)
+    assert event_names(folder) == set()
+    train(resume=folder, epochs=2, tensorboard=True)
+    assert_shows_what_the_run_says(folder, [1, 2])       # with what went before
+    train(resume=folder, epochs=3)
+    assert_shows_what_the_run_says(folder, [1, 2, 3])
+    assert records.read_json(folder / "config.json")["tensorboard"] is True
+    points = [len(shown(reader(folder / name))["loss/nll"]) for name in sorted(event_names(folder))]
+    assert points == [2, 1]                              # no file repeats what another one has
+
+
+def test_a_run_from_before_there_were_event_files_goes_on_without(tmp_path):
+    folder = run(tmp_path / "run", epochs=1, tensorboard=False)
+    config = records.read_json(folder / "config.json")
+    del config["tensorboard"]
+    records.write_json(folder / "config.json", config)
+    train(resume=folder, epochs=2)
+    assert event_names(folder) == set()
+
+
+def test_a_dry_run_writes_none(tmp_path, capsys):
+    run(tmp_path / "dry", dry_run=True)
+    assert json.loads(capsys.readouterr().out)["tensorboard"] is True and not (tmp_path / "dry").exists()
+    folder = run(tmp_path / "run", epochs=1, tensorboard=False)
+    train(resume=folder, epochs=2, tensorboard=True, dry_run=True)
+    assert event_names(folder) == set()
+
+
+def test_where_the_package_is_missing_the_flag_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    finished = run(tmp_path / "finished", epochs=1)
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    capsys.readouterr()
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    given = [word for name, value in TINY.items() for word in (f"--{name}", value)]
+    line = refusal(capsys, *given, "--out", tmp_path / "run", "--tensorboard")
+    assert "--tensorboard needs the package tensorboard" in line and "pip install tensorboard" in line
+    assert not (tmp_path / "run").exists()
+    assert "needs the package tensorboard" in refusal(capsys, "--resume", finished, "--epochs", 2)
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+    run(tmp_path / "run", tensorboard=False)             # needs it no more than before
+
+
+def test_the_flag_needs_no_value(tmp_path):
+    given = [str(word) for name, value in (TINY | {"epochs": 1}).items() for word in (f"--{name}", value)]
+    cli.run(train, [*given, "--out", str(tmp_path / "run"), "--tensorboard"])
+    assert_shows_what_the_run_says(tmp_path / "run", [1])
