@@ -5,8 +5,9 @@ A random network draws anew in every forward call, so each gradient is a sample 
 (Zimmermann, arXiv 1907.00895).
 """
 import math
+from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,19 +37,30 @@ def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, ra
 
     Raises InputError for settings out of range.
     """
+    iterates = pgd_iterates(classifier, x, y, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+                            attack_samples=attack_samples, random_start=random_start, generator=generator)
+    x_adv, = deque(iterates, maxlen=1)                   # only the last is kept
+    return x_adv
+
+
+def pgd_iterates(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
+    """A generator of the attacked images (B, C, H, W) of `pgd` after 0, 1, ..., num_steps steps.
+
+    Between two of them the classifier is in eval mode and its parameters require no gradient.
+    """
     _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps, attack_samples=attack_samples)
     low, high = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)
     x_adv = x.detach().clone()
     if random_start:
         noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         x_adv = (x + epsilon * (2 * noise - 1)).clamp_(0, 1)
-    if epsilon == 0:
-        return x_adv
-    with eval_mode(classifier), _frozen(classifier):
+    yield x_adv
+    with eval_mode(classifier), frozen(classifier):
         for _ in range(num_steps):
-            gradient = _input_gradient(classifier, x_adv, y, attack_samples)
-            x_adv = (x_adv + step_size * gradient.sign()).clamp_(low, high)
-    return x_adv
+            if epsilon > 0:
+                gradient = input_gradient(classifier, x_adv, y, attack_samples)
+                x_adv = (x_adv + step_size * gradient.sign()).clamp_(low, high)
+            yield x_adv
 
 
 def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
@@ -84,8 +96,19 @@ class PGD:
         return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
 
     def __call__(self, classifier, x, y):
-        return pgd(classifier, x, y, epsilon=self.epsilon, step_size=self.step_size, num_steps=self.num_steps,
-                   attack_samples=self.attack_samples, random_start=self.random_start, generator=self.generator)
+        return pgd(classifier, x, y, **self._settings)
+
+    def iterates(self, classifier, x, y):
+        """`pgd_iterates` with these settings."""
+        return pgd_iterates(classifier, x, y, **self._settings)
+
+    def with_num_steps(self, num_steps):
+        """The same attack, its steps as long as before, but num_steps of them."""
+        return replace(self, num_steps=num_steps)
+
+    @property
+    def _settings(self):
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def auto_step_size(epsilon, num_steps):
@@ -94,7 +117,7 @@ def auto_step_size(epsilon, num_steps):
 
 
 @contextmanager
-def _frozen(classifier):
+def frozen(classifier):
     """No parameter requires a gradient inside: the attack pays for the input's gradient alone."""
     trainable = [p for p in classifier.parameters() if p.requires_grad]
     for p in trainable:
@@ -106,8 +129,8 @@ def _frozen(classifier):
             p.requires_grad_(True)
 
 
-def _input_gradient(classifier, x, y, attack_samples):
-    """Gradient of the mean over draws of the summed cross-entropy, up to a positive factor; (B, C, H, W)."""
+def input_gradient(classifier, x, y, attack_samples=1):
+    """The sum over attack_samples draws of the gradient of the images' cross-entropies by x; (B, C, H, W)."""
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     total = None
     for _ in range(attack_samples):

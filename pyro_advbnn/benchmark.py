@@ -1,8 +1,9 @@
-"""python -m pyro_advbnn.benchmark: what one Adv-BNN step costs beside the deterministic adversarial step it contains.
+"""python -m pyro_advbnn.benchmark: what Adv-BNN costs beside the bare network, in a training step and in an evaluation.
 
 Repetitions are interleaved and medians are compared, because other work on a machine slows both alike.
 """
 import copy
+import functools
 import os
 import statistics
 import time
@@ -18,6 +19,7 @@ from pyro_advbnn.classifiers import BayesianClassifier, Classifier
 from pyro_advbnn.cli import Range
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.evaluation import robust_accuracy
 from pyro_advbnn.run_folders import refuse_existing
 from pyro_advbnn.training import autocast, build_optimizer, train_step
 
@@ -33,11 +35,14 @@ def benchmark(
     repeats: Annotated[int, Range(1)] = 5,
     device: str = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
+    parts: list[Literal["training", "evaluation"]] = ("training", "evaluation"),
     out: Path | None = None,
 ):
-    """Time one training step of Adv-BNN and one of the same network trained adversarially without Bayes.
+    """Time one training step of Adv-BNN and one of the same network trained adversarially without Bayes; and evaluation.
 
-    Both make the same PGD batch and use fused Adam. Prints medians over interleaved repetitions, in wall and in CPU time.
+    Both make the same PGD batch and use fused Adam. Evaluation is an attack of 20 steps and a prediction of 20 draws beside
+    20 gradients and 20 forward passes of the bare network. Prints medians over interleaved repetitions, in wall and in CPU
+    time.
 
     Args:
         network: as in train.
@@ -47,6 +52,7 @@ def benchmark(
         repeats: repetitions of each measurement.
         device: auto (cuda if present), cpu, cuda or cuda:N.
         precision: fp32, or bf16 (autocast).
+        parts: what is timed.
         out: a new folder for benchmark.json.
     """
     if out is not None:
@@ -59,10 +65,15 @@ def benchmark(
     steps = {name: _Step(classifier.to(place), precision, num_steps) for name, classifier in classifiers.items()}
     print(f"{network}, {steps['Adv-BNN'].num_weights:,} weights, {num_steps} PGD steps and an update, "
           f"{describe_device(place)}, {precision}, medians of {repeats}", flush=True)
-    rows = []
-    for batch_size in batch_sizes:
+    rows, evaluations = [], []
+    for batch_size in batch_sizes if "training" in parts else ():
         rows += _measure(steps, batch_size, image_size, repeats, place)
-    _print(rows)
+    for batch_size in batch_sizes if "evaluation" in parts else ():
+        evaluations += _measure_evaluation(classifiers, plain, batch_size, image_size, repeats, precision)
+    if rows:
+        _print(rows)
+    if evaluations:
+        _print_evaluations(evaluations)
     memory = {name: step.memory(*_batch(2, image_size, place)) for name, step in steps.items()}
     for name, (state, work) in memory.items():
         print(f"{name}: floats per weight: state {state:.2f}, gradients and work in a step of 2 images {work:.2f}")
@@ -70,6 +81,7 @@ def benchmark(
         out.mkdir(parents=True, exist_ok=True)
         records.write_json(out / "benchmark.json", {
             "network": network, "num_steps": num_steps, "repeats": repeats, "precision": precision, "rows": rows,
+            "evaluations": evaluations,
             "floats_per_weight": memory,
             "environment": records.environment() | {"device": describe_device(place)}})
 
@@ -128,6 +140,37 @@ def _measure(steps, batch_size, image_size, repeats, device):
     return rows
 
 
+def _measure_evaluation(classifiers, plain, batch_size, image_size, repeats, precision):
+    """One row per classifier: an attack of 20 steps and 20 draws, against 20 gradients and forwards of the bare network."""
+    device = next(classifiers["Adv-BNN"].parameters()).device
+    plain = copy.deepcopy(plain).to(device).eval().requires_grad_(False)
+    x, y = _batch(batch_size, image_size, device)
+    attack = PGD(8 / 256, 0.007, 20)
+    calls = {"bare network": lambda: _bare_evaluation(plain, x, y, 20, 20)}
+    calls |= {name: functools.partial(robust_accuracy, classifier, [(x, y)], attack, num_samples=20)
+              for name, classifier in classifiers.items()}
+    times = {name: [] for name in calls}
+    for repeat in tqdm(range(repeats + 1), desc=f"evaluation {batch_size}", leave=False, disable=None):
+        for name, call in calls.items():
+            with autocast(device, precision):
+                measured = _timed(lambda *_, call=call: call(), x, y)
+            if repeat:
+                times[name].append(measured)
+    medians = {name: [statistics.median(clock) for clock in zip(*measured, strict=True)] for name, measured in times.items()}
+    floor = medians["bare network"]
+    return [{"classifier": name, "batch_size": batch_size, "wall_s": wall, "cpu_s": cpu, "wall_ratio": wall / floor[0],
+             "cpu_ratio": cpu / floor[1]} for name, (wall, cpu) in medians.items()]
+
+
+def _bare_evaluation(network, x, y, num_gradients, num_forwards):
+    for _ in range(num_gradients):
+        x_adv = x.clone().requires_grad_()
+        torch.autograd.grad(torch.nn.functional.cross_entropy(network(x_adv), y), x_adv)
+    with torch.no_grad():
+        for _ in range(num_forwards):
+            network(x)
+
+
 def _row(name, step, batch_size, times):
     row = {"classifier": name, "batch_size": batch_size, "num_weights": step.num_weights}
     for i, clock in enumerate(("wall", "cpu")):
@@ -180,6 +223,18 @@ def _print(rows):
         "step ms": lambda row: f"{1000 * row['wall_s']:.0f}",
         "CPU ms": lambda row: f"{1000 * row['cpu_s']:.0f}",
         "images/s": lambda row: f"{row['images_per_second']:.1f}",
+        "ratio": lambda row: f"{row['wall_ratio']:.3f}",
+        "CPU ratio": lambda row: f"{row['cpu_ratio']:.3f}",
+    }))
+
+
+def _print_evaluations(rows):
+    print("evaluation: 20 attack steps and 20 draws; bare network: 20 gradients and 20 forward passes")
+    print(records.table(rows, {
+        "batch": lambda row: row["batch_size"],
+        "classifier": lambda row: row["classifier"],
+        "ms": lambda row: f"{1000 * row['wall_s']:.0f}",
+        "CPU ms": lambda row: f"{1000 * row['cpu_s']:.0f}",
         "ratio": lambda row: f"{row['wall_ratio']:.3f}",
         "CPU ratio": lambda row: f"{row['cpu_ratio']:.3f}",
     }))

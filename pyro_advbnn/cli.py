@@ -2,7 +2,8 @@
 
 Fire alone calls the function with its defaults and complains about a mistyped flag only afterwards. A command is a
 function with keyword-only arguments, annotated with int, float, bool, str, Path, Literal[...], list[...] of these,
-`X | None` and other unions, or Annotated[X, Range(low, high)]; the `Args:` of its docstring become its --help.
+`X | None` and other unions, or Annotated[X, Range(low, high)]; the `Args:` of its docstring become its --help. Flags that
+several commands share are the fields of a keyword-only dataclass, which a command takes as one argument.
 """
 
 import difflib
@@ -188,9 +189,8 @@ def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
 def _call(function: Command, texts: dict[str, str]) -> None:
     """Hand function and texts to Fire, which reads each text with the parser that has just found it good."""
 
-    @functools.wraps(function)
     def command(**arguments: Any) -> None:
-        function(**arguments)  # what it returns is not for Fire to print
+        usage.call(function, arguments)  # what it returns is not for Fire to print
 
     known = parameters(function)
     readers = {name: functools.partial(values.read, annotation=known[name].annotation) for name in known}

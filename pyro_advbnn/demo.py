@@ -5,11 +5,10 @@ from typing import Annotated
 
 import torch
 
-from pyro_advbnn import cli, datasets, records, run_folders
+from pyro_advbnn import cli, evidence, records, run_folders
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
+from pyro_advbnn.subjects import Selection, Subjects
 from pyro_advbnn.train import train
 
 _DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
@@ -41,19 +40,11 @@ def _demo(folder, seed):
 
 def _evaluate(folder, seed):
     """Rows: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
-    classifier, config, path = run_folders.load_classifier(folder)
-    batches = datasets.batches(datasets.load("digits", "test"), 360)
-    known = run_folders.row_fields(config, path, seed)
-    deterministic = DEFENSES[config["defense"]].kind == "deterministic"
-    attacks = [None, *(PGD(0.2, 0.025, 20, draws) for draws in ((1,) if deterministic else (1, 10)))]
-    rows = []
-    for attack in attacks:
-        with separate_randomness(seed):
-            num_samples = 1 if deterministic else 20
-            rows.append(known | robust_accuracy(classifier, batches, attack, num_samples=num_samples))
-    (folder / "evaluation").mkdir()
-    records.append_csv(folder / "evaluation" / "accuracy.csv", rows)
-    return rows
+    subjects = Subjects(Selection(run=folder, seed=seed), "accuracy")
+    subject, = subjects
+    rows = [evidence.white_box(subjects, subject, PGD(0.0, 0.025, 20), 20)]
+    return rows + [evidence.white_box(subjects, subject, PGD(0.2, 0.025, 20, draws), 20)
+                   for draws in sorted({subject.draws(count) for count in (1, 10)})]
 
 
 def _print(rows_by_defense):

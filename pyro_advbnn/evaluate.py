@@ -1,115 +1,270 @@
-"""python -m pyro_advbnn.evaluate accuracy: accuracy of a trained run under PGD, on the test split."""
-import os
-import sys
-from pathlib import Path
+"""python -m pyro_advbnn.evaluate VERB: what trained runs are worth, each figure of the paper, and one page of it all.
+
+Every verb adds rows to a csv file below the results' folder as soon as it knows them, and never computes a row that is
+there already: what was stopped goes on where it was.
+"""
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from tqdm import tqdm
-
-from pyro_advbnn import cli, datasets, recipes, records, run_folders
+from pyro_advbnn import cli, evidence, plots, recipes, records, report, usage, weights
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
-from pyro_advbnn.configuration import load_images
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import resolve_device
-from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
-from pyro_advbnn.networks import build_network, is_imported
+from pyro_advbnn.subjects import Selection, Subjects, default_attack_step
+
+Radius = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(1)]
+StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """The flags of a PGD attack but for its radius and draws.
+
+    Args:
+        num_steps: PGD steps.
+        step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
+    """
+
+    num_steps: Count = 20
+    step_size: StepSize = None
+
+    def pgd(self, dataset, epsilon, attack_samples=1):
+        """The `PGD` of a radius and a number of draws per gradient."""
+        return PGD(epsilon, default_attack_step(dataset, self.step_size), self.num_steps, attack_samples)
+
+
+TWENTY_STEPS = Attack()
+FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
+PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 def accuracy(
     *,
-    run: Path,
-    epsilons: list[Annotated[float, Range(0, 1)]] | None = None,
-    num_steps: Annotated[int, Range(1)] = 20,
-    step_size: Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None = None,
-    attack_samples: Annotated[int, Range(1)] = 1,
-    num_samples: Annotated[int, Range(1)] = 20,
-    split: Literal["test", "held_out"] = "test",
-    num_test: Annotated[int | None, Range(1)] = None,
-    batch_size: Annotated[int, Range(1)] = 500,
-    checkpoint: Literal["best", "last"] = "best",
-    data_dir: Path | None = None,
-    network: str | None = None,
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0,
-    device: str = "auto",
+    of: Selection,
+    epsilons: list[Radius] | None = None,
+    attack: Attack = TWENTY_STEPS,
+    attack_samples: list[Count] = (1,),
+    num_samples: Count = 20,
+    against: Literal["epsilon", "alpha", "prior_std"] = "epsilon",
 ):
-    """Accuracy of averaged predictions under white-box PGD at one or many radii.
+    """Accuracy of averaged predictions under white-box PGD, of one run or several in one figure (Table 1, Fig. 2).
 
-    Prints a table with 95% Wilson intervals and adds its rows to DIR/evaluation/accuracy.csv.
+    Prints a table with 95% Wilson intervals, adds its rows to evaluation/accuracy.csv and draws figures/accuracy.
 
     Args:
-        run: run folder of a training.
         epsilons: l_inf radii, as 0,8/255 or 0:0.07:0.005; default: those of the paper's Table 1 for the data set.
-        num_steps: PGD steps.
-        step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
-        attack_samples: weight draws averaged in each attack gradient; 1 is the paper's weak attack, 10 and more are
-            honest.
+        attack_samples: weight draws averaged in each attack gradient, one number or several; 1 is the paper's weak
+            attack, 10 and more are honest.
         num_samples: weight draws averaged in each prediction.
-        split: test, or held_out: the images that the run split off its training set, for choosing hyper-parameters.
-        num_test: use a class-balanced subset of the split, chosen by seed.
-        batch_size: images attacked at once.
-        checkpoint: best (by held-out accuracy; the last, where nothing was held out) or last.
-        data_dir: folder of the data set, where it has moved since the training.
-        network: package.module:function once more, for a run that trained a network of your own.
-        seed: of the weight draws and of the subset.
-        device: auto (cuda if present), cpu, cuda or cuda:N.
+        against: what the figure has on its axis, for runs that differ in alpha or prior_std; names the csv file too.
     """
-    skip_validation()
-    place = resolve_device(device)
-    config = run_folders.read_config(run)
-    own_network = _own_network(config, network)
-    classifier, config, path = run_folders.load_classifier(run, checkpoint, own_network, place)
-    images = _images(config, split, data_dir, num_test, seed).to(place)
-    if DEFENSES[config["defense"]].kind == "deterministic":
-        attack_samples = num_samples = 1                 # every draw is the same
-    table = _table(run)
-    epsilons = recipes.default_epsilons(config["dataset"]) if epsilons is None else epsilons
-    step_size = recipes.default_step_size(config["dataset"]) if step_size is None else step_size
-    attacks = [PGD(e, None if step_size == "auto" else step_size, num_steps, attack_samples) for e in epsilons]
-    _warn(attacks)
-    batches = datasets.batches(images, batch_size)
-    known = run_folders.row_fields(config, path, seed)
-    if split == "held_out":
-        known["dataset"] += ":held_out"
+    command = usage.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
+    subjects = Subjects(of, "accuracy" if against == "epsilon" else against)
+    epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else epsilons
     rows = []
-    for attack in attacks:
-        with separate_randomness(seed), _bar(attack, images) as bar:
-            rows.append(known | robust_accuracy(classifier, batches, attack, num_samples=num_samples, progress=bar))
-    _report(table, rows)
+    _warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
+    for subject in subjects:
+        for draws in sorted({subject.draws(count) for count in attack_samples}):
+            for epsilon in epsilons:
+                pgd = attack.pgd(subjects.dataset, epsilon, draws)
+                rows.append(evidence.white_box(subjects, subject, pgd, num_samples))
+    _finish(subjects, rows, command, "accuracy" if against == "epsilon" else against)
 
 
-def _own_network(config, network):
-    if network is None:
-        return None
-    if network != config["network"]:
-        raise InputError(f"--network {network} is not the run's, which is {config['network']}")
-    return build_network(network, config["num_classes"], config["in_channels"]) if is_imported(network) else None
+def transfer(
+    *,
+    of: Selection,
+    epsilon: Radius | None = None,
+    attack: Attack = TWENTY_STEPS,
+    attack_samples: Count = 1,
+    num_samples: Count = 20,
+):
+    """Transfer attacks between all ordered pairs of runs, and their correlation rho, Eq. (14) (Fig. 3).
+
+    rho(A->B) = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]): the share of B's loss of accuracy that an attack made on A
+    brings. Where the drop below it is no larger than its 95% error, the cell tells the drop instead.
+
+    Args:
+        epsilon: l_inf radius; default 0.06, as in the authors' script (imagenet143 0.02, digits 0.2).
+        attack_samples: weight draws averaged in each attack gradient.
+        num_samples: weight draws averaged in each prediction.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
+    subjects = Subjects(of, "transfer")
+    epsilon = recipes.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
+    rows = []
+    _warn([attack.pgd(subjects.dataset, epsilon)])
+    for source in subjects:
+        pgd = attack.pgd(subjects.dataset, epsilon, source.draws(attack_samples))
+        rows += evidence.transfer_from(subjects, source, pgd, num_samples)
+    _finish(subjects, evidence.with_rates(subjects, rows), command, "transfer", {
+        "source": lambda row: row["source"],
+        "target": lambda row: row["run"],
+        "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
+        "clean %": lambda row: f"{100 * row['accuracy_clean']:.1f}",
+        "transferred %": records.percent,
+        "white-box %": lambda row: f"{100 * row['accuracy_white_box']:.1f}",
+    })
 
 
-def _images(config, split, data_dir, num_test, seed):
-    data_dir = data_dir or config["data_dir"]
-    if split == "held_out":
-        images = _held_out(config, data_dir)
-    else:
-        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"])
-    shape, names = list(images.images.shape[1:]), list(images.class_names)
-    if shape != config["image_shape"] or names != config["class_names"]:
-        raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
-                         f"not {tuple(config['image_shape'])} and {config['num_classes']}")
-    if num_test and num_test > len(images):
-        raise InputError(f"--num_test {num_test} is more than the {len(images)} {split} images of {config['dataset']}")
-    return datasets.balanced_subset(images, num_test, seed) if num_test else images
+def ensemble(
+    *,
+    of: Selection,
+    epsilons: list[Radius] | None = None,
+    num_samples: list[Count] = (1, 2, 3, 5, 10, 20, 50),
+    attack: Attack = TWENTY_STEPS,
+    attack_samples: Count = 1,
+):
+    """Accuracy against the number of draws that a prediction averages, all numbers from one pass (Fig. 5, left).
+
+    Args:
+        epsilons: l_inf radii; default 0,0.01,0.02 as in the paper (digits 0,0.1,0.2).
+        num_samples: the numbers of draws.
+        attack_samples: weight draws averaged in each attack gradient.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
+    subjects = Subjects(of, "ensemble")
+    epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else epsilons
+    rows = []
+    _warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
+    for subject in subjects:
+        for epsilon in epsilons:
+            pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
+            rows += evidence.ensemble(subjects, subject, pgd, num_samples)
+    _finish(subjects, rows, command, "ensemble")
 
 
-def _held_out(config, data_dir):
-    images, held_out, digest = load_images(config["dataset"], data_dir, config["image_size"], config["subset"],
-                                           config["num_held_out"], config["seed"], "cpu")
-    if held_out is None or digest != config["images_sha256"]:
-        why = "the run held no images out" if held_out is None else "the training images are not those of the run"
-        raise InputError(f"--split held_out: {why}")
-    return held_out
+def steps(
+    *,
+    of: Selection,
+    epsilon: Radius | None = None,
+    num_steps: list[Count] = FIGURE_5_STEPS,
+    step_size: StepSize = None,
+    attack_samples: list[Count] = (1,),
+    num_samples: Count = 20,
+):
+    """Accuracy against the number of PGD steps, read at each number off one attack (Fig. 5, right).
+
+    Args:
+        epsilon: l_inf radius; default that of the data set's training.
+        num_steps: the numbers of steps.
+        step_size: PGD step, the same for all; auto = epsilon / 8; default 0.007 on cifar10, stl10 and imagenet143, else
+            auto.
+        attack_samples: weight draws averaged in each attack gradient, one number or several.
+        num_samples: weight draws averaged in each prediction.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate steps", steps, locals())
+    subjects = Subjects(of, "steps")
+    epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
+    step = default_attack_step(subjects.dataset, step_size)
+    step = epsilon / 8 if step is None else step         # 2.5 epsilon / 20, whatever the number of steps
+    _warn([PGD(epsilon, step, max(num_steps))])
+    rows = []
+    for subject in subjects:
+        for draws in sorted({subject.draws(count) for count in attack_samples}):
+            pgd = PGD(epsilon, step, max(num_steps), draws)
+            rows += evidence.steps(subjects, subject, pgd, num_steps, num_samples)
+    _finish(subjects, rows, command, "steps")
+
+
+def posterior(
+    *,
+    of: Selection,
+    fractions: list[Annotated[float, Range(0, 1)]] = PRUNED_FRACTIONS,
+    prune_by: list[Literal["signal_to_noise", "std"]] = weights.PRUNE_BY,
+    save_fractions: list[Annotated[float, Range(0, 1)]] | None = None,
+    epsilon: Radius | None = None,
+    attack: Attack = TWENTY_STEPS,
+    attack_samples: Count = 1,
+    num_samples: Count = 20,
+):
+    """The posterior's log-std density with the prior's line (Fig. 4), by layer, signal-to-noise, and pruning by them.
+
+    Pruned are the weights of the lowest |mean| / std, or of the largest std; then the accuracy, clean and under attack, of
+    the averaged posterior and of the network at its mean is measured without them.
+
+    Args:
+        fractions: of all weights that are pruned.
+        prune_by: which go first: signal_to_noise (the lowest), std (the largest).
+        save_fractions: write the mean network pruned by these to pruned/RUN-CRITERION-FRACTION.pt, a plain state dict.
+        epsilon: l_inf radius of the attack; default that of the data set's training.
+        attack_samples: weight draws averaged in each attack gradient.
+        num_samples: weight draws averaged in each prediction.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate posterior", posterior, locals())
+    subjects = Subjects(of, "pruning", "density", "layers")
+    epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
+    pgd, rows = attack.pgd(subjects.dataset, epsilon, attack_samples), []
+    _warn([pgd])
+    for subject in subjects:
+        if not subject.is_bayesian:
+            raise InputError(f"{subject.name} has no posterior: it was trained with --defense {subject.config['defense']}")
+    for subject in subjects:
+        evidence.describe_posterior(subjects, subject)
+        for by in prune_by:
+            for fraction in fractions:
+                rows += evidence.pruned(subjects, subject, by, fraction, pgd, num_samples)
+            for fraction in save_fractions or ():
+                print(f"wrote {evidence.save_pruned(subjects, subject, by, fraction)}")
+    figures = ("log_std", "log_std_by_layer", "signal_to_noise", "pruning")
+    _finish(subjects, rows, command, figures, {
+        "pruned by": lambda row: row["prune_by"],
+        "fraction": lambda row: f"{row['fraction']:g}",
+        "prediction": lambda row: row["prediction"],
+        "epsilon": lambda row: f"{row['epsilon']:.5g}",
+        "accuracy %": lambda row: records.percent(row, interval=True),
+    })
+
+
+def gradients(*, of: Selection, num_samples: list[Count] = (1, 20)):
+    """The mean l_1 norm of the loss's gradient by the image, on training and on test images (Eq. 11 to 13).
+
+    What adversarial training regularises on the training images; whether the test images follow is the paper's argument
+    for randomness. As many training images are taken as there are test images.
+
+    Args:
+        num_samples: weight draws that a gradient averages, one number or several.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate gradients", gradients, locals())
+    subjects, rows = Subjects(of, "gradients"), []
+    for subject in subjects:
+        rows += evidence.gradients(subjects, subject, num_samples)
+    _finish(subjects, rows, command, "gradients", {
+        "split": lambda row: row["split"],
+        "mean l_1 norm [95%]": lambda row: f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]",
+        "draws": lambda row: row["num_samples"],
+        "images": lambda row: row["num_examples"],
+    })
+
+
+def write_report(
+    *,
+    of: Selection,
+    num_images: Annotated[int, Range(0, 50)] = 6,
+    epsilon: Radius | None = None,
+    attack: Attack = TWENTY_STEPS,
+    attack_samples: Count = 1,
+    num_samples: Count = 20,
+):
+    """One self-contained HTML page, report.html: what was run, all tables and figures there are, adversarial examples.
+
+    Args:
+        num_images: adversarial examples of each run: the first of a class-balanced choice by seed.
+        epsilon: l_inf radius of their attack; default that of the data set's training.
+        attack_samples: weight draws averaged in each attack gradient.
+        num_samples: weight draws of each prediction.
+    """
+    command = usage.command_line("pyro_advbnn.evaluate report", write_report, locals())
+    subjects = Subjects(of, "examples")
+    epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
+    for subject in subjects if num_images else ():
+        pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
+        evidence.examples(subjects, subject, pgd, num_samples, num_images)
+    subjects.log(command)
+    _draw(subjects.folder)
+    print(f"wrote {report.write(subjects.folder, [subject.folder for subject in subjects])}")
 
 
 def _warn(attacks):
@@ -119,50 +274,36 @@ def _warn(attacks):
               f"radius {', '.join(weak)}")
 
 
-class _bar:
-    """A progress bar over the images, for `robust_accuracy`; silent where stderr is no terminal."""
-
-    def __init__(self, attack, images):
-        self._bar = tqdm(total=len(images), desc=f"epsilon {attack.epsilon:g}", leave=False,
-                         disable=not sys.stderr.isatty(), unit="image")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def __call__(self, total, correct):
-        self._bar.update(total - self._bar.n)
-        self._bar.set_postfix_str(f"accuracy {100 * correct / total:.1f} %")
+def _finish(subjects, rows, command, figures, columns=None):
+    """Print the rows, log the command, draw the figures."""
+    run = {"run": lambda row: row["run"]} if len(subjects) > 1 else {}
+    print(records.table(rows, run | (_COLUMNS if columns is None else columns)))
+    table = subjects.tables[0]
+    known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
+    print(f"added {subjects.num_rows} rows to {table.path}{known}")
+    subjects.log(command)
+    _draw(subjects.folder, [figures] if isinstance(figures, str) else figures)
 
 
-def _table(run):
-    """The csv file that takes the rows, found good before any work."""
-    path = run / "evaluation" / "accuracy.csv"
-    records.read_table(path)
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent} cannot be made: {error.strerror}") from None
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent} cannot be written to")
-    return path
+def _draw(folder, names=None):
+    if find_spec("matplotlib") is None:
+        return print("no figures: matplotlib is not installed (pip install pyro_advbnn[evaluation])")
+    for path in plots.draw(folder, names):
+        if path.suffix == ".svg":
+            print(f"drew {path}")
 
 
-def _report(path, rows):
-    print(records.table(rows, {
-        "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: records.percent(row, interval=True),
-        "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
-        "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
-        "attack draws": lambda row: row["attack_samples"],
-        "draws": lambda row: row["num_samples"],
-        "images": lambda row: row["num_examples"],
-    }))
-    records.append_csv(path, rows)
-    print(f"added to {path}")
-
+_COLUMNS = {
+    "epsilon": lambda row: f"{row['epsilon']:.5g}",
+    "accuracy %": lambda row: records.percent(row, interval=True),
+    "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
+    "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
+    "attack draws": lambda row: row["attack_samples"],
+    "draws": lambda row: row["num_samples"],
+    "images": lambda row: row["num_examples"],
+}
+VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "steps": steps, "posterior": posterior,
+         "gradients": gradients, "report": write_report}
 
 if __name__ == "__main__":
-    cli.run({"accuracy": accuracy})
+    cli.run(VERBS)

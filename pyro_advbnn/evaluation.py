@@ -1,5 +1,4 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
-import time
 from contextlib import contextmanager
 
 import torch
@@ -26,27 +25,34 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
 
     batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)). attack: a callable (classifier, x, y) -> x_adv such as
     `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
-    Returns the fields of `records.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
+    Returns the columns of `tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
     Raises InputError where batches is empty, and for images that are not in [0, 1].
     """
-    began, total = time.perf_counter(), 0
-    correct = 0
+    total = correct = 0
     for x, y in batches:
-        _check_range(x)
+        check_range(x)
         x_adv = x if attack is None else attack(target if source is None else source, x, y)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)
         if progress:
             progress(total, correct)
+    return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
+
+
+def accuracy_fields(correct, total):
+    """The columns of a row that come out: the share of `correct` in `total` >= 1 with its 95% Wilson interval.
+
+    Raises InputError where total is 0.
+    """
     if not total:
-        raise InputError("robust_accuracy got no images")
+        raise InputError("there are no images to evaluate on")
     low, high = wilson_interval(correct, total)
-    return {**attack_fields(attack), "num_samples": num_samples, "num_examples": total, "accuracy": correct / total,
-            "accuracy_low": low, "accuracy_high": high, "seconds": round(time.perf_counter() - began, 3)}
+    return {"num_examples": total, "accuracy": correct / total, "accuracy_low": low, "accuracy_high": high}
 
 
-def _check_range(x):
+def check_range(x):
+    """Raises InputError for images that are not in [0, 1]."""
     low, high = x.aminmax()
     if not (low >= 0 and high <= 1):                     # true for NaN too
         raise InputError(f"images must lie in [0, 1], these reach from {low.item():g} to {high.item():g}")

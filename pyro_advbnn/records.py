@@ -1,6 +1,4 @@
-"""What a run leaves behind: rows of accuracy, lines of metrics, the environment they came from. No tensors here."""
-import csv
-import io
+"""What a run leaves behind: lines of metrics, JSON, text tables, the environment they came from. No tensors here."""
 import json
 import math
 import os
@@ -12,12 +10,6 @@ from pathlib import Path
 
 from pyro_advbnn.errors import InputError
 
-ROW_FIELDS = (
-    "dataset", "network", "defense", "source", "attack", "epsilon", "num_steps", "step_size", "attack_samples",
-    "num_samples", "seed", "num_examples", "accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "checkpoint",
-    "seconds",
-)
-
 
 def wilson_interval(correct, total, z=1.959964):
     """The 95% Wilson score interval (low, high) of a proportion, in [0, 1] (Wilson 1927)."""
@@ -25,34 +17,6 @@ def wilson_interval(correct, total, z=1.959964):
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def append_csv(path, rows):
-    """Add `rows` (mappings with keys of ROW_FIELDS; missing ones stay empty) to the csv at `path`, in one step.
-
-    Raises InputError where the file has other columns; a row key that is no column is a ValueError.
-    """
-    before, added = read_table(path), io.StringIO(newline="")
-    writer = csv.DictWriter(added, ROW_FIELDS, lineterminator="\n")
-    if not before:
-        writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    _replace(path, before + added.getvalue())
-
-
-def read_table(path):
-    """The text of a csv of ours, whole lines, "" where there is none.   Raises InputError for other columns."""
-    path = Path(path)
-    text = path.read_text() if path.exists() else ""
-    if text and text.splitlines()[0] != ",".join(ROW_FIELDS):
-        raise InputError(f"{path} is not a table of ours: its columns differ")
-    return text if text.endswith("\n") or not text else text + "\n"
-
-
-def _cell(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def table(rows, columns):
@@ -69,9 +33,11 @@ def percent(row, interval=False):
 
 
 def append_jsonl(path, row):
-    """Add `row` as one line of JSON at the end of the file."""
-    with Path(path).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
+    with Path(path).open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 def read_jsonl(path):

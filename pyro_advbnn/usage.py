@@ -1,8 +1,10 @@
 """The --help of a command, made from its signature and docstring; Fire's own goes through a pager and to stderr."""
 
+import dataclasses
 import functools
 import inspect
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -18,19 +20,49 @@ WIDTH = 100
 
 @functools.cache
 def parameters(function: Command) -> dict[str, Parameter]:
-    """The arguments of a command by name, their annotations evaluated.
+    """The flags of a command by name, annotations evaluated; an argument that is a dataclass stands for its fields.
 
     Raises:
         TypeError: an argument is not keyword-only, or its annotation is missing or not one that flags know.
     """
     hints = get_type_hints(function, include_extras=True)
-    found = {}
+    found: dict[str, Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not Parameter.KEYWORD_ONLY or name not in hints:
             raise TypeError(f"{function.__name__}: {name} must be keyword-only and annotated")
+        if dataclasses.is_dataclass(hints[name]):
+            found |= parameters(hints[name])
+            continue
         values.forms(hints[name])
         found[name] = parameter.replace(annotation=hints[name])
     return found
+
+
+def call(function: Command, flags: dict[str, Any]) -> Any:
+    """Call a command with its flags by name, those of a dataclass gathered into one."""
+    arguments = dict(flags)
+    for name, group in _groups(function).items():
+        arguments[name] = group(**{flag: arguments.pop(flag) for flag in parameters(group) if flag in arguments})
+    return function(**arguments)
+
+
+def command_line(program: str, function: Command, arguments: dict[str, Any]) -> str:
+    """The command that calls function with its arguments by name; those that are as they would be anyway are left out."""
+    flags: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flags |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {name: value}
+    known = parameters(function)
+    given = {name: flags[name] for name in known if name in flags and flags[name] != known[name].default}
+    return " ".join([f"python -m {program}", *(_word(name, _written(value, repr)) for name, value in given.items())])
+
+
+def _word(name: str, text: str) -> str:
+    return f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"   # "-x" alone would be taken for a flag
+
+
+def _groups(function: Command) -> dict[str, type]:
+    hints = get_type_hints(function)
+    return {name: hints[name] for name in inspect.signature(function).parameters if dataclasses.is_dataclass(hints[name])}
 
 
 def of_verbs(commands: dict[str, Command]) -> str:
@@ -48,6 +80,8 @@ def of_function(function: Command, verb: str = "") -> str:
     usage = " ".join([f"usage: {_program()}", *([verb] if verb else []), *required, "[--flag value ...]"])
     prose = re.split(r"^(?:Args|Returns|Raises):$", _doc(function), maxsplit=1, flags=re.MULTILINE)[0].strip()
     notes = _descriptions(_doc(function))
+    for group in _groups(function).values():
+        notes |= _descriptions(_doc(group))
     flags = [_flag(parameter, notes.get(name, "")) for name, parameter in known.items()]
     return "\n".join([usage, "", *([prose, ""] if prose else []), "flags:", *flags])
 
@@ -74,12 +108,12 @@ def _flag(parameter: Parameter, note: str) -> str:
     return "\n".join(lines + textwrap.wrap(note, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
 
-def _written(default: Any) -> str:
+def _written(default: Any, number: Callable[[float], str] = "{:.6g}".format) -> str:
     """A default as one would write it after the flag."""
     if isinstance(default, list | tuple):
-        return ",".join(map(_written, default))
+        return ",".join(_written(element, number) for element in default)
     if isinstance(default, float):
-        return f"{default:.6g}"
+        return number(default)
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)
 
 

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_advbnn import cli, datasets, evaluate, networks, priors, records, run_folders, train
+from pyro_advbnn import cli, datasets, evaluate, networks, priors, records, run_folders, tables, train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} with the real images is absent")]
@@ -51,7 +51,7 @@ def test_it_is_evaluated_on_the_official_test_images(run):
     cli.run(evaluate.accuracy, ["--run", str(run), "--epsilons=0,8/256", "--num_test=200", "--num_steps=3",
                                 "--num_samples=5"])
     rows = (run / "evaluation" / "accuracy.csv").read_text().splitlines()[1:]
-    clean, robust = (float(row.split(",")[records.ROW_FIELDS.index("accuracy")]) for row in rows)
+    clean, robust = (float(row.split(",")[tables.ROW_FIELDS.index("accuracy")]) for row in rows)
     assert clean > 0.15 and robust <= clean
 
 

@@ -1,14 +1,16 @@
 """Tests of cli and usage: what a command takes, what it refuses, and that nothing starts before a refusal."""
 
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 
-from pyro_advbnn import cli
+from pyro_advbnn import cli, usage
 from pyro_advbnn.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -362,3 +364,67 @@ def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
         cli.run(write, ["--out", str(tmp_path / "absent" / "file")])
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'absent' / 'file'}: No such file or directory\n"
+
+
+# Flags that several commands share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What all commands take.
+
+    Args:
+        run: the run folder.
+        step: a step, of
+            a length.
+    """
+
+    run: Path
+    step: Annotated[float, cli.Range(0)] | Literal["auto"] | None = None
+    names: list[str] | None = None
+
+
+def grouped(*, of: Common, epsilons: list[Annotated[float, cli.Range(0, 1)]] = (0.0,), dry_run: bool = False):
+    """Take a group.
+
+    Args:
+        epsilons: radii.
+    """
+    seen.append(locals())
+
+
+def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
+    seen.clear()
+    cli.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
+    assert seen == [{"of": Common(run=Path("a/b"), step="auto", names=["x", "y"]), "epsilons": [0.0, 0.5], "dry_run": False}]
+    assert cli.flag_names(grouped) == ["run", "step", "names", "epsilons", "dry_run"]
+    with pytest.raises(SystemExit):
+        cli.run(grouped, ["--help"])
+    text = capsys.readouterr().out
+    assert "--run: a path; required\n      the run folder." in text and "a step, of a length." in text and "radii." in text
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "missing --run (a path)"), (["--run", "a", "--step", "-1"], "--step must be a number >= 0 or auto, got '-1'"),
+    (["--run", "a", "--stepp", "1"], "unknown flag --stepp; did you mean --step?"),
+    (["--run", "a", "--of", "b"], "unknown flag --of"),
+])
+def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
+    seen.clear()
+    with pytest.raises(SystemExit) as end:
+        cli.run(grouped, words)
+    assert end.value.code == 2 and message in capsys.readouterr().err and seen == []
+
+
+@pytest.mark.parametrize("arguments", [
+    {"of": Common(run=Path("a"))},
+    {"of": Common(run=Path("a b/$c"), step=0.1, names=["x", "y"]), "epsilons": [1 / 3, 8 / 255], "dry_run": True},
+    {"of": Common(run=Path("-x"), step="auto"), "epsilons": [1e-7]},
+])
+def test_a_command_line_gives_its_arguments_back(arguments):
+    seen.clear()
+    line = usage.command_line("some.module", grouped, arguments)
+    python, m, module, *words = shlex.split(line)
+    assert (python, m, module) == ("python", "-m", "some.module")
+    cli.run(grouped, words)
+    assert seen == [{"epsilons": (0.0,), "dry_run": False} | arguments]

@@ -29,8 +29,8 @@ def test_the_demo_attacks_three_defences_and_prints_one_table(tmp_path, capsys):
     for defense in ("none", "adv", "advbnn"):
         with (tmp_path / "demo" / defense / "evaluation" / "accuracy.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert [(row["defense"], row["attack"], row["attack_samples"], row["num_examples"]) for row in rows] == [
-            (defense, "none", "", "360"), (defense, "pgd", "1", "360"), (defense, "pgd", "10", "360"),
+        assert [(row["defense"], row["epsilon"], row["attack_samples"], row["num_examples"]) for row in rows] == [
+            (defense, "0", "1", "360"), (defense, "0.2", "1", "360"), (defense, "0.2", "10", "360"),
         ][:3 if defense == "advbnn" else 2]
         assert all(f"{100 * float(row['accuracy']):.1f} [" in "\n".join(lines) for row in rows)
 

@@ -1,19 +1,20 @@
-"""Tests of evaluate and evaluation: averaged predictions, rows of accuracy, and what the command prints and refuses."""
+"""Tests of the evaluate command: the rows and figures of each verb, what it prints and refuses."""
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
 import pyro_advbnn as ab
-from pyro_advbnn import checkpoints, cli, datasets, evaluate, evaluation, records
+from pyro_advbnn import checkpoints, cli, datasets, evaluate, evaluation, evidence, records, tables
 from pyro_advbnn.attacks import PGD
-from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -39,17 +40,15 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained):
     """The trained run, without an evaluation."""
-    table = trained / "evaluation" / "accuracy.csv"
-    table.unlink(missing_ok=True)
-    if table.parent.exists():
-        table.parent.rmdir()
+    for name in ("evaluation", "figures"):
+        shutil.rmtree(trained / name, ignore_errors=True)
     return trained
 
 
 def accuracy(folder, *words):
     """The rows that the command adds."""
     before = len(rows(folder))
-    cli.run({"accuracy": evaluate.accuracy}, ["accuracy", "--run", str(folder), *map(str, words)])
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *map(str, words)])
     return rows(folder)[before:]
 
 
@@ -61,106 +60,13 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def without(row, *names):
-    return {name: value for name, value in row.items() if name not in names}
-
-
 def refusal(capsys, *words):
     with pytest.raises(SystemExit) as end:
-        cli.run({"accuracy": evaluate.accuracy}, [str(word) for word in words])
+        cli.run(evaluate.VERBS, [str(word) for word in words])
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
     return err
-
-
-# The library
-
-
-class Fixed(nn.Module):
-    """Answers each call with the next of some logits."""
-
-    def __init__(self, *logits):
-        super().__init__()
-        self.logits, self.calls = logits, 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.logits[(self.calls - 1) % len(self.logits)]
-
-
-def test_predictions_average_probabilities_and_not_logits():
-    a, b = torch.tensor([[10.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
-    network = Fixed(a, b)
-    expected = (a.softmax(-1) + b.softmax(-1)) / 2
-    assert torch.allclose(ab.predict(network, torch.zeros(1, 1), num_samples=2), expected)
-    assert network.calls == 2
-    assert not torch.allclose(((a + b) / 2).softmax(-1), expected, atol=0.1)
-
-
-def test_predictions_run_in_eval_mode_and_leave_the_mode_as_it_was():
-    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).train()
-    network[2].eval()
-    before = network[1].running_mean.clone()
-    ab.predict(network, torch.rand(8, 1, 2, 2))
-    assert torch.equal(network[1].running_mean, before)
-    assert [module.training for module in network] == [True, True, False, True]
-
-
-def test_no_draws_and_no_images_are_refused():
-    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        ab.predict(Fixed(torch.zeros(1, 2)), torch.zeros(1, 1), num_samples=0)
-    with pytest.raises(InputError, match="no images"):
-        ab.robust_accuracy(Fixed(torch.zeros(1, 2)), [])
-
-
-def test_the_accuracy_counts_right_answers_over_batches_of_unequal_size():
-    logits = torch.tensor([[1.0, 0.0]])
-    batches = [(torch.zeros(3, 1), torch.tensor([0, 0, 1])), (torch.zeros(1, 1), torch.tensor([0]))]
-    seen = []
-    row = ab.robust_accuracy(Fixed(logits), batches, num_samples=1, progress=lambda *done: seen.append(done))
-    assert (row["accuracy"], row["num_examples"], row["attack"], row["epsilon"]) == (0.75, 4, "none", 0.0)
-    assert (row["accuracy_low"], row["accuracy_high"]) == records.wilson_interval(3, 4)
-    assert seen == [(3, 2), (4, 3)]
-
-
-def test_a_transfer_attack_is_made_on_its_source():
-    target, source = Fixed(torch.tensor([[1.0, 0.0]])), nn.Linear(1, 2)
-    attacked = []
-
-    def attack(classifier, x, y):
-        attacked.append(classifier)
-        return x
-
-    row = ab.robust_accuracy(target, [(torch.zeros(1, 1), torch.tensor([0]))], attack, source=source, num_samples=1)
-    assert attacked == [source] and row["attack"] == "attack"
-
-
-def test_the_attack_makes_a_classifier_worse():
-    images = datasets.balanced_subset(datasets.load("digits", "train"), 200, 0)
-    torch.manual_seed(0)
-    classifier = ab.Classifier(ab.networks.convnet(width=8))
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
-    batches = datasets.batches(images, 50)
-    for _ in range(15):
-        for x, y in batches:
-            ab.train_step(classifier, optimizer, x, y)
-    clean = ab.robust_accuracy(classifier, batches, num_samples=1)["accuracy"]
-    assert clean > 0.9 and ab.robust_accuracy(classifier, batches, PGD(0.2), num_samples=1)["accuracy"] < clean - 0.3
-
-
-def test_separate_randomness_is_seeded_inside_and_leaves_the_outside_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    with evaluation.separate_randomness(7):
-        first = torch.rand(3)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(5)
-    with evaluation.separate_randomness(7):
-        assert torch.equal(torch.rand(3), first)
-
-
-# The command
 
 
 def test_a_row_has_every_field_and_agrees_with_the_library(run):
@@ -169,13 +75,15 @@ def test_a_row_has_every_field_and_agrees_with_the_library(run):
     images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
     with evaluation.separate_randomness(0):
         known = ab.robust_accuracy(classifier, datasets.batches(images, 500), PGD(0.1, None, 2, 3), num_samples=2)
-    assert tuple(row) == records.ROW_FIELDS and "" not in row.values()
+    assert tuple(row) == tables.ROW_FIELDS and "" not in row.values()
     assert float(row["accuracy"]) == known["accuracy"]
     assert float(row["accuracy_low"]) == pytest.approx(known["accuracy_low"])
-    assert without(row, "accuracy", "accuracy_low", "accuracy_high", "seconds") == {
-        "dataset": "digits", "network": "convnet", "defense": "advbnn", "source": "target", "attack": "pgd",
-        "epsilon": "0.1", "num_steps": "2", "step_size": "0.125", "attack_samples": "3", "num_samples": "2",
-        "seed": "0", "num_examples": "50", "reaches_ball": "true", "checkpoint": str(run / "best.pt")}
+    weights = row.pop("weights")
+    assert len(weights) == 12 and int(weights, 16)
+    assert {name: value for name, value in row.items() if not name.startswith("accuracy")} == {
+        "run": "run", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": "0.02", "prior_std": "fan_in",
+        "source": "target", "attack": "pgd", "epsilon": "0.1", "num_steps": "2", "step_size": "0.125", "attack_samples": "3",
+        "num_samples": "2", "seed": "0", "num_examples": "50", "reaches_ball": "true", "checkpoint": "run/best.pt"}
 
 
 @pytest.mark.parametrize(("epsilons", "expected"), [
@@ -188,16 +96,56 @@ def test_radii_are_lists_ranges_and_fractions(run, epsilons, expected):
     assert [float(row["epsilon"]) for row in got] == pytest.approx(expected, rel=1e-8)
 
 
-def test_rows_are_added_and_equal_seeds_give_equal_rows_but_for_the_seconds(run):
-    first = accuracy(run, "--epsilons", "0,0.1", *QUICK)
-    before = (run / "evaluation" / "accuracy.csv").read_bytes()
+def test_equal_seeds_give_equal_files_and_other_seeds_other_rows(run, tmp_path):
+    accuracy(run, "--epsilons", "0,0.1", *QUICK)
+    first = (run / "evaluation" / "accuracy.csv").read_bytes()
     torch.rand(5)                                        # whatever another process draws before
-    second = accuracy(run, "--epsilons", "0,0.1", *QUICK)
-    assert (run / "evaluation" / "accuracy.csv").read_bytes().startswith(before)
-    assert [without(row, "seconds") for row in first] == [without(row, "seconds") for row in second]
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0,0.1", *QUICK, "--out", str(tmp_path)])
+    assert (tmp_path / "evaluation" / "accuracy.csv").read_bytes() == first
     third = accuracy(run, "--epsilons", "0,0.1", *QUICK, "--seed", 1)
+    assert (run / "evaluation" / "accuracy.csv").read_bytes().startswith(first)
     assert [row["seed"] for row in third] == ["1", "1"]
-    assert [row["accuracy"] for row in third] != [row["accuracy"] for row in first]
+    assert [row["accuracy"] for row in third] != [row["accuracy"] for row in rows(tmp_path)]
+
+
+def test_rows_that_are_there_are_not_computed_again(run, monkeypatch, capsys):
+    accuracy(run, "--epsilons", "0,0.1", *QUICK)
+    before = (run / "evaluation" / "accuracy.csv").read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr(evidence, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
+    assert accuracy(run, "--epsilons", "0.1,0", *QUICK) == []
+    assert (run / "evaluation" / "accuracy.csv").read_bytes() == before
+    assert "added 0 rows" in (out := capsys.readouterr().out) and "2 were there already" in out
+    assert len(records.read_jsonl(run / "evaluation" / "log.jsonl")) == 1
+    monkeypatch.undo()
+    assert [row["epsilon"] for row in accuracy(run, "--epsilons", "0,0.05", *QUICK)] == ["0.05"]
+
+
+def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
+    real, calls = evidence.robust_accuracy, []
+
+    def stopped_at_the_third(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(evidence, "robust_accuracy", stopped_at_the_third)
+    with pytest.raises(SystemExit):
+        accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)
+    assert [row["epsilon"] for row in rows(run)] == ["0", "0.05"]
+
+
+def test_several_numbers_of_draws_per_gradient_get_rows_of_their_own(run):
+    got = accuracy(run, "--epsilons", "0.1", *QUICK, "--attack_samples", "1,3")
+    assert [row["attack_samples"] for row in got] == ["1", "3"]
+
+
+def test_what_was_run_is_logged_with_its_command_and_environment(run):
+    accuracy(run, "--epsilons", "0.1", *QUICK)
+    line, = records.read_jsonl(run / "evaluation" / "log.jsonl")
+    assert line["command"].startswith(f"python -m pyro_advbnn.evaluate accuracy --run {run} --num_test 50 --epsilons 0.1")
+    assert (line["rows"], line["environment"]["device"][:3]) == (1, "cpu") and line["seconds"] >= 0
 
 
 def test_radius_0_is_the_clean_accuracy(run):
@@ -208,10 +156,9 @@ def test_radius_0_is_the_clean_accuracy(run):
     assert (float(row["accuracy"]), int(row["num_examples"])) == (float(f"{clean['accuracy']:.9g}"), 360)
 
 
-def test_a_radius_of_a_list_gets_the_row_that_it_gets_alone(run):
-    together = accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)
-    alone, = accuracy(run, "--epsilons", "0.1", *QUICK)
-    assert without(together[2], "seconds") == without(alone, "seconds")
+def test_a_radius_of_a_list_gets_the_row_that_it_gets_alone(run, tmp_path):
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0.1", *QUICK, "--out", str(tmp_path)])
+    assert rows(tmp_path) == accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)[2:]
 
 
 def test_a_step_that_cannot_reach_the_ball_is_told_once_and_marked_in_the_row(run, capsys):
@@ -227,15 +174,15 @@ def test_a_step_that_cannot_reach_the_ball_is_told_once_and_marked_in_the_row(ru
 def test_last_and_best_are_different_checkpoints(run):
     last, = accuracy(run, "--epsilons", "0", *QUICK, "--checkpoint", "last")
     best, = accuracy(run, "--epsilons", "0", *QUICK)
-    assert (last["checkpoint"], best["checkpoint"]) == (str(run / "checkpoint.pt"), str(run / "best.pt"))
+    assert (last["checkpoint"], best["checkpoint"]) == ("run/checkpoint.pt", "run/best.pt")
 
 
 def test_the_table_shows_the_interval_and_the_draws(run, capsys):
     accuracy(run, "--epsilons", "0,0.1", *QUICK)
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines = capsys.readouterr().out.splitlines()[:4]
     for title in ("epsilon", "accuracy %", "steps x size", "reaches ball", "attack draws", "draws", "images"):
         assert title in header
-    assert len(lines) == 3 and "[" in lines[0] and lines[2] == f"added to {run / 'evaluation' / 'accuracy.csv'}"
+    assert len(lines) == 3 and "[" in lines[0] and lines[2] == f"added 2 rows to {run / 'evaluation' / 'accuracy.csv'}"
 
 
 def test_only_the_test_split_is_opened(run, monkeypatch):
@@ -262,7 +209,10 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ("accuracy", "missing --run"),
+    ("accuracy", "give --run DIR, or --runs A,B,..."),
+    ("accuracy --run {run} --runs {run}", "give --run DIR, or --runs A,B,..."),
+    ("accuracy --runs {run},{run}", "two runs are called run"),
+    ("transfer --runs {run},nowhere", "nowhere is no run folder"),
     ("accuracy --run {run} --epsilon 0.1", "did you mean --epsilons"),
     ("accuracy --run {run} --epsilons 0,two", "--epsilons must be"),
     ("accuracy --run {run} --epsilons 2", "--epsilons must be numbers in [0, 1]"),
@@ -301,7 +251,7 @@ def test_damaged_runs_are_refused_in_one_line(run, tmp_path, capsys):
 def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     (run / "evaluation").mkdir()
     (run / "evaluation" / "accuracy.csv").write_text("a,b\n")
-    monkeypatch.setattr(evaluate, "robust_accuracy", None)
+    monkeypatch.setattr(evidence, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
     assert "its columns differ" in refusal(capsys, "accuracy", "--run", run)
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
@@ -319,7 +269,7 @@ def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
                     "--defense=none", "--batch_size=20",
                     "--seed=3", f"--out={folder}"])
     evaluation = ["accuracy", "--run", str(folder), "--epsilons=0", "--checkpoint=last"]
-    cli.run({"accuracy": evaluate.accuracy}, [*evaluation, "--split=held_out"])
+    cli.run(evaluate.VERBS, [*evaluation, "--split=held_out"])
     with (folder / "evaluation" / "accuracy.csv").open(newline="") as file:
         row = list(csv.DictReader(file))[-1]
     metrics = records.read_jsonl(folder / "metrics.jsonl")[-1]
@@ -333,5 +283,157 @@ def test_held_out_images_of_a_run_without_any_are_refused(tmp_path, capsys):
     cli.run(train, ["--width=4", "--num_train=60", "--validation=0", "--num_steps=1", "--epochs=1", "--defense=none",
                     f"--out={folder}"])
     with pytest.raises(SystemExit) as end:
-        cli.run({"accuracy": evaluate.accuracy}, ["accuracy", "--run", str(folder), "--split=held_out"])
+        cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), "--split=held_out"])
     assert end.value.code == 2 and "held no images out" in capsys.readouterr().err
+
+
+# The other verbs
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """Two runs of one data set: an Adv-BNN and an undefended network, as --runs takes them."""
+    other = tmp_path_factory.mktemp("other") / "plain"
+    train(**TINY | {"epochs": 4}, defense="none", out=other)
+    return f"{other},{trained}"
+
+
+def evaluated(verb, runs, out, *words):
+    """What the verb prints, and its table's rows."""
+    cli.run(evaluate.VERBS, [verb, "--runs", runs, "--out", str(out), *map(str, words)])
+    return {name: tables.read(out, name) for name in tables.TABLES if tables.read(out, name)}
+
+
+def test_several_runs_stand_in_one_table_and_one_figure(runs, tmp_path):
+    found = evaluated("accuracy", runs, tmp_path, "--epsilons", "0,0.1", *QUICK, "--attack_samples", "1,2")["accuracy"]
+    assert [(row["run"], row["attack_samples"], row["num_samples"], row["epsilon"]) for row in found] == [
+        ("plain", 1, 1, 0), ("plain", 1, 1, 0.1), ("run", 1, 2, 0), ("run", 1, 2, 0.1), ("run", 2, 2, 0), ("run", 2, 2, 0.1)]
+    assert (tmp_path / "figures" / "accuracy.svg").exists()
+
+
+def test_runs_that_differ_in_alpha_have_a_table_of_their_own(runs, tmp_path):
+    found = evaluated("accuracy", runs.split(",")[1], tmp_path, "--epsilons", 0, *QUICK, "--against", "alpha")
+    assert list(found) == ["alpha"] and found["alpha"][0]["alpha"] == 0.02
+    assert (tmp_path / "figures" / "alpha.svg").exists()
+
+
+def test_transfer_gives_all_ordered_pairs_and_a_diagonal_of_one(runs, tmp_path, capsys):
+    found = evaluated("transfer", runs, tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
+    pairs = {(row["source"], row["run"]): row for row in found}
+    assert list(pairs) == [(a, b) for a in ("plain", "run") for b in ("plain", "run")]
+    for (source, target), row in pairs.items():
+        white_box = pairs[target, target]["accuracy"]
+        assert row["accuracy_white_box"] == white_box and row["source_checkpoint"] == f"{source}/best.pt"
+        assert row["rho"] == pytest.approx((row["accuracy_clean"] - row["accuracy"]) / (row["accuracy_clean"] - white_box))
+    assert pairs["plain", "plain"]["rho"] == 1 == pairs["run", "run"]["rho"]
+    assert pairs["plain", "run"]["rho"] != pairs["run", "plain"]["rho"]
+    clean = evaluated("accuracy", runs, tmp_path, "--epsilons", 0, "--num_samples", 5)["accuracy"]
+    assert {row["run"]: row["accuracy"] for row in clean} == {row["run"]: row["accuracy_clean"] for row in found}
+    assert (tmp_path / "figures" / "transfer.svg").exists()
+
+
+def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsys):
+    found = evaluated("transfer", runs, tmp_path, "--epsilon", 0, *QUICK)["transfer"]
+    assert [row["rho"] for row in found] == [None] * 4 and all(row["note"].startswith("drop 0.0 ± ") for row in found)
+    assert capsys.readouterr().out.count("drop 0.0 ± ") == 4
+
+
+def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(runs, tmp_path, monkeypatch):
+    words = ["--epsilon", 0.2, *QUICK]
+    evaluated("transfer", runs, tmp_path / "whole", *words)
+    real, calls = evidence.transfer_accuracies, []
+
+    def stopped_at_the_second(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(evidence, "transfer_accuracies", stopped_at_the_second)
+    with pytest.raises(SystemExit):
+        evaluated("transfer", runs, tmp_path / "parts", *words)
+    assert [row["source"] for row in tables.read(tmp_path / "parts", "transfer")] == ["plain", "plain"]
+    evaluated("transfer", runs, tmp_path / "parts", *words)
+    assert len(calls) == 3
+    files = [tmp_path / name / "evaluation" / "transfer.csv" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_ensemble_has_a_row_for_each_radius_and_number_of_draws(runs, tmp_path):
+    found = evaluated("ensemble", runs, tmp_path, "--epsilons", "0,0.1", "--num_samples", "1,4", "--num_steps", 2,
+                      "--num_test", 50)["ensemble"]
+    assert [(row["run"], row["epsilon"], row["num_samples"]) for row in found] == [
+        ("plain", 0, 1), ("plain", 0.1, 1), ("run", 0, 1), ("run", 0, 4), ("run", 0.1, 1), ("run", 0.1, 4)]
+    assert (tmp_path / "figures" / "ensemble.svg").exists()
+
+
+def test_steps_has_a_row_for_each_number_of_steps_with_one_step_size(runs, tmp_path):
+    found = evaluated("steps", runs, tmp_path, "--epsilon", 0.2, "--num_steps", "1,4,16", "--num_samples", 2,
+                      "--num_test", 50, "--attack_samples", "1,2")["steps"]
+    assert [(row["run"], row["attack_samples"], row["num_steps"], row["step_size"]) for row in found] == [
+        (run, draws, count, 0.025) for run, draws in (("plain", 1), ("run", 1), ("run", 2)) for count in (1, 4, 16)]
+    assert found[0]["accuracy"] > found[2]["accuracy"]
+    assert (tmp_path / "figures" / "steps.svg").exists()
+
+
+def test_posterior_describes_every_layer_and_prunes(runs, tmp_path, capsys):
+    words = ["--fractions", "0,0.9,1", "--epsilon", "0.1", *QUICK, "--save_fractions", "0.5"]
+    found = evaluated("posterior", runs.split(",")[1], tmp_path, *words)
+    classifier = checkpoints.load(runs.split(",")[1] + "/best.pt")
+    assert [row["layer"] for row in found["layers"]] == ["all", *classifier.posterior()]
+    pruned = {tuple(row[name] for name in ("prune_by", "fraction", "prediction", "epsilon")): row["accuracy"]
+              for row in found["pruning"]}
+    assert len(pruned) == 2 * 3 * 2 * 2 == len(found["pruning"])
+    whole = evaluated("accuracy", runs.split(",")[1], tmp_path, "--epsilons", "0,0.1", *QUICK)["accuracy"]
+    for by in ("signal_to_noise", "std"):
+        for row in whole:
+            assert pruned[by, 0, "posterior", row["epsilon"]] == row["accuracy"]     # nothing is pruned
+        assert pruned[by, 1, "mean", 0] == 0.1          # everything is: one class for all images
+    saved = torch.load(tmp_path / "pruned" / "run-signal_to_noise-0.5.pt", weights_only=True)
+    ab.networks.convnet(width=8).load_state_dict(saved)
+    assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} >= {"log_std", "log_std_by_layer", "signal_to_noise",
+                                                                          "pruning"}
+
+
+def test_a_run_without_a_posterior_has_none_to_show(runs, tmp_path, capsys):
+    assert "plain has no posterior" in refusal(capsys, "posterior", "--runs", runs, "--out", tmp_path)
+
+
+def test_gradients_are_measured_on_training_and_on_test_images(runs, tmp_path):
+    found = evaluated("gradients", runs, tmp_path, "--num_test", 50, "--num_samples", "1,3")["gradients"]
+    assert [(row["run"], row["split"], row["num_samples"], row["num_examples"]) for row in found] == [
+        ("plain", "train", 1, 50), ("plain", "test", 1, 50), ("run", "train", 1, 50), ("run", "train", 3, 50),
+        ("run", "test", 1, 50), ("run", "test", 3, 50)]
+    assert all(0 < row["l1_norm_low"] < row["l1_norm"] < row["l1_norm_high"] for row in found)
+
+
+def test_the_report_shows_examples_that_agree_with_the_classifier(runs, tmp_path, capsys):
+    found = evaluated("report", runs, tmp_path, "--num_images", 3, "--epsilon", 0.3, "--num_steps", 5, "--num_samples", 4)
+    assert [(row["run"], row["index"]) for row in found["examples"]] == [(run, i) for run in ("plain", "run") for i in range(3)]
+    for row in found["examples"]:
+        assert 0 <= row["adversarial_probability"] <= 1 and 0 < row["clean_agreement"] <= 1
+        if row["clean_prediction"] == row["label"]:
+            assert row["clean_probability"] > row["adversarial_probability"]
+        if row["run"] == "plain":
+            assert row["clean_probability_std"] == 0 == row["adversarial_probability_std"]
+        clean, perturbation, adversarial = (pixels(tmp_path / "evaluation" / row[f"{name}_image"])
+                                            for name in ("clean", "perturbation", "adversarial"))
+        assert clean.shape == perturbation.shape == adversarial.shape == (8, 8)
+        assert np.abs(clean - adversarial).max() == pytest.approx(0.3 * 255, abs=1.1)
+    text = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in text and "plain" in text
+    evaluated("report", runs, tmp_path, "--num_images", 3, "--epsilon", 0.3, "--num_steps", 5, "--num_samples", 4)
+    assert len(tables.read(tmp_path, "examples")) == 6
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image, float)
+
+
+@pytest.mark.parametrize("verb", evaluate.VERBS)
+def test_every_verb_refuses_a_wrong_flag_and_a_wrong_value(verb, run, capsys):
+    assert "unknown flag --epsilom" in refusal(capsys, verb, "--run", run, "--epsilom", 1)
+    assert "--seed must be" in refusal(capsys, verb, "--run", run, "--seed", "x")
+    (run / "a file").write_text("mine")
+    assert "a file/evaluation cannot be made" in refusal(capsys, verb, "--run", run, "--out", run / "a file")

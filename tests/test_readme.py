@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import benchmark, cli, evaluate, train
+from pyro_advbnn import benchmark, cli, evaluate, reproduce, train
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -17,7 +17,8 @@ def test_the_library_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_every_flag_that_the_readme_names_exists():
-    known = {name for command in (train.train, evaluate.accuracy, benchmark.benchmark)
+    commands = (train.train, benchmark.benchmark, *evaluate.VERBS.values(), *reproduce.VERBS.values())
+    known = {name for command in commands
              for name in cli.flag_names(command)} | {"no-deps", "help"}
     named = set(re.findall(r"--([a-z][a-z_-]+)", README))
     assert named <= known, named - known

@@ -1,5 +1,4 @@
-"""Tests of records: Wilson's interval, tables, csv and JSON files that only grow whole."""
-import csv
+"""Tests of records: Wilson's interval, text tables, JSON files that only grow whole."""
 import json
 import os
 
@@ -7,11 +6,6 @@ import pytest
 
 from pyro_advbnn import records
 from pyro_advbnn.errors import InputError
-
-ROW = {"dataset": "digits", "network": "convnet", "defense": "adv", "source": "target", "attack": "pgd", "epsilon": 0.2,
-       "num_steps": 20, "step_size": 0.025, "attack_samples": 1, "num_samples": 20, "seed": 0, "num_examples": 360,
-       "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "reaches_ball": True,
-       "checkpoint": "runs/a,b/best.pt", "seconds": 1.25}
 
 
 @pytest.mark.parametrize(("correct", "total", "low", "high"), [
@@ -29,44 +23,6 @@ def test_wilsons_interval_solves_its_quadratic_and_mirrors():
     assert records.wilson_interval(23, 30) == pytest.approx((1 - high, 1 - low))
 
 
-def test_a_csv_row_comes_back_and_the_columns_are_the_row_fields(tmp_path):
-    records.append_csv(tmp_path / "rows.csv", [ROW])
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        row, = csv.DictReader(file)
-    assert tuple(row) == records.ROW_FIELDS == tuple(ROW)
-    assert row == {name: "true" if value is True else str(value) for name, value in ROW.items()}
-
-
-def test_csv_rows_are_added_and_those_before_stay_byte_for_byte(tmp_path):
-    path = tmp_path / "rows.csv"
-    records.append_csv(path, [ROW])
-    before = path.read_text()
-    records.append_csv(path, [ROW | {"reaches_ball": False}, {"accuracy": 1 / 3}])
-    assert path.read_text().startswith(before)
-    header, *rows = csv.reader(path.read_text().splitlines())
-    assert len(rows) == 3 and "false" in rows[1]
-    assert dict(zip(header, rows[2])) == dict.fromkeys(records.ROW_FIELDS, "") | {"accuracy": "0.333333333"}
-
-
-def test_a_csv_whose_last_line_has_no_end_is_not_glued_to_the_next_row(tmp_path):
-    path = tmp_path / "rows.csv"
-    records.append_csv(path, [ROW])
-    path.write_text(path.read_text().rstrip("\n"))
-    records.append_csv(path, [ROW])
-    assert len(path.read_text().splitlines()) == 3
-
-
-def test_a_csv_of_other_columns_is_refused_and_unchanged_and_so_is_an_unknown_column(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="its columns differ"):
-        records.append_csv(path, [ROW])
-    assert path.read_text() == "a,b\n1,2\n"
-    with pytest.raises(ValueError, match="acuracy"):
-        records.append_csv(tmp_path / "new.csv", [{"acuracy": 1}])
-    assert not (tmp_path / "new.csv").exists()
-
-
 def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert records.read_jsonl(path) == []
@@ -77,6 +33,8 @@ def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_pat
     with path.open("a") as file:
         file.write('{"epoch": 3, "kl": 0.1')
     assert records.read_jsonl(path) == rows
+    records.append_jsonl(path, {"epoch": 3})
+    assert records.read_jsonl(path) == [*rows, {"epoch": 3}]
     path.write_text('{"epoch": \n{"epoch": 2}\n')
     with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
         records.read_jsonl(path)

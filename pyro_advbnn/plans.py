@@ -1,0 +1,225 @@
+"""What has to be run for each piece of the paper's evidence: commands, in order, with what they leave and what they cost."""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pyro_advbnn import datasets, evaluate, recipes, usage
+from pyro_advbnn.cli import Range
+from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.subjects import Selection
+from pyro_advbnn.train import train
+
+PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
+FIVE = ("none", "adv", "rse", "bnn", "advbnn")
+ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
+PRIOR_STDS = (0.05, 0.1, 0.15)
+Count = Annotated[int | None, Range(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """The flags that every piece takes.
+
+    Args:
+        dataset: digits comes with scikit-learn; the others read data_dir.
+        data_dir: folder of the data set, as in train.
+        scale: smoke (minutes, with digits), small (a subset and a narrow network), paper (the real thing).
+        recipe: paper, authors or ours, as in train; default ours, at scale paper authors.
+        network: as in train; default by data set and scale.
+        width: base number of channels.
+        epochs: passes over the training set.
+        batch_size: images per training step.
+        num_train: class-balanced subset of the training images.
+        num_test: class-balanced subset of the test images.
+        attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
+        seed: of all random streams.
+        device: auto (cuda if present), cpu, cuda or cuda:N.
+        precision: of the training: fp32, or bf16.
+        out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
+        max_minutes: stop after this time; the same command goes on.
+        dry_run: print the plan and stop.
+    """
+
+    dataset: Literal[datasets.DATASETS] = "digits"
+    data_dir: Path | None = None
+    scale: Literal["smoke", "small", "paper"] = "smoke"
+    recipe: Literal[tuple(recipes.RECIPES)] | None = None
+    network: str | None = None
+    width: Count = None
+    epochs: Count = None
+    batch_size: Count = None
+    num_train: Count = None
+    num_test: Count = None
+    attack_samples: Count = None
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    out: Path | None = None
+    max_minutes: Annotated[float | None, Range(0, open_low=True)] = None
+    dry_run: bool = False
+
+
+# Per scale: the flags of train and num_test, where nobody chose them; num_few is the number of test images for what takes
+# many passes (1000 steps, pruning). On digits all images and the convnet as it is are small enough for "smoke".
+_SCALES = {
+    "smoke": {"recipe": "ours", "epochs": 8, "num_train": 600, "num_test": 100, "num_few": 100, "width": 8, "validation": 60,
+              "attack_samples": 10},
+    "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
+              "width": 12, "validation": 500, "attack_samples": 10},
+    "paper": {"recipe": "authors", "attack_samples": 20},
+}
+_SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
+_DIGITS = {"smoke": {"num_train": None, "num_test": None, "width": None, "validation": None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a plan.
+
+    function(**arguments) runs it; leaves: what is there once it has run; gradients and forwards: how many images go
+    through the network with and without a gradient by the image, for an estimate of the time.
+    """
+
+    program: str
+    function: Any
+    arguments: dict
+    leaves: tuple[Path, ...]
+    gradients: float = 0.0
+    forwards: float = 0.0
+    is_training: bool = field(default=False)
+
+    @property
+    def command(self):
+        return usage.command_line(self.program, self.function, self.arguments)
+
+
+class Plan:
+    """The steps for some pieces of evidence, in order, each needed step once.
+
+    wanted: a `Reproduction`. num_train, num_test: sizes of the data set's splits.
+    """
+
+    def __init__(self, pieces, wanted, num_train, num_test):
+        self.wanted, self.out = wanted, wanted.out or Path("runs") / f"reproduce-{wanted.dataset}-{wanted.scale}"
+        scale = _SCALES[wanted.scale] | (_DIGITS.get(wanted.scale, {}) if wanted.dataset == "digits" else {})
+        own = {name: getattr(wanted, name) for name in scale if getattr(wanted, name, None) is not None}
+        self.settings = scale | own
+        self.num_train = min(self._flag("num_train") or num_train, num_train)
+        self.num_test = min(self._flag("num_test") or num_test, num_test)
+        self.num_few = min(scale.get("num_few", num_test), self.num_test)
+        self.draws = (1, self.settings["attack_samples"])
+        self.steps, self._runs = [], {}
+        for piece in pieces:
+            getattr(self, f"_{piece}")()
+        self._report()
+        self.steps = list({step.command: step for step in self.steps}.values())
+
+    def _flag(self, name):
+        own = getattr(self.wanted, name)
+        return self.settings.get(name) if own is None else own
+
+    # Pieces
+
+    def _table1(self):
+        self._accuracy("adv", recipes.default_epsilons(self.wanted.dataset), (1,))
+        self._accuracy("advbnn", recipes.default_epsilons(self.wanted.dataset), self.draws)
+
+    def _fig2(self):
+        """All radii with the paper's attack; where draws differ, those of Table 1 with the honest one too."""
+        for defense in FIVE:
+            self._accuracy(defense, recipes.figure_2_epsilons(self.wanted.dataset), (1,))
+            if DEFENSES[defense].random:
+                self._accuracy(defense, recipes.default_epsilons(self.wanted.dataset), self.draws)
+
+    def _fig3(self):
+        runs = [self._run(defense) for defense in FIVE]
+        self._evaluate(evaluate.transfer, runs, ["transfer"], gradients=5 * 20 * self.num_test,
+                       forwards=(25 + 5) * 20 * self.num_test)
+
+    def _fig4(self):
+        cost = 2 * len(evaluate.PRUNED_FRACTIONS) * self.num_few
+        self._evaluate(evaluate.posterior, [self._run("advbnn")], ["density", "layers", "pruning"], num_test=self.num_few,
+                       save_fractions=[0.5], gradients=40 * cost, forwards=42 * cost)
+
+    def _fig5(self):
+        self._evaluate(evaluate.ensemble, [self._run("advbnn")], ["ensemble"], gradients=2 * 20 * self.num_test,
+                       forwards=3 * 50 * self.num_test)
+        runs, most = [self._run("adv"), self._run("advbnn")], max(evaluate.FIGURE_5_STEPS)
+        self._evaluate(evaluate.steps, runs, ["steps"], num_test=self.num_few, gradients=2 * most * self.num_few,
+                       forwards=17 * 21 * self.num_few)
+
+    def _alpha(self):
+        self._compare("alpha", ALPHAS)
+
+    def _prior(self):
+        self._compare("prior_std", PRIOR_STDS)
+
+    def _lipschitz(self):
+        runs = [self._run(defense) for defense in FIVE]
+        self._evaluate(evaluate.gradients, runs, ["gradients"], gradients=5 * 2 * 21 * self.num_test)
+
+    # Steps
+
+    def _compare(self, name, values):
+        """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run."""
+        main = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")[name]
+        runs = [self._run("advbnn", **({} if value == main else {name: value})) for value in values]
+        epsilons = [0.0, recipes.training_epsilon(self.wanted.dataset)]
+        cost = len(values) * sum(self.draws) * self.num_test
+        self._evaluate(evaluate.accuracy, runs, [name], against=name, epsilons=epsilons, attack_samples=list(self.draws),
+                       gradients=20 * cost, forwards=len(values) * 4 * 20 * self.num_test)
+
+    def _run(self, defense, **flags):
+        """The folder of a run, whose training becomes a step where it is none yet."""
+        name = "-".join([defense, *(f"{flag}-{value:g}" for flag, value in flags.items())])
+        folder = self.out / "runs" / name
+        if name not in self._runs:
+            self._runs[name] = folder
+            wanted = self.wanted
+            arguments = {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense, **flags,
+                         "recipe": self.settings["recipe"], "network": self._network(), "width": self._flag("width"),
+                         "epochs": self._flag("epochs"), "batch_size": self._flag("batch_size"),
+                         "num_train": self.num_train if self._flag("num_train") else None,
+                         "validation": self.settings.get("validation"), "seed": wanted.seed, "device": wanted.device,
+                         "precision": wanted.precision, "out": folder}
+            self.steps.append(Step(program="pyro_advbnn.train", function=train, arguments=arguments, is_training=True,
+                                   leaves=(folder / "config.json",), **self._training_cost(defense)))
+        return folder
+
+    def _network(self):
+        default = _SMALL_NETWORKS.get(self.wanted.dataset) if self.wanted.scale != "paper" else None
+        return self.wanted.network or default
+
+    def network_for(self, side):
+        """The network of the plan's runs, for images of `side` pixels."""
+        own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["network"]
+        return self._network() or own or recipes.default_network(side)
+
+    def _training_cost(self, defense):
+        settings = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, defense)
+        epochs, held_out = self._flag("epochs") or settings["epochs"], self.settings.get("validation") or settings["validation"]
+        attack = settings["num_steps"] * settings["attack_samples"]
+        per_image = 1.5 + attack * DEFENSES[defense].adversarial     # an update's gradient is by weights and input
+        return {"gradients": epochs * (self.num_train * per_image + 2 * held_out * attack),
+                "forwards": epochs * 4 * held_out * settings["num_samples"]}
+
+    def _accuracy(self, defense, epsilons, draws):
+        attacked = sum(epsilon > 0 for epsilon in epsilons)
+        self._evaluate(evaluate.accuracy, [self._run(defense)], ["accuracy"], epsilons=list(epsilons),
+                       attack_samples=list(draws), gradients=20 * attacked * sum(draws) * self.num_test,
+                       forwards=20 * len(epsilons) * len(draws) * self.num_test)
+
+    def _evaluate(self, function, runs, tables, num_test=None, gradients=0.0, forwards=0.0, **arguments):
+        verb = next(verb for verb, known in evaluate.VERBS.items() if known is function)
+        wanted = self.wanted
+        limited = num_test or (self.num_test if self._flag("num_test") else None)
+        of = Selection(run=None, runs=runs, out=self.out, num_test=limited, data_dir=wanted.data_dir, seed=wanted.seed,
+                       network=wanted.network if wanted.network and ":" in wanted.network else None, device=wanted.device)
+        self.steps.append(Step(
+            program=f"pyro_advbnn.evaluate {verb}", function=function, arguments={"of": of, **arguments}, gradients=gradients,
+            forwards=forwards, leaves=tuple(self.out / "evaluation" / f"{table}.csv" for table in tables)))
+
+    def _report(self):
+        """The last step: the page with all that the plan's runs brought, as far as it is there."""
+        five = [self._runs[name] for name in FIVE if name in self._runs] or list(self._runs.values())
+        self._evaluate(evaluate.write_report, five, [], gradients=20 * 6 * len(five), forwards=40 * 6 * len(five))

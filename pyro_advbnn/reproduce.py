@@ -1,0 +1,209 @@
+"""python -m pyro_advbnn.reproduce table1|fig2|...|all: the paper's evidence from nothing, each piece by one command.
+
+A plan is a list of `train` and `evaluate` commands that anyone could give by hand. Trainings resume where they were,
+evaluations compute only the rows that are not there yet, and reproduce.jsonl tells which commands are finished: the same
+command given again goes on, whatever stopped it.
+"""
+import time
+
+import torch
+
+from pyro_advbnn import cli, datasets, networks, records, run_folders, summaries
+from pyro_advbnn.attacks import pgd
+from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.devices import resolve_device
+from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import predict, separate_randomness
+from pyro_advbnn.plans import PIECES, Plan, Reproduction
+from pyro_advbnn.subjects import check_writable
+from pyro_advbnn.train import train
+
+
+def table1(*, of: Reproduction):
+    """Table 1: adversarial training and Adv-BNN under PGD, with one and with many draws per gradient."""
+    _reproduce(["table1"], of)
+
+
+def fig2(*, of: Reproduction):
+    """Fig. 2: accuracy of the five defences against the radius of the attack."""
+    _reproduce(["fig2"], of)
+
+
+def fig3(*, of: Reproduction):
+    """Fig. 3: transfer attacks between the five defences, Eq. (14)."""
+    _reproduce(["fig3"], of)
+
+
+def fig4(*, of: Reproduction):
+    """Fig. 4: density of the posterior's log std; and pruning by it, which section 3.3 only promises."""
+    _reproduce(["fig4"], of)
+
+
+def fig5(*, of: Reproduction):
+    """Fig. 5: accuracy against the draws of a prediction, and against the steps of the attack."""
+    _reproduce(["fig5"], of)
+
+
+def alpha(*, of: Reproduction):
+    """The claim below Table 1 that a smaller alpha buys back clean accuracy: alpha 1, 1/10, 1/50 and 0."""
+    _reproduce(["alpha"], of)
+
+
+def prior(*, of: Reproduction):
+    """The claim of Table 2 that the prior's std does not matter: 0.05, 0.1 and 0.15."""
+    _reproduce(["prior"], of)
+
+
+def lipschitz(*, of: Reproduction):
+    """The paper's motivation, Eq. (11) to (13): l_1 norm of the input gradient on training and on test images."""
+    _reproduce(["lipschitz"], of)
+
+
+def everything(*, of: Reproduction):
+    """All of these, and the report."""
+    _reproduce(PIECES, of)
+
+
+def _reproduce(pieces, wanted):
+    began = time.monotonic()
+    skip_validation()
+    if wanted.scale == "smoke" and wanted.device != "cuda":
+        torch.set_num_threads(1)                         # networks this small lose by a second thread
+    images = _images(wanted)
+    plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]))
+    journal = _Journal(plan)
+    waiting = [step for step in plan.steps if not journal.is_done(step)]
+    if not waiting:
+        return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
+    _print(plan, waiting, _seconds_per_image(plan, images["test"]))
+    if wanted.dry_run:
+        return None
+    journal.open()
+    deadline = began + 60 * wanted.max_minutes if wanted.max_minutes else float("inf")
+    if waiting[-1] is not plan.steps[-1]:
+        waiting.append(plan.steps[-1])                   # the report shows what the others have brought
+    for number, step in enumerate(waiting, 1):
+        print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
+        if time.monotonic() > deadline or not journal.run(step, deadline):
+            return print(f"stopped: --max_minutes {wanted.max_minutes:g} are over; the same command goes on")
+    for path in summaries.write(plan.out):
+        print(f"wrote {path}")
+    print(f"done in {_duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
+
+
+def _images(wanted):
+    """The two splits, which tell whether the data are there before any work."""
+    return {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
+
+
+class _Journal:
+    """What of a plan is done, in <out>/reproduce.jsonl: one line per finished command. Raises InputError for another plan's."""
+
+    def __init__(self, plan):
+        self.path, self.out, self.known = plan.out / "reproduce.jsonl", plan.out, {"wanted": _identity(plan)}
+        lines = records.read_jsonl(self.path)
+        if lines and lines[0] != self.known:
+            raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.known)}); "
+                             f"choose another --out")
+        if not lines:
+            run_folders.refuse_existing(plan.out)
+        self._done = {line["command"] for line in lines[1:]}
+
+    def open(self):
+        check_writable(self.out)
+        if not self.path.exists():
+            records.append_jsonl(self.path, self.known)
+
+    def is_done(self, step):
+        return self._name(step) in self._done and all(path.exists() for path in step.leaves)
+
+    def _name(self, step):
+        return step.command.replace(str(self.out), "OUT")   # so that the folder may be moved
+
+    def run(self, step, deadline):
+        """Run a step and note it; whether it was finished before the deadline."""
+        began = time.monotonic()
+        if step.is_training and not _train(step.arguments, deadline):
+            return False
+        if not step.is_training:
+            step.function(**step.arguments)
+        self._done.add(self._name(step))
+        records.append_jsonl(self.path, {"command": self._name(step), "seconds": round(time.monotonic() - began, 1)})
+        return True
+
+
+def _identity(plan):
+    """What two calls for one folder must have in common: all that changes a result."""
+    names = ("dataset", "scale", "recipe", "network", "width", "epochs", "batch_size", "num_train", "num_test",
+             "attack_samples", "seed", "precision")
+    return {name: getattr(plan.wanted, name) for name in names}
+
+
+def _difference(before, now):
+    before, now = before.get("wanted", {}), now["wanted"]
+    return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
+
+
+def _train(arguments, deadline):
+    """Train, or go on with the training; whether it is finished."""
+    folder = arguments["out"]
+    minutes = max(deadline - time.monotonic(), 1) / 60
+    limit = {} if minutes == float("inf") else {"max_minutes": minutes}
+    if not (folder / "config.json").exists():
+        train(**arguments, **limit)
+    elif not run_folders.is_finished(folder):
+        _refuse_other_run(folder, arguments)
+        own = {name: arguments[name] for name in ("network", "data_dir") if arguments[name]}
+        train(resume=folder, device=arguments["device"], **own, **limit)
+    else:
+        _refuse_other_run(folder, arguments)
+    return run_folders.is_finished(folder)
+
+
+def _refuse_other_run(folder, arguments):
+    """Raises InputError where the run in `folder` was not started with these flags; where and how long may differ."""
+    flags = run_folders.read_config(folder)["flags"]
+    for name, value in arguments.items():
+        if name not in ("out", "device", "data_dir") and flags.get(name) != value:
+            raise InputError(f"{folder} was trained with --{name} {flags.get(name)}, not {value}; choose another --out")
+
+
+def _seconds_per_image(plan, images):
+    """(with a gradient by the image, without) seconds, measured on a few batches of the plan's network."""
+    device = resolve_device(plan.wanted.device)
+    name = plan.network_for(images.images.shape[-1])
+    network = networks.build_network(name, images.num_classes, images.images.shape[1], plan.settings.get("width"))
+    classifier = BayesianClassifier(network, 0.05, 0.01).to(device)
+    x = images.images[:100].to(device).float() / 255
+    y = images.labels[:100].to(device)
+    with separate_randomness(0):
+        pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1)      # warms up
+        times = [time.perf_counter()]
+        pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=3).cpu()
+        times.append(time.perf_counter())
+        predict(classifier, x, num_samples=3).cpu()
+        times.append(time.perf_counter())
+    return [(end - start) / (3 * len(x)) for start, end in zip(times, times[1:], strict=False)]
+
+
+def _print(plan, waiting, seconds):
+    cost = {step.command: step.gradients * seconds[0] + step.forwards * seconds[1] for step in plan.steps}
+    print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about "
+          f"{_duration(sum(cost[step.command] for step in waiting))} on this machine, by a measurement of single batches")
+    for step in plan.steps:
+        state = _duration(cost[step.command]) if step in waiting else "done"
+        print(f"{state:>9}  {step.command}")
+
+
+def _duration(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5, "alpha": alpha, "prior": prior,
+         "lipschitz": lipschitz, "all": everything}
+
+if __name__ == "__main__":
+    cli.run(VERBS)

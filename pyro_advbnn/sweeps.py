@@ -1,0 +1,126 @@
+"""Many accuracies from one pass: over the draws of a prediction, over the steps of an attack, over targets of an attack."""
+import itertools
+import math
+
+import torch
+
+from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import accuracy_fields, attack_fields, check_range, predict
+
+
+def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
+    """Rows of accuracy of predictions averaged over each number of draws in `counts`: one attack, max(counts) forwards.
+
+    Fig. 5 (left). batches, attack, progress: as in `evaluation.robust_accuracy`. One row per distinct count, ascending;
+    that of n averages the first n draws of the others. Raises InputError for counts below 1 or none.
+    """
+    counts = _checked(counts)
+    correct, total = dict.fromkeys(counts, 0), 0
+    for x, y in batches:
+        check_range(x)
+        x_adv = x if attack is None else attack(target, x, y)
+        for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
+            if count in correct:
+                correct[count] += _num_correct(probabilities, y)
+        total += len(y)
+        if progress:
+            progress(total, correct[counts[-1]])
+    return [{**attack_fields(attack), "num_samples": count, **accuracy_fields(correct[count], total)} for count in counts]
+
+
+def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progress=None):
+    """Rows of accuracy after each number of steps in `counts`, all read off one run of the attack.
+
+    Fig. 5 (right). attack: a `PGD`, whose own num_steps is not looked at; step_size stays as it is. Predicting takes its
+    draws from where the attack's stream stands and puts that back, so that the attack is the one that nobody watched.
+    One row per distinct count, ascending. Raises InputError for counts below 1 or none.
+    """
+    counts = _checked(counts)
+    attacks = {count: attack.with_num_steps(count) for count in counts}
+    correct, total = dict.fromkeys(counts, 0), 0
+    for x, y in batches:
+        check_range(x)
+        for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
+            if count in correct:
+                with torch.random.fork_rng(range(torch.cuda.device_count())):
+                    correct[count] += _num_correct(predict(target, x_adv, num_samples=num_samples), y)
+        total += len(y)
+        if progress:
+            progress(total, correct[counts[-1]])
+    return [{**attack_fields(attacks[count]), "num_samples": num_samples, **accuracy_fields(correct[count], total)}
+            for count in counts]
+
+
+def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, progress=None):
+    """{name: row of accuracy Acc[B|A]} of each target B on images attacked through source A, attacked once for all.
+
+    targets: {name: classifier}. num_samples: draws averaged in a prediction, one number or {name: number}.
+    """
+    draws = num_samples if isinstance(num_samples, dict) else dict.fromkeys(targets, num_samples)
+    correct, total = dict.fromkeys(targets, 0), 0
+    for x, y in batches:
+        check_range(x)
+        x_adv = attack(source, x, y)
+        for name, target in targets.items():
+            correct[name] += _num_correct(predict(target, x_adv, num_samples=draws[name]), y)
+        total += len(y)
+        if progress:
+            progress(total, sum(correct.values()) / len(correct))
+    return {name: {**attack_fields(attack), "num_samples": draws[name], **accuracy_fields(correct[name], total)}
+            for name in targets}
+
+
+def transfer_rate(clean, transferred, white_box, num_examples):
+    """(rho, ""): rho(A->B) = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]), Eq. (14); or (None, why it means nothing).
+
+    The three accuracies lie in [0, 1], each of num_examples images. rho means nothing where the 95% interval of the drop
+    Acc[B] - Acc[B|B] holds 0, taking the two as independent: they are of the same images, so that their difference
+    varies less, and the rule errs towards saying nothing.
+    """
+    drop = clean - white_box
+    error = 1.959964 * math.sqrt((clean * (1 - clean) + white_box * (1 - white_box)) / num_examples)
+    if drop <= max(error, 0):
+        return None, f"drop {100 * drop:.1f} ± {100 * error:.1f} points"
+    return (clean - transferred) / drop, ""
+
+
+def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
+    """The mean over images of the l_1 norm of the gradient of the loss by the image, with its 95% normal interval.
+
+    What adversarial training regularises (Eq. 13): gamma times this is the loss that an l_inf attack of radius gamma can
+    add, to first order. Of a random network the gradient is averaged over num_samples draws, before the norm.
+    Returns num_samples, num_examples, l1_norm, l1_norm_low, l1_norm_high; nats per unit of brightness in [0, 1].
+    """
+    norms = []
+    for x, y in batches:
+        check_range(x)
+        with eval_mode(classifier), frozen(classifier):
+            norms.append(input_gradient(classifier, x, y, num_samples).double().abs().flatten(1).sum(1) / num_samples)
+        if progress:
+            progress(sum(map(len, norms)), 0)
+    if not norms:
+        raise InputError("there are no images to evaluate on")
+    norms = torch.cat(norms)
+    mean, half = norms.mean().item(), 1.959964 * norms.std(correction=0).item() / math.sqrt(len(norms))
+    return {"num_samples": num_samples, "num_examples": len(norms), "l1_norm": mean, "l1_norm_low": mean - half,
+            "l1_norm_high": mean + half}
+
+
+@torch.no_grad()
+def _running_sums(classifier, x, count):
+    """A generator of the sum of the first 1, 2, ..., count softmax outputs."""
+    with eval_mode(classifier):
+        draws = (classifier(x).float().softmax(-1) for _ in range(count))
+        yield from itertools.accumulate(draws)
+
+
+def _num_correct(probabilities, y):
+    return int((probabilities.argmax(-1) == y).sum())
+
+
+def _checked(counts):
+    counts = sorted(set(counts))
+    if not counts or counts[0] < 1:
+        raise InputError(f"counts must be integers >= 1, got {counts}")
+    return counts

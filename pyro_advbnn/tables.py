@@ -1,0 +1,134 @@
+"""Csv tables of results: one list of columns per kind of evidence; every row is written whole, once, when it is known."""
+import csv
+import io
+from pathlib import Path
+
+from pyro_advbnn import records
+from pyro_advbnn.errors import InputError
+
+RUN_FIELDS = ("run", "dataset", "network", "defense", "alpha", "prior_std", "checkpoint", "weights")
+ROW_FIELDS = (
+    *RUN_FIELDS, "source", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
+    "num_examples", "accuracy", "accuracy_low", "accuracy_high", "reaches_ball",
+)
+TABLES = {
+    "accuracy": ROW_FIELDS,
+    "alpha": ROW_FIELDS,
+    "prior_std": ROW_FIELDS,
+    "ensemble": ROW_FIELDS,
+    "steps": ROW_FIELDS,
+    "transfer": (*ROW_FIELDS, "source_checkpoint", "source_weights", "accuracy_clean", "accuracy_white_box", "rho", "note"),
+    "pruning": (*ROW_FIELDS, "prune_by", "fraction", "prediction"),
+    "density": (*RUN_FIELDS, "quantity", "layer", "left", "right", "share"),
+    "layers": (*RUN_FIELDS, "layer", "num_weights", "prior_log_std", "log_std_mean", "log_std_q05", "log_std_median",
+               "log_std_q95", "log10_signal_to_noise_median"),
+    "gradients": (*RUN_FIELDS, "split", "num_samples", "seed", "num_examples", "l1_norm", "l1_norm_low", "l1_norm_high"),
+    "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed", "index",
+                 "label", "clean_prediction", "clean_probability", "clean_probability_std", "clean_agreement",
+                 "adversarial_prediction", "adversarial_probability", "adversarial_probability_std",
+                 "adversarial_agreement", "clean_image", "perturbation_image", "adversarial_image"),
+}
+_RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
+            "l1_norm", "l1_norm_low", "l1_norm_high"}
+_NUMBERS = {"alpha", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed", "num_examples", "accuracy",
+            "accuracy_low", "accuracy_high", "accuracy_clean", "accuracy_white_box", "rho", "fraction", "left", "right",
+            "share", "num_weights", "log_std_mean", "log_std_q05", "log_std_median", "log_std_q95", "prior_log_std",
+            "log10_signal_to_noise_median", "l1_norm", "l1_norm_low", "l1_norm_high", "index", "clean_probability",
+            "clean_probability_std", "clean_agreement", "adversarial_probability", "adversarial_probability_std",
+            "adversarial_agreement"}
+
+
+class Table:
+    """The csv file folder/evaluation/<name>.csv, name one of TABLES; the file is made with its first row.
+
+    Raises InputError where it is there with other columns, or with a line that is no row.
+    """
+
+    def __init__(self, folder, name):
+        self.path = Path(folder) / "evaluation" / f"{name}.csv"
+        self.columns = TABLES[name]
+        self._lines = _read(self.path, self.columns)
+        self._known = {self._key(line): line for line in self._lines}
+
+    @property
+    def rows(self):
+        """The rows as mappings: numbers as int or float, booleans, None for an empty cell, else text."""
+        return [{name: _value(name, cell) for name, cell in line.items()} for line in self._lines]
+
+    def select(self, **settings):
+        """The rows whose cells are those of `settings`, a list."""
+        cells = {name: _cell(value) for name, value in settings.items()}
+        return [row for row, line in zip(self.rows, self._lines, strict=True) if cells.items() <= line.items()]
+
+    def find(self, settings):
+        """The row whose cells are those of `settings` wherever a column is no result, or None."""
+        line = self._known.get(self._key({name: _cell(settings.get(name)) for name in self.columns}))
+        return line and {name: _value(name, cell) for name, cell in line.items()}
+
+    def add(self, rows):
+        """Write `rows`, mappings from column to value; missing columns stay empty. The file changes in one step.
+
+        A row whose columns but for the results are those of an older one takes its place.
+        """
+        unknown = {name for row in rows for name in row} - set(self.columns)
+        if unknown:
+            raise ValueError(f"no columns of {self.path.name}: {sorted(unknown)}")
+        for row in rows:
+            line = {name: _cell(row.get(name)) for name in self.columns}
+            older = self._known.setdefault(self._key(line), line)
+            if older is line:
+                self._lines.append(line)
+            older.update(line)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._lines)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with records.replacing(self.path) as file:
+            file.write(text.getvalue().encode())
+
+    def _key(self, line):
+        return tuple(line[name] for name in self.columns if name not in _RESULTS)
+
+
+def read(folder, name):
+    """The rows of folder/evaluation/<name>.csv, [] where there is none; values as in `Table.rows`."""
+    return Table(folder, name).rows
+
+
+def _read(path, columns):
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            lines = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if tuple(reader.fieldnames or ()) != columns:
+        raise InputError(f"{path} is not a table of this version: its columns differ; move it away")
+    if any(None in line or None in line.values() for line in lines):
+        raise InputError(f"{path} is damaged: a line has not {len(columns)} cells")
+    return lines
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _value(name, cell):
+    if cell == "":
+        return None
+    if cell in ("true", "false") and name == "reaches_ball":
+        return cell == "true"
+    if name not in _NUMBERS:
+        return cell
+    try:
+        number = float(cell)
+    except ValueError:
+        raise InputError(f"{name} must be a number, got {cell!r}") from None
+    return int(cell) if cell.lstrip("-").isdigit() else number

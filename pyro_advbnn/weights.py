@@ -1,0 +1,108 @@
+"""What the posterior says about single weights: how uncertain they are, which of them matter, what is left without the rest."""
+import copy
+import math
+
+import torch
+
+from pyro_advbnn.classifiers import LOG_STD_RANGE, BayesianClassifier
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.priors import NormalPrior
+
+NUM_BINS = 81                                            # odd, so that one value alone is inside of a bin
+PRUNE_BY = ("signal_to_noise", "std")
+_LOG10_RANGE = (-8.0, 8.0)                               # a mean of exactly 0 would be at minus infinity
+
+
+def log10_signal_to_noise(classifier):
+    """log10(|mean| / std) of every weight, a vector (d,), brought into [-8, 8]."""
+    mean, log_std = classifier.mean.detach(), classifier.log_std.detach()
+    return (mean.abs().log10() - log_std / math.log(10)).clamp(*_LOG10_RANGE)
+
+
+def by_layer(classifier, values):
+    """{"all": values, parameter name: its part, flat} of a vector (d,) over the weights."""
+    posterior = classifier.posterior()
+    parts = values.split([normal.mean.numel() for normal in posterior.values()])
+    return {"all": values, **dict(zip(posterior, parts, strict=True))}
+
+
+def prior_log_std(classifier):
+    """log of the prior's std of every weight, a vector (d,), or None where the prior is not normal."""
+    prior = classifier.prior
+    if not isinstance(prior, NormalPrior):
+        return None
+    log_std = torch.empty(len(classifier.mean))
+    for start, stop, std in prior.pieces:
+        log_std[start:stop] = math.log(std)
+    return log_std
+
+
+def histogram(values, num_bins=NUM_BINS):
+    """[(left, right, share of the values), ...] of a vector of at least one value, over all its range."""
+    values = values.detach().double().cpu()
+    low, high = values.min().item() - 1e-3, values.max().item() + 1e-3
+    counts, edges = torch.histogram(values, num_bins, range=(low, high))
+    shares, edges = (counts / len(values)).tolist(), edges.tolist()
+    return list(zip(edges, edges[1:], shares, strict=False))
+
+
+def density_rows(classifier):
+    """Rows of quantity, layer, left, right, share for the table "density" (Fig. 4), over all weights and by layer.
+
+    The quantities are log_std (natural logarithm), log10_signal_to_noise, and prior_log_std: one row with left == right
+    for each std of the prior, absent where the prior is not normal.
+    """
+    rows = []
+    quantities = {"log_std": classifier.log_std.detach(), "log10_signal_to_noise": log10_signal_to_noise(classifier)}
+    for quantity, values in quantities.items():
+        for layer, part in by_layer(classifier, values).items():
+            rows += [{"quantity": quantity, "layer": layer, "left": left, "right": right, "share": share}
+                     for left, right, share in histogram(part)]
+    prior = prior_log_std(classifier)
+    for layer, part in by_layer(classifier, prior).items() if prior is not None else ():
+        for value, count in zip(*(found.tolist() for found in part.unique(return_counts=True)), strict=True):
+            rows.append({"quantity": "prior_log_std", "layer": layer, "left": value, "right": value,
+                         "share": count / len(part)})
+    return rows
+
+
+def layer_rows(classifier):
+    """Rows for the table "layers": number, log std (natural) and signal-to-noise of the weights of each parameter."""
+    log_std, prior = by_layer(classifier, classifier.log_std.detach()), prior_log_std(classifier)
+    ratio, prior = by_layer(classifier, log10_signal_to_noise(classifier)), prior is not None and by_layer(classifier, prior)
+    rows = []
+    for layer, values in log_std.items():
+        low, middle, high = _quantiles(values, (0.05, 0.5, 0.95))
+        rows.append({"layer": layer, "num_weights": len(values), "log_std_mean": values.double().mean().item(),
+                     "log_std_q05": low, "log_std_median": middle, "log_std_q95": high,
+                     "prior_log_std": prior[layer].double().mean().item() if prior else None,
+                     "log10_signal_to_noise_median": _quantiles(ratio[layer], (0.5,))[0]})
+    return rows
+
+
+@torch.no_grad()
+def prune(classifier, fraction, by="signal_to_noise"):
+    """A copy of a BayesianClassifier without the given fraction of its weights (section 3.3).
+
+    The weights that go are those of the lowest |mean| / std (Blundell et al. 2015), or by="std" of the largest std,
+    counted over the whole network. fraction lies in [0, 1]. Their mean is then exactly 0 and their std the least allowed, 1e-8.
+
+    Raises InputError for other classifiers and for settings out of range.
+    """
+    if not isinstance(classifier, BayesianClassifier):
+        raise InputError("only a Bayesian classifier knows which of its weights are uncertain")
+    if not 0 <= fraction <= 1:
+        raise InputError(f"fraction must lie in [0, 1], got {fraction}")
+    if by not in PRUNE_BY:
+        raise InputError(f"by must be one of {', '.join(PRUNE_BY)}, got {by!r}")
+    worth = log10_signal_to_noise(classifier) if by == "signal_to_noise" else -classifier.log_std.detach()
+    gone = worth.argsort(stable=True)[:round(fraction * len(worth))]
+    pruned = copy.deepcopy(classifier)
+    pruned.mean[gone] = 0.0
+    pruned.log_std[gone] = LOG_STD_RANGE[0]
+    return pruned
+
+
+def _quantiles(values, shares):
+    ordered = values.sort().values
+    return [ordered[round(share * (len(ordered) - 1))].item() for share in shares]

@@ -1,0 +1,325 @@
+"""Tests of the report: one page that says what the records say, in which nothing from a file becomes markup."""
+import functools
+import html.parser
+import http.server
+import re
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from pyro_advbnn import records, report, tables
+from pyro_advbnn.errors import InputError
+
+EVIL = '<script>alert(1)</script>&"\''
+SVG = ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 90 60" width="90pt">'
+       '<defs><clipPath id="c"><rect width="9" height="9"/></clipPath><path id="m" d="M0 0h3"/></defs>'
+       '<rect width="90" height="60" style="fill: #ffffff"/><g clip-path="url(#c)"><use xlink:href="#m" x="1"/></g>'
+       '<text style="fill: #1b1b1b">accuracy (%)</text>{}</svg>')
+CONFIG = {
+    "dataset": "digits", "num_train": 1287, "num_held_out": 150, "defense": "advbnn", "network": "convnet", "width": 4,
+    "recipe": "ours", "seed": 0, "precision": "fp32", "num_weights": 66026, "classifier": {"kind": "bayesian"},
+    "settings": {"epochs": 16, "optimizer": "adam", "learning_rate": 0.005, "schedule": "cosine", "alpha": 0.1,
+                 "prior": "normal", "prior_std": "fan_in", "epsilon": 0.2, "num_steps": 10, "step_size": 0.05,
+                 "attack_samples": 1}, "flags": {"dataset": "digits", "epochs": 16},
+    "environment": {"git_commit": "0123abcd-dirty", "versions": {"torch": "2.14.1"}, "device": "cpu, 1 threads"},
+}
+RUN = {"run": "advbnn", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": 0.1, "prior_std": "fan_in",
+       "checkpoint": "advbnn/best.pt", "weights": "abcd"}
+ATTACK = {"attack": "pgd", "epsilon": 0.2, "num_steps": 20, "step_size": 0.025, "attack_samples": 10, "num_samples": 20,
+          "seed": 0}
+ACCURACY = RUN | ATTACK | {"source": "target", "num_examples": 360, "accuracy": 0.692, "accuracy_low": 0.642,
+                           "accuracy_high": 0.737, "reaches_ball": True}
+EXAMPLE = RUN | ATTACK | {
+    "index": 17, "label": "seven", "clean_prediction": "seven", "clean_probability": 0.98, "clean_probability_std": 0.01,
+    "clean_agreement": 1.0, "adversarial_prediction": "two", "adversarial_probability": 0.31,
+    "adversarial_probability_std": 0.12, "adversarial_agreement": 0.85, "clean_image": "examples/clean.png",
+    "perturbation_image": "examples/change.png", "adversarial_image": "examples/attacked.png"}
+LINE = {"command": "python -m pyro_advbnn.evaluate accuracy --runs runs/advbnn", "seconds": 83.4, "rows": 1,
+        "environment": CONFIG["environment"]}
+VOID = {"meta", "link", "img"}
+SECTIONS = ["runs", "tables", "figures", "examples", "caveats", "time", "reproduce"]
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page as (tag, attributes), its text, and whether every element was closed in its place."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words, self.open, self.balanced = [], [], [], True
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag):
+        self.balanced &= bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.words.append(text)
+
+    @property
+    def text(self):
+        return "".join(self.words)
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def write_run(folder, **changes):
+    folder.mkdir(parents=True)
+    records.write_json(folder / "config.json", CONFIG | changes)
+    records.write_jsonl(folder / "metrics.jsonl", [{"epoch": 16, "nll": 0.541, "held_out_accuracy": 0.987,
+                                                    "held_out_robust_accuracy": 0.673}])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A result folder that has everything, small."""
+    folder = tmp_path / "results"
+    write_run(folder / "runs" / "advbnn")
+    write_run(folder / "runs" / "none", defense="none", classifier={"kind": "deterministic"})
+    tables.Table(folder, "accuracy").add([ACCURACY, ACCURACY | {"epsilon": 0.7, "reaches_ball": False}])
+    tables.Table(folder, "examples").add([EXAMPLE])
+    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE])
+    (folder / "evaluation" / "examples").mkdir()
+    for name in ("clean", "change", "attacked"):
+        Image.new("L", (8, 8), 128).save(folder / "evaluation" / "examples" / f"{name}.png")
+    (folder / "figures").mkdir()
+    for name in ("steps", "accuracy"):
+        (folder / "figures" / f"{name}.svg").write_text(SVG.format(""))
+    return folder
+
+
+def write(folder, runs=None):
+    return Page(report.write(folder, runs).read_text())
+
+
+def draw(tmp_path, inside, start=SVG):
+    """The markup of a drawing that holds `inside`, as it goes into the page."""
+    path = tmp_path / "drawing.svg"
+    path.write_text(start.format(inside))
+    return report.ET.tostring(report.inline_svg(path, "f1", "label"), encoding="unicode", method="html")
+
+
+def test_the_page_says_what_was_run_how_it_came_out_how_long_it_took_and_how_to_do_it_again(folder):
+    page = write(folder)
+    assert [attributes["id"] for attributes in page.all("section")] == SECTIONS
+    for told in ("1,287", "66,026", "Adv-BNN", "no defence", "PGD, ε 0.2, 10 steps of 0.05, 1 draw per gradient", "0.541",
+                 "67.3 %", "0123abcd-dirty", "2.14.1", "69.2 [64.2, 73.7]", "Fig. 2 and Table 1", "1 min 23 s",
+                 "Image 17, true class seven: fooled", "p = 0.31 ± 0.12", "85 % of draws agree",
+                 "python -m pyro_advbnn.train --dataset digits --epochs 16 --out runs/advbnn",
+                 "python -m pyro_advbnn.evaluate accuracy --runs runs/advbnn"):
+        assert told in page.text, told
+
+
+def test_the_page_is_well_formed_with_headings_in_order_and_labels_for_those_who_do_not_see_it(folder):
+    path = report.write(folder)
+    page = Page(path.read_text())
+    assert path == folder / "report.html" and path.read_text().startswith("<!DOCTYPE html>\n<html lang=\"en\">")
+    assert page.balanced and not page.open
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1 and all(b - a <= 1 for a, b in zip(headings, headings[1:]))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert all(attributes["href"][1:] in ids for attributes in page.all("a"))
+    assert all(attributes["aria-labelledby"] in ids for attributes in page.all("section"))
+    assert len(page.all("table")) == len(page.all("caption")) > 2 and all(cell.get("scope") for cell in page.all("th"))
+    assert all(attributes["alt"] for attributes in page.all("img")) and len(page.all("img")) == 3
+    assert [(attributes["role"], attributes["aria-label"]) for attributes in page.all("svg")] == [
+        ("img", "Accuracy under attack"), ("img", "Steps of the attack")]
+
+
+def test_the_page_needs_no_other_file_and_its_policy_lets_nothing_in(folder):
+    page = write(folder)
+    assert {"http-equiv": "Content-Security-Policy",
+            "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"} in page.all("meta")
+    sources = [attributes[name] for _, attributes in page.elements for name in ("src", "href") if name in attributes]
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not page.all("script", "iframe", "object", "base", "form")
+    assert not re.search(r"url\(|@import", (folder / "report.html").read_text().split("<style>")[1].split("</style>")[0])
+
+
+def test_the_same_records_give_the_same_bytes_wherever_they_lie(folder, tmp_path):
+    first = report.write(folder).read_bytes()
+    assert report.write(folder).read_bytes() == first
+    shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
+    assert report.write(tmp_path / "elsewhere" / "copy").read_bytes() == first
+
+
+def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
+    harmless = write(folder)
+    name = EVIL.replace("/", "")                                        # a folder's name cannot hold a slash
+    write_run(folder / "runs" / name, dataset=EVIL, network=EVIL, recipe=EVIL, flags={EVIL: EVIL}, class_names=[EVIL],
+              environment={"git_commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}}, defense=EVIL)
+    tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
+        ("run", "defense", "attack", "label", "clean_prediction", "adversarial_prediction", "clean_image"), EVIL)])
+    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
+    (folder / "figures" / f"{name}.svg").write_text(SVG.format("<text>&lt;script&gt;alert(1)&lt;/script&gt;&amp;</text>"))
+    evil = SimpleNamespace(name=EVIL, title=EVIL, columns=[EVIL, EVIL], rows=[[EVIL, EVIL]], note=EVIL)
+    monkeypatch.setattr(report.summaries, "summaries", lambda folder: [evil])
+    page = write(folder)
+    assert page.balanced and {tag for tag, _ in page.elements} <= {tag for tag, _ in harmless.elements} | {"text"}
+    known = {attribute for _, attributes in harmless.elements for attribute in attributes}
+    assert {attribute for _, attributes in page.elements for attribute in attributes} <= known
+    assert page.text.count("alert(1)") > 20 and EVIL in page.text and name in page.text
+    assert any(EVIL in attributes.get("aria-label", "") for attributes in page.all("div"))
+
+
+@pytest.mark.parametrize("inside", [
+    "<script>alert(1)</script>", "<style>* {display: none}</style>", "<foreignObject><p>x</p></foreignObject>",
+    '<a href="http://evil"><path d="M0 0"/></a>', '<image href="http://evil/x.png"/>', '<set attributeName="x"/>',
+    '<image href="data:image/svg+xml,evil"/>', '<use xlink:href="http://evil#a"/>', '<use href="other.svg#a"/>',
+    '<path onload="alert(1)"/>', '<path d="M0" style="fill: url(http://evil/x)"/>', '<path style="fill: URL( \'//evil\' )"/>',
+    r'<path style="fill: u\72l(http://evil)"/>', r'<path style="fill: \url(http://evil)"/>',
+    '<path fill="url(evil)"/>', '<path class="missing"/>',
+    '<x:script xmlns:x="http://www.w3.org/1999/xhtml">alert(1)</x:script>', "<metadata>evil</metadata>",
+    '<path style="fill: url(#c), url(http://evil)"/>', '<path style="fill: image-set(\'http://evil\' 1x)"/>',
+])
+def test_a_drawing_keeps_shapes_alone_no_script_style_sheet_handler_or_reference_to_elsewhere(tmp_path, inside):
+    markup = draw(tmp_path, inside)
+    assert not re.search(r"evil|alert|script|foreign|style>|class=|other\.svg|<set|<p>|72l", markup)
+    assert "accuracy (%)" in markup and Page(markup).balanced
+
+
+@pytest.mark.parametrize("text", ["no drawing", "<html/>", '<!DOCTYPE svg [<!ENTITY a "b">]><svg>&a;</svg>', "<svg>", "\xff"])
+def test_a_file_that_is_no_drawing_or_holds_entities_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "drawing.svg"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="drawing.svg"):
+        report.inline_svg(path, "f1", "label")
+
+
+def test_a_drawing_takes_the_pages_ink_and_paper_scales_and_keeps_its_words(tmp_path):
+    markup = draw(tmp_path, '<path id="z" fill="#FFFFFF" stroke="#1B1B1B"/><text>#1b1b1b on #ffffff</text>')
+    root = Page(markup).all("svg")[0]
+    assert root == {"viewbox": "0 0 90 60", "role": "img", "aria-label": "label"}
+    assert markup.count("currentColor") == markup.count("none") == 2 and "#1b1b1b on #ffffff" in markup
+
+
+def test_identifiers_of_two_drawings_do_not_meet_and_references_follow_them(folder):
+    page = write(folder)
+    clips = [attributes["id"] for attributes in page.all("clippath")]
+    assert len(set(clips)) == 2
+    assert [attributes["clip-path"] for attributes in page.all("g") if "clip-path" in attributes] == [
+        f"url(#{clip})" for clip in clips]
+    ids = {attributes["id"] for attributes in page.all("path") if "id" in attributes}
+    assert {attributes["href"][1:] for attributes in page.all("use")} == ids and len(ids) == 2
+
+
+def test_pictures_outside_the_folder_missing_ones_and_those_that_are_no_png_are_not_shown(folder):
+    (folder / "secret.png").write_bytes((folder / "evaluation" / "examples" / "clean.png").read_bytes())
+    (folder / "evaluation" / "text.png").write_text("no picture")
+    tables.Table(folder, "examples").add([EXAMPLE | {
+        "index": 18, "clean_image": "../secret.png", "perturbation_image": "text.png", "adversarial_image": "nowhere.png"}])
+    page = write(folder)
+    assert len(page.all("img")) == 3 and page.text.count("no picture") == 3
+
+
+def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
+    for name in ("runs", "figures", "evaluation"):
+        shutil.rmtree(folder / name)
+    (folder / "figures").mkdir()
+    (folder / "figures" / "accuracy.svg").write_text(SVG.format(""))
+    page = write(folder)
+    assert [attributes["id"] for attributes in page.all("section")] == SECTIONS
+    for told in ("No run folders", "No tables", "No examples", "No times", "No commands"):
+        assert told in page.text
+    assert len(page.all("svg")) == 1
+
+
+def test_a_folder_without_any_record_and_damaged_records_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="no run, no evaluation"):
+        report.write(tmp_path / "nothing")
+    records.write_jsonl(folder / "evaluation" / "log.jsonl", ["text"])
+    with pytest.raises(InputError, match=r"log\.jsonl"):
+        report.write(folder)
+    records.write_json(folder / "runs" / "none" / "config.json", [])
+    with pytest.raises(InputError, match="none is no run folder"):
+        report.write(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_runs_are_those_asked_for_or_the_folder_itself(folder, tmp_path):
+    assert "no defence" not in write(folder, [folder / "runs" / "advbnn"]).text
+    run = folder / "runs" / "none"
+    assert "no defence" in write(run).text
+    shutil.copytree(run, tmp_path / "again" / "none")
+    with pytest.raises(InputError, match="two runs are named none"):
+        report.write(folder, [run, tmp_path / "again" / "none"])
+
+
+def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
+    tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
+                                          ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1}])
+    text = write(folder).text
+    assert "Only attacked with one draw per gradient, so not yet honestly: weakly." in text
+    assert "radius 0.7 with 20 steps of 0.025." in text and "uncommitted changes: none, advbnn" in text
+
+
+@pytest.mark.parametrize(("seconds", "told"), [
+    (0.25, "0.2 s"), (59.96, "1 min 00 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min")])
+def test_times_are_told_as_people_tell_them(folder, seconds, told):
+    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"seconds": seconds}])
+    assert Page(report.write(folder).read_text()).text.count(told) == 2
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and remembers what was asked for."""
+
+    asked = []
+
+    def log_message(self, *_):
+        self.asked.append(self.path)
+
+
+@pytest.fixture
+def browse(folder, tmp_path):
+    """chromium(*arguments, page) -> its standard output, with `folder` served; skips where no Chromium starts."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not program:
+        pytest.skip("no Chromium here")
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
+             "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--window-size=900,1200"]
+
+    def chromium(*arguments, page="report.html"):
+        url = f"http://127.0.0.1:{server.server_port}/{page}"
+        return subprocess.run([program, *flags, *arguments, url], capture_output=True, text=True, timeout=60).stdout
+
+    if "</html>" not in chromium("--dump-dom", page=""):
+        server.shutdown()
+        pytest.skip("Chromium does not start here")
+    Quiet.asked.clear()
+    yield chromium
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_a_browser_reads_the_page_as_it_was_written_in_light_and_dark_and_on_a_phone_and_asks_for_nothing_else(
+        folder, browse, tmp_path):
+    written = Page(report.write(folder).read_text())
+    seen = Page(browse("--dump-dom"))
+    assert Counter(tag for tag, _ in seen.elements) == Counter(tag for tag, _ in written.elements)
+    corners = []
+    for scheme in (1, 0):                                # Blink's: 0 is dark, 1 is light
+        browse(f"--screenshot={tmp_path / 'page.png'}", f"--blink-settings=preferredColorScheme={scheme}")
+        picture = Image.open(tmp_path / "page.png").convert("L")
+        assert picture.size == (900, 1200) and len(picture.getcolors()) > 20
+        corners.append(picture.getpixel((0, 0)))
+    assert corners[0] > 200 and corners[1] < 60
+    assert set(Quiet.asked) == {"/report.html"}
+    (folder / "phone.html").write_text(
+        '<iframe src="report.html" width="400" onload="document.title = this.contentDocument.documentElement.scrollWidth">'
+        "</iframe>")
+    assert "<title>400</title>" in browse("--dump-dom", page="phone.html")

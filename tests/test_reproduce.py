@@ -1,0 +1,272 @@
+"""Tests of plans and reproduce: what each piece needs, that it stops and goes on anywhere, and does nothing twice."""
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_advbnn import cli, evaluate, evidence, records, reproduce, tables, train
+from pyro_advbnn.plans import PIECES, Plan, Reproduction
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def run(*words):
+    cli.run(reproduce.VERBS, [str(word) for word in words])
+
+
+def csv_files(out):
+    return {path.name: path.read_bytes() for path in (out / "evaluation").glob("*.csv")}
+
+
+def plan(*pieces, num_train=1437, num_test=360, **flags):
+    return Plan(pieces, Reproduction(out=Path("out"), **flags), num_train, num_test)
+
+
+def defenses(steps):
+    return [step.arguments["defense"] for step in steps if step.is_training]
+
+
+# Plans
+
+
+@pytest.mark.parametrize(("piece", "trained", "verbs"), [
+    ("table1", ["adv", "advbnn"], ["accuracy", "report"]),
+    ("fig2", ["none", "adv", "rse", "bnn", "advbnn"], ["accuracy", "report"]),
+    ("fig3", ["none", "adv", "rse", "bnn", "advbnn"], ["transfer", "report"]),
+    ("fig4", ["advbnn"], ["posterior", "report"]),
+    ("fig5", ["advbnn", "adv"], ["ensemble", "steps", "report"]),
+    ("alpha", ["advbnn"] * 4, ["accuracy", "report"]),
+    ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
+    ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
+])
+def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):
+    steps = plan(piece).steps
+    assert defenses(steps) == trained
+    assert list(dict.fromkeys(step.program.split()[-1] for step in steps if not step.is_training)) == verbs
+
+
+def test_all_pieces_share_their_runs():
+    steps = plan(*PIECES).steps
+    assert len(defenses(steps)) == 5 + 3 + 3             # the recipe's own alpha is one of the four
+    assert len({step.command for step in steps}) == len(steps)
+    made = set()
+    for step in steps:
+        if step.is_training:
+            made.add(step.arguments["out"])
+        else:
+            assert set(step.arguments["of"].runs) <= made
+
+
+def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
+    verbs = {"pyro_advbnn.evaluate": evaluate.VERBS, "pyro_advbnn.train": train.train}
+    for scale in ("smoke", "small", "paper"):
+        for step in plan(*PIECES, scale=scale, dataset="cifar10", num_train=50_000, num_test=10_000).steps:
+            python, m, module, *words = shlex.split(step.command)
+            assert (python, m) == ("python", "-m")
+            known, function = verbs[module], verbs[module]
+            if isinstance(known, dict):
+                function, words = known[words[0]], words[1:]
+            read = cli._texts(function, words)
+            assert read["out"].startswith("out")
+
+
+def test_the_honest_attack_stands_beside_the_papers_in_table_1():
+    draws = {tuple(step.arguments["of"].runs)[0].name: step.arguments["attack_samples"]
+             for step in plan("table1", scale="paper", dataset="cifar10").steps if "accuracy" in step.program}
+    assert draws == {"adv": [1], "advbnn": [1, 20]}
+
+
+def test_the_paper_scale_takes_all_images_and_the_authors_recipe():
+    for step in plan("table1", scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps:
+        if step.is_training:
+            assert step.arguments["recipe"] == "authors"
+            assert {step.arguments[name] for name in ("num_train", "epochs", "width", "network")} == {None}
+        else:
+            assert step.arguments["of"].num_test is None
+
+
+def test_flags_stand_over_the_scale():
+    first = plan("table1", scale="small", dataset="cifar10", num_train=50_000, width=6, epochs=3).steps[0].arguments
+    assert (first["width"], first["epochs"], first["num_train"], first["network"]) == (6, 3, 5000, "vgg11")
+
+
+def test_more_attacks_cost_more():
+    one, many = (sum(step.gradients for step in plan("table1", attack_samples=draws).steps) for draws in (2, 20))
+    assert many - one == 18 * 3 * 20 * 360               # draws x radii above 0 x steps x images
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All pieces, made without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run("all", *TINY, "--out", out)
+    torch.set_num_threads(2)
+    return out
+
+
+def test_all_leaves_every_table_figure_and_the_report(whole):
+    assert {path.stem for path in (whole / "evaluation").glob("*.csv")} == set(tables.TABLES)
+    assert {path.stem for path in (whole / "figures").glob("*.svg")} == {
+        "accuracy", "alpha", "prior_std", "transfer", "ensemble", "steps", "log_std", "log_std_by_layer",
+        "signal_to_noise", "pruning", "gradients"}
+    assert (whole / "report.html").stat().st_size > 50_000
+    assert {path.stem for path in (whole / "tables").glob("*.md")} >= {"table1", "transfer", "ensemble", "steps"}
+    alphas = {row["alpha"] for row in tables.read(whole, "alpha")}
+    stds = {float(row["prior_std"]) for row in tables.read(whole, "prior_std")}
+    assert (alphas, stds) == ({1, 0.1, 0.02, 0}, {0.05, 0.1, 0.15})
+
+
+def test_every_row_names_its_checkpoint_and_attack(whole):
+    for name in ("accuracy", "transfer", "ensemble", "steps", "pruning", "alpha", "prior_std"):
+        for row in tables.read(whole, name):
+            for column in ("run", "checkpoint", "weights", "attack", "epsilon", "num_steps", "step_size", "attack_samples",
+                           "num_samples", "seed", "num_examples"):
+                assert row[column] is not None, (name, column)
+            assert (whole / "runs" / row["checkpoint"]).exists()
+
+
+def test_a_second_call_does_nothing_and_says_so(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    run("all", *TINY, "--out", whole)
+    out = capsys.readouterr().out
+    assert out.startswith("nothing to do: all 28 steps are done") and out.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_figure_after_another_trains_only_what_is_missing(whole, tmp_path, capsys):
+    run("fig4", *TINY, "--out", tmp_path / "out")
+    capsys.readouterr()
+    run("fig5", *TINY, "--out", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert out.count("writing ") == 1 and "[1/4] python -m pyro_advbnn.evaluate ensemble" in out
+    for name in ("density.csv", "ensemble.csv", "steps.csv", "pruning.csv"):
+        assert csv_files(tmp_path / "out")[name] == csv_files(whole)[name]
+
+
+def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "evaluation" / "steps.csv").unlink()
+    run("all", *TINY, "--out", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "[1/2] python -m pyro_advbnn.evaluate steps" in out and "[2/2] python -m pyro_advbnn.evaluate report" in out
+    assert csv_files(tmp_path / "out") == csv_files(whole)
+
+
+def killed_when(path, *words):
+    """Start the command in a process of its own, and SIGKILL it as soon as `path` is there."""
+    command = [sys.executable, "-m", "pyro_advbnn.reproduce", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_at_several_points_and_started_again_it_ends_with_the_same_records(whole, tmp_path):
+    out = tmp_path / "out"
+    for path in ("runs/none/config.json", "runs/adv/checkpoint.pt", "evaluation/accuracy.csv"):
+        killed_when(out / path, "fig2", *TINY, "--out", out)
+    run("fig2", *TINY, "--out", out)
+    rows = {name: tables.read(folder, "accuracy") for name, folder in {"whole": whole, "out": out}.items()}
+    for name in rows:
+        rows[name].sort(key=lambda row: [str(value) for value in row.values()])
+    assert rows["out"] == rows["whole"]
+    once = tmp_path / "once"
+    run("fig2", *TINY, "--out", once)
+    assert csv_files(once) == csv_files(out)
+
+
+def test_a_step_that_fails_leaves_what_is_done_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "ensemble_accuracies", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as end:
+        run("fig5", *TINY, "--out", tmp_path / "out")
+    assert end.value.code == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    run("fig5", *TINY, "--out", tmp_path / "out")
+    assert "1 of them done" in (out := capsys.readouterr().out) and "done in" in out
+
+
+def test_it_stops_after_max_minutes_and_goes_on(tmp_path, capsys):
+    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", 0.001)
+    assert "stopped: --max_minutes 0.001 are over; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "report.html").exists()
+    run("fig4", *TINY, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_dry_run_prints_the_plan_with_its_estimate_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("all", *TINY, "--dry_run")
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("28 steps to runs/reproduce-digits-smoke, 0 of them done; about ")
+    assert len(lines) == 28 and all(" python -m pyro_advbnn." in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refusal(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        run(*words)
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+def test_other_flags_in_the_same_folder_are_refused(whole, capsys):
+    before = records.read_jsonl(whole / "reproduce.jsonl")
+    assert "other flags (width 4, now 8)" in refusal(capsys, "all", *TINY[:-4], "--width", 8, "--attack_samples", 2,
+                                                      "--out", whole)
+    assert records.read_jsonl(whole / "reproduce.jsonl") == before
+
+
+def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "exists already and is not overwritten" in refusal(capsys, "fig4", *TINY, "--out", tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_a_run_that_was_trained_otherwise_is_not_taken_for_ours(tmp_path, capsys):
+    out = tmp_path / "out"
+    run("fig4", *TINY, "--out", out, "--max_minutes", 0.001)
+    train.train(dataset="digits", epochs=1, num_train=100, width=4, alpha=0.3, out=out / "runs" / "advbnn")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run("fig4", *TINY, "--out", out)
+    assert end.value.code == 2 and "was trained with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", reproduce.VERBS)
+def test_every_piece_refuses_wrong_flags(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean --scale" in refusal(capsys, verb, "--scales", "smoke")
+    assert "--scale must be one of smoke, small, paper" in refusal(capsys, verb, "--scale", "big")
+    assert "--data_dir" in refusal(capsys, verb, "--dataset", "npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_piece_is_refused(capsys):
+    assert "unknown verb 'fig6'; choose one of: " in refusal(capsys, "fig6")

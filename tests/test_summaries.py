@@ -1,0 +1,252 @@
+"""Tests of summaries: each number of a table is that of the csv, the published one stands beside it, verdicts are computed."""
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_plots import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
+
+from pyro_advbnn import paper, summaries
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.tables import TABLES
+
+ROOT = Path(__file__).parents[1]
+
+
+def summary_of(tmp_path, name, rows, csv_name=None):
+    found = summaries.summaries(folder_of(tmp_path, {csv_name or name: rows}))
+    return next(each for each in found if each.name == name)
+
+
+def lines(summary):
+    """The rows as mappings."""
+    return [dict(zip(summary.columns, cells, strict=True)) for cells in summary.rows]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("everything"), all_tables())
+
+
+def test_there_is_a_summary_of_every_csv_file_and_none_without_rows(everything, tmp_path):
+    found = summaries.summaries(everything)
+    assert [each.name for each in found] == ["table1", "accuracy", "transfer", "ensemble", "steps", "layers", "pruning",
+                                             "alpha", "prior_std", "gradients"]
+    assert all(each.rows and all(len(cells) == len(each.columns) for cells in each.rows) for each in found)
+    assert all(isinstance(cell, str) and cell for each in found for cells in each.rows for cell in cells)
+    assert summaries.summaries(tmp_path) == [] == summaries.write(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_table_1_holds_our_accuracies_with_intervals_and_the_published_ones_below(tmp_path):
+    table = summary_of(tmp_path, "table1", accuracy_rows(ADV, (1,)) + accuracy_rows(ADVBNN), "accuracy")
+    assert table.columns == ["defence", "numbers", "draws per gradient",
+                             "ε = 0", "ε = 0.015", "ε = 0.035", "ε = 0.055", "ε = 0.07"]
+    assert [cells[:3] for cells in table.rows] == [
+        ["adversarial training", "ours", "1"], ["adversarial training", "paper, Table 1", "1"],
+        ["Adv-BNN", "ours", "1"], ["Adv-BNN", "paper, Table 1", "1"],
+        ["Adv-BNN", "ours", "10"], ["Adv-BNN", "arXiv 2212.02003, Table 2", "many"]]
+    interval = measured(800)
+    clean = f"80.0 [{100 * interval['accuracy_low']:.1f}, {100 * interval['accuracy_high']:.1f}]"
+    assert [cells[3] for cells in table.rows[::2]] == [clean] * 3
+    assert [cells[4].split()[0] for cells in table.rows[::2]] == ["59.0", "59.0", "50.0"]
+    assert [cells[6] for cells in table.rows[::2]] == ["-"] * 3                            # 0.055 was not measured
+    assert table.rows[1][3:] == ["80.3", "58.3", "31.1", "15.5", "10.3"]
+    assert table.rows[3][3:] == ["79.7", "68.7", "45.4", "26.9", "18.6"]
+    assert table.rows[5][3:] == ["79.7", "64.2", "37.7", "16.3", "8.1"]
+
+
+def test_where_nothing_was_published_there_is_a_dash_and_the_note_says_so(tmp_path):
+    table = summary_of(tmp_path, "table1", accuracy_rows(ADVBNN | {"dataset": "digits"}), "accuracy")
+    assert table.rows[1][3:] == table.rows[3][3:] == ["-"] * 4 and "Published: nothing on digits" in table.note
+    table = summary_of(tmp_path / "bnn", "table1", accuracy_rows(BNN), "accuracy")
+    assert table.rows[1][3:] == table.rows[3][3:] == ["-"] * 5
+
+
+def test_settings_stand_in_the_note_and_rows_of_other_settings_in_lines_of_their_own(tmp_path):
+    rows = accuracy_rows(ADV, (1,))
+    table = summary_of(tmp_path, "table1", rows, "accuracy")
+    for words in ("1,000 images", "20 PGD steps", "step 0.007", "seed 0", "network vgg16"):
+        assert words in table.note
+    more = [one | {"num_examples": 100} for one in rows] + [one | {"num_steps": 100} for one in rows if one["epsilon"]]
+    table = summary_of(tmp_path / "more", "table1", rows + more, "accuracy")
+    ours = [cells[0] for cells in table.rows[::2]]
+    assert len(ours) == len(set(ours)) == 3 and "images" not in table.note.split(".")[0]
+    assert any("100 images" in name for name in ours) and any("100 PGD steps" in name for name in ours)
+
+
+def test_many_radii_off_the_papers_are_thinned_and_the_note_counts_those_left_out(tmp_path):
+    rows = [row(ADV | {"dataset": "digits"}, 500, round(0.02 * i, 2)) for i in range(16)]
+    table = summary_of(tmp_path, "table1", rows, "accuracy")
+    assert len(table.columns) == 3 + 7 and table.columns[3] == "ε = 0" and table.columns[-1] == "ε = 0.3"
+    assert "Without 9 more radii" in table.note
+
+
+def test_two_data_sets_have_a_table_1_each(tmp_path):
+    rows = accuracy_rows(ADV, (1,)) + accuracy_rows(ADV | {"dataset": "cifar10:held_out"}, (1,))
+    names = [each.name for each in summaries.summaries(folder_of(tmp_path, {"accuracy": rows}))]
+    assert names == ["table1-cifar10", "table1-cifar10-held_out", "accuracy"]
+
+
+def test_fig_2_has_every_row_and_the_published_number_at_the_radii_of_table_1(tmp_path):
+    found = lines(summary_of(tmp_path, "accuracy", accuracy_rows(ADVBNN)))
+    assert len(found) == 8
+    many = [each for each in found if each["curve"] == "Adv-BNN, 10 draws per gradient"]
+    assert [(each["ε"], each["published"]) for each in many] == [
+        ("0", "79.7"), ("0.015", "64.2"), ("0.035", "37.7"), ("0.07", "8.1")]
+
+
+@pytest.mark.parametrize(("rho", "verdict"), [
+    (0.45, "yes"), (0.64, "yes"), (0.4, "no, lower"), (0.7, "no, higher"), (None, "-")])
+def test_rho_stands_beside_the_papers_range_and_agrees_within_the_stated_distance(tmp_path, rho, verdict):
+    rows = [row(ADVBNN, 400, draws=1) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": 0.3, "rho": rho,
+                                         "note": "drop 1.0 ± 2.0 points" if rho is None else None},
+            row(ADV, 300) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": 0.3, "rho": 1.0}]
+    table = summary_of(tmp_path, "transfer", rows)
+    first, diagonal = lines(table)
+    assert first["agrees"] == verdict and first["paper"] == "≈ 0.5–0.6"
+    assert (first["Acc[B]"], first["Acc[B|A]"].split()[0], first["Acc[B|B]"]) == ("80.0", "40.0", "30.0")
+    assert first["ρ"] == ("drop 1.0 ± 2.0 points" if rho is None else f"{rho:.2f}")
+    assert (diagonal["ρ"], diagonal["paper"], diagonal["agrees"]) == ("1.00", "-", "-")
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    change, low, high = summaries.difference(measured(48, 80), measured(56, 70))    # Newcombe 1998, Table II, example (a)
+    assert (change, low, high) == pytest.approx((20.0, 5.24, 33.39), abs=0.005)
+    assert summaries.difference(measured(56, 70), measured(48, 80)) == pytest.approx((-20.0, -33.39, -5.24), abs=0.005)
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(401, "yes"), (300, "no, lower"), (500, "no, higher")])
+def test_steps_agree_where_the_change_from_20_steps_to_the_most_may_be_none(tmp_path, last, verdict):
+    rows = [row(ADV, correct, num_steps=n) for n, correct in ((3, 700), (18, 600), (26, 400), (1000, last))]
+    table = summary_of(tmp_path, "steps", rows)
+    line, = lines(table)
+    assert [line[n] for n in ("3", "18", "26", "1000")] == ["70.0", "60.0", "40.0", f"{last / 10:.1f}"]
+    assert line["agrees"] == verdict and line["change"].endswith("26 to 1000")
+    assert line["change"].startswith(f"{last / 10 - 40:+.1f}")
+    assert paper.CLAIMS["steps"].text in table.note and f"{int(verdict == 'yes')} of 1 agree" in table.note
+
+
+def test_what_was_not_measured_has_no_verdict(tmp_path):
+    steps = summary_of(tmp_path / "a", "steps", [row(ADV, 500, num_steps=n) for n in (3, 20)])
+    draws = summary_of(tmp_path / "b", "ensemble", [row(ADVBNN, 500, num_samples=n) for n in (1, 5, 50)])
+    alpha = summary_of(tmp_path / "c", "alpha", [row(ADVBNN, 500, 0.0)])
+    for table in (steps, draws, alpha):
+        assert [line["agrees"] for line in lines(table)] == ["-"] and "nothing to compare here" in table.note
+
+
+def test_draws_agree_where_10_to_20_are_as_good_as_the_most(tmp_path):
+    rows = [row(ADVBNN, correct, epsilon, num_samples=n) for epsilon in (0.0, 0.035)
+            for n, correct in ((1, 300), (10, 400 if epsilon else 500), (100, 500))]
+    first, second = lines(summary_of(tmp_path, "ensemble", rows))
+    assert (first["curve"], first["agrees"]) == ("Adv-BNN, clean", "yes")
+    assert (second["curve"], second["agrees"]) == ("Adv-BNN, ε = 0.035", "no, higher")
+
+
+@pytest.mark.parametrize(("clean", "verdict"), [((700, 800), "no"), ((800, 700), "yes"), ((800, 805), "undecided")])
+def test_a_smaller_alpha_agrees_where_its_clean_accuracy_is_higher(tmp_path, clean, verdict):
+    runs = [run_fields(f"alpha{alpha}", "advbnn", alpha=alpha) for alpha in (0.0, 0.02, 1.0)]
+    rows = [row(run, correct, epsilon, 10) for epsilon in (0.0, 0.035) for run, correct in zip(runs, (100, *clean))]
+    first, second = lines(summary_of(tmp_path, "alpha", rows))
+    assert (first["curve"], first["agrees"], second["agrees"]) == ("clean", verdict, "-")
+    assert [first[alpha] for alpha in ("0", "1/50", "1")] == ["10.0", *(f"{correct / 10:.1f}" for correct in clean)]
+    assert first["change"].endswith("1 to 1/50")
+
+
+@pytest.mark.parametrize(("correct", "verdict"), [((500, 510, 505), "yes"), ((500, 600, 505), "no")])
+def test_the_prior_agrees_where_the_highest_and_lowest_accuracy_are_alike(tmp_path, correct, verdict):
+    rows = [row(run_fields(f"p{std}", "advbnn", prior_std=std), number)
+            for std, number in zip(("0.05", "0.1", "fan_in"), correct)]
+    line, = lines(summary_of(tmp_path, "prior_std", rows))
+    assert line["agrees"] == verdict and line["change"].endswith("0.05 to 0.1") and line["fan_in"] == "50.5"
+
+
+def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path):
+    rows = [row(BNN, correct, epsilon, fraction=f, prune_by="std", prediction="posterior") for epsilon in (0.0, 0.035)
+            for f, correct in ((0.0, 800), (0.25, 795), (0.5, 700), (0.75, 800))]
+    first, second = lines(summary_of(tmp_path, "pruning", rows))
+    assert first["change"] == second["change"] == "no loss seen up to 0.25"
+    assert (first["agrees"], second["agrees"]) == ("yes", "-")
+
+
+def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(everything):
+    table = next(each for each in summaries.summaries(everything) if each.name == "gradients")
+    by_run = {line["run"]: line for line in lines(table)}
+    assert by_run["adversarial training"] == {"run": "adversarial training", "train": "20 [19, 21]", "test": "33 [32, 34]",
+                                              "test / train": "1.65", "agrees": "yes"}
+    assert by_run["Adv-BNN"]["agrees"] == "-"
+
+
+@pytest.mark.parametrize(("modes", "expected"), [(((0, 1),), 1), (((0, 1), (4, 0.5)), 2), (((0, 1), (1.2, 0.5)), 1),
+                                                 (((0, 1), (4, 0.05)), 1), (((0, 1), (4, 1), (8, 1)), 3)])
+def test_modes_are_counted_where_they_stand_out(modes, expected):
+    heights = [sum(height * math.exp(-0.5 * (0.2 * i - 4 - centre) ** 2) for centre, height in modes) for i in range(90)]
+    assert summaries.count_modes(heights) == expected
+    assert summaries.count_modes(heights[::-1]) == expected
+
+
+@pytest.mark.parametrize(("heights", "window", "expected"), [
+    ([1.0], 5, 1), ([0, 1, 0.05, 0.13, 0], 1, 1), ([0, 1, 0.05, 0.16, 0], 1, 2), ([1, 0, 1], 1, 2),
+    ([0.5 + 0.1 * (-1) ** i for i in range(30)], 5, 1), ([0.5 + 0.1 * (-1) ** i for i in range(30)], 1, 15),
+])
+def test_neither_a_small_bump_nor_noise_between_bins_is_a_mode(heights, window, expected):
+    assert summaries.count_modes(heights, window=window) == expected
+
+
+def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):
+    table = next(each for each in summaries.summaries(everything) if each.name == "layers")
+    assert [cells[:3] for cells in table.rows[:3]] == [
+        ["BNN", "all", "30"], ["BNN", "features.0.weight", "30"], ["BNN", "features.0.bias", "30"]]
+    assert table.rows[0][3:] == ["-3.00", "-4.00", "-3.60", "-3.10", "0.20"]
+    assert "BNN: 1, no; Adv-BNN: 1, no" in table.note
+
+
+def test_text_is_aligned_and_markdown_is_a_table_whose_cells_hold_no_bars(tmp_path):
+    table = summaries.Summary("t", "A *title*", ["a", "b|c"], [["1", "x"], ["22", "a|b"]], "note")
+    assert summaries.as_text(table) == "A *title*\n a  b|c\n 1    x\n22  a|b\nnote\n"
+    assert summaries.as_markdown(table) == (
+        "### A \\*title\\*\n\n| a | b\\|c |\n| --- | --- |\n| 1 | x |\n| 22 | a\\|b |\n\nnote\n")
+
+
+def test_writing_twice_gives_the_same_files_in_another_process_too_without_torch_or_matplotlib(everything):
+    paths = summaries.write(everything)
+    assert [path.name for path in paths] == [f"{each.name}.md" for each in summaries.summaries(everything)]
+    assert sorted(path.name for path in (everything / "tables").iterdir()) == sorted(path.name for path in paths)
+    before = [path.read_bytes() for path in paths]
+    code = f"import sys; from pyro_advbnn import summaries; summaries.write({str(everything)!r}); " \
+           "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True,
+                            env=os.environ | {"PYTHONHASHSEED": "17"})
+    assert result.stdout.split() == ["False", "False"]
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize(("name", "column"), [("accuracy", "accuracy_high"), ("transfer", "accuracy_clean"),
+                                              ("steps", "num_steps"), ("layers", "num_weights"), ("gradients", "l1_norm")])
+def test_a_damaged_csv_file_is_refused_and_no_table_is_written(tmp_path, name, column):
+    folder = folder_of(tmp_path, {name: all_tables()[name]})
+    path = folder / "evaluation" / f"{name}.csv"
+    header, first, *rest = path.read_text().splitlines()
+    cells = first.split(",")
+    cells[TABLES[name].index(column)] = ""
+    path.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
+    with pytest.raises(InputError, match=f"has no {column}"):
+        summaries.write(folder)
+    assert not (folder / "tables").exists()
+
+
+def test_a_table_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
+    before = {path: path.read_bytes() for path in summaries.write(folder)}
+    folder_of(folder, {"accuracy": accuracy_rows(BNN)})
+
+    def crash(*_):
+        raise OSError("no power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="no power"):
+            summaries.write(folder)
+    assert before and {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in summaries.write(folder)} != before

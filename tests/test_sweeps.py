@@ -1,0 +1,156 @@
+"""Tests of sweeps: one pass gives what separate evaluations give, and the numbers are those of their equations."""
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import sweeps
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
+
+NUM_IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)), 1.0, 0.3)
+
+
+@pytest.fixture(scope="module")
+def batch(classifier):
+    torch.manual_seed(1)
+    x = torch.rand(NUM_IMAGES, 1, 4, 4)
+    return x, classifier.mean_network()(x).argmax(-1).detach()
+
+
+class Counting(nn.Module):
+    """A classifier that counts its calls, those with and those without a gradient."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier, self.gradients, self.forwards = classifier, 0, 0
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.gradients += 1
+        else:
+            self.forwards += 1
+        return self.classifier(x)
+
+
+
+def test_each_number_of_draws_gets_the_accuracy_of_a_run_of_its_own(classifier, batch):
+    attack = ab.PGD(0.1, num_steps=3)
+    with separate_randomness(5):
+        together = sweeps.ensemble_accuracies(classifier, [batch], attack, [7, 1, 3, 3])
+    assert [row["num_samples"] for row in together] == [1, 3, 7]
+    for row in together:
+        with separate_randomness(5):
+            assert row == robust_accuracy(classifier, [batch], attack, num_samples=row["num_samples"])
+    assert len({row["accuracy"] for row in together}) > 1
+
+
+def test_the_numbers_of_draws_share_one_attack_and_one_pass(classifier, batch):
+    counting = Counting(classifier)
+    sweeps.ensemble_accuracies(counting, [batch, batch], ab.PGD(0.1, num_steps=4, attack_samples=2), [1, 5, 20])
+    assert (counting.gradients, counting.forwards) == (2 * 4 * 2, 2 * 20)
+
+
+def test_each_number_of_steps_gets_the_accuracy_of_an_attack_of_its_own(classifier, batch):
+    attack = ab.PGD(0.2, 0.02, num_steps=1, attack_samples=2)
+    with separate_randomness(5):
+        together = sweeps.steps_accuracies(classifier, [batch], attack, [8, 2, 5], num_samples=4)
+    assert [row["num_steps"] for row in together] == [2, 5, 8]
+    for row in together:
+        with separate_randomness(5):
+            own = ab.PGD(0.2, 0.02, row["num_steps"], attack_samples=2)
+            assert row == robust_accuracy(classifier, [batch], own, num_samples=4)
+    assert together[0]["accuracy"] > together[-1]["accuracy"]
+    assert [row["reaches_ball"] for row in together] == [False, False, False]
+
+
+def test_the_numbers_of_steps_share_one_attack(classifier, batch):
+    counting = Counting(classifier)
+    sweeps.steps_accuracies(counting, [batch], ab.PGD(0.1, 0.01), [3, 30, 10], num_samples=2)
+    assert (counting.gradients, counting.forwards) == (30, 3 * 2)
+
+
+def test_one_attack_on_the_source_is_tried_on_every_target(classifier, batch):
+    torch.manual_seed(3)
+    other = Counting(ab.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3))))
+    counting, attack = Counting(classifier), ab.PGD(0.1, num_steps=4)
+    rows = sweeps.transfer_accuracies(counting, {"a": counting, "b": other}, [batch], attack,
+                                      num_samples={"a": 5, "b": 1})
+    assert (counting.gradients, counting.forwards, other.gradients, other.forwards) == (4, 5, 0, 1)
+    with separate_randomness(2):
+        alone = robust_accuracy(other.classifier, [batch], attack, source=classifier, num_samples=1)
+    with separate_randomness(2):
+        together = sweeps.transfer_accuracies(classifier, {"b": other.classifier}, [batch], attack, num_samples=1)
+    assert together == {"b": alone} and list(rows) == ["a", "b"]
+
+
+def test_progress_is_told_after_every_batch(classifier, batch):
+    seen = []
+    sweeps.ensemble_accuracies(classifier, [batch, batch], None, [1], progress=lambda *done: seen.append(done[0]))
+    sweeps.steps_accuracies(classifier, [batch], ab.PGD(0.1), [1], progress=lambda *done: seen.append(done[0]))
+    sweeps.gradient_norms(classifier, [batch], progress=lambda *done: seen.append(done[0]))
+    assert seen == [40, 80, 40, 40]
+
+
+@pytest.mark.parametrize(("clean", "transferred", "white_box", "rho"), [
+    (0.9, 0.5, 0.1, 0.5), (0.9, 0.1, 0.1, 1.0), (0.9, 0.9, 0.1, 0.0), (0.8, 0.85, 0.3, -0.1),
+])
+def test_rho_is_that_of_equation_14(clean, transferred, white_box, rho):
+    assert sweeps.transfer_rate(clean, transferred, white_box, 1000) == (pytest.approx(rho), "")
+
+
+def test_rho_is_left_out_where_the_drop_is_no_larger_than_its_error():
+    # the drop's standard error for n = 100: sqrt((0.5 * 0.5 + 0.4 * 0.6) / 100) = 0.07, times 1.96 = 0.1372
+    assert sweeps.transfer_rate(0.5, 0.45, 0.4, 100) == (None, "drop 10.0 ± 13.7 points")
+    assert sweeps.transfer_rate(0.5, 0.45, 0.4, 400)[0] == pytest.approx(0.5)
+    assert sweeps.transfer_rate(0.5, 0.4, 0.5, 10**9)[0] is None
+    assert sweeps.transfer_rate(0.4, 0.4, 0.5, 100)[0] is None
+    assert sweeps.transfer_rate(1.0, 1.0, 1.0, 100) == (None, "drop 0.0 ± 0.0 points")
+
+
+def test_the_gradient_norm_of_a_linear_network_is_the_one_by_hand():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    network[1].weight.data = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    x, y = torch.tensor([[0.0, 0.0], [1.0, 0.5]]).view(2, 1, 1, 2), torch.tensor([0, 1])
+    # dloss/dx = sum_k (p_k - [k = y]) w_k; logits are 0 for both images, so p = 1/2: (-1/2, 1) and (1/2, -1), norm 3/2
+    row = sweeps.gradient_norms(ab.Classifier(network), [(x, y)])
+    assert row == {"num_samples": 1, "num_examples": 2, "l1_norm": 1.5, "l1_norm_low": 1.5, "l1_norm_high": 1.5}
+    assert network[1].weight.requires_grad and network[1].weight.grad is None
+
+
+def test_the_gradient_norms_interval_is_the_normal_one(classifier, batch):
+    norms = [sweeps.gradient_norms(classifier.mean_network(), [(x[None], y[None])])["l1_norm"] for x, y in zip(*batch)]
+    row = sweeps.gradient_norms(classifier.mean_network(), [batch])
+    mean, half = torch.tensor(norms).mean().item(), 1.96 * torch.tensor(norms).std().item() / NUM_IMAGES**0.5
+    assert row["l1_norm"] == pytest.approx(mean, rel=1e-5)
+    assert row["l1_norm_high"] - row["l1_norm"] == pytest.approx(half, rel=0.02) == row["l1_norm"] - row["l1_norm_low"]
+
+
+def test_averaging_gradients_over_draws_comes_before_the_norm(classifier, batch):
+    one, many = (sweeps.gradient_norms(classifier, [batch], num_samples=n)["l1_norm"] for n in (1, 50))
+    assert many < 0.8 * one                              # what draws disagree about cancels
+
+
+@pytest.mark.parametrize("counts", [[], [0, 1], [-1]])
+def test_counts_below_one_are_refused(classifier, batch, counts):
+    for sweep in (sweeps.ensemble_accuracies, sweeps.steps_accuracies):
+        with pytest.raises(InputError, match="counts must be"):
+            sweep(classifier, [batch], ab.PGD(0.1), counts)
+
+
+def test_no_images_and_images_out_of_range_are_refused(classifier, batch):
+    sweeps_ = [lambda batches: sweeps.ensemble_accuracies(classifier, batches, None, [1]),
+               lambda batches: sweeps.steps_accuracies(classifier, batches, ab.PGD(0.1), [1]),
+               lambda batches: sweeps.transfer_accuracies(classifier, {"a": classifier}, batches, ab.PGD(0.1)),
+               lambda batches: sweeps.gradient_norms(classifier, batches)]
+    for sweep in sweeps_:
+        with pytest.raises(InputError, match="no images"):
+            sweep([])
+        with pytest.raises(InputError, match=r"images must lie in \[0, 1\]"):
+            sweep([(batch[0] * 255, batch[1])])
