@@ -264,7 +264,14 @@ def write_report(
         evidence.examples(subjects, subject, pgd, num_samples, num_images)
     subjects.log(command)
     _draw(subjects.folder)
-    print(f"wrote {report.write(subjects.folder, [subject.folder for subject in subjects])}")
+    print(f"wrote {report.write(subjects.folder, _reported(subjects))}")
+
+
+def _reported(subjects):
+    """The run folders of the report: the subjects'; where these lie in OUT/runs, all that are there (None)."""
+    folders = [subject.folder for subject in subjects]
+    home = (subjects.folder / "runs").resolve()
+    return None if all(folder.resolve().parent == home for folder in folders) else folders
 
 
 def _warn(attacks):

@@ -129,7 +129,8 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
     assert {path.stem for path in (whole / "figures").glob("*.svg")} == {
         "accuracy", "alpha", "prior_std", "transfer", "ensemble", "steps", "log_std", "log_std_by_layer",
         "signal_to_noise", "pruning", "gradients"}
-    assert (whole / "report.html").stat().st_size > 50_000
+    report = (whole / "report.html").read_text()
+    assert len(report) > 50_000 and all(path.name in report for path in (whole / "runs").iterdir())
     assert {path.stem for path in (whole / "tables").glob("*.md")} >= {"table1", "transfer", "ensemble", "steps"}
     alphas = {row["alpha"] for row in tables.read(whole, "alpha")}
     stds = {float(row["prior_std"]) for row in tables.read(whole, "prior_std")}

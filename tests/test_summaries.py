@@ -1,12 +1,11 @@
 """Tests of summaries: each number of a table is that of the csv, the published one stands beside it, verdicts are computed."""
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_plots import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
+from test_curves import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
 
 from pyro_advbnn import paper, summaries
 from pyro_advbnn.errors import InputError
@@ -57,11 +56,20 @@ def test_table_1_holds_our_accuracies_with_intervals_and_the_published_ones_belo
     assert table.rows[5][3:] == ["79.7", "64.2", "37.7", "16.3", "8.1"]
 
 
-def test_where_nothing_was_published_there_is_a_dash_and_the_note_says_so(tmp_path):
+def test_where_nothing_was_published_there_is_no_line_for_it_and_the_note_says_so_once(tmp_path):
     table = summary_of(tmp_path, "table1", accuracy_rows(ADVBNN | {"dataset": "digits"}), "accuracy")
-    assert table.rows[1][3:] == table.rows[3][3:] == ["-"] * 4 and "Published: nothing on digits" in table.note
-    table = summary_of(tmp_path / "bnn", "table1", accuracy_rows(BNN), "accuracy")
-    assert table.rows[1][3:] == table.rows[3][3:] == ["-"] * 5
+    assert [cells[1] for cells in table.rows] == ["ours"] * 2 and table.note.endswith("Published: nothing on digits.")
+    rows = accuracy_rows(BNN) + accuracy_rows(ADV, (1,))
+    table = summary_of(tmp_path / "bnn", "table1", rows, "accuracy")
+    assert [cells[:2] for cells in table.rows] == [["BNN", "ours"], ["BNN", "ours"], ["adversarial training", "ours"],
+                                                   ["adversarial training", "paper, Table 1"]]
+    assert table.note.endswith("for many; without a number at these radii: BNN.")
+    rows = [one | {"dataset": "imagenet143", "epsilon": {0.015: 0.004}.get(one["epsilon"], one["epsilon"])}
+            for one in accuracy_rows(ADVBNN)]
+    table = summary_of(tmp_path / "many", "table1", rows, "accuracy")
+    assert [cells[1:4] for cells in table.rows] == [["ours", "1", table.rows[0][3]], ["paper, Table 1", "1", "47.3"],
+                                                    ["ours", "10", table.rows[2][3]]]
+    assert table.note.endswith("for many; without a number at these radii: Adv-BNN with many draws.")
 
 
 def test_settings_stand_in_the_note_and_rows_of_other_settings_in_lines_of_their_own(tmp_path):
@@ -109,12 +117,6 @@ def test_rho_stands_beside_the_papers_range_and_agrees_within_the_stated_distanc
     assert (first["Acc[B]"], first["Acc[B|A]"].split()[0], first["Acc[B|B]"]) == ("80.0", "40.0", "30.0")
     assert first["ρ"] == ("drop 1.0 ± 2.0 points" if rho is None else f"{rho:.2f}")
     assert (diagonal["ρ"], diagonal["paper"], diagonal["agrees"]) == ("1.00", "-", "-")
-
-
-def test_the_interval_of_a_difference_is_newcombes():
-    change, low, high = summaries.difference(measured(48, 80), measured(56, 70))    # Newcombe 1998, Table II, example (a)
-    assert (change, low, high) == pytest.approx((20.0, 5.24, 33.39), abs=0.005)
-    assert summaries.difference(measured(56, 70), measured(48, 80)) == pytest.approx((-20.0, -33.39, -5.24), abs=0.005)
 
 
 @pytest.mark.parametrize(("last", "verdict"), [(401, "yes"), (300, "no, lower"), (500, "no, higher")])
@@ -170,28 +172,24 @@ def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path):
     assert (first["agrees"], second["agrees"]) == ("yes", "-")
 
 
+@pytest.mark.parametrize(("by", "weights", "told"), [("std", "w-bnn", True), ("signal_to_noise", "w-bnn", False),
+                                                     ("std", "new", False)])
+def test_pruning_by_std_says_what_goes_first_where_the_layers_of_the_same_weights_show_it(tmp_path, by, weights, told):
+    layers = [one | {"log_std_median": -3.6 + std, "prior_log_std": std, "weights": weights, "layer": layer}
+              for one in all_tables()["layers"][:1] for layer, std in (("features.1.bias", 0.0), ("classifier.weight", -2.0))]
+    folder_of(tmp_path, {"layers": layers})
+    rows = [row(BNN, 800, fraction=f, prune_by=by, prediction="posterior") for f in (0.0, 0.5)]
+    table = summary_of(tmp_path, "pruning", rows)
+    assert table.note.endswith("median std is the largest (BNN: those of features.1).") == told
+    assert ("begins with" in table.note) == told
+
+
 def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(everything):
     table = next(each for each in summaries.summaries(everything) if each.name == "gradients")
     by_run = {line["run"]: line for line in lines(table)}
     assert by_run["adversarial training"] == {"run": "adversarial training", "train": "20 [19, 21]", "test": "33 [32, 34]",
                                               "test / train": "1.65", "agrees": "yes"}
     assert by_run["Adv-BNN"]["agrees"] == "-"
-
-
-@pytest.mark.parametrize(("modes", "expected"), [(((0, 1),), 1), (((0, 1), (4, 0.5)), 2), (((0, 1), (1.2, 0.5)), 1),
-                                                 (((0, 1), (4, 0.05)), 1), (((0, 1), (4, 1), (8, 1)), 3)])
-def test_modes_are_counted_where_they_stand_out(modes, expected):
-    heights = [sum(height * math.exp(-0.5 * (0.2 * i - 4 - centre) ** 2) for centre, height in modes) for i in range(90)]
-    assert summaries.count_modes(heights) == expected
-    assert summaries.count_modes(heights[::-1]) == expected
-
-
-@pytest.mark.parametrize(("heights", "window", "expected"), [
-    ([1.0], 5, 1), ([0, 1, 0.05, 0.13, 0], 1, 1), ([0, 1, 0.05, 0.16, 0], 1, 2), ([1, 0, 1], 1, 2),
-    ([0.5 + 0.1 * (-1) ** i for i in range(30)], 5, 1), ([0.5 + 0.1 * (-1) ** i for i in range(30)], 1, 15),
-])
-def test_neither_a_small_bump_nor_noise_between_bins_is_a_mode(heights, window, expected):
-    assert summaries.count_modes(heights, window=window) == expected
 
 
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):

@@ -1,0 +1,132 @@
+"""Whether our numbers agree with what the paper says: each verdict is computed from rows and their intervals. No torch."""
+import math
+
+from pyro_advbnn import paper
+from pyro_advbnn.curves import fraction
+
+NONE = "-"                                               # nothing measured, or nothing published
+NEAR = 0.05                                              # of rho: the paper gives its values as approximate
+
+
+def difference(before, after):
+    """(after - before, low, high): the difference of two rows' accuracies with its 95 % interval, in points of percent.
+
+    From the Wilson intervals of both (Newcombe 1998, method 10), as if of different images. They are of the same images, so
+    that the difference varies less: the interval is too wide rather than too narrow. It says nothing about training anew.
+    """
+    a, b = [(row["accuracy"], row["accuracy_low"], row["accuracy_high"]) for row in (after, before)]
+    change = a[0] - b[0]
+    low, high = change - math.hypot(a[0] - a[1], b[2] - b[0]), change + math.hypot(a[2] - a[0], b[0] - b[1])
+    return 100 * change, 100 * low, 100 * high
+
+
+def check_rho(rho, published):
+    """Whether rho lies within (low, high) as published, or not farther off than NEAR."""
+    if rho is None or published is None:
+        return NONE
+    low, high = published
+    if rho < low - NEAR:
+        return "no, lower"
+    return "no, higher" if rho > high + NEAR else "yes"
+
+
+def _no_change(first, last, x):
+    """The change between two rows, and whether it can be none."""
+    text, low, high = _change(first, last, f"{first[x]:g}", f"{last[x]:g}")
+    return text, "yes" if low <= 0 <= high else "no, lower" if high < 0 else "no, higher"
+
+
+def _change(first, last, start, end):
+    """(text, low, high) of the difference of two rows."""
+    change, low, high = difference(first, last)
+    texts = [f"{value:+.1f}" if abs(value) >= 0.05 else "0.0" for value in (change, low, high)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}], {start} to {end}", low, high
+
+
+def check_ensemble(rows):
+    """The change from the fewest draws that the paper holds for enough to the most measured, and whether it can be none."""
+    low, high = paper.ENOUGH_DRAWS
+    enough = [row for row in rows if low <= row["num_samples"] <= high]
+    if not enough or enough[0] is rows[-1]:
+        return NONE, NONE
+    return _no_change(enough[0], rows[-1], "num_samples")
+
+
+def check_steps(rows):
+    """The change from the fewest steps that the paper holds for enough to the most measured, and whether it can be none."""
+    enough = [row for row in rows if row["num_steps"] >= paper.ENOUGH_STEPS]
+    return _no_change(enough[0], rows[-1], "num_steps") if len(enough) > 1 else (NONE, NONE)
+
+
+def check_pruning(rows):
+    """The largest fraction up to which no accuracy is lost that the intervals could tell; agreement of the clean one."""
+    if rows[0]["fraction"] != 0 or len(rows) == 1:
+        return NONE, NONE
+    kept = rows[0]
+    for row in rows[1:]:
+        if difference(rows[0], row)[2] < 0:
+            break
+        kept = row
+    text = f"no loss seen up to {kept['fraction']:g}"
+    return text, NONE if rows[0]["epsilon"] else "yes" if kept["fraction"] > 0 else "no"
+
+
+def first_by_std(layers):
+    """The modules that pruning by std begins with: their parameters have the widest prior, and the largest median std.
+
+    layers: rows of the table "layers", of one network. [] where all parameters have the same prior, or where one with a
+    narrower prior has as large a median.
+    """
+    rows = [row for row in layers if row["layer"] != "all" and row["prior_log_std"] is not None]
+    widest = max((row["prior_log_std"] for row in rows), default=0)
+    first = [row for row in rows if row["prior_log_std"] > widest - 1e-3]
+    others = [row["log_std_median"] for row in rows if row not in first]
+    if not others or min(row["log_std_median"] for row in first) <= max(others):
+        return []
+    return list(dict.fromkeys(row["layer"].rpartition(".")[0] or row["layer"] for row in first))
+
+
+def check_alpha(rows):
+    """Whether the clean accuracy of the smallest alpha > 0 is above that of the largest."""
+    rows = [row for row in rows if row["alpha"]]
+    if len({row["alpha"] for row in rows}) < 2:
+        return NONE, NONE
+    text, low, high = _change(rows[-1], rows[0], fraction(rows[-1]["alpha"]), fraction(rows[0]["alpha"]))
+    if rows[0]["epsilon"]:
+        return text, NONE
+    return text, "yes" if low > 0 else "no" if high < 0 else "undecided"
+
+
+def check_prior_std(rows):
+    """Whether the highest accuracy can be told from the lowest."""
+    if len({row["prior_std"] for row in rows}) < 2:
+        return NONE, NONE
+    first, last = sorted(rows, key=lambda row: row["accuracy"])[::len(rows) - 1]
+    text, low, _ = _change(first, last, first["prior_std"], last["prior_std"])
+    return text, "yes" if low <= 0 else "no"
+
+
+def count_modes(heights, *, prominence=0.1, window=5):
+    """The number of modes of a histogram: maxima whose prominence is the given share of the highest, once smoothed."""
+    half = window // 2
+    padded = [0.0] * half + list(heights) + [0.0] * half
+    smooth = [sum(padded[i:i + window]) / window for i in range(len(heights))]
+    least, count, peak, valley = prominence * max(smooth), 0, 0.0, 0.0
+    rising = True
+    for height in [*smooth, 0.0]:
+        if rising:
+            peak = max(peak, height)
+            if height <= peak - least:
+                rising, valley, count = False, height, count + 1
+        else:
+            valley = min(valley, height)
+            if height >= valley + least:
+                rising, peak = True, height
+    return count
+
+
+def count_agreeing(verdicts):
+    """How many of the lines agree, as the end of a sentence."""
+    decided = [verdict for verdict in verdicts if verdict != NONE]
+    agreeing = sum(verdict == "yes" for verdict in decided)
+    return f": {agreeing} of {len(decided)} agree" if decided else ": nothing to compare here"

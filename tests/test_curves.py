@@ -1,0 +1,121 @@
+"""Tests of curves: rows of different settings never share one, and each says in which setting it differs."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyro_advbnn import curves, records
+from pyro_advbnn.tables import TABLES, Table
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_fields(name, defense, **fields):
+    bayesian = {"alpha": 0.1, "prior_std": "0.05"} if defense in ("bnn", "advbnn") else {}
+    return {"run": name, "dataset": "cifar10", "network": "vgg16", "defense": defense, "checkpoint": f"{name}/best.pt",
+            "weights": f"w-{name}", **bayesian, **fields}
+
+
+def measured(correct, total=1000):
+    low, high = records.wilson_interval(correct, total)
+    return {"num_examples": total, "accuracy": correct / total, "accuracy_low": low, "accuracy_high": high}
+
+
+def row(run, correct, epsilon=0.035, draws=1, **fields):
+    """A row of accuracy; clean ones know no attack."""
+    attack = {"attack": "pgd", "num_steps": 20, "step_size": 0.007, "attack_samples": draws} if epsilon else {"attack": "none"}
+    return {**run, "source": "target", "num_samples": 1 if run["defense"] in ("none", "adv") else 20, "seed": 0,
+            "epsilon": epsilon, **attack, **measured(correct), **fields}
+
+
+ADV, ADVBNN, BNN = run_fields("adv", "adv"), run_fields("advbnn", "advbnn"), run_fields("bnn", "bnn")
+
+
+def accuracy_rows(run, draws=(1, 10)):
+    return [row(run, 800, 0.0), *(row(run, correct - 10 * m, epsilon, m) for m in draws
+                                  for epsilon, correct in ((0.015, 600), (0.035, 400), (0.07, 150)))]
+
+
+def all_tables():
+    """Rows of every kind for Adv-BNN, BNN and adversarial training."""
+    runs, density = (ADV, BNN, ADVBNN), []
+    for run in (BNN, ADVBNN):
+        for quantity in ("log_std", "log10_signal_to_noise"):
+            density += [{**run, "quantity": quantity, "layer": "all", "left": left, "right": left + 0.5, "share": share}
+                        for left, share in ((-4.0, 0.25), (-3.5, 0.5), (-3.0, 0.25))]
+        density.append({**run, "quantity": "prior_log_std", "layer": "all", "left": -3.0, "right": -3.0, "share": 1.0})
+    layers = [{**run, "layer": layer, "num_weights": 30, "prior_log_std": -3.0, "log_std_mean": -3.5, "log_std_q05": -4.0,
+               "log_std_median": -3.6, "log_std_q95": -3.1, "log10_signal_to_noise_median": 0.2}
+              for run in (BNN, ADVBNN) for layer in ("all", "features.0.weight", "features.0.bias")]
+    return {
+        "accuracy": [one for run in runs for one in accuracy_rows(run, (1,) if run is ADV else (1, 10))],
+        "transfer": [{**row(run, 400, draws=1 if source is ADV else 10), "source": source["run"], "accuracy_clean": 0.8,
+                      "accuracy_white_box": 0.3, "rho": None if run is BNN else 0.62, "note": "drop 1.2 ± 1.9 points"}
+                     for source in runs for run in runs],
+        "ensemble": [row(run, 300 + n, epsilon, 10, num_samples=n) for run in (BNN, ADVBNN) for epsilon in (0.0, 0.035)
+                     for n in (1, 10, 100)],
+        "steps": [row(run, 500 - n // 10, num_steps=n) for run in runs for n in (3, 20, 1000)],
+        "pruning": [row(run, 500 - int(100 * f), fraction=f, prune_by=by, prediction=prediction) for run in (BNN, ADVBNN)
+                    for by in ("std", "signal_to_noise") for prediction in ("posterior", "mean") for f in (0.0, 0.5)],
+        "density": density, "layers": layers,
+        "alpha": [row(run_fields(f"a{alpha}", "advbnn", alpha=alpha), 700 + int(10 * alpha), epsilon, 10)
+                  for alpha in (0.0, 0.02, 1.0) for epsilon in (0.0, 0.035)],
+        "prior_std": [row(run_fields(f"p{std}", "advbnn", prior_std=std), 700, 0.035, 10)
+                      for std in ("0.05", "0.15", "fan_in")],
+        "gradients": [{**run, "split": split, "num_samples": 1, "seed": 0, "num_examples": 100, "l1_norm": norm,
+                       "l1_norm_low": norm - 1, "l1_norm_high": norm + 1}
+                      for run in runs for split, norm in (("train", 20.0), ("test", 33.0))],
+    }
+
+
+def folder_of(path, tables):
+    for name, rows in tables.items():
+        Table(path, name).add(rows)
+    return path
+
+
+@pytest.mark.parametrize("module", ["curves", "summaries"])
+def test_grouping_rows_needs_neither_torch_nor_matplotlib(module):
+    code = f"import sys; from pyro_advbnn import {module}; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"num_examples": 500}, {"num_steps": 40}, {"step_size": 0.01},
+                                    {"num_samples": 5}, {"weights": "other"}, {"checkpoint": "advbnn/checkpoint.pt"}])
+def test_rows_of_other_settings_are_a_curve_of_their_own_with_a_label_that_says_so(change):
+    rows = accuracy_rows(ADVBNN, (10,))
+    both = curves.curves(rows + [one | change for one in rows if one["epsilon"]], "epsilon")
+    assert len(both) == 2 and {len(curve.rows) for curve in both} <= {3, 4}
+    assert len({curve.text for curve in both}) == 2
+    assert all(set(curve.words) == set(change) for curve in both)
+    assert all(xs == sorted(set(xs)) for xs in ([one["epsilon"] for one in curve.rows] for curve in both))
+
+
+def test_a_step_that_follows_the_radius_keeps_a_curve_in_one_piece():
+    rows = [row(ADV, 500, epsilon, step_size=2.5 * epsilon / 20) for epsilon in (0.01, 0.02, 0.04)]
+    curve, = curves.curves(rows, "epsilon")
+    assert len(curve.rows) == 3 and curves.common(rows, "epsilon")["step_size"] == "step 2.5 ε / steps"
+
+
+def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():
+    two = run_fields("advbnn-2", "advbnn")
+    assert curves.labels([ADV, ADVBNN, two]) == {"adv": "adversarial training", "advbnn": "advbnn", "advbnn-2": "advbnn-2"}
+    assert curves.labels([ADVBNN]) == {"advbnn": "Adv-BNN"}
+
+
+def test_transfer_of_other_settings_or_of_a_run_trained_anew_is_a_map_of_its_own():
+    rows = [dict.fromkeys(TABLES["transfer"]) | one for one in all_tables()["transfer"]]
+    (words, part), = curves.transfer_groups(rows)
+    assert (words, part) == ({}, rows)
+    more = [one | {"attack_samples": 1} for one in rows if one["source"] != "adv"]
+    groups = curves.transfer_groups(rows + more)
+    assert [words["attack_samples"] for words, _ in groups] == ["1 draw per gradient", "10 draws per gradient"]
+    assert [len(part) for _, part in groups] == [9, 9]                   # deterministic sources belong to both
+    assert [len(part) for _, part in curves.transfer_groups([*rows, rows[0] | {"weights": "new"}])] == [9, 1]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.02, "1/50"), (1.0, "1"), (0.1, "1/10"), (0.3, "0.3"), (None, "–")])
+def test_an_alpha_is_written_as_the_paper_writes_it(value, text):
+    assert curves.fraction(value) == text

@@ -1,0 +1,33 @@
+"""Tests of heat maps: a cell says rho, what the paper says, or why there is none, in a colour that can be read."""
+import pytest
+from test_curves import ADV, all_tables, row
+from test_plots import drawing
+
+from pyro_advbnn import appearance, heat_maps
+
+pytest.importorskip("matplotlib")
+
+
+def test_the_heat_map_shows_rho_the_note_where_there_is_none_and_the_papers_values():
+    axes, = drawing("transfer", all_tables()["transfer"]).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count("0.62") == 6 and texts.count("drop 1.2 ±\n1.9 points") == 3
+    assert texts.count("paper ≈ 0.5–0.6") == 2
+    assert [tick.get_text().replace("\n", " ") for tick in axes.get_yticklabels()] == ["adversarial training", "BNN", "Adv-BNN"]
+
+
+def test_rho_of_exactly_one_is_the_darkest_cell_and_texts_are_readable_on_every_cell():
+    diagonal = row(ADV, 300) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": 0.3, "rho": 1}
+    axes, = drawing("transfer", [diagonal]).axes
+    assert [round(255 * value) for value in axes.patches[0].get_facecolor()[:3]] == [0x0b, 0x3c, 0x68]
+    from matplotlib.colors import to_rgb
+
+    def luminance(color):
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for grey in range(0, 256, 5):
+        cell = f"#{grey:02x}{grey:02x}{grey:02x}"
+        text = heat_maps.readable_on(cell)
+        low, high = sorted((luminance(cell), luminance(text)))
+        assert (high + 0.05) / (low + 0.05) > 4.35 and text not in (appearance.INK, appearance.PAPER)

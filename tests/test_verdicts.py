@@ -1,0 +1,41 @@
+"""Tests of verdicts: known answers for intervals of differences, modes, and what pruning begins with."""
+import math
+
+import pytest
+from test_curves import measured
+
+from pyro_advbnn import verdicts
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    change, low, high = verdicts.difference(measured(48, 80), measured(56, 70))    # Newcombe 1998, Table II, example (a)
+    assert (change, low, high) == pytest.approx((20.0, 5.24, 33.39), abs=0.005)
+    assert verdicts.difference(measured(56, 70), measured(48, 80)) == pytest.approx((-20.0, -33.39, -5.24), abs=0.005)
+
+
+@pytest.mark.parametrize(("modes", "expected"), [(((0, 1),), 1), (((0, 1), (4, 0.5)), 2), (((0, 1), (1.2, 0.5)), 1),
+                                                 (((0, 1), (4, 0.05)), 1), (((0, 1), (4, 1), (8, 1)), 3)])
+def test_modes_are_counted_where_they_stand_out(modes, expected):
+    heights = [sum(height * math.exp(-0.5 * (0.2 * i - 4 - centre) ** 2) for centre, height in modes) for i in range(90)]
+    assert verdicts.count_modes(heights) == expected
+    assert verdicts.count_modes(heights[::-1]) == expected
+
+
+@pytest.mark.parametrize(("heights", "window", "expected"), [
+    ([1.0], 5, 1), ([0, 1, 0.05, 0.13, 0], 1, 1), ([0, 1, 0.05, 0.16, 0], 1, 2), ([1, 0, 1], 1, 2),
+    ([0.5 + 0.1 * (-1) ** i for i in range(30)], 5, 1), ([0.5 + 0.1 * (-1) ** i for i in range(30)], 1, 15),
+])
+def test_neither_a_small_bump_nor_noise_between_bins_is_a_mode(heights, window, expected):
+    assert verdicts.count_modes(heights, window=window) == expected
+
+
+@pytest.mark.parametrize(("medians", "priors", "expected"), [
+    ((-3.3, -3.2, -4.0, -5.0), (0.0, 0.0, -0.7, -2.0), ["features.1"]), ((-3.3, -4.1, -4.0, -5.0), (0.0, 0.0, -0.7, -2.0), []),
+    ((-3.3, -3.2, -4.0, -5.0), (-3.0,) * 4, []), ((-3.3, -3.2, -4.0, -5.0), (None,) * 4, []),
+    ((-5.0, -5.1, -4.0, -3.0), (-2.0, -2.0, -0.7, 0.0), ["scale"]), ((), (), []),
+])
+def test_pruning_by_std_begins_with_the_widest_prior_only_where_its_medians_are_the_largest(medians, priors, expected):
+    names = ("features.1.weight", "features.1.bias", "classifier.weight", "scale")
+    layers = [{"layer": name, "log_std_median": median, "prior_log_std": prior}
+              for name, median, prior in zip(("all", *names), (-1.0, *medians), (1.0, *priors))]
+    assert verdicts.first_by_std(layers) == expected
