@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pyro_advbnn import cli, evidence, plots, recipes, records, report, usage, weights
+from pyro_advbnn import cli, evidence, plots, recipes, records, report, summaries, usage, weights
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
@@ -93,6 +93,7 @@ def transfer(
     """
     command = usage.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
     subjects = Subjects(of, "transfer")
+    subjects.check_shared_images()
     epsilon = recipes.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
     rows = []
     _warn([attack.pgd(subjects.dataset, epsilon)])
@@ -250,6 +251,8 @@ def write_report(
 ):
     """One self-contained HTML page, report.html: what was run, all tables and figures there are, adversarial examples.
 
+    The tables are written to tables/*.md too.
+
     Args:
         num_images: adversarial examples of each run: the first of a class-balanced choice by seed.
         epsilon: l_inf radius of their attack; default that of the data set's training.
@@ -259,11 +262,14 @@ def write_report(
     command = usage.command_line("pyro_advbnn.evaluate report", write_report, locals())
     subjects = Subjects(of, "examples")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
+    _warn([attack.pgd(subjects.dataset, epsilon)])
     for subject in subjects if num_images else ():
         pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
         evidence.examples(subjects, subject, pgd, num_samples, num_images)
     subjects.log(command)
     _draw(subjects.folder)
+    for path in summaries.write(subjects.folder):
+        print(f"wrote {path}")
     print(f"wrote {report.write(subjects.folder, _reported(subjects))}")
 
 
@@ -283,8 +289,9 @@ def _warn(attacks):
 
 def _finish(subjects, rows, command, figures, columns=None):
     """Print the rows, log the command, draw the figures."""
-    run = {"run": lambda row: row["run"]} if len(subjects) > 1 else {}
-    print(records.table(rows, run | (_COLUMNS if columns is None else columns)))
+    columns = _COLUMNS if columns is None else columns
+    named = len(subjects) == 1 or "target" in columns
+    print(records.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
     table = subjects.tables[0]
     known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
     print(f"added {subjects.num_rows} rows to {table.path}{known}")

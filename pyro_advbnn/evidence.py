@@ -1,4 +1,5 @@
 """Rows of evidence about subjects: computed where they are not in their table yet, written as soon as they are known."""
+import hashlib
 from functools import partial
 
 from pyro_advbnn import checkpoints, datasets, weights
@@ -6,7 +7,7 @@ from pyro_advbnn import examples as adversarial_examples
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.evaluation import attack_fields, robust_accuracy
-from pyro_advbnn.subjects import check_writable, training_images
+from pyro_advbnn.subjects import check_writable, image_digest, training_images
 from pyro_advbnn.sweeps import ensemble_accuracies, gradient_norms, steps_accuracies, transfer_accuracies, transfer_rate
 
 
@@ -91,6 +92,7 @@ def save_pruned(subjects, subject, by, fraction):
     """Write the mean network without the pruned weights as a plain state dict; its path."""
     path = subjects.folder / "pruned" / f"{subject.name}-{by}-{fraction:g}.pt"
     check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save_state_dict(path, weights.prune(subject.classifier, fraction, by).mean_network())
     return path
 
@@ -103,30 +105,40 @@ def gradients(subjects, subject, counts):
     rows = []
     for split, images in {"train": train.to(subjects.device), subjects.selection.split: subject.images}.items():
         for draws in sorted({subject.draws(count) for count in counts}):
-            wanted = subject.fields | {"split": split, "num_samples": draws, "seed": subjects.seed,
-                                       "num_examples": len(images)}
+            wanted = subject.fields | _images(subjects, subject) | {
+                "split": split, "num_samples": draws, "num_examples": len(images), "images": image_digest(images)}
             compute = partial(gradient_norms, subject.classifier, subjects.batches(images), num_samples=draws)
             rows.append(_row(subjects, f"{subject.name} {split}", wanted, compute))
     return rows
 
 
 def examples(subjects, subject, attack, num_samples, num_images):
-    """Write adversarial examples of the first images of a class-balanced choice, with their pictures."""
+    """Write adversarial examples of a class-balanced choice of the images, with pictures under names of their own."""
     table, = subjects.tables
     images = datasets.balanced_subset(subject.images, min(num_images, len(subject.images)), subjects.seed)
-    wanted = subject.fields | adversarial_examples.settings(attack) | {"num_samples": subject.draws(num_samples),
-                                                                       "seed": subjects.seed}
-    if len(table.select(**wanted)) >= len(images):
+    wanted = subject.fields | adversarial_examples.settings(attack) | {
+        "num_samples": subject.draws(num_samples), "seed": subjects.seed, "num_examples": len(images),
+        "images": subject.digest}
+    home, stem = subjects.folder / "evaluation", f"examples/{subject.name}-{_short_digest(wanted)}"
+    pictures = [home / row[f"{name}_image"] for row in table.select(**wanted) for name in adversarial_examples.PICTURES]
+    if pictures and all(path.is_file() for path in pictures):
         return
     with subjects.measuring(subject.name, len(images)):
-        rows = adversarial_examples.make(subject.classifier, images, attack, subject.draws(num_samples),
-                                         subjects.folder / "evaluation", f"examples/{subject.name}")
+        rows = adversarial_examples.make(subject.classifier, images, attack, subject.draws(num_samples), home, stem)
     subjects.write(table, [wanted | row for row in rows])
 
 
+def _short_digest(settings):
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
 def _settings(subjects, subject, attack, **more):
-    return subject.fields | {"source": "target"} | attack_fields(attack) | {
-        "num_examples": len(subject.images), "seed": subjects.seed} | more
+    return subject.fields | {"source": "target"} | attack_fields(attack) | _images(subjects, subject) | more
+
+
+def _images(subjects, subject):
+    return {"num_examples": len(subject.images), "images": subject.digest, "batch_size": subjects.selection.batch_size,
+            "seed": subjects.seed}
 
 
 def _row(subjects, label, wanted, compute):
@@ -135,7 +147,7 @@ def _row(subjects, label, wanted, compute):
 
 
 def _rows(subjects, label, wanted, compute):
-    """The rows for the settings in `wanted`, from the first table where all are there, else computed and written.
+    """The rows for the settings in `wanted` from the command's table; those that are not there are computed and written.
 
     compute(progress=callback) returns one mapping for each of `wanted`.
     """
@@ -143,13 +155,13 @@ def _rows(subjects, label, wanted, compute):
     if not all(map(table.find, wanted)):
         with subjects.measuring(label, wanted[0]["num_examples"]) as progress:
             results = compute(progress=progress)
-        subjects.write(table, [settings | result for settings, result in zip(wanted, results, strict=True)])
+        rows = [settings | result for settings, result in zip(wanted, results, strict=True)]
+        subjects.write(table, [row for row in rows if not table.find(row)])
     return [table.find(settings) for settings in wanted]
 
 
 def _clean_accuracy(subjects, subject, num_samples):
-    known = subjects.tables[0].select(**subject.fields, num_samples=num_samples, seed=subjects.seed,
-                                      num_examples=len(subject.images))
+    known = subjects.tables[0].select(**subject.fields, num_samples=num_samples, **_images(subjects, subject))
     if known:
         return known[0]["accuracy_clean"]
     with subjects.measuring(f"{subject.name} clean", len(subject.images)) as progress:

@@ -7,6 +7,7 @@ from pyro_advbnn.attacks import eval_mode
 from pyro_advbnn.evaluation import attack_fields
 
 PERTURBATION_FACTOR = 10
+PICTURES = ("clean", "perturbation", "adversarial")
 
 
 def settings(attack):
@@ -24,7 +25,7 @@ def make(classifier, images, attack, num_samples, folder, stem):
     x, y = images.images.float() / 255, images.labels
     x_adv = attack(classifier, x, y)
     clean, adversarial = (_opinions(classifier, batch, y, num_samples, images.class_names) for batch in (x, x_adv))
-    pictures = {"clean": x, "perturbation": 0.5 + PERTURBATION_FACTOR * (x_adv - x), "adversarial": x_adv}
+    pictures = dict(zip(PICTURES, (x, 0.5 + PERTURBATION_FACTOR * (x_adv - x), x_adv), strict=True))
     rows = []
     for i, label in enumerate(y.tolist()):
         row = {"index": i, "label": images.class_names[label]}

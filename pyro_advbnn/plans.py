@@ -30,13 +30,13 @@ class Reproduction:
         epochs: passes over the training set.
         batch_size: images per training step.
         num_train: class-balanced subset of the training images.
-        num_test: class-balanced subset of the test images.
+        num_test: class-balanced subset of the test images, for all pieces alike.
         attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
         seed: of all random streams.
         device: auto (cuda if present), cpu, cuda or cuda:N.
         precision: of the training: fp32, or bf16.
         out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
-        max_minutes: stop after this time; the same command goes on.
+        max_minutes: stop a training after this time, or start no further step; the same command goes on.
         dry_run: print the plan and stop.
     """
 
@@ -60,14 +60,16 @@ class Reproduction:
 
 
 # Per scale: the flags of train and num_test, where nobody chose them; num_few is the number of test images for what takes
-# many passes (1000 steps, pruning). On digits all images and the convnet as it is are small enough for "smoke".
+# many passes (1000 steps, pruning), num_honest for 1000 steps of many draws, which the other scales leave out. On digits all
+# images and the convnet as it is are small enough for "smoke".
 _SCALES = {
     "smoke": {"recipe": "ours", "epochs": 8, "num_train": 600, "num_test": 100, "num_few": 100, "width": 8, "validation": 60,
               "attack_samples": 10},
     "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
               "width": 12, "validation": 500, "attack_samples": 10},
-    "paper": {"recipe": "authors", "attack_samples": 20},
+    "paper": {"recipe": "authors", "attack_samples": 20, "num_honest": 500},
 }
+_CHOICES = ("recipe", "network", "width", "epochs", "batch_size", "num_train", "num_test", "attack_samples")
 _SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
 _DIGITS = {"smoke": {"num_train": None, "num_test": None, "width": None, "validation": None}}
 
@@ -102,11 +104,15 @@ class Plan:
     def __init__(self, pieces, wanted, num_train, num_test):
         self.wanted, self.out = wanted, wanted.out or Path("runs") / f"reproduce-{wanted.dataset}-{wanted.scale}"
         scale = _SCALES[wanted.scale] | (_DIGITS.get(wanted.scale, {}) if wanted.dataset == "digits" else {})
-        own = {name: getattr(wanted, name) for name in scale if getattr(wanted, name, None) is not None}
-        self.settings = scale | own
-        self.num_train = min(self._flag("num_train") or num_train, num_train)
-        self.num_test = min(self._flag("num_test") or num_test, num_test)
-        self.num_few = min(scale.get("num_few", num_test), self.num_test)
+        own = {name: getattr(wanted, name) for name in _CHOICES if getattr(wanted, name) is not None}
+        self.settings = dict.fromkeys(_CHOICES) | {"network": self._default_network()} | scale | own
+        self.num_train = min(self.settings["num_train"] or num_train, num_train)
+        self.num_test = min(self.settings["num_test"] or num_test, num_test)
+        self.num_few = self.num_test if wanted.num_test else min(scale.get("num_few", num_test), self.num_test)
+        if self.settings.get("validation"):
+            self.settings["validation"] = min(self.settings["validation"], self.num_train // 5)
+        if ":" in (wanted.network or "") and wanted.width is None:
+            self.settings["width"] = None                # only our own networks have one
         self.draws = (1, self.settings["attack_samples"])
         self.steps, self._runs = [], {}
         for piece in pieces:
@@ -114,9 +120,12 @@ class Plan:
         self._report()
         self.steps = list({step.command: step for step in self.steps}.values())
 
-    def _flag(self, name):
-        own = getattr(self.wanted, name)
-        return self.settings.get(name) if own is None else own
+    @property
+    def identity(self):
+        """What two plans for one folder must have in common: all that changes a result, as plain values."""
+        wanted = self.wanted
+        return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": wanted.precision,
+                **self.settings, "num_train": self.num_train, "num_test": self.num_test, "num_few": self.num_few}
 
     # Pieces
 
@@ -147,6 +156,10 @@ class Plan:
         runs, most = [self._run("adv"), self._run("advbnn")], max(evaluate.FIGURE_5_STEPS)
         self._evaluate(evaluate.steps, runs, ["steps"], num_test=self.num_few, gradients=2 * most * self.num_few,
                        forwards=17 * 21 * self.num_few)
+        if "num_honest" in self.settings:
+            count = min(self.settings["num_honest"], self.num_test)
+            self._evaluate(evaluate.steps, runs[1:], ["steps"], num_test=count, attack_samples=[self.draws[1]],
+                           gradients=most * self.draws[1] * count, forwards=17 * 20 * count)
 
     def _alpha(self):
         self._compare("alpha", ALPHAS)
@@ -177,27 +190,26 @@ class Plan:
             self._runs[name] = folder
             wanted = self.wanted
             arguments = {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense, **flags,
-                         "recipe": self.settings["recipe"], "network": self._network(), "width": self._flag("width"),
-                         "epochs": self._flag("epochs"), "batch_size": self._flag("batch_size"),
-                         "num_train": self.num_train if self._flag("num_train") else None,
-                         "validation": self.settings.get("validation"), "seed": wanted.seed, "device": wanted.device,
-                         "precision": wanted.precision, "out": folder}
+                         "recipe": self.settings["recipe"], "validation": self.settings.get("validation"),
+                         **{name: self.settings[name] for name in ("network", "width", "epochs", "batch_size")},
+                         "num_train": self.num_train if self.settings["num_train"] else None, "seed": wanted.seed,
+                         "device": wanted.device, "precision": wanted.precision, "out": folder}
             self.steps.append(Step(program="pyro_advbnn.train", function=train, arguments=arguments, is_training=True,
                                    leaves=(folder / "config.json",), **self._training_cost(defense)))
         return folder
 
-    def _network(self):
-        default = _SMALL_NETWORKS.get(self.wanted.dataset) if self.wanted.scale != "paper" else None
-        return self.wanted.network or default
+    def _default_network(self):
+        return _SMALL_NETWORKS.get(self.wanted.dataset) if self.wanted.scale != "paper" else None
 
     def network_for(self, side):
         """The network of the plan's runs, for images of `side` pixels."""
         own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["network"]
-        return self._network() or own or recipes.default_network(side)
+        return self.settings["network"] or own or recipes.default_network(side)
 
     def _training_cost(self, defense):
         settings = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, defense)
-        epochs, held_out = self._flag("epochs") or settings["epochs"], self.settings.get("validation") or settings["validation"]
+        epochs = self.settings["epochs"] or settings["epochs"]
+        held_out = self.settings.get("validation") or settings["validation"]
         attack = settings["num_steps"] * settings["attack_samples"]
         per_image = 1.5 + attack * DEFENSES[defense].adversarial     # an update's gradient is by weights and input
         return {"gradients": epochs * (self.num_train * per_image + 2 * held_out * attack),
@@ -209,17 +221,19 @@ class Plan:
                        attack_samples=list(draws), gradients=20 * attacked * sum(draws) * self.num_test,
                        forwards=20 * len(epsilons) * len(draws) * self.num_test)
 
-    def _evaluate(self, function, runs, tables, num_test=None, gradients=0.0, forwards=0.0, **arguments):
+    def _evaluate(self, function, runs, tables, num_test=None, gradients=0.0, forwards=0.0, leaves=(), **arguments):
         verb = next(verb for verb, known in evaluate.VERBS.items() if known is function)
         wanted = self.wanted
-        limited = num_test or (self.num_test if self._flag("num_test") else None)
+        limited = num_test or (self.num_test if self.settings["num_test"] else None)
         of = Selection(run=None, runs=runs, out=self.out, num_test=limited, data_dir=wanted.data_dir, seed=wanted.seed,
                        network=wanted.network if wanted.network and ":" in wanted.network else None, device=wanted.device)
         self.steps.append(Step(
             program=f"pyro_advbnn.evaluate {verb}", function=function, arguments={"of": of, **arguments}, gradients=gradients,
-            forwards=forwards, leaves=tuple(self.out / "evaluation" / f"{table}.csv" for table in tables)))
+            forwards=forwards, leaves=(*(self.out / "evaluation" / f"{table}.csv" for table in tables),
+                                       *(self.out / name for name in leaves))))
 
     def _report(self):
         """The last step: the page with all that the plan's runs brought, as far as it is there."""
         five = [self._runs[name] for name in FIVE if name in self._runs] or list(self._runs.values())
-        self._evaluate(evaluate.write_report, five, [], gradients=20 * 6 * len(five), forwards=40 * 6 * len(five))
+        self._evaluate(evaluate.write_report, five, [], gradients=20 * 6 * len(five), forwards=40 * 6 * len(five),
+                       leaves=("report.html", "figures", "tables"))

@@ -38,6 +38,8 @@ def append_jsonl(path, row):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_jsonl(path):
@@ -91,6 +93,10 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)                   # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)               # left over only where something failed
 

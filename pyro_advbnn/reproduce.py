@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from pyro_advbnn import cli, datasets, networks, records, run_folders, summaries
+from pyro_advbnn import cli, datasets, networks, records, run_folders
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.devices import resolve_device
@@ -68,7 +68,8 @@ def everything(*, of: Reproduction):
 def _reproduce(pieces, wanted):
     began = time.monotonic()
     skip_validation()
-    if wanted.scale == "smoke" and wanted.device != "cuda":
+    one_thread = wanted.scale == "smoke" and resolve_device(wanted.device).type == "cpu"
+    if one_thread:
         torch.set_num_threads(1)                         # networks this small lose by a second thread
     images = _images(wanted)
     plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]))
@@ -77,6 +78,8 @@ def _reproduce(pieces, wanted):
     if not waiting:
         return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
     _print(plan, waiting, _seconds_per_image(plan, images["test"]))
+    if one_thread:
+        print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
     if wanted.dry_run:
         return None
     journal.open()
@@ -87,8 +90,6 @@ def _reproduce(pieces, wanted):
         print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
         if time.monotonic() > deadline or not journal.run(step, deadline):
             return print(f"stopped: --max_minutes {wanted.max_minutes:g} are over; the same command goes on")
-    for path in summaries.write(plan.out):
-        print(f"wrote {path}")
     print(f"done in {_duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
 
 
@@ -101,19 +102,21 @@ class _Journal:
     """What of a plan is done, in <out>/reproduce.jsonl: one line per finished command. Raises InputError for another plan's."""
 
     def __init__(self, plan):
-        self.path, self.out, self.known = plan.out / "reproduce.jsonl", plan.out, {"wanted": _identity(plan)}
-        lines = records.read_jsonl(self.path)
-        if lines and lines[0] != self.known:
-            raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.known)}); "
-                             f"choose another --out")
-        if not lines:
+        self.path, self.out, self.settings = plan.out / "reproduce.jsonl", plan.out, plan.identity
+        if not self.path.exists():
             run_folders.refuse_existing(plan.out)
-        self._done = {line["command"] for line in lines[1:]}
+        lines = records.read_jsonl(self.path)
+        if lines and lines[0] != {"settings": self.settings}:
+            raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.settings)}); "
+                             f"choose another --out")
+        self._done = {line.get("command") for line in lines[1:]}
 
     def open(self):
+        """Make the folder and the journal, where they are not there yet."""
         check_writable(self.out)
-        if not self.path.exists():
-            records.append_jsonl(self.path, self.known)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not records.read_jsonl(self.path):
+            records.write_jsonl(self.path, [{"settings": self.settings}])
 
     def is_done(self, step):
         return self._name(step) in self._done and all(path.exists() for path in step.leaves)
@@ -133,15 +136,8 @@ class _Journal:
         return True
 
 
-def _identity(plan):
-    """What two calls for one folder must have in common: all that changes a result."""
-    names = ("dataset", "scale", "recipe", "network", "width", "epochs", "batch_size", "num_train", "num_test",
-             "attack_samples", "seed", "precision")
-    return {name: getattr(plan.wanted, name) for name in names}
-
-
 def _difference(before, now):
-    before, now = before.get("wanted", {}), now["wanted"]
+    before = before.get("settings", {}) if isinstance(before, dict) else {}
     return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
 
 
@@ -188,6 +184,7 @@ def _seconds_per_image(plan, images):
 
 
 def _print(plan, waiting, seconds):
+    """The plan, with the time that each step may take."""
     cost = {step.command: step.gradients * seconds[0] + step.forwards * seconds[1] for step in plan.steps}
     print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about "
           f"{_duration(sum(cost[step.command] for step in waiting))} on this machine, by a measurement of single batches")

@@ -36,7 +36,8 @@ def read_config(folder):
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no run folder: it has no config.json")
     config = records.read_json(folder / "config.json")
-    needed = {"dataset", "defense", "network", "settings", "images_sha256"}
+    needed = {"dataset", "defense", "network", "settings", "images_sha256", "image_shape", "class_names", "num_classes",
+              "in_channels", "classifier"}
     if not isinstance(config, dict) or not needed <= set(config):
         raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
     return config

@@ -29,10 +29,10 @@ class Selection:
     Args:
         run: run folder of a training.
         runs: several of them, as A,B,C; all of one data set.
-        out: folder that takes evaluation/ and figures/; default the run itself, or the folder that holds all the runs.
+        out: folder that takes evaluation/ and figures/; default the run itself, or the folder in which all the runs lie.
         split: test, or held_out: the images that the run split off its training set, for choosing hyper-parameters.
         num_test: use a class-balanced subset of the split, chosen by seed.
-        batch_size: images attacked at once.
+        batch_size: images attacked at once; they share the draws of a random network.
         checkpoint: best (by held-out accuracy; the last, where nothing was held out) or last.
         data_dir: folder of the data set, where it has moved since the training.
         network: package.module:function once more, for runs that trained a network of your own.
@@ -55,13 +55,14 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A trained classifier and its images. fields: the columns `tables.RUN_FIELDS` of its rows."""
+    """A trained classifier and its images. fields: the columns `tables.RUN_FIELDS` of its rows; digest: of the images."""
 
     name: str
     folder: Path
     classifier: Any
     config: dict
     images: datasets.Images
+    digest: str
     fields: dict
 
     @property
@@ -91,25 +92,45 @@ class Subjects(list):
         folders = _folders(selection)
         configs = [run_folders.read_config(folder) for folder in folders]
         _check_alike(folders, configs)
+        _check_network(selection.network, folders, configs)
         self.folder = selection.out or _default_out(folders)
+        check_writable(self.folder / "evaluation")
         self.tables = [Table(self.folder, name) for name in table_names]
         self._images = {}
         super().__init__(map(self._load, folders, configs))
-        check_writable(self.folder / "evaluation")
         self.dataset = configs[0]["dataset"]
         self.began, self.num_rows = time.perf_counter(), 0
 
     def _load(self, folder, config):
         classifier, config, path = run_folders.load_classifier(
-            folder, self.selection.checkpoint, _own_network(config, self.selection.network), self.device)
-        held_out = self.selection.split == "held_out"
-        fields = run_folders.row_fields(config, path, _digest(classifier))
-        fields["dataset"] += ":held_out" if held_out else ""
-        key = folder if held_out else ""
-        if key not in self._images:
-            self._images[key] = _images(config, self.selection).to(self.device)
-        _check_images(self._images[key], config, self.selection.split)
-        return Subject(fields["run"], folder, classifier, config, self._images[key], fields)
+            folder, self.selection.checkpoint, self._own_network(config), self.device)
+        fields = run_folders.row_fields(config, path, _digest(classifier.state_dict()))
+        images, digest = self._split(folder, config)
+        _check_images(images, config, self.selection.split)
+        fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
+        return Subject(fields["run"], folder, classifier, config, images, digest, fields)
+
+    def _own_network(self, config):
+        """The network of the user's own that the flag names, for the runs that have it."""
+        name = self.selection.network
+        if name is None or not is_imported(name) or name != config["network"]:
+            return None
+        return build_network(name, config["num_classes"], config["in_channels"])
+
+    def _split(self, folder, config):
+        """The images to evaluate a run on, which runs of the same source share, and their digest."""
+        source = folder if self.selection.split == "held_out" else (config["data_dir"], config["image_size"])
+        if source not in self._images:
+            images = _images(config, self.selection)
+            self._images[source] = images.to(self.device), image_digest(images)
+        return self._images[source]
+
+    def check_shared_images(self):
+        """Raises InputError where the subjects are not measured on the same images."""
+        for subject in self:
+            if subject.digest != self[0].digest:
+                raise InputError(f"--runs: {subject.folder} and {self[0].folder} have other {self.selection.split} images, "
+                                 f"so that an attack on one cannot be tried on the other")
 
     def batches(self, images):
         """The images in batches, in their order."""
@@ -124,7 +145,7 @@ class Subjects(list):
     def write(self, table, rows):
         """Add rows to one of the tables at once, so that whatever stops the command later loses none of them."""
         table.add(rows)
-        self.num_rows += len(rows)
+        self.num_rows += len(rows) if table is self.tables[0] else 0
 
     def log(self, command):
         """Note in evaluation/log.jsonl what was run, how long it took and where; a call that wrote nothing leaves no line."""
@@ -135,13 +156,15 @@ class Subjects(list):
 
 
 def check_writable(folder):
-    """Make `folder`.   Raises InputError where that fails or nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder} cannot be written to")
+    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            break
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be made: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
+                         f"{folder} cannot be written to")
 
 
 def _folders(selection):
@@ -156,7 +179,10 @@ def _folders(selection):
 
 
 def _default_out(folders):
-    return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    homes = {folder.resolve().parent for folder in folders}
+    if len(folders) > 1 and len(homes) > 1:
+        raise InputError("--runs lie in several folders: give --out DIR for the results")
+    return folders[0] if len(folders) == 1 else folders[0].parent
 
 
 def _check_alike(folders, configs):
@@ -166,12 +192,11 @@ def _check_alike(folders, configs):
                 raise InputError(f"--runs: {folder} and {folders[0]} cannot be compared: their {name} differ")
 
 
-def _own_network(config, network):
-    if network is None:
-        return None
-    if network != config["network"]:
-        raise InputError(f"--network {network} is not the run's, which is {config['network']}")
-    return build_network(network, config["num_classes"], config["in_channels"]) if is_imported(network) else None
+def _check_network(network, folders, configs):
+    names = [config["network"] for config in configs]
+    if network is not None and network not in names:
+        raise InputError(f"--network {network} is not the run's, which is {names[0]}" if len(names) == 1 else
+                         f"--network {network} is that of none of {', '.join(map(str, folders))}")
 
 
 def _images(config, selection):
@@ -209,10 +234,15 @@ def _held_out(config, data_dir):
     return held_out
 
 
-def _digest(classifier):
-    """The first 12 hex digits of the SHA-256 of the classifier's weights and buffers."""
+def image_digest(images):
+    """What tells one set of labelled images from another: 12 hex digits."""
+    return _digest({"images": images.images, "labels": images.labels})
+
+
+def _digest(tensors):
+    """The first 12 hex digits of the SHA-256 of {name: tensor}."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(classifier.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()[:12]

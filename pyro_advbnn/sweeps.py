@@ -1,4 +1,8 @@
-"""Many accuracies from one pass: over the draws of a prediction, over the steps of an attack, over targets of an attack."""
+"""Many accuracies from one pass: over the draws of a prediction, over the steps of an attack, over targets of an attack.
+
+Each batch draws from a stream of its own, and what is read off on the way leaves that stream where it was: a row is the same
+whichever others are asked for with it.
+"""
 import itertools
 import math
 
@@ -6,7 +10,7 @@ import torch
 
 from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_fields, check_range, predict
+from pyro_advbnn.evaluation import accuracy_fields, attack_fields, check_range, own_stream, predict, undisturbed
 
 
 def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
@@ -19,10 +23,11 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     correct, total = dict.fromkeys(counts, 0), 0
     for x, y in batches:
         check_range(x)
-        x_adv = x if attack is None else attack(target, x, y)
-        for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
-            if count in correct:
-                correct[count] += _num_correct(probabilities, y)
+        with own_stream():
+            x_adv = x if attack is None else attack(target, x, y)
+            for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
+                if count in correct:
+                    correct[count] += _num_correct(probabilities, y)
         total += len(y)
         if progress:
             progress(total, correct[counts[-1]])
@@ -32,8 +37,7 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
 def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progress=None):
     """Rows of accuracy after each number of steps in `counts`, all read off one run of the attack.
 
-    Fig. 5 (right). attack: a `PGD`, whose own num_steps is not looked at; step_size stays as it is. Predicting takes its
-    draws from where the attack's stream stands and puts that back, so that the attack is the one that nobody watched.
+    Fig. 5 (right). attack: a `PGD`, whose own num_steps is not looked at; step_size stays as it is.
     One row per distinct count, ascending. Raises InputError for counts below 1 or none.
     """
     counts = _checked(counts)
@@ -41,10 +45,11 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     correct, total = dict.fromkeys(counts, 0), 0
     for x, y in batches:
         check_range(x)
-        for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
-            if count in correct:
-                with torch.random.fork_rng(range(torch.cuda.device_count())):
-                    correct[count] += _num_correct(predict(target, x_adv, num_samples=num_samples), y)
+        with own_stream():
+            for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
+                if count in correct:
+                    with undisturbed():
+                        correct[count] += _num_correct(predict(target, x_adv, num_samples=num_samples), y)
         total += len(y)
         if progress:
             progress(total, correct[counts[-1]])
@@ -61,9 +66,11 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     correct, total = dict.fromkeys(targets, 0), 0
     for x, y in batches:
         check_range(x)
-        x_adv = attack(source, x, y)
-        for name, target in targets.items():
-            correct[name] += _num_correct(predict(target, x_adv, num_samples=draws[name]), y)
+        with own_stream():
+            x_adv = attack(source, x, y)
+            for name, target in targets.items():
+                with undisturbed():
+                    correct[name] += _num_correct(predict(target, x_adv, num_samples=draws[name]), y)
         total += len(y)
         if progress:
             progress(total, sum(correct.values()) / len(correct))

@@ -1,6 +1,9 @@
 """Csv tables of results: one list of columns per kind of evidence; every row is written whole, once, when it is known."""
 import csv
+import fcntl
 import io
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_advbnn import records
@@ -9,8 +12,11 @@ from pyro_advbnn.errors import InputError
 RUN_FIELDS = ("run", "dataset", "network", "defense", "alpha", "prior_std", "checkpoint", "weights")
 ROW_FIELDS = (
     *RUN_FIELDS, "source", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
-    "num_examples", "accuracy", "accuracy_low", "accuracy_high", "reaches_ball",
+    "num_examples", "images", "batch_size", "accuracy", "accuracy_low", "accuracy_high", "reaches_ball",
 )
+_OPINIONS = tuple(f"{kind}_{name}" for kind in ("clean", "adversarial")
+                  for name in ("prediction", "probability", "probability_std", "agreement"))
+_IMAGE_FIELDS = ("seed", "num_examples", "images", "batch_size")
 TABLES = {
     "accuracy": ROW_FIELDS,
     "alpha": ROW_FIELDS,
@@ -22,20 +28,17 @@ TABLES = {
     "density": (*RUN_FIELDS, "quantity", "layer", "left", "right", "share"),
     "layers": (*RUN_FIELDS, "layer", "num_weights", "prior_log_std", "log_std_mean", "log_std_q05", "log_std_median",
                "log_std_q95", "log10_signal_to_noise_median"),
-    "gradients": (*RUN_FIELDS, "split", "num_samples", "seed", "num_examples", "l1_norm", "l1_norm_low", "l1_norm_high"),
-    "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed", "index",
-                 "label", "clean_prediction", "clean_probability", "clean_probability_std", "clean_agreement",
-                 "adversarial_prediction", "adversarial_probability", "adversarial_probability_std",
-                 "adversarial_agreement", "clean_image", "perturbation_image", "adversarial_image"),
+    "gradients": (*RUN_FIELDS, "split", "num_samples", *_IMAGE_FIELDS, "l1_norm", "l1_norm_low", "l1_norm_high"),
+    "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
+                 "num_examples", "images", "index", "label", *_OPINIONS, "clean_image", "perturbation_image",
+                 "adversarial_image"),
 }
 _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
-            "l1_norm", "l1_norm_low", "l1_norm_high"}
-_NUMBERS = {"alpha", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed", "num_examples", "accuracy",
-            "accuracy_low", "accuracy_high", "accuracy_clean", "accuracy_white_box", "rho", "fraction", "left", "right",
-            "share", "num_weights", "log_std_mean", "log_std_q05", "log_std_median", "log_std_q95", "prior_log_std",
-            "log10_signal_to_noise_median", "l1_norm", "l1_norm_low", "l1_norm_high", "index", "clean_probability",
-            "clean_probability_std", "clean_agreement", "adversarial_probability", "adversarial_probability_std",
-            "adversarial_agreement"}
+            "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
+            *_OPINIONS}
+_TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
+          "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",
+          "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image", "adversarial_image"}
 
 
 class Table:
@@ -47,8 +50,7 @@ class Table:
     def __init__(self, folder, name):
         self.path = Path(folder) / "evaluation" / f"{name}.csv"
         self.columns = TABLES[name]
-        self._lines = _read(self.path, self.columns)
-        self._known = {self._key(line): line for line in self._lines}
+        self._load()
 
     @property
     def rows(self):
@@ -73,17 +75,26 @@ class Table:
         unknown = {name for row in rows for name in row} - set(self.columns)
         if unknown:
             raise ValueError(f"no columns of {self.path.name}: {sorted(unknown)}")
-        for row in rows:
-            line = {name: _cell(row.get(name)) for name in self.columns}
-            older = self._known.setdefault(self._key(line), line)
-            if older is line:
-                self._lines.append(line)
-            older.update(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path.parent):
+            self._load()                                 # another process may have added rows of its own
+            for row in rows:
+                line = {name: _cell(row.get(name)) for name in self.columns}
+                older = self._known.setdefault(self._key(line), line)
+                if older is line:
+                    self._lines.append(line)
+                older.update(line)
+            self._write()
+
+    def _load(self):
+        self._lines = _read(self.path, self.columns)
+        self._known = {self._key(line): line for line in self._lines}
+
+    def _write(self):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._lines)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with records.replacing(self.path) as file:
             file.write(text.getvalue().encode())
 
@@ -96,11 +107,22 @@ def read(folder, name):
     return Table(folder, name).rows
 
 
+@contextmanager
+def _locked(folder):
+    """One process at a time inside, of all that write to tables in `folder`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _read(path, columns):
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             lines = list(reader)
     except (OSError, ValueError, csv.Error) as error:
@@ -123,9 +145,9 @@ def _cell(value):
 def _value(name, cell):
     if cell == "":
         return None
-    if cell in ("true", "false") and name == "reaches_ball":
+    if name == "reaches_ball":
         return cell == "true"
-    if name not in _NUMBERS:
+    if name in _TEXTS:
         return cell
     try:
         number = float(cell)

@@ -115,6 +115,40 @@ def test_more_attacks_cost_more():
 # The command
 
 
+def test_every_step_takes_the_plans_seed_data_and_images():
+    wanted = Reproduction(out=Path("out"), seed=3, num_test=50, data_dir=Path("d"), precision="bf16")
+    for step in Plan(PIECES, wanted, 1437, 360).steps:
+        if step.is_training:
+            assert [step.arguments[name] for name in ("seed", "precision", "data_dir")] == [3, "bf16", Path("d")]
+        else:
+            of = step.arguments["of"]
+            assert (of.seed, of.num_test, of.data_dir) == (3, 50, Path("d"))
+
+
+def test_figure_2_has_all_radii_and_the_honest_attack_on_all_that_is_random():
+    steps = [step for step in plan("fig2", dataset="cifar10", scale="small").steps if "accuracy" in step.program]
+    radii = {step.arguments["of"].runs[0].name: step.arguments["epsilons"] for step in steps
+             if step.arguments["attack_samples"] == [1]}
+    assert list(radii) == ["none", "adv", "rse", "bnn", "advbnn"]
+    assert all(epsilons == pytest.approx([0.005 * i for i in range(15)]) for epsilons in radii.values())
+    honest = [step.arguments["of"].runs[0].name for step in steps if step.arguments["attack_samples"] == [1, 10]]
+    assert honest == ["rse", "bnn", "advbnn"]
+
+
+def test_the_sweeps_are_measured_clean_and_at_the_training_radius():
+    for piece in ("alpha", "prior"):
+        step, = (step for step in plan(piece).steps if "accuracy" in step.program)
+        assert step.arguments["epsilons"] == [0.0, 0.2] and step.arguments["attack_samples"] == [1, 10]
+
+
+def test_a_small_subset_keeps_images_to_train_on_and_other_networks_have_no_width():
+    for step in plan("table1", scale="small", dataset="cifar10", num_train=50_000, network="torchvision:resnet18").steps:
+        if step.is_training:
+            assert step.arguments["width"] is None and step.arguments["validation"] == 500
+    few = Plan(["table1"], Reproduction(scale="small", dataset="cifar10", num_train=400), 50_000, 10_000)
+    assert few.steps[0].arguments["validation"] == 80
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """All pieces, made without interruption."""
@@ -173,6 +207,29 @@ def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_
     assert csv_files(tmp_path / "out") == csv_files(whole)
 
 
+def test_a_lost_report_is_written_again(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "out")
+    for name in ("figures", "tables"):
+        shutil.rmtree(tmp_path / "out" / name)
+    (tmp_path / "out" / "report.html").unlink()
+    run("all", *TINY, "--out", tmp_path / "out")
+    assert "[1/1] python -m pyro_advbnn.evaluate report" in capsys.readouterr().out
+    for name in ("figures", "tables"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out" / name).iterdir()} == {
+            path.name: path.read_bytes() for path in (whole / name).iterdir()}
+
+
+@pytest.mark.parametrize("journal", ["", '{"settings": {"dat', "[1]\n"])
+def test_a_journal_that_was_cut_short_is_begun_anew_and_one_that_is_none_refused(tmp_path, journal, capsys):
+    (tmp_path / "reproduce.jsonl").write_text(journal)
+    (tmp_path / "runs").mkdir()
+    if journal == "[1]\n":
+        assert "other flags" in refusal(capsys, "fig4", *TINY, "--out", tmp_path, "--dry_run")
+    else:
+        run("fig4", *TINY, "--out", tmp_path, "--max_minutes", "1e-9")
+        assert "settings" in records.read_jsonl(tmp_path / "reproduce.jsonl")[0]
+
+
 def killed_when(path, *words):
     """Start the command in a process of its own, and SIGKILL it as soon as `path` is there."""
     command = [sys.executable, "-m", "pyro_advbnn.reproduce", *map(str, words)]
@@ -213,8 +270,8 @@ def test_a_step_that_fails_leaves_what_is_done_and_the_same_command_goes_on(tmp_
 
 
 def test_it_stops_after_max_minutes_and_goes_on(tmp_path, capsys):
-    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", 0.001)
-    assert "stopped: --max_minutes 0.001 are over; the same command goes on" in capsys.readouterr().out
+    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
+    assert "stopped: --max_minutes 1e-09 are over; the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "out" / "report.html").exists()
     run("fig4", *TINY, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "report.html").exists()
@@ -223,7 +280,8 @@ def test_it_stops_after_max_minutes_and_goes_on(tmp_path, capsys):
 def test_a_dry_run_prints_the_plan_with_its_estimate_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("all", *TINY, "--dry_run")
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("on one thread: put OMP_NUM_THREADS=1 before a command")
     assert first.startswith("28 steps to runs/reproduce-digits-smoke, 0 of them done; about ")
     assert len(lines) == 28 and all(" python -m pyro_advbnn." in line for line in lines)
     assert list(tmp_path.iterdir()) == []
@@ -252,7 +310,7 @@ def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys)
 
 def test_a_run_that_was_trained_otherwise_is_not_taken_for_ours(tmp_path, capsys):
     out = tmp_path / "out"
-    run("fig4", *TINY, "--out", out, "--max_minutes", 0.001)
+    run("fig4", *TINY, "--out", out, "--max_minutes", "1e-9")
     train.train(dataset="digits", epochs=1, num_train=100, width=4, alpha=0.3, out=out / "runs" / "advbnn")
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,6 @@
 """Tests of sweeps: one pass gives what separate evaluations give, and the numbers are those of their equations."""
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import sweeps
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
+from pyro_advbnn.evaluation import own_stream, robust_accuracy, separate_randomness
 
 NUM_IMAGES = 40
 
@@ -46,7 +48,7 @@ def test_each_number_of_draws_gets_the_accuracy_of_a_run_of_its_own(classifier, 
         together = sweeps.ensemble_accuracies(classifier, [batch], attack, [7, 1, 3, 3])
     assert [row["num_samples"] for row in together] == [1, 3, 7]
     for row in together:
-        with separate_randomness(5):
+        with separate_randomness(5), own_stream():
             assert row == robust_accuracy(classifier, [batch], attack, num_samples=row["num_samples"])
     assert len({row["accuracy"] for row in together}) > 1
 
@@ -63,7 +65,7 @@ def test_each_number_of_steps_gets_the_accuracy_of_an_attack_of_its_own(classifi
         together = sweeps.steps_accuracies(classifier, [batch], attack, [8, 2, 5], num_samples=4)
     assert [row["num_steps"] for row in together] == [2, 5, 8]
     for row in together:
-        with separate_randomness(5):
+        with separate_randomness(5), own_stream():
             own = ab.PGD(0.2, 0.02, row["num_steps"], attack_samples=2)
             assert row == robust_accuracy(classifier, [batch], own, num_samples=4)
     assert together[0]["accuracy"] > together[-1]["accuracy"]
@@ -83,11 +85,33 @@ def test_one_attack_on_the_source_is_tried_on_every_target(classifier, batch):
     rows = sweeps.transfer_accuracies(counting, {"a": counting, "b": other}, [batch], attack,
                                       num_samples={"a": 5, "b": 1})
     assert (counting.gradients, counting.forwards, other.gradients, other.forwards) == (4, 5, 0, 1)
-    with separate_randomness(2):
+    with separate_randomness(2), own_stream():
         alone = robust_accuracy(other.classifier, [batch], attack, source=classifier, num_samples=1)
     with separate_randomness(2):
         together = sweeps.transfer_accuracies(classifier, {"b": other.classifier}, [batch], attack, num_samples=1)
     assert together == {"b": alone} and list(rows) == ["a", "b"]
+
+
+@pytest.mark.parametrize("sweep", ["ensemble", "steps", "transfer"])
+def test_a_row_is_the_same_whatever_else_is_asked_for(classifier, batch, sweep):
+    """Over several batches: what is read off in one must not move the draws of the next."""
+    x, y = batch
+    batches, attack = [(x[i:i + 8], y[i:i + 8]) for i in range(0, 40, 8)], ab.PGD(0.15, 0.05, num_steps=3)
+    other = ab.Classifier(classifier.mean_network())
+
+    def rows(*wanted):
+        with separate_randomness(5):
+            if sweep == "ensemble":
+                return sweeps.ensemble_accuracies(classifier, batches, attack, wanted)
+            if sweep == "steps":
+                return sweeps.steps_accuracies(classifier, batches, attack, wanted, num_samples=2)
+            targets = {1: other, 3: classifier, 9: copy.deepcopy(classifier)}
+            return list(sweeps.transfer_accuracies(classifier, {n: targets[n] for n in wanted}, batches, attack,
+                                                   num_samples=3).values())
+
+    everything = rows(1, 3, 9)
+    assert rows(1) + rows(3) + rows(9) == everything == rows(1, 3) + rows(9)
+    assert len({row["accuracy"] for row in everything}) > 1
 
 
 def test_progress_is_told_after_every_batch(classifier, batch):
@@ -135,6 +159,17 @@ def test_the_gradient_norms_interval_is_the_normal_one(classifier, batch):
 def test_averaging_gradients_over_draws_comes_before_the_norm(classifier, batch):
     one, many = (sweeps.gradient_norms(classifier, [batch], num_samples=n)["l1_norm"] for n in (1, 50))
     assert many < 0.8 * one                              # what draws disagree about cancels
+
+
+def test_batch_norm_stands_still_whatever_mode_the_network_is_in():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3)).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    x, y = torch.rand(20, 1, 4, 4), torch.randint(3, (20,))
+    runs = {"train": network.train(), "eval": copy.deepcopy(network).eval()}
+    for measure in (lambda n: sweeps.gradient_norms(n, [(x, y)]), lambda n: sweeps.ensemble_accuracies(n, [(x, y)], None, [2])):
+        assert measure(runs["train"]) == measure(runs["eval"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()) and network.training
 
 
 @pytest.mark.parametrize("counts", [[], [0, 1], [-1]])

@@ -1,5 +1,6 @@
 """Tests of tables: rows come back as they were, are found by their settings, and damage is refused."""
 import csv
+import os
 
 import pytest
 
@@ -9,7 +10,8 @@ from pyro_advbnn.tables import Table
 
 ROW = {"run": "a,b", "dataset": "digits", "network": "convnet", "defense": "adv", "alpha": 0.1, "prior_std": "fan_in",
        "checkpoint": "a,b/best.pt", "weights": "0123456789ab", "source": "target", "attack": "pgd", "epsilon": 0.2,
-       "num_steps": 20, "step_size": 0.025, "attack_samples": 1, "num_samples": 20, "seed": 0, "num_examples": 360,
+       "num_steps": 20, "step_size": 0.025, "attack_samples": 1, "num_samples": 20, "seed": 0,
+       "num_examples": 360, "images": "abcdef012345", "batch_size": 500,
        "accuracy": 1 / 3, "accuracy_low": 0.25, "accuracy_high": 0.5, "reaches_ball": True}
 
 
@@ -57,6 +59,51 @@ def test_a_row_of_the_same_settings_takes_the_place_of_the_older_one(tmp_path):
         (row["seed"], row["accuracy"]) for row in table.rows]
 
 
+def test_rows_that_another_process_adds_meanwhile_are_kept(tmp_path):
+    one, other = Table(tmp_path, "accuracy"), Table(tmp_path, "accuracy")
+    for table, seed in ((one, 0), (other, 1), (one, 2)):
+        table.add([ROW | {"seed": seed}])
+    assert [row["seed"] for row in tables.read(tmp_path, "accuracy")] == [0, 1, 2] == [row["seed"] for row in one.rows]
+
+
+def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    table = Table(tmp_path, "accuracy")
+    table.add([ROW])
+    before = table.path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as error:
+        table.add([ROW | {"seed": 1}])
+    assert error.value.filename == str(table.path) and table.path.read_bytes() == before
+    assert os.listdir(tmp_path / "evaluation") == ["accuracy.csv"]
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_full_row_of_every_table_comes_back(tmp_path, name):
+    texts = {column for column in tables.TABLES[name] if column in tables._TEXTS}
+    row = {column: "true" if column in texts else -1 - i for i, column in enumerate(tables.TABLES[name])}
+    row |= {"reaches_ball": False} if "reaches_ball" in row else {}
+    Table(tmp_path, name).add([row])
+    assert tables.read(tmp_path, name) == [row]
+
+
+def test_measured_norms_and_examples_are_results(tmp_path):
+    for name in ("gradients", "examples"):
+        table = Table(tmp_path, name)
+        row = {column: 1.0 if column not in tables._TEXTS else "x" for column in tables.TABLES[name]}
+        table.add([row])
+        wanted = {"gradients": {"l1_norm": 2.0}, "examples": {"clean_prediction": "y", "adversarial_image": "z"}}[name]
+        assert table.find(row | wanted) and not table.find(row | {"seed": 2})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_what_is_no_text_file_is_refused(tmp_path, content):
+    path = tmp_path / "evaluation" / "accuracy.csv"
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        tables.read(tmp_path, "accuracy")
+
+
 def test_rows_are_selected_by_some_of_their_cells(tmp_path):
     table = Table(tmp_path, "accuracy")
     table.add([ROW, ROW | {"seed": 1}, ROW | {"seed": 2, "alpha": None}])
@@ -73,9 +120,9 @@ def test_an_unknown_column_is_a_mistake_of_ours_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("a,b\n1,2\n", "its columns differ"),
-    ("{header}\n1,2\n", "has not 21 cells"),
-    ("{header}\n" + "x," * 25 + "\n", "has not 21 cells"),
-    ("{header}\n" + "x," * 20 + "x\n", "must be a number, got 'x'"),
+    ("{header}\n1,2\n", "has not 23 cells"),
+    ("{header}\n" + "x," * 27 + "\n", "has not 23 cells"),
+    ("{header}\n" + "x," * 22 + "x\n", "must be a number, got 'x'"),
 ])
 def test_a_foreign_or_damaged_file_is_refused_and_unchanged(tmp_path, text, message):
     path = tmp_path / "evaluation" / "accuracy.csv"
