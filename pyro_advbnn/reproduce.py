@@ -160,9 +160,10 @@ def _train(arguments, deadline):
 def _refuse_other_run(folder, arguments):
     """Raises InputError where the run in `folder` was not started with these flags; where and how long may differ."""
     flags = run_folders.read_config(folder)["flags"]
-    for name, value in arguments.items():
-        if name not in ("out", "device", "data_dir") and flags.get(name) != value:
-            raise InputError(f"{folder} was trained with --{name} {flags.get(name)}, not {value}; choose another --out")
+    for name in sorted({*flags, *arguments} - {"out", "device", "data_dir", "max_minutes", "tensorboard"}):
+        if flags.get(name) != arguments.get(name):
+            raise InputError(f"{folder} was trained with --{name} {flags.get(name)}, not {arguments.get(name)}; choose another "
+                             f"--out")
 
 
 def _seconds_per_image(plan, images):
