@@ -33,6 +33,8 @@ class Look:
         ordered = sorted(found, key=lambda curve: -(curve.rows[-1].get("attack_samples") or 0))
         self.variants = list(dict.fromkeys(tuple(curve.words.values()) for curve in ordered))
         self.variants = [words for words in self.variants if not any(set(words) < set(other) for other in self.variants)]
+        self.most = max(len(curve.rows) for curve in found)
+        self.sparse = {tuple(curve.words.values()) for curve in found if self._is_sparse(curve)}
 
     def of(self, curve):
         """The line of a curve, as arguments of `plot`."""
@@ -50,15 +52,19 @@ class Look:
             values, low, high = ([100 * row[name] for row in curve.rows]
                                  for name in ("accuracy", "accuracy_low", "accuracy_high"))
             style = self.of(curve)
-            if len(set(places)) < len(places):
+            if len(set(places)) < len(places) or self._is_sparse(curve):
                 axes.errorbar(places, values, error_bars(curve.rows, "accuracy", 100), elinewidth=0.8,
-                              **style | {"linestyle": "none"})
+                              **style | {"linestyle": "none", "markersize": 6})
                 continue
             axes.plot(places, values, **style)
             axes.fill_between(places, low, high, color=style["color"], alpha=0.13, linewidth=0)
         axes.set_ylim(-2, 102)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("accuracy (%)")
+
+    def _is_sparse(self, curve):
+        """Whether others have so many more points that a line through these would tell what was not measured."""
+        return self.by_run and len(curve.rows) <= self.most / 2
 
     def handles(self):
         """The entries of the legend: runs, then what the line styles mean."""
@@ -69,7 +75,9 @@ class Look:
             entries.append(Line2D([], [], color=color, marker=marker if self.marked else "none", label=wrap(label, 60),
                                   linestyle="-" if two else LINES[place % len(LINES)]))
         for i, words in enumerate(self.variants if two and len(self.variants) > 1 else ()):
-            entries.append(Line2D([], [], color=GREY, linestyle=LINES[i % len(LINES)], label=wrap(", ".join(words), 60)))
+            sparse = words in self.sparse
+            entries.append(Line2D([], [], color=GREY, linestyle="none" if sparse else LINES[i % len(LINES)], markersize=6,
+                                  marker="o" if sparse else "none", label=wrap(", ".join(words), 60)))
         return [entry for entry in entries if entry.get_label()]
 
 
@@ -120,8 +128,8 @@ def finish_figure(figure, title, shared, handles):
 
 def error_bars(rows, name, scale=1):
     """[distances down, distances up] of the intervals of a result."""
-    return [[scale * (row[name] - row[f"{name}_low"]) for row in rows],
-            [scale * (row[f"{name}_high"] - row[name]) for row in rows]]
+    pairs = [(row[name] - row[f"{name}_low"], row[f"{name}_high"] - row[name]) for row in rows]
+    return [[scale * max(distance, 0.0) for distance in side] for side in zip(*pairs, strict=True)]    # rounding may cross 0
 
 
 def wrap(text, width):

@@ -11,7 +11,7 @@ from pyro_advbnn import cli, evidence, plots, recipes, records, report, summarie
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.subjects import Selection, Subjects, default_attack_step
+from pyro_advbnn.subjects import Selection, Subjects
 
 Radius = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1)]
@@ -32,7 +32,7 @@ class Attack:
 
     def pgd(self, dataset, epsilon, attack_samples=1):
         """The `PGD` of a radius and a number of draws per gradient."""
-        return PGD(epsilon, default_attack_step(dataset, self.step_size), self.num_steps, attack_samples)
+        return PGD(epsilon, _step(dataset, self.step_size), self.num_steps, attack_samples)
 
 
 TWENTY_STEPS = Attack()
@@ -159,7 +159,7 @@ def steps(
     command = usage.command_line("pyro_advbnn.evaluate steps", steps, locals())
     subjects = Subjects(of, "steps")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
-    step = default_attack_step(subjects.dataset, step_size)
+    step = _step(subjects.dataset, step_size)
     step = epsilon / 8 if step is None else step         # 2.5 epsilon / 20, whatever the number of steps
     _warn([PGD(epsilon, step, max(num_steps))])
     rows = []
@@ -271,6 +271,12 @@ def write_report(
     for path in summaries.write(subjects.folder):
         print(f"wrote {path}")
     print(f"wrote {report.write(subjects.folder, _reported(subjects))}")
+
+
+def _step(dataset, step_size):
+    """The PGD step that a flag asks for: a number, or None for 2.5 epsilon / num_steps."""
+    step_size = recipes.default_step_size(dataset) if step_size is None else step_size
+    return None if step_size == "auto" else step_size
 
 
 def _reported(subjects):

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pyro_advbnn.attacks import eval_mode
+from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.records import wilson_interval
 
@@ -13,7 +13,7 @@ def predict(classifier, x, *, num_samples=20):
     """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32."""
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    with eval_mode(classifier):
+    with eval_mode(classifier), frozen(classifier):      # frozen: exp(log_std) is computed once for all draws
         total = classifier(x).float().softmax(-1)
         for _ in range(num_samples - 1):
             total += classifier(x).float().softmax(-1)

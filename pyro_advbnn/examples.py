@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from pyro_advbnn import records
-from pyro_advbnn.attacks import eval_mode
+from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.evaluation import attack_fields
 
 PERTURBATION_FACTOR = 10
@@ -40,7 +40,7 @@ def make(classifier, images, attack, num_samples, folder, stem):
 
 @torch.no_grad()
 def _opinions(classifier, x, y, num_samples, class_names):
-    with eval_mode(classifier):
+    with eval_mode(classifier), frozen(classifier):
         draws = torch.stack([classifier(x).float().softmax(-1) for _ in range(num_samples)])
     answers = draws.mean(0).argmax(-1)
     of_truth = draws[:, torch.arange(len(y), device=y.device), y]

@@ -22,7 +22,7 @@ SETTINGS = {
     "precision": lambda config: texts.of(config.get("precision")),
     "trained on": lambda config: texts.of(environment(config).get("device")),
     "torch": lambda config: texts.of(mapping(environment(config).get("versions")).get("torch")),
-    "commit": lambda config: texts.of(environment(config).get("git_commit")),
+    "commit": lambda config: _short(environment(config).get("git_commit")),
 }
 LAST_EPOCH = {
     "last epoch": lambda metrics: texts.of(metrics.get("epoch")),
@@ -103,3 +103,9 @@ def mapping(value):
 
 def _suffix(pattern, value):
     return "" if value is None else pattern.format(texts.of(value))
+
+
+def _short(commit):
+    """A commit in 12 digits, with what git says of uncommitted changes."""
+    digits, dash, dirty = str(commit or "").partition("-")
+    return texts.of(digits[:12] + dash + dirty)

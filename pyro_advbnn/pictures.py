@@ -42,9 +42,9 @@ def _prediction(row, kind):
     probability, spread, agreement = (row[f"{kind}_{name}"] for name in ("probability", "probability_std", "agreement"))
     yield element("span", element("b", texts.of(row[f"{kind}_prediction"])), class_="answer")
     if row["num_samples"] == 1:                                         # one draw, or a network that has nothing to draw
-        yield element("span", f"p = {texts.fixed(probability, '.2f')}")
+        yield element("span", f"p(true class) = {texts.fixed(probability, '.2f')}")
     else:
-        yield element("span", f"p = {texts.fixed(probability, '.2f')} ± {texts.fixed(spread, '.2f')}")
+        yield element("span", f"p(true class) = {texts.fixed(probability, '.2f')} ± {texts.fixed(spread, '.2f')}")
         yield element("span", f"{texts.fixed(agreement, '.0%')} of draws agree".replace("%", " %"))
 
 

@@ -94,8 +94,8 @@ def replacing(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)                   # a full disk names no file
+        if error.errno:
+            error.filename = str(path)                   # a full disk names none, others the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)               # left over only where something failed

@@ -88,8 +88,12 @@ def _reproduce(pieces, wanted):
         waiting.append(plan.steps[-1])                   # the report shows what the others have brought
     for number, step in enumerate(waiting, 1):
         print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
-        if time.monotonic() > deadline or not journal.run(step, deadline):
-            return print(f"stopped: --max_minutes {wanted.max_minutes:g} are over; the same command goes on")
+        try:
+            if time.monotonic() > deadline or not journal.run(step, deadline):
+                return print(f"stopped: --max_minutes {wanted.max_minutes:g} are over; the same command goes on")
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", flush=True)
+            raise
     print(f"done in {_duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
 
 

@@ -1,5 +1,4 @@
 """What an evaluation looks at: trained runs, the images they are measured on, and the folder that takes the results."""
-import hashlib
 import os
 import sys
 import time
@@ -10,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
-from pyro_advbnn import datasets, recipes, records, run_folders
+from pyro_advbnn import datasets, records, run_folders
 from pyro_advbnn.cli import Range
-from pyro_advbnn.configuration import load_images
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
 from pyro_advbnn.evaluation import separate_randomness
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.tables import Table
@@ -104,11 +103,10 @@ class Subjects(list):
     def _load(self, folder, config):
         classifier, config, path = run_folders.load_classifier(
             folder, self.selection.checkpoint, self._own_network(config), self.device)
-        fields = run_folders.row_fields(config, path, _digest(classifier.state_dict()))
-        images, digest = self._split(folder, config)
-        _check_images(images, config, self.selection.split)
+        fields = run_folders.row_fields(config, path, digest(classifier.state_dict()))
+        images, images_digest = self._split(folder, config)
         fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
-        return Subject(fields["run"], folder, classifier, config, images, digest, fields)
+        return Subject(fields["run"], folder, classifier, config, images, images_digest, fields)
 
     def _own_network(self, config):
         """The network of the user's own that the flag names, for the runs that have it."""
@@ -121,7 +119,7 @@ class Subjects(list):
         """The images to evaluate a run on, which runs of the same source share, and their digest."""
         source = folder if self.selection.split == "held_out" else (config["data_dir"], config["image_size"])
         if source not in self._images:
-            images = _images(config, self.selection)
+            images = evaluated_images(config, self.selection)
             self._images[source] = images.to(self.device), image_digest(images)
         return self._images[source]
 
@@ -199,55 +197,6 @@ def _check_network(network, folders, configs):
                          f"--network {network} is that of none of {', '.join(map(str, folders))}")
 
 
-def _images(config, selection):
-    data_dir = selection.data_dir or config["data_dir"]
-    if selection.split == "held_out":
-        images = _held_out(config, data_dir)
-    else:
-        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"])
-    if selection.num_test and selection.num_test > len(images):
-        raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "
-                         f"{config['dataset']}")
-    return datasets.balanced_subset(images, selection.num_test, selection.seed) if selection.num_test else images
-
-
-def _check_images(images, config, split):
-    shape, names = list(images.images.shape[1:]), list(images.class_names)
-    if shape != config["image_shape"] or names != config["class_names"]:
-        raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
-                         f"not {tuple(config['image_shape'])} and {config['num_classes']}")
-
-
-def training_images(config, data_dir=None):
-    """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
-    images, held_out, digest = load_images(config["dataset"], data_dir or config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], "cpu")
-    if digest != config["images_sha256"]:
-        raise InputError("the training images are not those of the run")
-    return images, held_out
-
-
-def _held_out(config, data_dir):
-    _, held_out = training_images(config, data_dir)
-    if held_out is None:
-        raise InputError("--split held_out: the run held no images out")
-    return held_out
-
-
-def image_digest(images):
-    """What tells one set of labelled images from another: 12 hex digits."""
-    return _digest({"images": images.images, "labels": images.labels})
-
-
-def _digest(tensors):
-    """The first 12 hex digits of the SHA-256 of {name: tensor}."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 class _Bar:
     """A progress bar over images, a callback (number done, of those correct); silent where stderr is no terminal."""
 
@@ -263,9 +212,3 @@ class _Bar:
     def __call__(self, total, correct):
         self._bar.update(total - self._bar.n)
         self._bar.set_postfix_str(f"accuracy {100 * correct / total:.1f} %")
-
-
-def default_attack_step(dataset, step_size):
-    """The PGD step that a flag asks for: a number, or None for 2.5 epsilon / num_steps."""
-    step_size = recipes.default_step_size(dataset) if step_size is None else step_size
-    return None if step_size == "auto" else step_size

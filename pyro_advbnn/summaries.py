@@ -180,7 +180,7 @@ def _pruning(rows, folder):
     """The sweep over fractions, and what pruning by std begins with where the rows of the layers show it."""
     make = _wide("pruning", "Accuracy after pruning", "fraction", "fraction of the weights pruned", verdicts.check_pruning,
                  "Change: the largest fraction up to which no loss is seen, the 95 % interval of the change reaching 0. "
-                 "Agrees, for clean images: there is such a fraction above 0.")
+                 "Agrees, for clean images pruned by std: there is such a fraction above 0.")
     summary, = make(rows, folder)
     names, layers, told = labels(rows), tables.read(folder, "layers"), []
     for run, weights in dict.fromkeys((row["run"], row["weights"]) for row in rows if row["prune_by"] == "std"):
@@ -199,12 +199,12 @@ def _gradients(rows, _):
         ratio = f"{test['l1_norm'] / train['l1_norm']:.2f}" if both and train["l1_norm"] else NONE
         verdict = NONE
         if both and curve.rows[0]["defense"] == "adv":
-            verdict = "yes" if test["l1_norm_low"] > train["l1_norm_high"] else "no"
+            verdict = verdicts.check_gradients(train, test)
         agree.append(verdict)
         lines.append([curve.text, *(_norm(by_split.get(split)) for split in ("train", "test")), ratio, verdict])
     note = (f"{_shared(rows, 'split')}. Mean l1 norm of the gradient of the loss by the image, with its 95 % interval. "
-            f"{_claim('gradients')} Agrees, for adversarial training: the interval of test lies above that of train"
-            f"{verdicts.count_agreeing(agree)}.")
+            f"{_claim('gradients')} Agrees, for adversarial training: that of test is larger, beyond the 95 % interval "
+            f"of the difference{verdicts.count_agreeing(agree)}.")
     return [Summary("gradients", "Input gradients on training and test images (Eq. 11 to 13)",
                     ["run", "train", "test", "test / train", "agrees"], lines, note)]
 

@@ -117,7 +117,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
 @torch.no_grad()
 def _running_sums(classifier, x, count):
     """A generator of the sum of the first 1, 2, ..., count softmax outputs."""
-    with eval_mode(classifier):
+    with eval_mode(classifier), frozen(classifier):
         draws = (classifier(x).float().softmax(-1) for _ in range(count))
         yield from itertools.accumulate(draws)
 

@@ -67,8 +67,15 @@ def check_pruning(rows):
         if difference(rows[0], row)[2] < 0:
             break
         kept = row
-    text = f"no loss seen up to {kept['fraction']:g}"
-    return text, NONE if rows[0]["epsilon"] else "yes" if kept["fraction"] > 0 else "no"
+    text = f"up to {kept['fraction']:g} no loss beyond the interval"
+    asked = rows[0]["prune_by"] == "std" and not rows[0]["epsilon"]      # the paper says it of large standard deviations
+    return text, ("yes" if kept["fraction"] > 0 else "no") if asked else NONE
+
+
+def check_gradients(train, test):
+    """Whether the norm on test images is larger than that on training images, beyond the interval of the difference."""
+    half = math.hypot(*(row["l1_norm_high"] - row["l1_norm"] for row in (train, test)))
+    return "yes" if test["l1_norm"] - train["l1_norm"] > half else "no"
 
 
 def first_by_std(layers):

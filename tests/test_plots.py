@@ -194,3 +194,15 @@ def test_a_figure_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_pat
             plots.draw(folder)
     assert before and {path: path.read_bytes() for path in before} == before
     assert {path: path.read_bytes() for path in plots.draw(folder)} != before
+
+
+def test_points_that_others_have_in_between_are_not_joined_by_a_line():
+    every, few = [0.0, 0.01, 0.02, 0.03, 0.04, 0.05], [0.0, 0.04]
+    rows = [row(run, 500, epsilon, draws) for run, draws, radii in ((ADV, 1, every), (ADVBNN, 1, every), (ADVBNN, 10, few))
+            for epsilon in radii]
+    figure = drawing("accuracy", rows)
+    joined = {len(each.get_xdata()): each.get_linestyle() for each in figure.axes[0].lines if len(each.get_xdata()) in (2, 6)}
+    assert joined[6] != "None" == joined[2]
+    legend = figure.legends[0]
+    labels = {text.get_text(): handle.get_linestyle() for text, handle in zip(legend.texts, legend.legend_handles)}
+    assert labels["10 draws per gradient"] == "None" != labels["1 draw per gradient"]

@@ -108,7 +108,7 @@ def test_the_page_says_what_was_run_how_it_came_out_how_long_it_took_and_how_to_
     assert [attributes["id"] for attributes in page.all("section")] == SECTIONS
     for told in ("1,287", "66,026", "Adv-BNN", "no defence", "PGD, ε 0.2, 10 steps of 0.05, 1 draw per gradient", "0.541",
                  "67.3 %", "0123abcd-dirty", "2.14.1", "69.2 [64.2, 73.7]", "Fig. 2 and Table 1", "1 min 23 s",
-                 "Image 17, true class seven: fooled", "p = 0.31 ± 0.12", "85 % of draws agree",
+                 "Image 17, true class seven: fooled", "p(true class) = 0.31 ± 0.12", "85 % of draws agree",
                  "python -m pyro_advbnn.train --dataset digits --epochs 16 --out runs/advbnn",
                  "python -m pyro_advbnn.evaluate accuracy --runs runs/advbnn"):
         assert told in page.text, told

@@ -164,12 +164,13 @@ def test_the_prior_agrees_where_the_highest_and_lowest_accuracy_are_alike(tmp_pa
     assert line["agrees"] == verdict and line["change"].endswith("0.05 to 0.1") and line["fan_in"] == "50.5"
 
 
-def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path):
-    rows = [row(BNN, correct, epsilon, fraction=f, prune_by="std", prediction="posterior") for epsilon in (0.0, 0.035)
+@pytest.mark.parametrize(("by", "verdict"), [("std", "yes"), ("signal_to_noise", "-")])     # the paper speaks of the std
+def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path, by, verdict):
+    rows = [row(BNN, correct, epsilon, fraction=f, prune_by=by, prediction="posterior") for epsilon in (0.0, 0.035)
             for f, correct in ((0.0, 800), (0.25, 795), (0.5, 700), (0.75, 800))]
     first, second = lines(summary_of(tmp_path, "pruning", rows))
-    assert first["change"] == second["change"] == "no loss seen up to 0.25"
-    assert (first["agrees"], second["agrees"]) == ("yes", "-")
+    assert first["change"] == second["change"] == "up to 0.25 no loss beyond the interval"
+    assert (first["agrees"], second["agrees"]) == (verdict, "-")
 
 
 @pytest.mark.parametrize(("by", "weights", "told"), [("std", "w-bnn", True), ("signal_to_noise", "w-bnn", False),

@@ -39,3 +39,10 @@ def test_pruning_by_std_begins_with_the_widest_prior_only_where_its_medians_are_
     layers = [{"layer": name, "log_std_median": median, "prior_log_std": prior}
               for name, median, prior in zip(("all", *names), (-1.0, *medians), (1.0, *priors))]
     assert verdicts.first_by_std(layers) == expected
+
+
+@pytest.mark.parametrize(("test", "verdict"), [(1.29, "yes"), (1.27, "no"), (0.5, "no")])
+def test_gradients_differ_beyond_the_interval_of_their_difference(test, verdict):
+    """Half widths 0.2 and 0.2: that of the difference is 0.2828, although the two intervals overlap up to 0.4."""
+    rows = [{"l1_norm": mean, "l1_norm_low": mean - 0.2, "l1_norm_high": mean + 0.2} for mean in (1.0, test)]
+    assert verdicts.check_gradients(*rows) == verdict

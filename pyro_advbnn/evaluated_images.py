@@ -1,0 +1,60 @@
+"""The images on which runs are measured: the test split, or what a run held out or was trained on; their digest."""
+import hashlib
+
+from pyro_advbnn import datasets
+from pyro_advbnn.configuration import load_images
+from pyro_advbnn.errors import InputError
+
+
+def evaluated_images(config, selection):
+    """The images, on the CPU, that a `subjects.Selection` measures the run of `config` on.
+
+    Raises InputError where they are not there, not enough, or not like those of the training.
+    """
+    data_dir = selection.data_dir or config["data_dir"]
+    if selection.split == "held_out":
+        images = _held_out(config, data_dir)
+    else:
+        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"])
+    if selection.num_test and selection.num_test > len(images):
+        raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "
+                         f"{config['dataset']}")
+    _check(images, config, selection.split)
+    return datasets.balanced_subset(images, selection.num_test, selection.seed) if selection.num_test else images
+
+
+def _check(images, config, split):
+    shape, names = list(images.images.shape[1:]), list(images.class_names)
+    if shape != config["image_shape"] or names != config["class_names"]:
+        raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
+                         f"not {tuple(config['image_shape'])} and {config['num_classes']}")
+
+
+def training_images(config, data_dir=None):
+    """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
+    images, held_out, digest = load_images(config["dataset"], data_dir or config["data_dir"], config["image_size"],
+                                           config["subset"], config["num_held_out"], config["seed"], "cpu")
+    if digest != config["images_sha256"]:
+        raise InputError("the training images are not those of the run")
+    return images, held_out
+
+
+def _held_out(config, data_dir):
+    _, held_out = training_images(config, data_dir)
+    if held_out is None:
+        raise InputError("--split held_out: the run held no images out")
+    return held_out
+
+
+def image_digest(images):
+    """What tells one set of labelled images from another: 12 hex digits."""
+    return digest({"images": images.images, "labels": images.labels})
+
+
+def digest(tensors):
+    """The first 12 hex digits of the SHA-256 of {name: tensor}."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return found.hexdigest()[:12]
