@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from pyro_advbnn import cli, datasets, networks, records, run_folders
+from pyro_advbnn import cli, datasets, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.devices import resolve_device
@@ -94,6 +94,9 @@ def _reproduce(pieces, wanted):
         except KeyboardInterrupt:
             print("stopped; the same command goes on", flush=True)
             raise
+    for summary in summaries.summaries(plan.out):
+        if summary.name.startswith("table1"):
+            print(f"\n{summaries.as_text(summary)}")
     print(f"done in {_duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
 
 

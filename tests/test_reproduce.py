@@ -204,6 +204,7 @@ def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_
     run("all", *TINY, "--out", tmp_path / "out")
     out = capsys.readouterr().out
     assert "[1/2] python -m pyro_advbnn.evaluate steps" in out and "[2/2] python -m pyro_advbnn.evaluate report" in out
+    assert "Table 1: accuracy (%) under white-box PGD on digits" in out
     assert csv_files(tmp_path / "out") == csv_files(whole)
 
 
