@@ -103,11 +103,13 @@ def gradients(subjects, subject, counts):
     train, _ = training_images(subject.config, subjects.selection.data_dir)
     if len(train) > len(subject.images):
         train = datasets.balanced_subset(train, len(subject.images), subjects.seed)
+    splits = {"train": (train.to(subjects.device), image_digest(train)),
+              subjects.selection.split: (subject.images, subject.digest)}
     rows = []
-    for split, images in {"train": train.to(subjects.device), subjects.selection.split: subject.images}.items():
+    for split, (images, digest) in splits.items():
         for draws in sorted({subject.draws(count) for count in counts}):
             wanted = subject.fields | _images(subjects, subject) | {
-                "split": split, "num_samples": draws, "num_examples": len(images), "images": image_digest(images)}
+                "split": split, "num_samples": draws, "num_examples": len(images), "images": digest}
             compute = partial(gradient_norms, subject.classifier, subjects.batches(images), num_samples=draws)
             rows.append(_row(subjects, f"{subject.name} {split}", wanted, compute))
     return rows

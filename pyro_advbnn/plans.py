@@ -1,5 +1,5 @@
 """What has to be run for each piece of the paper's evidence: commands, in order, with what they leave and what they cost."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,7 +88,7 @@ class Step:
     leaves: tuple[Path, ...]
     gradients: float = 0.0
     forwards: float = 0.0
-    is_training: bool = field(default=False)
+    is_training: bool = False
 
     @property
     def command(self):

@@ -155,12 +155,11 @@ def _train(arguments, deadline):
     limit = {} if minutes == float("inf") else {"max_minutes": minutes}
     if not (folder / "config.json").exists():
         train(**arguments, **limit)
-    elif not run_folders.is_finished(folder):
-        _refuse_other_run(folder, arguments)
+        return run_folders.is_finished(folder)
+    _refuse_other_run(folder, arguments)
+    if not run_folders.is_finished(folder):
         own = {name: arguments[name] for name in ("network", "data_dir") if arguments[name]}
         train(resume=folder, device=arguments["device"], **own, **limit)
-    else:
-        _refuse_other_run(folder, arguments)
     return run_folders.is_finished(folder)
 
 

@@ -87,7 +87,7 @@ def transfer_rate(clean, transferred, white_box, num_examples):
     """
     drop = clean - white_box
     error = 1.959964 * math.sqrt((clean * (1 - clean) + white_box * (1 - white_box)) / num_examples)
-    if drop <= max(error, 0):
+    if drop <= error:
         return None, f"drop {100 * drop:.1f} ± {100 * error:.1f} points"
     return (clean - transferred) / drop, ""
 
