@@ -3,6 +3,7 @@
 A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences.
 """
 import copy
+import functools
 import itertools
 import math
 
@@ -17,6 +18,7 @@ from torch.func import functional_call
 from pyro_advbnn.averaging import AveragedClassifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import Buffers, unflatten
+from pyro_advbnn.folding import LeanCalls, autocast_dtype
 from pyro_advbnn.noise import AdditiveNoise
 from pyro_advbnn.posteriors import MeanFieldNormal
 from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
@@ -25,6 +27,7 @@ from pyro_advbnn.skeletons import (
     last_layer_names,
     matching_parameters,
     parameter_aliases,
+    shared_modules,
     skeleton,
     trainable_parameters,
 )
@@ -41,10 +44,30 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self._pyro_name = f"classifier{next(self._numbers)}"
+        self._kept = None
 
     def forward(self, x):
         """Logits (B, classes) under fresh randomness."""
-        return _checked(self.network(x))
+        if any(p.requires_grad for p in self.parameters()):
+            return _checked(self.network(x))
+        return _checked(self._lean_calls(self._kept_weights(x), x))
+
+    @functools.cached_property
+    def _lean_calls(self):
+        return LeanCalls(self.network, shared_modules(self.network))
+
+    def _kept_weights(self, x):
+        """The weights of lean calls, made anew where a weight, a buffer, a mode or autocast's dtype is not as it was."""
+        parameters = dict(self.network.named_parameters())
+        versions = [(t._version, t.data_ptr()) for t in (*parameters.values(), *self.network.buffers())]
+        state = versions, [module.training for module in self.network.modules()], autocast_dtype(x.device)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self._lean_calls.weights(parameters)
+        return self._kept[1]
+
+    def train(self, mode=True):
+        self._kept = None
+        return super().train(mode)
 
     def model(self, x, y, kl_weight=None):
         """The Pyro model of one batch, for `pyro.infer.SVI` with `TraceMeanField_ELBO`; returns the logits.
@@ -98,6 +121,9 @@ class Classifier(nn.Module):
             pyro.sample("y", dist.Categorical(logits=logits.float()), obs=y)
         return logits
 
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_lean_calls"} | {"_kept": None}
+
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
@@ -143,11 +169,18 @@ class BayesianClassifier(Classifier):
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         self._work = Buffers()
-        self._frozen_std = None
+        self._shared = shared_modules(network)
 
     def forward(self, x):
         """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight."""
-        return self._logits(self.posterior_distribution().rsample(), x)
+        weights = self.posterior_distribution().rsample()
+        if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
+            return self._logits(weights, x)
+        return _checked(self._lean_calls(self._lean_calls.weights(self._by_alias(weights), owned=self._shapes), x))
+
+    @functools.cached_property
+    def _lean_calls(self):
+        return LeanCalls(self.network, self._shared)
 
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
@@ -192,7 +225,8 @@ class BayesianClassifier(Classifier):
 
     def release_buffers(self):
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
-        self._work, self._frozen_std = Buffers(), None
+        self._work, self._kept = Buffers(), None
+        self.__dict__.pop("_lean_calls", None)
 
     def settings(self):
         return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}
@@ -210,9 +244,11 @@ class BayesianClassifier(Classifier):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 
     def _logits(self, weights, x):
+        return _checked(functional_call(self.network, self._by_alias(weights), (x,), tie_weights=False))
+
+    def _by_alias(self, weights):
         by_name = self._by_name(weights)
-        tensors = {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
-        return _checked(functional_call(self.network, tensors, (x,), tie_weights=False))
+        return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
 
     def _by_name(self, weights):
         """{parameter name: view} of a draw (d,) and of the deterministic parameters."""
@@ -222,19 +258,14 @@ class BayesianClassifier(Classifier):
             by_name |= zip(self._fixed_shapes, fixed, strict=True)
         return by_name
 
-    def train(self, mode=True):
-        self._frozen_std = None
-        return super().train(mode)
-
     def _std_while_frozen(self):
         """exp(log_std), kept while log_std requires no gradient, as in an attack, from one train() or eval() on."""
         if self.log_std.requires_grad:
-            self._frozen_std = None
+            self._kept = None
             return None
-        if self._frozen_std is None or self._frozen_std[0] != self.log_std._version:
-            std = torch.exp(self.log_std, out=self._work.take(self.log_std))
-            self._frozen_std = self.log_std._version, std
-        return self._frozen_std[1]
+        if self._kept is None or self._kept[0] != self.log_std._version:
+            self._kept = self.log_std._version, torch.exp(self.log_std, out=self._work.take(self.log_std))
+        return self._kept[1]
 
     def _sizes(self):
         return [math.prod(shape) for shape in self._shapes.values()]

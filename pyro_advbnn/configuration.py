@@ -8,6 +8,7 @@ from pyro_advbnn import datasets, event_files, networks, recipes, records, run_f
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.flat import how_normals_are_drawn
 from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.training import Training
 
@@ -47,7 +48,8 @@ def configure(flags):
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False), "device": str(device),
         "flags": {k: _text(v) for k, v in flags.items()},
-        "environment": records.environment() | {"device": describe_device(device)},
+        "environment": records.environment() | {"device": describe_device(device),
+                                                  "normals": how_normals_are_drawn()},
     }
     return config, images, held_out
 

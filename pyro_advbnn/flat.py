@@ -9,9 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.autograd.function import once_differentiable
 
+try:
+    from pyro_advbnn import _normals  # compiled at installation, where there is a C compiler
+except ImportError:
+    _normals = None
+
 _CPU_CHUNK = 1 << 20          # floats: large enough to share among threads, small enough for a cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
-_STREAM = 1 << 20             # normals from one generator
+_STREAM = 1 << 20             # normals from one generator, or to one thread at a time
+_BLOCK = 128                  # normals that `_normals` makes from one value of its counter
 
 
 def chunks(start, stop, device):
@@ -23,21 +29,37 @@ def chunks(start, stop, device):
 def standard_normal_(out):
     """Fill the contiguous tensor `out` with N(0, 1) draws and return it.
 
-    All randomness comes from torch's global generator of out's device. A long CPU vector is cut into streams of fixed
-    length, each with a generator of its own that is seeded from the global one: the numbers depend on the global state
-    alone, whatever the number of threads.
+    All randomness comes from torch's global generator of out's device. A long CPU vector takes from it only the seed of
+    `_normals` (three times as fast) or, where that was not compiled, those of generators for streams of fixed length: the
+    numbers depend on the global state alone, whatever the number of threads.
     """
     if out.device.type != "cpu" or out.numel() <= _STREAM:
         return out.normal_()
-    streams = out.view(-1).split(_STREAM)
-    seeds = torch.randint(2**63 - 1, (len(streams),)).tolist()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(_fill, streams, seeds))
+    fill = _streams(out.numel()) if _normals is None or out.dtype != torch.float32 else _blocks()
+    vector = out.view(-1)
+    in_threads(lambda part: fill(vector[part], part.start), [slice(i, i + _STREAM) for i in range(0, len(vector), _STREAM)])
     return out
 
 
-def _fill(stream, seed):
-    stream.normal_(generator=torch.Generator().manual_seed(seed))
+def how_normals_are_drawn():
+    """For the records of a run: equal seeds give equal long draws only where these are made alike."""
+    return "torch" if _normals is None else "Philox4x32-10, compiled"
+
+
+def _blocks():
+    key = int(torch.randint(2**63 - 1, ()))
+    return lambda piece, start: _normals.fill(piece.data_ptr(), len(piece), key, start // _BLOCK)
+
+
+def _streams(size):
+    seeds = torch.randint(2**63 - 1, (-(-size // _STREAM),)).tolist()
+    return lambda piece, start: piece.normal_(generator=torch.Generator().manual_seed(seeds[start // _STREAM]))
+
+
+def in_threads(function, arguments):
+    """Call `function` with each argument, in as many threads as torch uses."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(function, arguments))
 
 
 def unflatten(vector, shapes, buffers):

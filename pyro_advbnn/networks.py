@@ -5,7 +5,7 @@ normalisation layer in front where you want one.
 """
 import importlib
 
-from torch import nn
+from torch import fx, nn
 
 from pyro_advbnn.errors import InputError
 
@@ -129,11 +129,15 @@ class _Network(nn.Module):
         self.min_side, self.max_side = min_side, max_side
 
     def forward(self, x):
-        if min(x.shape[-2:]) < self.min_side or (self.max_side and max(x.shape[-2:]) > self.max_side):
-            upper = f" to {self.max_side}" if self.max_side else " or more"
-            raise InputError(f"the network takes images of {self.min_side}{upper} pixels a side, "
-                             f"got {x.shape[-2]}x{x.shape[-1]}")
+        _check_sides(x, self.min_side, self.max_side)
         return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+@fx.wrap                                                 # a tracer need not look inside
+def _check_sides(x, min_side, max_side):
+    if min(x.shape[-2:]) < min_side or (max_side and max(x.shape[-2:]) > max_side):
+        upper = f" to {max_side}" if max_side else " or more"
+        raise InputError(f"the network takes images of {min_side}{upper} pixels a side, got {x.shape[-2]}x{x.shape[-1]}")
 
 
 def _vgg(convolutions_per_stage, num_classes, in_channels, width):

@@ -48,6 +48,14 @@ def parameter_aliases(network):
     return aliases
 
 
+def shared_modules(network):
+    """The names of modules that hold a parameter which has another name too."""
+    names = {}
+    for name, p in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name.rpartition(".")[0])
+    return {module for modules in names.values() if len(modules) > 1 for module in modules}
+
+
 def skeleton(network):
     """A copy of the network's structure and buffers with None for every trainable parameter, which is not copied."""
     return copy.deepcopy(network, {id(p): None for p in network.parameters() if p.requires_grad})

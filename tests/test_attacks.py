@@ -8,6 +8,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.attacks import auto_step_size
+from pyro_advbnn.posteriors import MeanFieldNormal
 
 SETTINGS = {"epsilon": 0.1, "step_size": 0.03, "num_steps": 5}
 
@@ -152,8 +153,8 @@ def test_the_gradient_is_the_mean_over_the_draws(batch):
 
 def test_weights_of_a_bayesian_classifier_are_drawn_anew_in_every_step(batch, monkeypatch):
     classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1)
-    draws, logits = [], classifier._logits
-    monkeypatch.setattr(classifier, "_logits", lambda w, x: (draws.append(w.clone()), logits(w, x))[1])
+    draws, rsample = [], MeanFieldNormal.rsample
+    monkeypatch.setattr(MeanFieldNormal, "rsample", lambda self: (w := rsample(self), draws.append(w.clone()))[0])
     ab.pgd(classifier, *batch, **SETTINGS)
     assert len(draws) == 5
     assert all((one != other).float().mean() > 0.99 for one, other in zip(draws, draws[1:], strict=False))
