@@ -89,6 +89,11 @@ class Classifier(nn.Module):
     def constrain_(self):
         """Bring the parameters back into their range, after an optimizer step."""
 
+    def release_buffers(self):
+        """Give back the work memory that calls keep; the next call takes it anew."""
+        self._kept = None
+        self.__dict__.pop("_lean_calls", None)
+
     def draw(self):
         """The network with one draw of its randomness fixed, an independent module."""
         network = copy.deepcopy(self.network)
@@ -122,7 +127,7 @@ class Classifier(nn.Module):
         return logits
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_lean_calls"} | {"_kept": None}
+        return {name: value for name, value in super().__getstate__().items() if name != "_lean_calls"} | {"_kept": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
@@ -225,8 +230,8 @@ class BayesianClassifier(Classifier):
 
     def release_buffers(self):
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
-        self._work, self._kept = Buffers(), None
-        self.__dict__.pop("_lean_calls", None)
+        super().release_buffers()
+        self._work = Buffers()
 
     def settings(self):
         return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}

@@ -5,15 +5,17 @@ import hashlib
 import torch
 
 from pyro_advbnn import datasets, event_files, networks, recipes, records, run_folders
+from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn
+from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.training import Training
 
-DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto",
-            "precision": "fp32"}
+DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
+            "cuda_graphs": "auto"}
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
@@ -25,6 +27,7 @@ def configure(flags):
     flags = DEFAULTS | flags
     dataset, defense, recipe, seed = (flags[name] for name in ("dataset", "defense", "recipe", "seed"))
     device = resolve_device(flags["device"])
+    how = _how_to_compute(flags, device)
     if flags.get("tensorboard"):
         event_files.require()
     for name in ("prior_std", "init_std"):
@@ -45,13 +48,21 @@ def configure(flags):
         "defense": defense, "network": settings["network"], "width": settings["width"],
         "num_classes": images.num_classes, "in_channels": images.images.shape[1],
         "init_from": _text(flags.get("init_from")),
-        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
+        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how,
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False), "device": str(device),
         "flags": {k: _text(v) for k, v in flags.items()},
         "environment": records.environment() | {"device": describe_device(device),
                                                   "normals": how_normals_are_drawn()},
     }
     return config, images, held_out
+
+
+def _how_to_compute(flags, device):
+    """The part of a config that says how steps are computed, with `--precision` as it is on this device."""
+    if flags["cuda_graphs"] == "on" and device.type != "cuda":
+        raise InputError("--cuda_graphs on needs a GPU")
+    return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
+            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch")}
 
 
 def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False):
@@ -86,17 +97,33 @@ def build(config, images):
     config["classifier"] = classifier.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
-                    augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"])
+                    augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
+                    micro_batch=config["micro_batch"])
+
+
+def accelerate(training, config):
+    """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
+    notes = []
+    if config["compile"]:
+        x, y = next(iter(datasets.batches(training.images, training.settings["batch_size"])))
+        with autocast(training.device, training.precision):
+            failure = compile_network(training.classifier, batch_format(x, training.precision), y)
+        notes += [f"--compile: not compiled: {failure}"] if failure else []
+    wanted = config["cuda_graphs"] == "on" or (config["cuda_graphs"] == "auto" and training.device.type == "cuda")
+    if wanted and training.attack:
+        training.attack = GraphedAttack(training.attack)
+    return notes
 
 
 def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
     A run that was left before its first checkpoint is at its start. flags: those given, of which only epochs,
-    max_minutes, patience, tensorboard, data_dir, device and network may differ from the run's.
+    max_minutes, patience, tensorboard, data_dir, device, network, precision, compile, cuda_graphs and micro_batch may differ
+    from the run's.
     """
     config = run_folders.read_config(folder)
-    config.setdefault("tensorboard", False)              # older runs do not say
+    config = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None} | config    # older runs
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir") if name in flags}
@@ -106,6 +133,7 @@ def resume(folder, flags):
         event_files.require()
     device = resolve_device(flags.get("device", config["device"]))
     config["device"] = str(device)
+    config |= _how_to_compute(config | flags, device)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device)
     if digest != config["images_sha256"]:
@@ -119,7 +147,8 @@ def resume(folder, flags):
     return config, training, held_out, best
 
 
-_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network")
+_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "precision",
+                         "compile", "cuda_graphs", "micro_batch")
 
 
 def _check_resume_flags(folder, config, flags):

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 
 
@@ -32,10 +33,11 @@ def negative_elbo(classifier, x, y, *, kl_weight):
 
 def objective(classifier, x, y, *, kl_weight):
     """`negative_elbo` with its parts, as an `Objective`."""
-    elbo = _TracedELBO()
+    elbo = _UnreadELBO()
     loss = elbo.differentiable_loss(classifier.unregistered_model, classifier.unregistered_guide, x, y, kl_weight)
     model = elbo.model_trace.nodes
-    return Objective(loss, -model["y"]["log_prob_sum"].detach(), _kl(elbo).detach(), model["_RETURN"]["value"].detach())
+    kl = torch.zeros_like(loss) if elbo.kl is None else elbo.kl
+    return Objective(loss, -model["y"]["log_prob_sum"].detach(), kl.detach(), model["_RETURN"]["value"].detach())
 
 
 def skip_validation():
@@ -44,19 +46,25 @@ def skip_validation():
     torch.distributions.Distribution.set_default_validate_args(False)
 
 
-class _TracedELBO(TraceMeanField_ELBO):
-    """Keeps the two traces, so that what was computed for the loss can be recorded too."""
+class _UnreadELBO(TraceMeanField_ELBO):
+    """Pyro's mean-field ELBO of our sites, but the host never reads its value, for which it would wait for a GPU.
 
-    def _get_trace(self, model, guide, args, kwargs):
-        self.model_trace, self.guide_trace = super()._get_trace(model, guide, args, kwargs)
-        return self.model_trace, self.guide_trace
+    Keeps the model's trace and the unweighted KL, so that what was computed for the loss can be recorded too.
+    """
 
+    kl = None
 
-def _kl(elbo):
-    if "weights" not in elbo.guide_trace.nodes:
-        return torch.zeros(())
-    prior, posterior = elbo.model_trace.nodes["weights"], elbo.guide_trace.nodes["weights"]
-    try:
-        return torch.distributions.kl_divergence(posterior["fn"], prior["fn"])
-    except NotImplementedError:
-        return posterior["unscaled_log_prob"] - prior["unscaled_log_prob"]
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        self.model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        loss = -self.model_trace.nodes["y"]["log_prob_sum"]
+        if "weights" not in guide_trace.nodes:
+            return loss
+        return loss + self._weighted_kl(self.model_trace.nodes["weights"], guide_trace.nodes["weights"])
+
+    def _weighted_kl(self, prior, posterior):
+        try:
+            self.kl = torch.distributions.kl_divergence(posterior["fn"], prior["fn"])
+            return scale_and_mask(self.kl, posterior["scale"], posterior["mask"])
+        except NotImplementedError:
+            self.kl = posterior["unscaled_log_prob"] - prior["unscaled_log_prob"]
+            return posterior["log_prob_sum"] - prior["log_prob_sum"]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pyro_advbnn import datasets, evaluate, recipes, usage
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.precision import PRECISIONS
 from pyro_advbnn.subjects import Selection
 from pyro_advbnn.train import train
 
@@ -34,7 +35,7 @@ class Reproduction:
         attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
         seed: of all random streams.
         device: auto (cuda if present), cpu, cuda or cuda:N.
-        precision: of the training: fp32, or bf16.
+        precision: of the training: fp32, tf32 (GPUs only) or bf16.
         out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
         max_minutes: stop a training after this time, or start no further step; the same command goes on.
         dry_run: print the plan and stop.
@@ -53,7 +54,7 @@ class Reproduction:
     attack_samples: Count = None
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal[PRECISIONS] = "fp32"
     out: Path | None = None
     max_minutes: Annotated[float | None, Range(0, open_low=True)] = None
     dry_run: bool = False

@@ -16,6 +16,7 @@ class Progress:
         self._progress_at_start = training.progress
         self._epoch_began, self._epoch_images = time.monotonic(), 0
         self._bar = None
+        self._noted = set()
 
     def begin(self):
         config, settings = self.config, self.config["settings"]
@@ -88,6 +89,13 @@ class Progress:
         self.close()
         print(f"stopped in epoch {self.training.epochs_done + 1} after step {self.training.steps_done}: {why}; "
               f"go on with --resume {self.folder}")
+
+    def note(self, line):
+        """Print the line, if it has not been printed yet."""
+        if line not in self._noted:
+            self.close()
+            print(line, flush=True)
+            self._noted.add(line)
 
     def close(self):
         """Take the bar away."""

@@ -1,6 +1,6 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
 import time
-import warnings
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +10,8 @@ from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.micro_batches import is_out_of_memory
+from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
 from pyro_advbnn.training import NotFinite, accuracies, is_better
@@ -57,7 +59,10 @@ def train(
     image_size: Count = None,
     seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
     device: str | None = None,
-    precision: Literal["fp32", "bf16"] | None = None,
+    precision: Literal[PRECISIONS] | None = None,
+    compile: bool | None = None,
+    cuda_graphs: Literal["auto", "on", "off"] | None = None,
+    micro_batch: Count = None,
     out: Path | None = None,
     resume: Path | None = None,
     tensorboard: bool = False,
@@ -106,10 +111,15 @@ def train(
         image_size: side in pixels that the images of dataset folder are brought to.
         seed: of all random streams, default 0.
         device: auto (cuda if present; the default), cpu, cuda or cuda:N.
-        precision: fp32 (the default), or bf16: autocast, with losses in float32.
+        precision: fp32 (the default on a CPU), tf32 (GPUs only) or bf16 (the default on a GPU): autocast; weights, losses and
+            the optimizer stay in float32.
+        compile: translate the network with torch.compile; where that fails, a line says why.
+        cuda_graphs: capture the attack as one CUDA graph; auto = on a GPU. Where that fails, a line says why.
+        micro_batch: the most images in the network at a time, for a batch that does not fit into memory: the same draws and
+            the same gradient, but for BatchNorm, which then normalises each part by itself.
         out: the new run folder; default runs/<dataset>-<defense>-<time>.
-        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device and network may be
-            given too. A run without a checkpoint yet starts from the beginning.
+        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, precision,
+            compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
             its single precision; needs the package tensorboard. A resumed run goes on doing so.
         dry_run: print the configuration and stop.
@@ -135,6 +145,9 @@ def train(
             print(f"{resumed} has no checkpoint yet and starts from the beginning")
     else:
         folder = run_folders.create(folder or _default_folder(config), config)
+    set_precision(config["precision"])
+    for note in configuration.accelerate(training, config):
+        print(note)
     _fit(resumed or folder, config, training, held_out, best, flags.get("max_minutes"))
 
 
@@ -147,19 +160,32 @@ def _fit(folder, config, training, held_out, best, max_minutes):
     progress = Progress(config, training, folder)
     progress.begin()
     try:
-        with run_folders.metrics_writer(folder, config) as write_row, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Encountered NaN")     # Pyro's; the training stops with a line of ours
+        with run_folders.metrics_writer(folder, config) as write_row:
             _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
     except NotFinite as error:
         progress.close()
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
         none = f"no checkpoint has been written to {folder} yet"
         raise InputError(f"{error}; {last if run_folders.has_position(folder) else none}") from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        progress.close()
+        raise InputError(_too_large(training, folder, error)) from None
     except KeyboardInterrupt:
         progress.close()
         where = folder / "checkpoint.pt" if run_folders.has_position(folder) else "the beginning: it has no checkpoint yet"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
+
+
+def _too_large(training, folder, error):
+    traceback.clear_frames(error.__traceback__)          # which hold what the step had in memory
+    tried, fits = training.images_at_a_time, training.micro_batch_that_fits()
+    if fits is None:
+        return f"out of memory, and not even one image at a time fits: {error}"
+    return (f"out of memory with {tried} images at a time, while {fits} would fit: go on with --resume {folder} "
+            f"--micro_batch {fits}")
 
 
 def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row):
@@ -168,6 +194,8 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress,
     while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
         for num_images in training.epoch():
             progress.step(num_images)
+            if getattr(training.attack, "failure", None):
+                progress.note(f"--cuda_graphs: none: {training.attack.failure}")
             if training.steps_done == len(training.batches):
                 continue                                 # the epoch is about to be finished and saved
             if time.monotonic() > deadline:

@@ -1,6 +1,4 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the loop that can stop anywhere."""
-from contextlib import nullcontext
-
 import torch
 
 from pyro_advbnn import datasets
@@ -8,29 +6,42 @@ from pyro_advbnn.attacks import PGD
 from pyro_advbnn.elbo import objective
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
+from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces, largest_that_fits
+from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.recipes import learning_rate_factor
 
 
-def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0):
+def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     attack: a callable (classifier, x, y) -> x_adv, None for clean training. Gradients, optimizer state, parameters and
-    BatchNorm statistics change; the statistics see the attacked batch only.
+    BatchNorm statistics change; the statistics see the attacked batch only. micro_batch: the most images that are in the
+    network at a time (see `micro_batches`), None for all.
     """
-    x_adv = x if attack is None else attack(classifier, x, y)
-    parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
     optimizer.zero_grad()
-    parts.loss.backward()
+    parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch)
     optimizer.step()
     classifier.constrain_()
     return parts
+
+
+def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None):
+    """`train_step` without its step: the gradients of the attacked batch are added to the parameters' grad."""
+    if micro_batch is None or micro_batch >= len(y):
+        x_adv = x if attack is None else attack(classifier, x, y)
+        parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
+        parts.loss.backward()
+        return parts
+    x_adv = x if attack is None else attack_in_pieces(attack, classifier, x, y, micro_batch)
+    return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch)
 
 
 def build_optimizer(classifier, settings):
     """Fused Adam, or SGD with momentum 0.9, by settings' optimizer, learning_rate and weight_decay."""
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":
-        return torch.optim.Adam(classifier.parameters(), **choice)
+        on_gpu = next(classifier.parameters()).device.type == "cuda"
+        return torch.optim.Adam(classifier.parameters(), **choice, capturable=on_gpu)
     return torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
 
 
@@ -51,10 +62,12 @@ class Training:
     weights are drawn from torch's global one.
 
     settings: a resolved recipe. adversarial: whether batches are attacked. images: the training set, on the device.
+    micro_batch: see `train_step`. On a GPU no step waits for the device: a loss that is not finite is found by `check_loss`.
     """
 
-    def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32"):
-        self.classifier, self.settings, self.precision = classifier, settings, precision
+    def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32",
+                 micro_batch=None):
+        self.classifier, self.settings, self.precision, self.micro_batch = classifier, settings, precision, micro_batch
         self.device = images.images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
@@ -66,6 +79,8 @@ class Training:
         self.images = images
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
+        self._first_bad = torch.full((3,), torch.nan, dtype=torch.float64, device=self.device)
+        self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
 
     @property
@@ -101,6 +116,7 @@ class Training:
             self._step(x, y)
             self.steps_done += 1
             yield len(y)
+        self.check_loss()
         self.check_weights()
         self.epochs_done += 1
         self.steps_done = 0
@@ -111,20 +127,56 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         with autocast(self.device, self.precision):
-            parts = train_step(self.classifier, self.optimizer, x, y, attack=self.attack,
-                               kl_weight=self.last_kl_weight)
-        if not torch.isfinite(parts.loss):
-            raise NotFinite(f"the loss is {parts.loss.item()} (nll {parts.nll.item():g}, kl {parts.kl.item():g}) at "
-                            f"step {self.steps_done + 1} of epoch {self.epochs_done + 1}")
+            parts = train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
+                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch)
+        self._remember(parts, y)
+        if self._check_every_step:
+            self.check_loss()
+
+    def _remember(self, parts, y):
+        """Add to the averages, and keep the first loss that is not finite; nothing here waits for a GPU."""
         correct = (parts.logits.argmax(-1) == y).sum()
-        values = torch.stack([v.double() for v in (parts.nll * len(y), parts.kl.to(self.device) * len(y), correct)])
-        self._sums += torch.cat([values, values.new_tensor([len(y)])])
+        nll, kl = parts.nll.double(), parts.kl.double()
+        self._sums += torch.stack([nll * len(y), kl * len(y), correct.double(), torch.full_like(nll, len(y))])
+        bad = torch.isnan(self._first_bad[0]) & ~torch.isfinite(parts.loss)
+        now = torch.stack([torch.full_like(nll, self.steps_done + 1), nll, kl])
+        self._first_bad = torch.where(bad, now, self._first_bad)
+
+    def check_loss(self):
+        """Raises NotFinite where a loss of this epoch, so far, was not finite; waits for the device."""
+        step, nll, kl = self._first_bad.tolist()
+        if step == step:                                 # not NaN: there was one
+            raise NotFinite(f"the loss is not finite (nll {nll:g}, kl {kl:g}) at step {step:.0f} of epoch "
+                            f"{self.epochs_done + 1}")
 
     def check_weights(self):
         """Raises NotFinite where the classifier's state holds a number that is not finite."""
         for name, tensor in self.classifier.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise NotFinite(f"{name} is not finite after step {self.steps_done} of epoch {self.epochs_done + 1}")
+
+    @property
+    def images_at_a_time(self):
+        """How many images are in the network together, at most."""
+        return min(self.micro_batch or len(self.images), len(self.images), self.settings["batch_size"])
+
+    def micro_batch_that_fits(self):
+        """The most images at a time, below what was tried, for which a step finds memory; None where not one does.
+
+        To be asked after running out of memory: gradients and BatchNorm's statistics are changed by trying.
+        """
+        self.optimizer.zero_grad()
+        self.classifier.release_buffers()
+        attack = self.attack and self.attack.with_num_steps(1)
+
+        def step(size):
+            x = self.images.images[:1].expand(size, -1, -1, -1).float()
+            with autocast(self.device, self.precision):
+                gradients(self.classifier.train(), batch_format(x, self.precision), self.images.labels[:1].expand(size),
+                          attack=attack, kl_weight=1.0)
+            self.optimizer.zero_grad()
+
+        return largest_that_fits(step, self.images_at_a_time)
 
     def averages(self):
         """nll, kl and one-draw accuracy on the batches as they were trained on, averaged over the epoch so far."""
@@ -152,6 +204,9 @@ class Training:
         On another type of device (cuda, cpu) its own streams cannot go on and begin anew.
         """
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:                    # the device may be another one
+                group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         self._sums = state["sums"].to(self.device)
         rng = state["rng"]
@@ -173,10 +228,6 @@ def accuracies(classifier, images, settings, *, seed):
         clean = robust_accuracy(classifier, batches, num_samples=settings["num_samples"])
         robust = robust_accuracy(classifier, batches, build_attack(settings), num_samples=settings["num_samples"])
     return clean["accuracy"], robust["accuracy"]
-
-
-def autocast(device, precision):
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def is_better(clean, robust, best, *, adversarial):

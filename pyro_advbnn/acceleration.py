@@ -1,0 +1,71 @@
+"""CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
+import torch
+
+from pyro_advbnn.evaluation import undisturbed
+
+
+class GraphedAttack:
+    """`attack`, a callable (classifier, x, y) -> x_adv, as one CUDA graph that is captured at its first call.
+
+    A replay draws anew whatever the attack draws: the generator of the device moves on with each. The graph reads the
+    classifier's tensors where they lie, so these may change but not move. Batches of another shape are attacked as usual.
+    failure: why there is no graph, None as long as nothing went wrong.
+    """
+
+    def __init__(self, attack):
+        self.attack, self.failure = attack, None
+        self._graph = self._classifier = None
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["attack"], name)    # its settings, for the records
+
+    def __call__(self, classifier, x, y):
+        if self._graph is None and self.failure is None:
+            try:
+                self._capture(classifier, x, y)
+            except RuntimeError as error:
+                self._graph, self.failure = None, " ".join(str(error).split())
+        if self.failure is not None or x.shape != self._x.shape or classifier is not self._classifier:
+            return self.attack(classifier, x, y)
+        self._x.copy_(x)
+        self._y.copy_(y)
+        self._graph.replay()
+        return self._x_adv.clone()
+
+    def _capture(self, classifier, x, y):
+        """What is allocated inside belongs to the graph; work memory is released so that nobody else comes to hold it."""
+        self._classifier, self._x, self._y = classifier, x.clone(), y.clone()
+        if x.device.type != "cuda":
+            raise RuntimeError(f"the images are on {x.device.type}")
+        with undisturbed():                              # what is tried out draws nothing
+            stream = torch.cuda.Stream(x.device)
+            stream.wait_stream(torch.cuda.current_stream(x.device))
+            with torch.cuda.stream(stream):
+                for _ in range(3):                       # kernels are chosen and libraries loaded before the capture
+                    self.attack(classifier, self._x, self._y)
+            torch.cuda.current_stream(x.device).wait_stream(stream)
+        classifier.release_buffers()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._x_adv = self.attack(classifier, self._x, self._y)
+        classifier.release_buffers()
+        self._graph = graph
+
+
+def compile_network(classifier, x, y):
+    """Have torch.compile translate the classifier's network; None, or why that fails on the batch (x, y).
+
+    Parameters and buffers keep their names and values; a checkpoint does not tell.
+    """
+    classifier.network.compile()
+    state = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
+    try:
+        with undisturbed():
+            torch.nn.functional.cross_entropy(classifier(x).float(), y).backward()
+        return None
+    except Exception as error:                           # no compiler, an operation that it does not know, ...
+        classifier.network._compiled_call_impl = None
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    finally:
+        classifier.zero_grad()
+        classifier.network.load_state_dict(state)

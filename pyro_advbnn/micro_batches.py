@@ -1,0 +1,77 @@
+"""A batch that does not fit into memory, in pieces: the same draw of the weights for each, and the same gradient.
+
+The attack and, but for BatchNorm, the gradient are those of the whole batch. BatchNorm in training mode normalises each
+piece by its own statistics, as it must where the images are not in the network together.
+"""
+import gc
+
+import torch
+
+from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.elbo import Objective, objective
+from pyro_advbnn.evaluation import undisturbed
+
+
+def attack_in_pieces(attack, classifier, x, y, size):
+    """`attack` on at most `size` images at a time, every piece under the same draws of the weights: x_adv (B, C, H, W)."""
+    return torch.cat([attack(classifier, *piece) for piece in _under_equal_draws(classifier, x, y, size)])
+
+
+def backward_in_pieces(classifier, x, y, kl_weight, size):
+    """Add the gradients of Eq. (10) on the whole batch to the parameters' grad; its `elbo.Objective`.
+
+    Each piece counts by its share of the images, so that the KL counts once.
+    """
+    pieces, shares = [], []
+    for x_piece, y_piece in _under_equal_draws(classifier, x, y, size):
+        parts, share = objective(classifier, x_piece, y_piece, kl_weight=kl_weight), len(y_piece) / len(y)
+        (share * parts.loss).backward()
+        pieces.append(parts)
+        shares.append(share)
+    mean = {name: sum(share * getattr(parts, name).detach() for share, parts in zip(shares, pieces, strict=True))
+            for name in ("loss", "nll", "kl")}
+    return Objective(**mean, logits=torch.cat([parts.logits for parts in pieces]))
+
+
+def largest_that_fits(step, size):
+    """The largest of size / 2, size / 4, ..., 1 for which `step(number of images)` finds memory, None if none does."""
+    while size := size // 2:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            with undisturbed():
+                step(size)
+            return size
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    return None
+
+
+def is_out_of_memory(error):
+    """Whether torch, or oneDNN beneath it, found no memory; on the CPU only the message tells."""
+    told = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
+
+
+def _under_equal_draws(classifier, x, y, size):
+    """The pieces of a batch; weights, which come from the global generators, are drawn alike for each.
+
+    Noise belongs to the images, not to the weights, and differs from piece to piece.
+    """
+    before = _states(x.device)
+    for i, piece in enumerate(zip(x.split(size), y.split(size), strict=True)):
+        if i and isinstance(classifier, BayesianClassifier):
+            _set_states(x.device, before)
+        yield piece
+
+
+def _states(device):
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_states(device, states):
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

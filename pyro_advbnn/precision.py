@@ -1,0 +1,40 @@
+"""In what precision a network computes; weights, losses and the optimizer stay in float32 always."""
+from contextlib import nullcontext
+
+import torch
+
+from pyro_advbnn.errors import InputError
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def resolve_precision(name, device):
+    """The precision called `name`; None is bf16 on cuda and fp32 on cpu.   Raises InputError for tf32 without a GPU."""
+    if name is None:
+        return "bf16" if device.type == "cuda" else "fp32"
+    if name == "tf32" and device.type != "cuda":
+        raise InputError("--precision tf32 needs a GPU; on the CPU there are fp32 and bf16")
+    return name
+
+
+def set_precision(precision):
+    """Let this process multiply float32 matrices on a GPU in full precision, or in TF32 for "tf32"."""
+    kind = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.conv.fp32_precision = kind
+
+
+def autocast(device, precision):
+    """A context in which convolutions and matrix products compute in bfloat16 for "bf16", and as they are otherwise.
+
+    Their weights are cast in every call: those of an attack differ from step to step, and a cache would keep the first.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def batch_format(x, precision):
+    """`x` as the convolutions of a GPU like it best: channels last for bf16 there, unchanged elsewhere."""
+    fits = x.device.type == "cuda" and precision == "bf16" and x.dim() == 4
+    return x.contiguous(memory_format=torch.channels_last) if fits else x

@@ -1,0 +1,130 @@
+import json
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pyro_advbnn as ab
+from pyro_advbnn import cli, configuration, datasets, recipes
+from pyro_advbnn.acceleration import GraphedAttack, compile_network
+from pyro_advbnn.classifiers import Classifier
+from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.precision import autocast, batch_format, resolve_precision
+from pyro_advbnn.train import train
+from pyro_advbnn.training import NotFinite, Training
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+
+
+def test_without_a_gpu_a_graphed_attack_says_why_and_attacks_all_the_same(batch):
+    classifier, attack = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1), ab.PGD(0.1, 0.03, 3)
+    graphed = GraphedAttack(attack)
+    torch.manual_seed(1)
+    expected = attack(classifier, *batch)
+    torch.manual_seed(1)
+    assert torch.equal(graphed(classifier, *batch), expected)
+    assert graphed.failure == "the images are on cpu"
+    assert graphed.num_steps == 3 and graphed.reaches_ball == attack.reaches_ball
+
+
+def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(configuration, "accelerate", lambda training, config: setattr(
+        training, "attack", GraphedAttack(training.attack)) or [])
+    cli.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
+                    f"--out={tmp_path / 'run'}"])
+    assert capsys.readouterr().out.count("--cuda_graphs: none: the images are on cpu") == 1
+
+
+def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
+    classifier = Classifier(ab.networks.convnet(width=2))
+    expected, state = classifier.eval()(batch[0]).detach(), {k: v.clone() for k, v in classifier.state_dict().items()}
+    classifier.train()
+    rng = torch.get_rng_state()
+    with warnings.catch_warnings(action="ignore"):               # torch's own, while it looks at tensors
+        failure = compile_network(classifier, *batch)
+        got = classifier.eval()(batch[0]).detach()
+    assert failure is None
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(state[name], tensor) for name, tensor in classifier.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng) and all(p.grad is None for p in classifier.parameters())
+
+
+def test_a_network_that_cannot_be_compiled_is_called_as_it_is_and_the_reason_told(batch, monkeypatch):
+    classifier = Classifier(ab.networks.convnet(width=2))
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no working C++ compiler\nfound")
+
+    monkeypatch.setattr(type(classifier.network), "compile", lambda self: setattr(self, "_compiled_call_impl", no_compiler))
+    assert compile_network(classifier, *batch) == "no working C++ compiler found"
+    assert classifier(batch[0]).shape == (8, 10)
+
+
+def test_a_training_prints_why_it_is_not_compiled(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: "no compiler")
+    cli.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
+                    "--compile", f"--out={tmp_path / 'run'}"])
+    assert "--compile: not compiled: no compiler" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["compile"] is True
+
+
+@pytest.mark.parametrize(("name", "device", "expected"), [
+    (None, "cpu", "fp32"), (None, "cuda", "bf16"), ("fp32", "cuda", "fp32"), ("tf32", "cuda", "tf32"), ("bf16", "cpu", "bf16")])
+def test_precision_goes_by_the_device_where_nothing_is_said(name, device, expected):
+    assert resolve_precision(name, torch.device(device)) == expected
+
+
+def test_only_bf16_is_autocast(batch):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(CPU, precision):
+            assert ab.networks.convnet(width=2)(batch[0]).dtype == dtype
+    assert batch_format(batch[0], "bf16") is batch[0]            # channels last is for GPUs
+
+
+def test_losses_and_weights_of_a_bf16_step_are_float32(batch):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.01)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2, fused=True)
+    with autocast(CPU, "bf16"):
+        parts = ab.train_step(classifier, optimizer, *batch, attack=ab.PGD(0.1, 0.03, 3), kl_weight=1e-4)
+    assert parts.loss.dtype == parts.nll.dtype == parts.kl.dtype == torch.float32
+    assert classifier.mean.dtype == classifier.mean.grad.dtype == torch.float32
+
+
+class Reads(TorchDispatchMode):
+    """Remembers whether the value of a tensor was read, for which the host would wait for a GPU."""
+
+    seen = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen |= function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier, lambda n: ab.BayesianClassifier(n, kl_over="last")])
+def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap):
+    skip_validation()
+    _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 32})
+    training = Training(wrap(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings, adversarial=True,
+                        augmentation="crop_flip")
+    training._check_every_step = False
+    with Reads() as reads:
+        next(training.epoch())
+        assert not reads.seen
+        assert training.averages()["nll"] > 0 and torch.ones(()).item() and reads.seen     # it does see them
+
+
+def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
+    _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 256})
+    training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings,
+                        adversarial=False)
+    training._check_every_step = False
+    with pytest.raises(NotFinite, match="the loss is not finite .nll nan, .* at step 2 of epoch 1"):
+        for _ in training.epoch():
+            training.classifier.mean.data.fill_(torch.nan)

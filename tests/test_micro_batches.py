@@ -1,0 +1,149 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import datasets, recipes
+from pyro_advbnn.classifiers import Classifier
+from pyro_advbnn.micro_batches import is_out_of_memory, largest_that_fits
+from pyro_advbnn.noise import add_noise
+from pyro_advbnn.training import Training, gradients
+
+ATTACK = ab.PGD(0.1, 0.03, 3)
+
+
+def network(norm=False):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)]
+    return nn.Sequential(*layers)
+
+
+def batch(size=10):
+    torch.manual_seed(1)
+    return torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
+
+
+def gradient(classifier, micro_batch, *, attack=ATTACK, size=10):
+    torch.manual_seed(2)
+    classifier.zero_grad()
+    parts = gradients(classifier, *batch(size), attack=attack, kl_weight=0.01, micro_batch=micro_batch)
+    return parts, [p.grad.clone() for p in classifier.parameters()]
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 64])
+@pytest.mark.parametrize("wrap", [Classifier, lambda n: ab.BayesianClassifier(n, init_std=0.1),
+                                  lambda n: ab.BayesianClassifier(n, init_std=0.1, deterministic=["0.bias"])])
+def test_attack_loss_and_gradient_are_those_of_the_whole_batch(wrap, size):
+    classifier = wrap(network())
+    whole, expected = gradient(classifier, None)
+    parts, got = gradient(classifier, size)
+    for name in ("loss", "nll", "kl", "logits"):
+        torch.testing.assert_close(getattr(parts, name).detach(), getattr(whole, name).detach(), rtol=1e-4, atol=1e-6)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_without_an_attack_too():
+    classifier = ab.BayesianClassifier(network(), init_std=0.1)
+    (_, expected), (_, got) = gradient(classifier, None, attack=None), gradient(classifier, 3, attack=None)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_normalises_each_piece_by_itself():
+    classifier = Classifier(network(norm=True))
+    sizes = []
+    classifier.network[1].register_forward_hook(lambda m, inputs, _: sizes.append(len(inputs[0])) if m.training else None)
+    gradient(classifier, 4, attack=None)
+    assert sizes == [4, 4, 2]
+
+
+def test_noise_differs_from_piece_to_piece():
+    classifier = Classifier(add_noise(network()))
+    seen = []
+    classifier.network[0][0].register_forward_hook(lambda m, inputs, output: seen.append(output - inputs[0]))
+    x = torch.zeros(4, 1, 8, 8)
+    gradients(classifier, x, torch.zeros(4, dtype=torch.long), micro_batch=2)
+    assert (seen[0] != seen[1]).float().mean() > 0.9
+
+
+def test_the_network_never_sees_more_images_at_a_time():
+    classifier = ab.BayesianClassifier(network(), init_std=0.1)
+    sizes = []
+    classifier.network[0].register_forward_pre_hook(lambda m, inputs: sizes.append(len(inputs[0])))
+    gradient(classifier, 4)
+    assert sizes == [4] * 3 + [4] * 3 + [2] * 3 + [4, 4, 2]      # three steps for each piece, then the update
+
+
+def test_random_streams_go_on_as_after_a_step_of_the_whole_batch():
+    classifier = ab.BayesianClassifier(network(), init_std=0.1)
+    after = []
+    for micro_batch in (None, 4):
+        gradient(classifier, micro_batch)
+        after.append(torch.rand(()))
+    assert torch.equal(*after)
+
+
+def test_the_largest_size_that_finds_memory_is_found():
+    tried = []
+
+    def step(size):
+        tried.append(size)
+        if size > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert largest_that_fits(step, 100) == 12 and tried == [50, 25, 12]
+    assert largest_that_fits(lambda size: step(100), 100) is None
+    with pytest.raises(ZeroDivisionError):
+        largest_that_fits(lambda size: 1 / 0, 100)
+
+
+def test_the_cpu_running_out_of_memory_is_known_as_such():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_trying_a_size_leaves_no_gradient_and_the_random_streams_as_they_were():
+    images = datasets.load("digits", "train")
+    _, settings = recipes.resolve("ours", "digits", "advbnn", {})
+    training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), images, settings, adversarial=True)
+    state = torch.get_rng_state()
+    assert training.micro_batch_that_fits() == settings["batch_size"] // 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in training.classifier.parameters())
+
+
+LIMITED = """
+import resource, runpy, sys, torch
+from pyro_advbnn import train                                # everything is loaded before the limit
+import sklearn.datasets, scipy.optimize
+torch.set_num_threads(1)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20,) * 2)
+train.cli.run(train.train, sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit as Linux does")
+def test_a_training_out_of_memory_says_what_would_fit_and_can_be_resumed_with_it(tmp_path):
+    flags = ["--batch_size=1024", "--num_steps=1", "--width=96", "--epochs=1", "--device=cpu", "--validation=0",
+             "--num_train=1100"]
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", LIMITED, "160", *arguments], capture_output=True, text=True, timeout=120,
+                              env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
+
+    first = run(*flags, f"--out={tmp_path / 'run'}")
+    assert first.returncode == 2 and "Traceback" not in first.stderr, first.stderr
+    told = re.search(r"error: out of memory with 1024 images at a time, while (\d+) would fit: go on with --resume (\S+) "
+                     r"--micro_batch (\d+)", first.stderr)
+    assert told and told[1] == told[3], first.stderr
+    second = run("--resume", told[2], "--micro_batch", told[3])
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
