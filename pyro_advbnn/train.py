@@ -233,8 +233,10 @@ def _metrics(training, held_out, config, progress):
     averages, speed = training.averages(), progress.images_per_second()
     training.restart_averages()
     sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
-    clean, robust = accuracies(training.classifier, sample, settings, seed=seed + epoch)
-    held = accuracies(training.classifier, held_out, settings, seed=seed + epoch) if held_out else (None, None)
+    batch_size = training.images_at_a_time if training.micro_batch else None
+    clean, robust = accuracies(training.classifier, sample, settings, seed=seed + epoch, batch_size=batch_size)
+    held = (accuracies(training.classifier, held_out, settings, seed=seed + epoch, batch_size=batch_size) if held_out
+            else (None, None))
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
             "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": speed,

@@ -167,16 +167,19 @@ class Training:
         """
         self.optimizer.zero_grad()
         self.classifier.release_buffers()
+        kept = [] if self.optimizer.state else [torch.empty_like(p) for p in self.classifier.parameters() for _ in "mv"]
         attack = self.attack and self.attack.with_num_steps(1)
 
         def step(size):
-            x = self.images.images[:1].expand(size, -1, -1, -1).float()
-            with autocast(self.device, self.precision):
-                gradients(self.classifier.train(), batch_format(x, self.precision), self.images.labels[:1].expand(size),
-                          attack=attack, kl_weight=1.0)
+            x, y = (t[:1].expand(2 * size, *t.shape[1:]) for t in (self.images.images, self.images.labels))
+            with autocast(self.device, self.precision):  # two pieces: the second one finds gradients of the first
+                gradients(self.classifier.train(), batch_format(x.float(), self.precision), y, attack=attack, kl_weight=1.0,
+                          micro_batch=size)
             self.optimizer.zero_grad()
 
-        return largest_that_fits(step, self.images_at_a_time)
+        size = largest_that_fits(step, self.images_at_a_time)
+        kept.clear()                                     # the optimizer's moments, if it had not made them yet
+        return size
 
     def averages(self):
         """nll, kl and one-draw accuracy on the batches as they were trained on, averaged over the epoch so far."""
@@ -218,12 +221,14 @@ class Training:
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
 
 
-def accuracies(classifier, images, settings, *, seed):
+def accuracies(classifier, images, settings, *, seed, batch_size=None):
     """(clean, robust): accuracy of averaged predictions on `images`, clean and under the training's own PGD.
+
+    batch_size: None is that of the training.
 
     Draws from streams of its own, so that measuring changes no training.
     """
-    batches = datasets.batches(images, settings["batch_size"])
+    batches = datasets.batches(images, batch_size or settings["batch_size"])
     with separate_randomness(seed):
         clean = robust_accuracy(classifier, batches, num_samples=settings["num_samples"])
         robust = robust_accuracy(classifier, batches, build_attack(settings), num_samples=settings["num_samples"])

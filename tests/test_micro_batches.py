@@ -132,18 +132,19 @@ train.cli.run(train.train, sys.argv[2:])
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit as Linux does")
 def test_a_training_out_of_memory_says_what_would_fit_and_can_be_resumed_with_it(tmp_path):
-    flags = ["--batch_size=1024", "--num_steps=1", "--width=96", "--epochs=1", "--device=cpu", "--validation=0",
-             "--num_train=1100"]
+    flags = ["--batch_size=1024", "--num_steps=1", "--width=64", "--epochs=1", "--device=cpu", "--validation=0",
+             "--num_train=1024", "--num_samples=1"]
 
     def run(*arguments):
-        return subprocess.run([sys.executable, "-c", LIMITED, "160", *arguments], capture_output=True, text=True, timeout=120,
+        return subprocess.run([sys.executable, "-c", LIMITED, "110", *arguments], capture_output=True, text=True, timeout=120,
                               env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
 
-    first = run(*flags, f"--out={tmp_path / 'run'}")
-    assert first.returncode == 2 and "Traceback" not in first.stderr, first.stderr
-    told = re.search(r"error: out of memory with 1024 images at a time, while (\d+) would fit: go on with --resume (\S+) "
-                     r"--micro_batch (\d+)", first.stderr)
-    assert told and told[1] == told[3], first.stderr
-    second = run("--resume", told[2], "--micro_batch", told[3])
-    assert second.returncode == 0, second.stderr
+    ended, told = run(*flags, f"--out={tmp_path / 'run'}"), []
+    while ended.returncode == 2 and len(told) < 3:       # at the edge of memory the next process may find a little less of it
+        match = re.fullmatch(r"error: out of memory with (\d+) images at a time, while (\d+) would fit: go on with --resume "
+                             r"(\S+) --micro_batch (\d+)\n", ended.stderr)
+        assert match and match[2] == match[4], ended.stderr
+        told.append((int(match[1]), int(match[2])))
+        ended = run("--resume", match[3], "--micro_batch", match[4])
+    assert ended.returncode == 0 and told[0][0] == 1024 and all(fits < tried for tried, fits in told), ended.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
