@@ -3,7 +3,13 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import cli, reproduce, tables
+from pyro_advbnn import cli, datasets, recipes, reproduce, tables
+from pyro_advbnn.acceleration import GraphedAttack
+from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.micro_batches import is_out_of_memory
+from pyro_advbnn.precision import set_precision
+from pyro_advbnn.training import Training, gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -78,3 +84,70 @@ def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     cli.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
     assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES)
+
+
+def attacked(attack, batch, steps=4):
+    """A classifier after some steps, and what the attack made in each."""
+    torch.manual_seed(0)
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.05).cuda()
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, fused=True, capturable=True)
+    made = []
+    for _ in range(steps):
+        ab.train_step(classifier, optimizer, *batch, attack=lambda *a: made.append(attack(*a)) or made[-1], kl_weight=1e-5)
+    return classifier, made
+
+
+def test_an_attack_as_a_cuda_graph_draws_anew_and_sees_the_weights_of_the_moment(batch):
+    graphed = GraphedAttack(ab.PGD(0.1, 0.03, 3))
+    classifier, made = attacked(graphed, batch)
+    assert graphed.failure is None
+    plain, expected = attacked(ab.PGD(0.1, 0.03, 3), batch)
+    assert all(not torch.equal(one, other) for one, other in zip(made, made[1:], strict=False))
+    for one, other in zip(made, expected, strict=True):          # the same draws: the generator goes on as without a graph
+        assert (one != other).float().mean() < 0.05
+    torch.testing.assert_close(classifier.mean, plain.mean, rtol=1e-2, atol=1e-3)
+
+
+def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
+    graphed = GraphedAttack(ab.PGD(0.1, 0.03, 3))
+    classifier, _ = attacked(graphed, batch, steps=1)
+    assert graphed(classifier, batch[0][:3], batch[1][:3]).shape == (3, 1, 8, 8) and graphed.failure is None
+
+
+@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_an_epoch_never_waits_for_the_gpu(defense, precision):
+    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2})
+    images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
+    skip_validation()
+    training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
+                        augmentation="crop_flip", precision=precision)
+    training.attack = GraphedAttack(training.attack)
+    set_precision(precision)
+    for _ in training.epoch():                           # captures
+        pass
+    steps = training.epoch()
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.attack.failure is None
+
+
+def test_micro_batches_have_the_gradient_of_the_whole_on_the_gpu(batch):
+    results = []
+    for micro_batch in (None, 3):
+        classifier = both_devices(init_std=0.1)[1].eval()
+        torch.manual_seed(1)
+        gradients(classifier, *batch, attack=ab.PGD(0.1, 0.03, 2), kl_weight=1e-4, micro_batch=micro_batch)
+        results.append(classifier.mean.grad)
+    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-4)
+
+
+def test_out_of_memory_on_the_gpu_is_known_as_such():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 50, device="cuda")
+    assert is_out_of_memory(raised.value)
