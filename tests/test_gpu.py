@@ -140,6 +140,7 @@ def test_an_epoch_never_waits_for_the_gpu(defense, precision):
 def test_micro_batches_have_the_gradient_of_the_whole_on_the_gpu(batch):
     results = []
     for micro_batch in (None, 3):
+        torch.manual_seed(0)
         classifier = both_devices(init_std=0.1)[1].eval()
         torch.manual_seed(1)
         gradients(classifier, *batch, attack=ab.PGD(0.1, 0.03, 2), kl_weight=1e-4, micro_batch=micro_batch)
