@@ -1,0 +1,161 @@
+"""How long, how much memory and how many operations a call takes; and how fast this machine multiplies matrices.
+
+Calls that are compared take turns, because other work on a machine slows all of them alike.
+"""
+import gc
+import os
+import time
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_advbnn.training import autocast
+
+PRECISIONS = ("fp32", "bf16", "tf32")
+_MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+
+
+@contextmanager
+def arithmetic(device, precision):
+    """What is computed inside is computed in `precision`: on cuda, float32 products are TF32 in tf32 and in no other."""
+    if device.type != "cuda":
+        with autocast(device, precision):
+            yield
+        return
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        with autocast(device, precision):
+            yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+def take_turns(calls, repeats, device, progress=None):
+    """{name: [(wall, CPU), ...]} in seconds, `repeats` pairs for each of calls {name: function}, one after another in turn.
+
+    One more call of each comes before: it warms caches and allocators up. CPU is the time of all threads of this process.
+    progress: called with a name after each call.
+    """
+    times = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            measured = timed(call, device)
+            if repeat:
+                times[name].append(measured)
+            if progress:
+                progress(name)
+    return times
+
+
+def timed(call, device):
+    """(wall, CPU) seconds of one call."""
+    wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    wait(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def wait(device):
+    """Return when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Cuts the time of one step on `device` into named parts; on cuda by events, so that nothing waits."""
+
+    def __init__(self, device):
+        self.device = device
+        self.start()
+
+    def start(self):
+        self._marks = [("", self._now())]
+
+    def lap(self, name):
+        """What has passed since the last lap, or the start, belongs to `name`."""
+        self._marks.append((name, self._now()))
+
+    def seconds(self):
+        """{name: seconds}, laps of one name added up."""
+        wait(self.device)
+        parts = {}
+        for (_, begin), (name, end) in zip(self._marks, self._marks[1:]):
+            parts[name] = parts.get(name, 0.0) + self._between(begin, end)
+        return parts
+
+    def _now(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _between(self, begin, end):
+        return end - begin if self.device.type != "cuda" else begin.elapsed_time(end) / 1000
+
+
+def peak_memory(build, device):
+    """The most bytes of tensors held at once during the second call of build(): the state that it works on included.
+
+    `build` makes a function from nothing, its tensors with it; the first call is the warm-up, after which optimizer
+    moments, gradients and kept work memory are there. What else the process holds does not count; nor, on the CPU, what
+    the libraries beneath torch allocate for themselves.
+    """
+    gc.collect()                                         # or its memory would be given back while others are counted
+    return _peak_on_cuda(build, device) if device.type == "cuda" else _peak_on_cpu(build)
+
+
+def _peak_on_cuda(build, device):
+    wait(device)
+    before = torch.cuda.memory_allocated(device)
+    call = build()
+    call()
+    wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    wait(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(build):
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+        call = build()
+        call()
+        with torch.profiler.record_function("second call"):
+            call()
+    events = profile.profiler.kineto_results.events()
+    begin = next(event.start_ns() for event in events if event.name() == "second call")
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        if event.start_ns() >= begin:
+            peak = max(peak, held)                       # what is held as the second call begins counts too
+        held += event.nbytes()
+    return max(peak, held)
+
+
+def count_flops(call):
+    """The floating-point operations of the matrix products and convolutions in one call, a multiply-add as two."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matmul_rate(device, precision, repeats=5):
+    """The most FLOP/s that products of large square matrices reach in `precision` on this device."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for side in _MATRIX_SIDES[device.type]:
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        out = torch.empty_like(a)
+        with arithmetic(device, precision):
+            times = take_turns({"mm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}, repeats, device)["mm"]
+        best = max(best, *(2 * side**3 / wall for wall, _ in times))
+    return best

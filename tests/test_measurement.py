@@ -1,0 +1,109 @@
+"""Tests of measurement: known times, bytes and operations come out as they are."""
+import gc
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_advbnn import measurement
+from pyro_advbnn.measurement import Stopwatch, arithmetic, count_flops, matmul_rate, peak_memory, take_turns
+
+CPU = torch.device("cpu")
+
+
+def test_calls_take_turns_and_the_first_round_is_not_counted():
+    order, seen = [], []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = take_turns(calls, 2, CPU, progress=seen.append)
+    assert order == list("ababab") == seen
+    assert {name: len(measured) for name, measured in times.items()} == {"a": 2, "b": 2}
+
+
+def test_sleeping_takes_wall_time_and_no_cpu_time():
+    (wall, cpu), = take_turns({"sleep": lambda: time.sleep(0.05)}, 1, CPU)["sleep"]
+    assert 0.05 <= wall < 0.5 and cpu < 0.02
+
+
+def test_a_stopwatch_adds_up_laps_of_one_name(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    stopwatch = Stopwatch(CPU)
+    for name in ("draw", "forward", "draw"):
+        stopwatch.lap(name)
+    assert stopwatch.seconds() == {"draw": 5.0, "forward": 2.0}
+
+
+def test_peak_memory_is_state_and_the_most_held_in_the_second_call():
+    def build():
+        state, calls = torch.zeros(1000), []
+
+        def call():
+            calls.append(1)
+            if len(calls) == 1:
+                return torch.zeros(5000)                 # the warm-up does not count
+            first = torch.zeros(500)
+            del first
+            return torch.zeros(300), torch.zeros(150), state
+        return call
+    assert peak_memory(build, CPU) == 4 * 1500
+
+
+def test_what_lives_elsewhere_does_not_count():
+    kept = [torch.zeros(100_000)]
+
+    def build():
+        state = torch.zeros(1000)
+
+        def call():
+            assert len(kept[0]) == 100_000
+            return state.neg()
+        return call
+    assert peak_memory(build, CPU) == peak_memory(build, CPU) == 4 * 2000
+
+
+def test_garbage_of_earlier_calls_is_not_given_back_while_memory_is_counted():
+    cycle = [torch.zeros(100_000)]
+    cycle.append(cycle)
+    del cycle
+
+    def build():
+        state = torch.zeros(1000)
+        gc.collect()
+        return state.neg
+    assert peak_memory(build, CPU) == 4 * 2000
+
+
+def test_flops_of_a_convolution_are_two_per_multiply_add_and_its_gradients_double_them():
+    convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    forward = 2 * 5 * 8 * 3 * 9 * 16 * 16
+    x = torch.rand(5, 3, 16, 16)
+    assert count_flops(lambda: convolution(x)) == forward
+    assert count_flops(lambda: convolution(x).sum().backward()) == 2 * forward
+    assert count_flops(lambda: convolution(x.requires_grad_()).sum().backward()) == 3 * forward
+
+
+def test_bf16_arithmetic_computes_products_in_bfloat16_and_fp32_does_not():
+    a = torch.rand(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with arithmetic(CPU, precision):
+            assert (a @ a).dtype == dtype
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_on_cuda_only_tf32_allows_tf32_and_the_setting_comes_back(precision, monkeypatch):
+    seen, device = [], SimpleNamespace(type="cuda")
+    monkeypatch.setattr(measurement, "autocast", lambda device, precision: torch.no_grad())
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    with arithmetic(device, precision):
+        seen = [place.fp32_precision for place in places]
+    assert seen == 2 * ["tf32" if precision == "tf32" else "ieee"]
+    assert [place.fp32_precision for place in places] == before
+
+
+def test_the_matmul_rate_is_that_of_the_fastest_product(monkeypatch):
+    monkeypatch.setattr(measurement, "_MATRIX_SIDES", {"cpu": (4, 8)})
+    monkeypatch.setattr(measurement, "take_turns", lambda calls, repeats, device: {"mm": [(2e-6, 0), (1e-6, 0)]})
+    assert matmul_rate(CPU, "fp32") == pytest.approx(2 * 8**3 / 1e-6)
