@@ -53,8 +53,8 @@ def benchmark(
         device: auto (cuda if present), cpu, cuda or cuda:N.
         out: a new folder for benchmark.csv and benchmark.json, brought up to date after every batch size.
     """
-    settings = _Settings(network, list(dict.fromkeys(contestants)), list(dict.fromkeys(precisions)), image_size, num_steps,
-                         num_samples, repeats, resolve_device(device))
+    settings = _Settings(network, list(contestants), list(precisions), image_size, num_steps, num_samples, repeats,
+                         resolve_device(device))
     _check(settings)
     if out is not None:
         refuse_existing(out)
@@ -62,6 +62,7 @@ def benchmark(
     torch.manual_seed(0)
     built = networks.build_network(network, 10).to(settings.device)
     flops = _flops_per_image(built, settings)
+    _try_out(built, settings)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     report = _Report(settings, sum(p.numel() for p in built.parameters()), out)
@@ -108,6 +109,13 @@ def _flops_per_image(network, settings):
         raise
     except Exception as error:                           # whatever the network does
         raise InputError(f"network {settings.network} fails on images {shape}: {type(error).__name__}: {error}") from error
+
+
+def _try_out(network, settings):
+    """One short call of all that is to be measured: what cannot work ends here, in a moment.   Raises InputError."""
+    work = replace(settings.workload(2), num_steps=min(settings.num_steps, 1), num_samples=1)
+    for (precision, _), make in settings.rows().items():
+        make(network, replace(work, precision=precision))()
 
 
 def _measure(settings, network, batch_size, flops, matmul_rates):

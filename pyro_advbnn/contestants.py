@@ -135,7 +135,10 @@ def bare_forwards(network, work):
 
 
 def normals(network, work):
-    """As many draws of the network's number of normals as `prediction` makes, by torch's own randn into kept memory."""
+    """As many draws of the network's number of normals as `prediction` makes, by torch's own randn into kept memory.
+
+    They are float32 in every precision, as the posterior's parameters are.
+    """
     kept = torch.empty(sum(p.numel() for p in network.parameters()), device=work.x.device)
 
     def call():

@@ -142,14 +142,20 @@ def _peak_on_cpu(build):
 
 
 def count_flops(call):
-    """The floating-point operations of the matrix products and convolutions in one call, a multiply-add as two."""
+    """The floating-point operations of the matrix products and convolutions in one call, a multiply-add as two.
+
+    Products with the zeros of a padding count, though a library may leave them out.
+    """
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
 def matmul_rate(device, precision, repeats=5):
-    """The most FLOP/s that products of large square matrices reach in `precision` on this device."""
+    """The most FLOP/s that torch.mm of large square matrices reaches in `precision` on this device.
+
+    Convolutions may pass it where another library computes them, as on the CPU.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for side in _MATRIX_SIDES[device.type]:

@@ -26,11 +26,13 @@ class PlainPyro(nn.Module):
     Model: w ~ Normal(0, prior_std) for every parameter by `PyroSample`. Guide: w ~ Normal(mean, exp(log_std)), sampled
     site by site. A forward call traces the guide and replays the model, for `attacks.pgd` with its frozen parameters: no
     draw of an attack pays for gradients of the weights. The KL is Pyro's closed form, summed over the sites.
+
+    Raises InputError for tied parameters, which would be sites of their own.
     """
 
     def __init__(self, network, prior_std, init_std):
         super().__init__()
-        self.network = copy.deepcopy(network)
+        self.network = _copy(network, "plain-pyro")
         parameters = dict(self.network.named_parameters())
         self.names = list(parameters)
         self.means = nn.ParameterList(p.detach().clone() for p in parameters.values())
@@ -79,18 +81,19 @@ class AuthorsStyle(nn.Module):
     KL (Eq. 6) to the graph, needed or not. The attack calls backward() and so computes the gradients of all weights too.
     Unlike the authors' VGG, which returned the KL of the last layer, this sums the KL of all layers.
 
-    Raises InputError where a parameter belongs to a module that has modules of its own: such a layer draws by no call.
+    Raises InputError for tied parameters, and where a parameter belongs to a module that has modules of its own: no call
+    of a layer would draw it.
     """
 
     def __init__(self, network, prior_std, init_std):
         super().__init__()
-        self.network = copy.deepcopy(network)
+        self.network = _copy(network, "authors")
         for name, module in list(self.network.named_modules()):
             if not list(module.parameters(recurse=False)):
                 continue
             if not name or list(module.children()):
-                raise InputError("contestant authors takes networks whose parameters all lie in layers of their own; those "
-                                 f"of {type(module).__name__} do not")
+                raise InputError(f"contestant authors takes no network with a {type(module).__name__} that has parameters "
+                                 f"outside of its layers")
             parent, _, leaf = name.rpartition(".")
             setattr(self.network.get_submodule(parent), leaf, _RandomLayer(module, prior_std, init_std))
 
@@ -154,3 +157,9 @@ class _RandomLayer(nn.Module):
     def take_kl(self):
         kl, self._kl = self._kl, None
         return kl
+
+
+def _copy(network, contestant):
+    if len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.parameters())):
+        raise InputError(f"contestant {contestant} takes no network with tied parameters")
+    return copy.deepcopy(network)

@@ -19,6 +19,21 @@ def quick(monkeypatch):
     monkeypatch.setattr(command, "peak_memory", lambda build, device: 2**20)
 
 
+class Odd(torch.nn.Module):
+    """A network with a parameter beside its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = torch.nn.Parameter(torch.ones(())), torch.nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.layer(self.scale * x.flatten(1))
+
+
+def odd_network(num_classes):
+    return Odd()
+
+
 def rows_of(folder):
     return json.loads((folder / "benchmark.json").read_text())["rows"]
 
@@ -46,6 +61,22 @@ def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
     names = ("evaluation", "bare evaluation", "deterministic")
     assert [(row["batch_size"], row["contestant"]) for row in rows_of(tmp_path / "b")] == [
         (size, name) for size in (4, 2) for name in names]
+
+
+def test_every_call_gets_its_batch_size_and_precision(monkeypatch):
+    seen = []
+    monkeypatch.setitem(command.CONTESTANTS, "adv-bnn", {
+        "adv-bnn": lambda network, work: seen.append((len(work.x), work.precision)) or (lambda: None)})
+    monkeypatch.setattr(command, "_peak_memory", lambda *arguments: 2**20)
+    cli.run(benchmark, [*TINY[:-2], "--batch_sizes=3", "--contestants=adv-bnn", "--precisions=fp32,bf16"])
+    assert seen == [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
+
+
+def test_flops_are_those_of_the_whole_batch(tmp_path):
+    cli.run(benchmark, [*TINY, "--contestants=deterministic", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
+    work = command.random_workload(2, 8, 1, 2, torch.device("cpu"))
+    network = command.networks.build_network("convnet", 10)
+    assert rows_of(tmp_path / "b")[0]["flops"] == command.necessary_flops(network, work)["deterministic"]
 
 
 def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path):
@@ -89,6 +120,7 @@ def test_memory_is_measured_on_a_short_call_of_the_same_precision(monkeypatch):
     ("--network=resnet18", "torchvision:NAME"), ("--device=tpu", "cpu, cuda"), ("--precisions=tf32", "cuda device"),
     ("--precisions=bf16", "authors"), ("--image_size=4", "8 or more"),
     ("--network=torchvision:vit_b_16", "fails on images (2, 3, 8, 8)"),
+    ("--network=test_benchmark:odd_network", "authors takes no network with a Odd"),
 ])
 def test_wrong_flags_are_refused_in_one_line(wrong, says, capsys, tmp_path):
     name = wrong.partition("=")[0]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import cli, reproduce, tables
+from pyro_advbnn import benchmark, cli, records, reproduce, tables
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -78,3 +78,15 @@ def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     cli.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
     assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES)
+
+
+def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
+    cli.run(benchmark.benchmark, ["--network=convnet", "--image_size=8", "--num_steps=2", "--repeats=1", "--batch_sizes=4",
+                                  "--precisions=fp32,bf16,tf32", "--device=cuda", f"--out={tmp_path / 'out'}"])
+    content = records.read_json(tmp_path / "out" / "benchmark.json")
+    assert content["matmul_flops_per_second"]["bf16"] > content["matmul_flops_per_second"]["fp32"]
+    for row in content["rows"]:
+        assert row["peak_memory_bytes"] > 0 and row["wall_s"] > 0
+        if row["attack_s"] is not None:
+            cut = sum(row[f"{part}_s"] for part in ("attack", "forward", "backward", "optimizer"))
+            assert cut == pytest.approx(row["wall_s"], rel=0.5)

@@ -63,15 +63,17 @@ def test_what_lives_elsewhere_does_not_count():
     assert peak_memory(build, CPU) == peak_memory(build, CPU) == 4 * 2000
 
 
-def test_garbage_of_earlier_calls_is_not_given_back_while_memory_is_counted():
-    cycle = [torch.zeros(100_000)]
-    cycle.append(cycle)
-    del cycle
+def test_garbage_of_earlier_measurements_is_not_given_back_while_memory_is_counted():
+    def build_a_cycle():
+        cycle = [torch.zeros(100_000)]
+        cycle.append(cycle)
+        return lambda: None
 
     def build():
         state = torch.zeros(1000)
         gc.collect()
         return state.neg
+    peak_memory(build_a_cycle, CPU)
     assert peak_memory(build, CPU) == 4 * 2000
 
 
