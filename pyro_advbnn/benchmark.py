@@ -15,7 +15,7 @@ from pyro_advbnn.contestants import CONTESTANTS, FLOORS, TrainingStep, necessary
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.measurement import PRECISIONS, matmul_rate, peak_memory, take_turns
+from pyro_advbnn.measurement import PRECISIONS, matmul_rate, matrix_products, peak_memory, take_turns
 from pyro_advbnn.run_folders import refuse_existing
 
 
@@ -68,7 +68,7 @@ def benchmark(
     report = _Report(settings, sum(p.numel() for p in built.parameters()), out)
     try:
         for batch_size in dict.fromkeys(batch_sizes):
-            report.add(_measure(settings, built, batch_size, flops, report.matmul_rates))
+            report.add(*_measure(settings, built, batch_size, flops))
     finally:
         report.print()
 
@@ -118,21 +118,28 @@ def _try_out(network, settings):
         make(network, replace(work, precision=precision))()
 
 
-def _measure(settings, network, batch_size, flops, matmul_rates):
-    """The rows of all contestants in all precisions at one batch size."""
+def _measure(settings, network, batch_size, flops):
+    """(rows of all contestants in all precisions, {precision: FLOP/s of matrix products}) at one batch size."""
     work, makers = settings.workload(batch_size), settings.rows()
     memory = {key: _peak_memory(make, network, work, key[0])
               for key, make in tqdm(makers.items(), f"memory, batch {batch_size}", leave=False, disable=None)}
     calls = {key: make(network, replace(work, precision=key[0])) for key, make in makers.items()}
-    calls["data"] = training_data(batch_size, settings.image_size, settings.device)
+    data = {"data": training_data(batch_size, settings.image_size, settings.device)}
+    products = {(precision, side): call for precision in settings.precisions
+                for side, call in matrix_products(settings.device, precision).items()}
+    times = _take_turns(data | calls | products, settings, batch_size)
+    data_s, _ = timings.medians(times["data"])
+    rows = [timings.row(name, precision, batch_size, times[precision, name], flops=batch_size * flops.get(name, 0),
+                        peak_memory=memory[precision, name], parts=_parts(call, data_s))
+            for (precision, name), call in calls.items()]
+    rates = {precision: matmul_rate({side: times[of, side] for of, side in products if of == precision})
+             for precision in settings.precisions}
+    return rows, rates
+
+
+def _take_turns(calls, settings, batch_size):
     with tqdm(total=(settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
-        times = take_turns(calls, settings.repeats, settings.device, progress=lambda key: bar.update())
-    data_s, _ = timings.medians(times.pop("data"))
-    rows = [timings.row(name, precision, batch_size, measured, flops=batch_size * flops.get(name, 0),
-                        matmul_rate=matmul_rates[precision], peak_memory=memory[precision, name],
-                        parts=_parts(calls[precision, name], data_s)) for (precision, name), measured in times.items()]
-    timings.set_ratios(rows, FLOORS)
-    return rows
+        return take_turns(calls, settings.repeats, settings.device, progress=lambda key: bar.update())
 
 
 def _parts(call, data_s):
@@ -146,21 +153,24 @@ def _peak_memory(make, network, work, precision):
 
 
 class _Report:
-    """What is known so far, on paper after every batch size."""
+    """What is known so far, on disk after every batch size."""
 
     def __init__(self, settings, num_weights, out):
         self.settings, self.num_weights, self.out = settings, num_weights, out
-        self.rows = []
-        self.matmul_rates = {precision: matmul_rate(settings.device, precision) for precision in settings.precisions}
-        rates = ", ".join(f"{precision} {rate / 1e9:.0f}" for precision, rate in self.matmul_rates.items())
+        self.rows, self.matmul_rates = [], dict.fromkeys(settings.precisions, 0.0)
         print(f"{settings.network}, {num_weights:,} weights, {settings.num_steps} PGD steps and an update, "
               f"{settings.num_samples} draws in a prediction, {describe_device(settings.device)}, medians of "
-              f"{settings.repeats}\nmatrix products (mm) on this device, GFLOP/s: {rates}", flush=True)
+              f"{settings.repeats}", flush=True)
 
-    def add(self, rows):
+    def add(self, rows, matmul_rates):
+        timings.set_ratios(rows, FLOORS)
         self.rows += rows
-        if self.out is None:
-            return
+        self.matmul_rates = {name: max(rate, matmul_rates[name]) for name, rate in self.matmul_rates.items()}
+        timings.set_shares(self.rows, self.matmul_rates)
+        if self.out is not None:
+            self._write()
+
+    def _write(self):
         timings.write_csv(self.out / "benchmark.csv", self.rows)
         described = asdict(self.settings) | {"device": describe_device(self.settings.device)}
         records.write_json(self.out / "benchmark.json", {
@@ -168,12 +178,10 @@ class _Report:
             "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": records.environment()})
 
     def print(self):
-        if not self.rows:
-            return
-        for text in (timings.table(self.rows), timings.parts_table(self.rows),
-                     timings.sentences(timings.comparisons(self.rows))):
-            if text:
-                print(text, end="\n\n", flush=True)
+        texts = [timings.table(self.rows), timings.rates_line(self.matmul_rates), timings.parts_table(self.rows),
+                 timings.sentences(timings.comparisons(self.rows))]
+        if self.rows:
+            print("\n\n".join(filter(None, texts)), flush=True)
 
 
 if __name__ == "__main__":

@@ -151,17 +151,24 @@ def count_flops(call):
     return counter.get_total_flops()
 
 
-def matmul_rate(device, precision, repeats=5):
-    """The most FLOP/s that torch.mm of large square matrices reaches in `precision` on this device.
+def matrix_products(device, precision):
+    """{side: call}: torch.mm of large square matrices in `precision`, to be timed for `matmul_rate`."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def product(side):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+
+        def call():
+            with arithmetic(device, precision):
+                torch.mm(a, b, out=out)
+        return call
+    return {side: product(side) for side in _MATRIX_SIDES[device.type]}
+
+
+def matmul_rate(times):
+    """The most FLOP/s that was reached, from {side: [(wall, CPU), ...]}.
 
     Convolutions may pass it where another library computes them, as on the CPU.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    best = 0.0
-    for side in _MATRIX_SIDES[device.type]:
-        a, b = torch.randn(2, side, side, device=device).to(dtype)
-        out = torch.empty_like(a)
-        with arithmetic(device, precision):
-            times = take_turns({"mm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}, repeats, device)["mm"]
-        best = max(best, *(2 * side**3 / wall for wall, _ in times))
-    return best
+    return max(2 * side**3 / wall for side, measured in times.items() for wall, _ in measured)

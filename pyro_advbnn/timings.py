@@ -12,8 +12,8 @@ FIELDS = (
 )
 
 
-def row(contestant, precision, batch_size, times, *, flops=None, matmul_rate=None, peak_memory=None, parts=None):
-    """One row of FIELDS, its ratios still missing, from times [(wall, CPU), ...] in seconds: their medians.
+def row(contestant, precision, batch_size, times, *, flops=None, peak_memory=None, parts=None):
+    """One row of FIELDS, its ratios and share still missing, from times [(wall, CPU), ...] in seconds: their medians.
 
     flops: of one call, where the contestant computes any. parts: {name of PARTS: seconds}.
     """
@@ -21,8 +21,7 @@ def row(contestant, precision, batch_size, times, *, flops=None, matmul_rate=Non
     known = {"batch_size": batch_size, "precision": precision, "contestant": contestant, "wall_s": wall, "cpu_s": cpu,
              "peak_memory_bytes": peak_memory}
     if flops:
-        known |= {"images_per_second": batch_size / wall, "flops": flops, "flops_per_second": flops / wall,
-                  "matmul_share": flops / wall / matmul_rate}
+        known |= {"images_per_second": batch_size / wall, "flops": flops, "flops_per_second": flops / wall}
     return dict.fromkeys(FIELDS) | known | {f"{part}_s": seconds for part, seconds in (parts or {}).items()}
 
 
@@ -41,6 +40,13 @@ def set_ratios(rows, floors):
         if floor:
             row |= {"floor": floor["contestant"], "wall_ratio": row["wall_s"] / floor["wall_s"],
                     "cpu_ratio": row["cpu_s"] / floor["cpu_s"]}
+
+
+def set_shares(rows, matmul_rates):
+    """Fill each row's share of the FLOP/s of matrix products, matmul_rates {precision: FLOP/s}."""
+    for row in rows:
+        if row["flops_per_second"]:
+            row["matmul_share"] = row["flops_per_second"] / matmul_rates[row["precision"]]
 
 
 def find(rows, contestant, batch_size, precision):
@@ -112,6 +118,12 @@ def parts_table(rows):
     columns = {title: lambda row, name=name: row[name] for title, name in names.items()}
     columns |= {f"{titles.get(part, part)} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
     return records.table(cut, columns) if cut else ""
+
+
+def rates_line(matmul_rates):
+    """The rates of matrix products in words."""
+    rates = ", ".join(f"{precision} {rate / 1e9:.0f}" for precision, rate in matmul_rates.items())
+    return f"matrix products (mm) on this device, GFLOP/s: {rates}"
 
 
 def sentences(compared):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_advbnn import benchmark as command
-from pyro_advbnn import cli, timings
+from pyro_advbnn import cli, measurement, timings
 from pyro_advbnn.benchmark import benchmark
 
 TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2", "--repeats=1", "--batch_sizes=2",
@@ -14,8 +14,8 @@ TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Two numbers that take seconds are made up: their own tests know them."""
-    monkeypatch.setattr(command, "matmul_rate", lambda device, precision: 1e12)
+    """What takes seconds is made small or up: its own tests know it."""
+    monkeypatch.setattr(measurement, "_MATRIX_SIDES", {"cpu": (2, 4)})
     monkeypatch.setattr(command, "peak_memory", lambda build, device: 2**20)
 
 
@@ -48,11 +48,11 @@ def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
     assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 and row["peak_memory_bytes"] == 2**20 for row in rows)
     ours, floor = rows[:2]
     assert ours["wall_ratio"] == pytest.approx(ours["wall_s"] / floor["wall_s"]) and floor["cpu_ratio"] == 1
-    assert ours["flops"] == floor["flops"] and ours["matmul_share"] == pytest.approx(ours["flops"] / ours["wall_s"] / 1e12)
+    assert ours["flops"] == floor["flops"] and ours["flops_per_second"] == pytest.approx(ours["flops"] / ours["wall_s"])
     assert ours["attack_s"] > ours["draws_s"] > 0 and ours["data_s"] > 0 and rows[2]["attack_s"] is None
     out = capsys.readouterr().out
     assert timings.table(rows) in out and timings.parts_table(rows) in out
-    assert "prediction takes" in out and "as fast as authors in fp32" in out
+    assert "matrix products (mm)" in out and "prediction takes" in out and "as fast as authors in fp32" in out
 
 
 def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
@@ -87,8 +87,10 @@ def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path)
     assert [{name: "" if value is None else str(value) for name, value in row.items()} for row in content["rows"]] == lines
     assert content["settings"]["num_steps"] == 1 and content["environment"]["versions"]["torch"]
     assert content["num_weights"] == sum(p.numel() for p in command.networks.build_network("convnet", 10).parameters())
+    ours, rate = content["rows"][0], content["matmul_flops_per_second"]["fp32"]
+    assert ours["matmul_share"] == pytest.approx(ours["flops_per_second"] / rate)
+    assert ours["wall_ratio"] is None                    # its floor did not run
     assert [(row["contestant"], row["other"]) for row in content["comparisons"]] == [("adv-bnn", "plain-pyro")]
-    assert content["rows"][0]["wall_ratio"] is None      # its floor did not run
 
 
 def test_an_interrupt_leaves_the_batch_sizes_that_are_done_on_disk_and_on_paper(tmp_path, capsys, monkeypatch):
@@ -137,3 +139,20 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.run(benchmark, [*TINY, f"--out={tmp_path}"])
     assert "not overwritten" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_each_precision_has_the_rate_of_its_own_matrix_products(monkeypatch):
+    seconds = {("fp32", 2): 16e-9, ("fp32", 4): 16e-9, ("bf16", 2): 16e-9, ("bf16", 4): 4e-9}
+    monkeypatch.setattr(command, "take_turns", lambda calls, *rest, **kw: {key: [(seconds.get(key, 1.0), 1.0)] for key in calls})
+    settings = command._Settings("convnet", [], ["fp32", "bf16"], 8, 1, 2, 1, torch.device("cpu"))
+    monkeypatch.setattr(command._Settings, "rows", lambda self: {})
+    rows, rates = command._measure(settings, None, 2, {})
+    assert rows == [] and rates == pytest.approx({"fp32": 2 * 64 / 16e-9, "bf16": 2 * 64 / 4e-9})
+
+
+def test_shares_are_of_the_best_rate_of_matrix_products_so_far():
+    settings = command._Settings("convnet", ["adv-bnn"], ["fp32"], 8, 1, 2, 1, torch.device("cpu"))
+    report = command._Report(settings, 10, None)
+    for batch_size, rate in ((2, 4e9), (4, 8e9), (8, 2e9)):
+        report.add([timings.row("adv-bnn", "fp32", batch_size, [(1.0, 1.0)], flops=2e9)], {"fp32": rate})
+    assert [row["matmul_share"] for row in report.rows] == 3 * [0.25]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pyro_advbnn import measurement
-from pyro_advbnn.measurement import Stopwatch, arithmetic, count_flops, matmul_rate, peak_memory, take_turns
+from pyro_advbnn.measurement import Stopwatch, arithmetic, count_flops, matmul_rate, matrix_products, peak_memory, take_turns
 
 CPU = torch.device("cpu")
 
@@ -105,7 +105,15 @@ def test_on_cuda_only_tf32_allows_tf32_and_the_setting_comes_back(precision, mon
     assert [place.fp32_precision for place in places] == before
 
 
-def test_the_matmul_rate_is_that_of_the_fastest_product(monkeypatch):
+def test_the_matmul_rate_is_that_of_the_fastest_product():
+    assert matmul_rate({4: [(2e-6, 0), (1e-6, 0)], 8: [(4e-6, 0), (8e-6, 0)]}) == pytest.approx(2 * 8**3 / 4e-6)
+
+
+def test_matrix_products_are_of_square_matrices_in_their_precision(monkeypatch):
     monkeypatch.setattr(measurement, "_MATRIX_SIDES", {"cpu": (4, 8)})
-    monkeypatch.setattr(measurement, "take_turns", lambda calls, repeats, device: {"mm": [(2e-6, 0), (1e-6, 0)]})
-    assert matmul_rate(CPU, "fp32") == pytest.approx(2 * 8**3 / 1e-6)
+    seen = []
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((a.shape, b.shape, a.dtype)))
+    for precision in ("fp32", "bf16"):
+        for call in matrix_products(CPU, precision).values():
+            call()
+    assert seen == [((side, side), (side, side), dtype) for dtype in (torch.float32, torch.bfloat16) for side in (4, 8)]
