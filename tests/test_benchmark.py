@@ -143,7 +143,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
 
 def test_each_precision_has_the_rate_of_its_own_matrix_products(monkeypatch):
     seconds = {("fp32", 2): 16e-9, ("fp32", 4): 16e-9, ("bf16", 2): 16e-9, ("bf16", 4): 4e-9}
-    monkeypatch.setattr(command, "take_turns", lambda calls, *rest, **kw: {key: [(seconds.get(key, 1.0), 1.0)] for key in calls})
+    monkeypatch.setattr(command, "_take_turns", lambda calls, *rest: {key: [(seconds.get(key, 1.0), 1.0)] for key in calls})
     settings = command._Settings("convnet", [], ["fp32", "bf16"], 8, 1, 2, 1, torch.device("cpu"))
     monkeypatch.setattr(command._Settings, "rows", lambda self: {})
     rows, rates = command._measure(settings, None, 2, {})
