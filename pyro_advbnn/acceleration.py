@@ -1,7 +1,15 @@
 """CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
 import torch
 
+from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import undisturbed
+
+
+def use_cuda_graphs(choice, device):
+    """Whether `--cuda_graphs choice` (auto, on or off) means yes on this device.   Raises InputError for on without a GPU."""
+    if choice == "on" and device.type != "cuda":
+        raise InputError("--cuda_graphs on needs a GPU")
+    return choice != "off" and device.type == "cuda"
 
 
 class GraphedAttack:

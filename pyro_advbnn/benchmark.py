@@ -1,243 +1,198 @@
-"""python -m pyro_advbnn.benchmark: what Adv-BNN costs beside the bare network, in a training step and in an evaluation.
+"""python -m pyro_advbnn.benchmark: what Adv-BNN costs beside the bare network and beside other ways to write it.
 
-Repetitions are interleaved and medians are compared, because other work on a machine slows both alike.
+Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
-import copy
-import functools
-import os
-import statistics
-import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from tqdm import tqdm
 
-from pyro_advbnn import cli, networks, records
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.classifiers import BayesianClassifier, Classifier
+from pyro_advbnn import cli, networks, records, timings
+from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
+from pyro_advbnn.contestants import CONTESTANTS, FLOORS, TrainingStep, necessary_flops, random_workload, training_data
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.elbo import skip_validation
-from pyro_advbnn.evaluation import robust_accuracy
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
+from pyro_advbnn.precision import PRECISIONS, resolve_precision
 from pyro_advbnn.run_folders import refuse_existing
-from pyro_advbnn.training import autocast, build_optimizer, train_step
-
-_SETTINGS = {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0}
 
 
 def benchmark(
     *,
     network: str = "vgg16",
+    contestants: list[Literal[tuple(CONTESTANTS)]] = ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction"),
     batch_sizes: list[Annotated[int, Range(1)]] = (32, 128),
+    precisions: list[Literal[PRECISIONS]] = ("fp32", "bf16"),
     image_size: Annotated[int, Range(1)] = 32,
     num_steps: Annotated[int, Range(0)] = 10,
-    repeats: Annotated[int, Range(1)] = 5,
+    num_samples: Annotated[int, Range(1)] = 20,
+    repeats: Annotated[int, Range(1)] = 3,
     device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    parts: list[Literal["training", "evaluation"]] = ("training", "evaluation"),
+    cuda_graphs: Literal["auto", "on", "off"] = "auto",
+    compile: bool = False,
     out: Path | None = None,
 ):
-    """Time one training step of Adv-BNN and one of the same network trained adversarially without Bayes; and evaluation.
+    """Time training steps and predictions of Adv-BNN, of the same network without Bayes, and of Adv-BNN written otherwise.
 
-    Both make the same PGD batch and use fused Adam. Evaluation is an attack of 20 steps and a prediction of 20 draws beside
-    20 gradients and 20 forward passes of the bare network. Prints medians over interleaved repetitions, in wall and in CPU
-    time.
+    Prints medians over interleaved repetitions in wall and in CPU time, ratios to the floor of the same batch size and
+    precision, the speed of the network's own arithmetic beside that of matrix products on this device, the most memory
+    that tensors took, and how the time of a step splits. Images are random.
 
     Args:
         network: as in train.
-        batch_sizes: images per step, one table line each.
-        image_size: side of the random images in pixels.
-        num_steps: PGD steps before the update.
-        repeats: repetitions of each measurement.
+        contestants: adv-bnn, a training step; deterministic, the same step of the same network without Bayes: the floor
+            of all steps; plain-pyro, Adv-BNN with a Pyro site per parameter; authors, Adv-BNN in the style of the
+            authors' code, in fp32 alone; prediction, num_samples draws, beside as many forward passes and draws of
+            normals; evaluation, an attack of 20 steps and a prediction, beside as many passes of the network.
+        batch_sizes: images per call.
+        precisions: fp32, bf16 (autocast), tf32 (cuda).
+        image_size: side of the images in pixels.
+        num_steps: PGD steps of a training step, before its update.
+        num_samples: draws averaged in predictions.
+        repeats: repetitions of each measurement, after one that is not counted.
         device: auto (cuda if present), cpu, cuda or cuda:N.
-        precision: fp32, or bf16 (autocast).
-        parts: what is timed.
-        out: a new folder for benchmark.json.
+        cuda_graphs: attacks of adv-bnn and deterministic as CUDA graphs; auto = on cuda.
+        compile: the networks of adv-bnn and deterministic through torch.compile.
+        out: a new folder for benchmark.csv and benchmark.json, brought up to date after every batch size.
     """
+    device = resolve_device(device)
+    graphs = use_cuda_graphs(cuda_graphs, device)
+    settings = _Settings(network, list(contestants), list(precisions), image_size, num_steps, num_samples, repeats, device,
+                         graphs, compile)
+    _check(settings)
     if out is not None:
         refuse_existing(out)
     skip_validation()
-    place = resolve_device(device)
     torch.manual_seed(0)
-    plain = networks.build_network(network, 10)
-    classifiers = {"deterministic": Classifier(copy.deepcopy(plain)), "Adv-BNN": BayesianClassifier(plain, 0.05, 0.01)}
-    steps = {name: _Step(classifier.to(place), precision, num_steps) for name, classifier in classifiers.items()}
-    print(f"{network}, {steps['Adv-BNN'].num_weights:,} weights, {num_steps} PGD steps and an update, "
-          f"{describe_device(place)}, {precision}, medians of {repeats}", flush=True)
-    rows, evaluations = [], []
-    for batch_size in batch_sizes if "training" in parts else ():
-        rows += _measure(steps, batch_size, image_size, repeats, place)
-    for batch_size in batch_sizes if "evaluation" in parts else ():
-        evaluations += _measure_evaluation(classifiers, plain, batch_size, image_size, repeats, precision)
-    if rows:
-        _print(rows)
-    if evaluations:
-        _print_evaluations(evaluations)
-    memory = {name: step.memory(*_batch(2, image_size, place)) for name, step in steps.items()}
-    for name, (state, work) in memory.items():
-        print(f"{name}: floats per weight: state {state:.2f}, gradients and work in a step of 2 images {work:.2f}")
+    built = networks.build_network(network, 10).to(settings.device)
+    flops = _flops_per_image(built, settings)
+    _try_out(built, settings)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        records.write_json(out / "benchmark.json", {
-            "network": network, "num_steps": num_steps, "repeats": repeats, "precision": precision, "rows": rows,
-            "evaluations": evaluations,
-            "floats_per_weight": memory,
-            "environment": records.environment() | {"device": describe_device(place)}})
+    report = _Report(settings, sum(p.numel() for p in built.parameters()), out)
+    try:
+        for batch_size in dict.fromkeys(batch_sizes):
+            report.add(*_measure(settings, built, batch_size, flops))
+    finally:
+        report.print()
 
 
-class _Step:
-    """The parts of one training step of one classifier, to be timed apart."""
+@dataclass(frozen=True)
+class _Settings:
+    network: str
+    contestants: list
+    precisions: list
+    image_size: int
+    num_steps: int
+    num_samples: int
+    repeats: int
+    device: torch.device
+    cuda_graphs: bool
+    compiled: bool
 
-    def __init__(self, classifier, precision, num_steps):
-        self.classifier, self.precision = classifier, precision
-        self.optimizer = build_optimizer(classifier, _SETTINGS)
-        self.attack = PGD(8 / 256, 0.007, num_steps)
-        self.num_weights = sum(p.numel() for p in classifier.parameters())
-        if isinstance(classifier, BayesianClassifier):
-            self.num_weights = len(classifier.mean)
+    def workload(self, batch_size):
+        work = random_workload(batch_size, self.image_size, self.num_steps, self.num_samples, self.device)
+        return replace(work, cuda_graphs=self.cuda_graphs, compiled=self.compiled)
 
-    def make_attack(self, x, y):
-        with autocast(x.device, self.precision):
-            return self.attack(self.classifier.train(), x, y)
-
-    def update(self, x, y):
-        with autocast(x.device, self.precision):
-            train_step(self.classifier, self.optimizer, x, y, kl_weight=1 / 50_000)
-
-    def memory(self, x, y):
-        """(state, gradients and work) in floats per weight: what is held between steps, and what one more step adds at most.
-
-        State: parameters and optimizer moments. Work contains this batch's activations too, so give a small one.
-        """
-        self.update(x, y)
-        moments = [t for state in self.optimizer.state.values() for t in state.values() if t.numel() > 1]
-        state = sum(t.numel() for t in [*self.classifier.parameters(), *moments])
-        self.optimizer.zero_grad()
-        if isinstance(self.classifier, BayesianClassifier):
-            self.classifier.release_buffers()
-        peak = _peak_floats(lambda: (self.make_attack(x, y), self.update(x, y)), x.device)
-        return state / self.num_weights, peak / self.num_weights
+    def rows(self):
+        """{(precision, row): maker} of all contestants."""
+        return {(precision, name): make for precision in self.precisions for contestant in self.contestants
+                if contestant != "authors" or precision == "fp32" for name, make in CONTESTANTS[contestant].items()}
 
 
-def _batch(batch_size, image_size, device):
-    x = torch.rand(batch_size, 3, image_size, image_size, device=device)
-    return x, torch.randint(10, (batch_size,), device=device)
+def _check(settings):
+    for precision in settings.precisions:
+        resolve_precision(precision, settings.device)
+    if "authors" in settings.contestants and "fp32" not in settings.precisions:
+        raise InputError("--contestants authors computes in fp32, which is not among --precisions")
 
 
-def _measure(steps, batch_size, image_size, repeats, device):
-    """One row per classifier: medians of attack, update and both, by wall clock and by CPU time, and ratios to the first."""
-    x, y = _batch(batch_size, image_size, device)
-    times = {name: [] for name in steps}
-    for repeat in tqdm(range(repeats + 1), desc=f"batch {batch_size}", leave=False, disable=None):
-        for name, step in steps.items():
-            attack, update = _timed(step.make_attack, x, y), _timed(step.update, x, y)
-            if repeat:                                   # the first one warms caches and allocators up
-                times[name].append((attack, update))
-    rows = [_row(name, steps[name], batch_size, times[name]) for name in steps]
-    for row in rows:
-        row["wall_ratio"], row["cpu_ratio"] = (row[key] / rows[0][key] for key in ("wall_s", "cpu_s"))
-    return rows
+def _flops_per_image(network, settings):
+    """`necessary_flops` of one image; the first time that the network runs on such images.   Raises InputError if it cannot."""
+    shape = (2, 3, settings.image_size, settings.image_size)
+    try:
+        return {name: flops / 2 for name, flops in necessary_flops(network, settings.workload(2)).items()}
+    except InputError:
+        raise
+    except Exception as error:                           # whatever the network does
+        raise InputError(f"network {settings.network} fails on images {shape}: {type(error).__name__}: {error}") from error
 
 
-def _measure_evaluation(classifiers, plain, batch_size, image_size, repeats, precision):
-    """One row per classifier: an attack of 20 steps and 20 draws, against 20 gradients and forwards of the bare network."""
-    device = next(classifiers["Adv-BNN"].parameters()).device
-    plain = copy.deepcopy(plain).to(device).eval().requires_grad_(False)
-    x, y = _batch(batch_size, image_size, device)
-    attack = PGD(8 / 256, 0.007, 20)
-    calls = {"bare network": lambda: _bare_evaluation(plain, x, y, 20, 20)}
-    calls |= {name: functools.partial(robust_accuracy, classifier, [(x, y)], attack, num_samples=20)
-              for name, classifier in classifiers.items()}
-    times = {name: [] for name in calls}
-    for repeat in tqdm(range(repeats + 1), desc=f"evaluation {batch_size}", leave=False, disable=None):
-        for name, call in calls.items():
-            with autocast(device, precision):
-                measured = _timed(lambda *_, call=call: call(), x, y)
-            if repeat:
-                times[name].append(measured)
-    medians = {name: [statistics.median(clock) for clock in zip(*measured, strict=True)] for name, measured in times.items()}
-    floor = medians["bare network"]
-    return [{"classifier": name, "batch_size": batch_size, "wall_s": wall, "cpu_s": cpu, "wall_ratio": wall / floor[0],
-             "cpu_ratio": cpu / floor[1]} for name, (wall, cpu) in medians.items()]
+def _try_out(network, settings):
+    """One short call of all that is to be measured: what cannot work ends here, in a moment.   Raises InputError."""
+    work = replace(settings.workload(2), num_steps=min(settings.num_steps, 1), num_samples=1)
+    for (precision, _), make in settings.rows().items():
+        make(network, replace(work, precision=precision))()
 
 
-def _bare_evaluation(network, x, y, num_gradients, num_forwards):
-    for _ in range(num_gradients):
-        x_adv = x.clone().requires_grad_()
-        torch.autograd.grad(torch.nn.functional.cross_entropy(network(x_adv), y), x_adv)
-    with torch.no_grad():
-        for _ in range(num_forwards):
-            network(x)
+def _measure(settings, network, batch_size, flops):
+    """(rows of all contestants in all precisions, {precision: FLOP/s of matrix products}) at one batch size."""
+    work, makers = settings.workload(batch_size), settings.rows()
+    memory = {key: _peak_memory(make, network, work, key[0])
+              for key, make in tqdm(makers.items(), f"memory, batch {batch_size}", leave=False, disable=None)}
+    calls = {key: make(network, replace(work, precision=key[0])) for key, make in makers.items()}
+    data = {"data": training_data(batch_size, settings.image_size, settings.device)}
+    products = {(precision, side): call for precision in settings.precisions
+                for side, call in matrix_products(settings.device, precision).items()}
+    times = _take_turns(data | calls | products, settings, batch_size)
+    data_s, _ = timings.medians(times["data"])
+    rows = [timings.row(name, precision, batch_size, times[precision, name], flops=batch_size * flops.get(name, 0),
+                        peak_memory=memory[precision, name], parts=_parts(call, data_s))
+            for (precision, name), call in calls.items()]
+    rates = {precision: matmul_rate({side: times[of, side] for of, side in products if of == precision})
+             for precision in settings.precisions}
+    return rows, rates
 
 
-def _row(name, step, batch_size, times):
-    row = {"classifier": name, "batch_size": batch_size, "num_weights": step.num_weights}
-    for i, clock in enumerate(("wall", "cpu")):
-        row[f"{clock}_attack_s"] = statistics.median(attack[i] for attack, _ in times)
-        row[f"{clock}_update_s"] = statistics.median(update[i] for _, update in times)
-        row[f"{clock}_s"] = statistics.median(attack[i] + update[i] for attack, update in times)
-    return row | {"images_per_second": batch_size / row["wall_s"]}
+def _take_turns(calls, settings, batch_size):
+    with tqdm(total=(settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
+        return take_turns(calls, settings.repeats, settings.device, progress=lambda key: bar.update())
 
 
-def _timed(function, x, y):
-    """(wall seconds, CPU seconds of the process) of one call."""
-    _wait(x.device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    function(x, y)
-    _wait(x.device)
-    return time.perf_counter() - wall, time.process_time() - cpu
+def _parts(call, data_s):
+    return call.parts() | {"data": data_s} if isinstance(call, TrainingStep) else {}
 
 
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _peak_memory(make, network, work, precision):
+    """Of a call that is short, but long enough to hold all that longer ones do: two steps of an attack, two draws."""
+    work = replace(work, precision=precision, num_steps=min(work.num_steps, 2), num_samples=min(work.num_samples, 2))
+    return peak_memory(lambda: make(network, work), work.x.device)
 
 
-def _peak_floats(function, device):
-    """The most memory that `function` held at once beyond what was there before, in floats of 4 bytes."""
-    if device.type == "cuda":
-        _wait(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        return (torch.cuda.max_memory_allocated(device) - before) / 4
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak / 4
+class _Report:
+    """What is known so far, on disk after every batch size."""
 
+    def __init__(self, settings, num_weights, out):
+        self.settings, self.num_weights, self.out = settings, num_weights, out
+        self.rows, self.matmul_rates = [], dict.fromkeys(settings.precisions, 0.0)
+        print(f"{settings.network}, {num_weights:,} weights, {settings.num_steps} PGD steps and an update, "
+              f"{settings.num_samples} draws in a prediction, {describe_device(settings.device)}, medians of "
+              f"{settings.repeats}", flush=True)
 
-def _print(rows):
-    print(records.table(rows, {
-        "batch": lambda row: row["batch_size"],
-        "classifier": lambda row: row["classifier"],
-        "attack ms": lambda row: f"{1000 * row['wall_attack_s']:.0f}",
-        "update ms": lambda row: f"{1000 * row['wall_update_s']:.0f}",
-        "step ms": lambda row: f"{1000 * row['wall_s']:.0f}",
-        "CPU ms": lambda row: f"{1000 * row['cpu_s']:.0f}",
-        "images/s": lambda row: f"{row['images_per_second']:.1f}",
-        "ratio": lambda row: f"{row['wall_ratio']:.3f}",
-        "CPU ratio": lambda row: f"{row['cpu_ratio']:.3f}",
-    }))
+    def add(self, rows, matmul_rates):
+        timings.set_ratios(rows, FLOORS)
+        self.rows += rows
+        self.matmul_rates = {name: max(rate, matmul_rates[name]) for name, rate in self.matmul_rates.items()}
+        timings.set_shares(self.rows, self.matmul_rates)
+        if self.out is not None:
+            self._write()
 
+    def _write(self):
+        timings.write_csv(self.out / "benchmark.csv", self.rows)
+        described = asdict(self.settings) | {"device": describe_device(self.settings.device)}
+        records.write_json(self.out / "benchmark.json", {
+            "settings": described, "num_weights": self.num_weights, "matmul_flops_per_second": self.matmul_rates,
+            "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": records.environment()})
 
-def _print_evaluations(rows):
-    print("evaluation: 20 attack steps and 20 draws; bare network: 20 gradients and 20 forward passes")
-    print(records.table(rows, {
-        "batch": lambda row: row["batch_size"],
-        "classifier": lambda row: row["classifier"],
-        "ms": lambda row: f"{1000 * row['wall_s']:.0f}",
-        "CPU ms": lambda row: f"{1000 * row['cpu_s']:.0f}",
-        "ratio": lambda row: f"{row['wall_ratio']:.3f}",
-        "CPU ratio": lambda row: f"{row['cpu_ratio']:.3f}",
-    }))
+    def print(self):
+        texts = [timings.table(self.rows), timings.rates_line(self.matmul_rates), timings.parts_table(self.rows),
+                 timings.sentences(timings.comparisons(self.rows))]
+        if self.rows:
+            print("\n\n".join(filter(None, texts)), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from pyro_advbnn import datasets, event_files, networks, recipes, records, run_folders
-from pyro_advbnn.acceleration import GraphedAttack, compile_network
+from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
@@ -59,8 +59,7 @@ def configure(flags):
 
 def _how_to_compute(flags, device):
     """The part of a config that says how steps are computed, with `--precision` as it is on this device."""
-    if flags["cuda_graphs"] == "on" and device.type != "cuda":
-        raise InputError("--cuda_graphs on needs a GPU")
+    use_cuda_graphs(flags["cuda_graphs"], device)
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
             "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch")}
 
@@ -109,8 +108,7 @@ def accelerate(training, config):
         with autocast(training.device, training.precision):
             failure = compile_network(training.classifier, batch_format(x, training.precision), y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
-    wanted = config["cuda_graphs"] == "on" or (config["cuda_graphs"] == "auto" and training.device.type == "cuda")
-    if wanted and training.attack:
+    if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
         training.attack = GraphedAttack(training.attack)
     return notes
 

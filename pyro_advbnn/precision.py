@@ -1,5 +1,5 @@
 """In what precision a network computes; weights, losses and the optimizer stay in float32 always."""
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -13,15 +13,31 @@ def resolve_precision(name, device):
     if name is None:
         return "bf16" if device.type == "cuda" else "fp32"
     if name == "tf32" and device.type != "cuda":
-        raise InputError("--precision tf32 needs a GPU; on the CPU there are fp32 and bf16")
+        raise InputError("precision tf32 needs a GPU; on the CPU there are fp32 and bf16")
     return name
 
 
 def set_precision(precision):
     """Let this process multiply float32 matrices on a GPU in full precision, or in TF32 for "tf32"."""
-    kind = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = kind
-    torch.backends.cudnn.conv.fp32_precision = kind
+    for place in _float32_products():
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+
+@contextmanager
+def arithmetic(device, precision):
+    """`set_precision` and `autocast` for what is computed inside."""
+    before = [place.fp32_precision for place in _float32_products()]
+    set_precision(precision)
+    try:
+        with autocast(device, precision):
+            yield
+    finally:
+        for place, value in zip(_float32_products(), before, strict=True):
+            place.fp32_precision = value
+
+
+def _float32_products():
+    return torch.backends.cuda.matmul, torch.backends.cudnn.conv
 
 
 def autocast(device, precision):

@@ -1,60 +1,159 @@
+import csv
 import json
 
 import pytest
 import torch
 
-from pyro_advbnn import cli
-from pyro_advbnn.benchmark import _bare_evaluation as bare_evaluation
+from pyro_advbnn import benchmark as command
+from pyro_advbnn import cli, measurement, timings
 from pyro_advbnn.benchmark import benchmark
 
-TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--repeats=1", "--batch_sizes=2,4", "--device=cpu"]
+TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2", "--repeats=1", "--batch_sizes=2",
+        "--device=cpu"]
 
 
-def test_it_prints_and_records_ratios_to_the_deterministic_step(tmp_path, capsys):
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What takes seconds is made small or up: its own tests know it."""
+    monkeypatch.setattr(measurement, "_MATRIX_SIDES", {"cpu": (2, 4)})
+    monkeypatch.setattr(command, "peak_memory", lambda build, device: 2**20)
+
+
+class Odd(torch.nn.Module):
+    """A network with a parameter beside its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = torch.nn.Parameter(torch.ones(())), torch.nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.layer(self.scale * x.flatten(1))
+
+
+def odd_network(num_classes):
+    return Odd()
+
+
+def rows_of(folder):
+    return json.loads((folder / "benchmark.json").read_text())["rows"]
+
+
+def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
     cli.run(benchmark, [*TINY, f"--out={tmp_path / 'b'}"])
+    rows = rows_of(tmp_path / "b")
+    assert [(row["precision"], row["contestant"]) for row in rows] == [
+        *(("fp32", name) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction", "bare forwards",
+                                      "normals")),
+        *(("bf16", name) for name in ("adv-bnn", "deterministic", "plain-pyro", "prediction", "bare forwards", "normals"))]
+    assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 and row["peak_memory_bytes"] == 2**20 for row in rows)
+    ours, floor = rows[:2]
+    assert ours["wall_ratio"] == pytest.approx(ours["wall_s"] / floor["wall_s"]) and floor["cpu_ratio"] == 1
+    assert ours["flops"] == floor["flops"] and ours["flops_per_second"] == pytest.approx(ours["flops"] / ours["wall_s"])
+    assert ours["attack_s"] > ours["draws_s"] > 0 and ours["data_s"] > 0 and rows[2]["attack_s"] is None
+    out = capsys.readouterr().out
+    assert timings.table(rows) in out and timings.parts_table(rows) in out
+    assert "matrix products (mm)" in out and "prediction takes" in out and "as fast as authors in fp32" in out
+
+
+def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
+    wanted = ["--contestants=evaluation,deterministic,evaluation", "--precisions=bf16,bf16", f"--out={tmp_path / 'b'}"]
+    cli.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=4,2,4", *wanted])
+    names = ("evaluation", "bare evaluation", "deterministic")
+    assert [(row["batch_size"], row["contestant"]) for row in rows_of(tmp_path / "b")] == [
+        (size, name) for size in (4, 2) for name in names]
+
+
+def test_every_call_gets_its_batch_size_and_precision(monkeypatch):
+    seen = []
+    monkeypatch.setitem(command.CONTESTANTS, "adv-bnn", {
+        "adv-bnn": lambda network, work: seen.append((len(work.x), work.precision)) or (lambda: None)})
+    monkeypatch.setattr(command, "_peak_memory", lambda *arguments: 2**20)
+    cli.run(benchmark, [*TINY[:-2], "--batch_sizes=3", "--contestants=adv-bnn", "--precisions=fp32,bf16"])
+    assert seen == [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
+
+
+def test_flops_are_those_of_the_whole_batch(tmp_path):
+    cli.run(benchmark, [*TINY, "--contestants=deterministic", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
+    work = command.random_workload(2, 8, 1, 2, torch.device("cpu"))
+    network = command.networks.build_network("convnet", 10)
+    assert rows_of(tmp_path / "b")[0]["flops"] == command.necessary_flops(network, work)["deterministic"]
+
+
+def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path):
+    cli.run(benchmark, [*TINY, "--contestants=adv-bnn,plain-pyro", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
     content = json.loads((tmp_path / "b" / "benchmark.json").read_text())
-    assert [(row["classifier"], row["batch_size"]) for row in content["rows"]] == [
-        ("deterministic", 2), ("Adv-BNN", 2), ("deterministic", 4), ("Adv-BNN", 4)]
-    for floor, row in zip(content["rows"][::2], content["rows"][1::2], strict=True):
-        assert floor["wall_ratio"] == floor["cpu_ratio"] == 1
-        assert row["wall_ratio"] == pytest.approx(row["wall_s"] / floor["wall_s"])
-        assert row["wall_s"] > 0 and row["cpu_s"] > 0
-    assert "ratio" in capsys.readouterr().out
+    with (tmp_path / "b" / "benchmark.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [{name: "" if value is None else str(value) for name, value in row.items()} for row in content["rows"]] == lines
+    assert content["settings"]["num_steps"] == 1 and content["environment"]["versions"]["torch"]
+    assert content["num_weights"] == sum(p.numel() for p in command.networks.build_network("convnet", 10).parameters())
+    ours, rate = content["rows"][0], content["matmul_flops_per_second"]["fp32"]
+    assert ours["matmul_share"] == pytest.approx(ours["flops_per_second"] / rate)
+    assert ours["wall_ratio"] is None                    # its floor did not run
+    assert [(row["contestant"], row["other"]) for row in content["comparisons"]] == [("adv-bnn", "plain-pyro")]
 
 
-def test_an_evaluation_is_measured_against_as_many_passes_of_the_bare_network(tmp_path, capsys):
-    cli.run(benchmark, [*TINY, "--parts=evaluation", f"--out={tmp_path / 'b'}"])
-    content = json.loads((tmp_path / "b" / "benchmark.json").read_text())
-    assert content["rows"] == []
-    assert [(row["classifier"], row["batch_size"]) for row in content["evaluations"]] == [
-        (name, size) for size in (2, 4) for name in ("bare network", "deterministic", "Adv-BNN")]
-    for row in content["evaluations"][:3]:
-        assert row["wall_ratio"] == pytest.approx(row["wall_s"] / content["evaluations"][0]["wall_s"])
-    assert "20 gradients and 20 forward passes" in capsys.readouterr().out
+def test_an_interrupt_leaves_the_batch_sizes_that_are_done_on_disk_and_on_paper(tmp_path, capsys, monkeypatch):
+    measure = command._measure
 
-
-def test_the_bare_evaluation_makes_the_passes_that_it_stands_for():
-    calls = []
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    network.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].requires_grad))
-    bare_evaluation(network, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]), 20, 7)
-    assert calls == [True] * 20 + [False] * 7
-
-
-def test_state_is_six_floats_per_weight_for_adv_bnn_and_three_without(tmp_path):
-    cli.run(benchmark, ["--network=vgg11", "--num_steps=1", "--repeats=1", "--batch_sizes=2", "--device=cpu",
-                        f"--out={tmp_path / 'b'}"])
-    memory = json.loads((tmp_path / "b" / "benchmark.json").read_text())["floats_per_weight"]
-    state, gradients_and_work = memory["Adv-BNN"]
-    assert state == 6 and memory["deterministic"][0] == 3
-    assert 4 < gradients_and_work <= 6                   # 2 for the gradients, at most 4 to work with
-
-
-@pytest.mark.parametrize("wrong", ["--batch_size=2", "--batch_sizes=0", "--repeats=0", "--precision=fp8", "vgg16",
-                                   "--network=resnet18", "--device=tpu"])
-def test_wrong_flags_are_refused_in_one_line(wrong, capsys, tmp_path):
+    def interrupted(settings, network, batch_size, *rest):
+        if batch_size == 4:
+            raise KeyboardInterrupt
+        return measure(settings, network, batch_size, *rest)
+    monkeypatch.setattr(command, "_measure", interrupted)
     with pytest.raises(SystemExit) as end:
-        cli.run(benchmark, [wrong, f"--out={tmp_path / 'b'}"])
+        cli.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=2,4", "--precisions=fp32",
+                            "--contestants=deterministic", f"--out={tmp_path / 'b'}"])
+    assert end.value.code == 130 and [row["batch_size"] for row in rows_of(tmp_path / "b")] == [2]
+    assert "deterministic" in capsys.readouterr().out
+
+
+def test_memory_is_measured_on_a_short_call_of_the_same_precision(monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "peak_memory", lambda build, device: build())
+    work = command.random_workload(2, 8, 10, 20, torch.device("cpu"))
+    command._peak_memory(lambda network, work: seen.append(work), None, work, "bf16")
+    assert (seen[0].num_steps, seen[0].num_samples, seen[0].precision, seen[0].x is work.x) == (2, 2, "bf16", True)
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ("--batch_size=2", "--batch_sizes"), ("--batch_sizes=0", ">= 1"), ("--repeats=0", ">= 1"), ("--num_samples=0", ">= 1"),
+    ("--precisions=fp8", "fp32, tf32, bf16"), ("--contestants=adv", "adv-bnn"), ("vgg16", "only flags"),
+    ("--network=resnet18", "torchvision:NAME"), ("--device=tpu", "cpu, cuda"), ("--precisions=tf32", "tf32 needs a GPU"),
+    ("--cuda_graphs=on", "needs a GPU"),
+    ("--precisions=bf16", "authors"), ("--image_size=4", "8 or more"),
+    ("--network=torchvision:vit_b_16", "fails on images (2, 3, 8, 8)"),
+    ("--network=test_benchmark:odd_network", "authors takes no network with a Odd"),
+])
+def test_wrong_flags_are_refused_in_one_line(wrong, says, capsys, tmp_path):
+    name = wrong.partition("=")[0]
+    rest = [flag for flag in TINY if flag.partition("=")[0] != name]
+    with pytest.raises(SystemExit) as end:
+        cli.run(benchmark, [*rest, wrong, f"--out={tmp_path / 'b'}"])
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
+    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ") and says in error
     assert not (tmp_path / "b").exists()
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "old").write_text("kept")
+    with pytest.raises(SystemExit):
+        cli.run(benchmark, [*TINY, f"--out={tmp_path}"])
+    assert "not overwritten" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_each_precision_has_the_rate_of_its_own_matrix_products(monkeypatch):
+    seconds = {("fp32", 2): 16e-9, ("fp32", 4): 16e-9, ("bf16", 2): 16e-9, ("bf16", 4): 4e-9}
+    monkeypatch.setattr(command, "_take_turns", lambda calls, *rest: {key: [(seconds.get(key, 1.0), 1.0)] for key in calls})
+    settings = command._Settings("convnet", [], ["fp32", "bf16"], 8, 1, 2, 1, torch.device("cpu"), False, False)
+    monkeypatch.setattr(command._Settings, "rows", lambda self: {})
+    rows, rates = command._measure(settings, None, 2, {})
+    assert rows == [] and rates == pytest.approx({"fp32": 2 * 64 / 16e-9, "bf16": 2 * 64 / 4e-9})
+
+
+def test_shares_are_of_the_best_rate_of_matrix_products_so_far():
+    settings = command._Settings("convnet", ["adv-bnn"], ["fp32"], 8, 1, 2, 1, torch.device("cpu"), False, False)
+    report = command._Report(settings, 10, None)
+    for batch_size, rate in ((2, 4e9), (4, 8e9), (8, 2e9)):
+        report.add([timings.row("adv-bnn", "fp32", batch_size, [(1.0, 1.0)], flops=2e9)], {"fp32": rate})
+    assert [row["matmul_share"] for row in report.rows] == 3 * [0.25]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import cli, datasets, recipes, reproduce, tables
+from pyro_advbnn import benchmark, cli, datasets, recipes, records, reproduce, tables
 from pyro_advbnn.acceleration import GraphedAttack
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.elbo import skip_validation
@@ -152,3 +152,15 @@ def test_out_of_memory_on_the_gpu_is_known_as_such():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50, device="cuda")
     assert is_out_of_memory(raised.value)
+
+
+def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
+    cli.run(benchmark.benchmark, ["--network=convnet", "--image_size=8", "--num_steps=2", "--repeats=1", "--batch_sizes=4",
+                                  "--precisions=fp32,bf16,tf32", "--device=cuda", f"--out={tmp_path / 'out'}"])
+    content = records.read_json(tmp_path / "out" / "benchmark.json")
+    assert content["matmul_flops_per_second"]["bf16"] > content["matmul_flops_per_second"]["fp32"]
+    for row in content["rows"]:
+        assert row["peak_memory_bytes"] > 0 and row["wall_s"] > 0
+        if row["attack_s"] is not None:
+            cut = sum(row[f"{part}_s"] for part in ("attack", "forward", "backward", "optimizer"))
+            assert cut == pytest.approx(row["wall_s"], rel=0.5)

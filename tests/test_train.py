@@ -631,7 +631,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--defense advbn", "did you mean advbnn?"),
     ("--recipe theirs", "--recipe must be one of paper, authors, ours"),
     ("--precision fp16", "--precision must be one of fp32, tf32, bf16"),
-    ("--precision tf32 --device cpu", "--precision tf32 needs a GPU"),
+    ("--precision tf32 --device cpu", "precision tf32 needs a GPU"),
     ("--cuda_graphs on --device cpu", "--cuda_graphs on needs a GPU"),
     ("--cuda_graphs yes", "--cuda_graphs must be one of auto, on, off"),
     ("--micro_batch 0", "--micro_batch must be"),

@@ -1,0 +1,231 @@
+"""Who is compared in a benchmark: each contestant makes calls, to be timed, from one network and one workload."""
+import copy
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+
+from pyro_advbnn import datasets
+from pyro_advbnn.acceleration import GraphedAttack, compile_network
+from pyro_advbnn.attacks import PGD, frozen, input_gradient
+from pyro_advbnn.classifiers import BayesianClassifier, Classifier
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import predict, robust_accuracy
+from pyro_advbnn.measurement import Stopwatch, count_flops
+from pyro_advbnn.peers import AuthorsStyle, PlainPyro
+from pyro_advbnn.precision import arithmetic, batch_format
+from pyro_advbnn.training import build_optimizer, train_step
+
+PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
+EVALUATION_STEPS = 20
+PARTS = ("attack", "draws", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What all do alike: the images x (B, C, H, W) in [0, 1] and labels y (B,), PGD steps, draws averaged, precision.
+
+    cuda_graphs, compiled: for our own two training steps.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    num_steps: int
+    num_samples: int
+    precision: str = "fp32"
+    cuda_graphs: bool = False
+    compiled: bool = False
+
+    def attack(self, num_steps=None):
+        return PGD(8 / 256, 0.007, self.num_steps if num_steps is None else num_steps)
+
+    def arithmetic(self):
+        return arithmetic(self.x.device, self.precision)
+
+
+def random_workload(batch_size, image_size, num_steps, num_samples, device):
+    x = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    return Workload(x, torch.randint(10, (batch_size,), device=device), num_steps, num_samples)
+
+
+class TrainingStep:
+    """One step of Algorithm 1 by `training.train_step`, whose time is cut into PARTS.
+
+    draws: the share of the attack that passes between a call of the classifier and that of its network: new weights, and
+    what is folded into them. forward: of the ELBO, up to the logits. optimizer: its step and what is clamped after it.
+    """
+
+    def __init__(self, classifier, work):
+        self.classifier, self.work = classifier.train(), work
+        settings = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "weight_decay": 0.0}
+        self.optimizer = build_optimizer(classifier, settings)
+        self.stopwatches = []
+        self._x = batch_format(work.x, work.precision)
+        self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else work.attack()
+        self._in_attack = False
+        self._compile()
+        classifier.register_forward_pre_hook(lambda *_: self._lap("attack", in_attack=True))
+        classifier.network.register_forward_pre_hook(lambda *_: self._lap("draws", in_attack=True))
+        classifier.network.register_forward_hook(lambda *_: self._lap("forward", in_attack=False))
+
+    def __call__(self):
+        self.stopwatches.append(Stopwatch(self.work.x.device))
+        with self.work.arithmetic():
+            train_step(self.classifier, _Watched(self.optimizer, self.stopwatches[-1]), self._x, self.work.y,
+                       attack=self._attack, kl_weight=KL_WEIGHT)
+        self.stopwatches[-1].lap("optimizer")
+
+    def parts(self):
+        """{part: median seconds} over all calls but the first; draws are a part of the attack too."""
+        cut = [stopwatch.seconds() for stopwatch in self.stopwatches[1:]]
+        for seconds in cut:
+            seconds["attack"] += seconds.get("draws", 0.0)
+        return {part: statistics.median(seconds.get(part, 0.0) for seconds in cut) for part in PARTS}
+
+    def _compile(self):
+        if self.work.compiled:
+            with self.work.arithmetic():
+                failure = compile_network(self.classifier, self._x, self.work.y)
+            if failure:
+                raise InputError(f"--compile: {failure}")
+
+    def _attack(self, classifier, x, y):
+        self._in_attack = True
+        x_adv = self._pgd(classifier, x, y)
+        self._in_attack = False
+        if getattr(self._pgd, "failure", None):
+            raise InputError(f"--cuda_graphs on: {self._pgd.failure}")
+        self.stopwatches[-1].lap("attack")
+        return x_adv
+
+    def _lap(self, name, in_attack):
+        if self.stopwatches and self._in_attack == in_attack:
+            self.stopwatches[-1].lap(name)
+
+
+class _Watched:
+    """An optimizer that tells a stopwatch where a step's backward ends."""
+
+    def __init__(self, optimizer, stopwatch):
+        self._optimizer, self._stopwatch = optimizer, stopwatch
+
+    def step(self):
+        self._stopwatch.lap("backward")
+        self._optimizer.step()
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
+def adv_bnn(network, work):
+    return TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work)
+
+
+def deterministic(network, work):
+    return TrainingStep(Classifier(copy.deepcopy(network)), work)
+
+
+def _peer(build):
+    def make(network, work):
+        peer = build(network, PRIOR_STD, INIT_STD).train()
+        optimizer = peer.build_optimizer(LEARNING_RATE)
+
+        def step():
+            with work.arithmetic():
+                peer.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
+        return step
+    return make
+
+
+def prediction(network, work):
+    classifier = BayesianClassifier(network, PRIOR_STD, INIT_STD).eval()
+
+    def call():
+        with work.arithmetic():
+            predict(classifier, work.x, num_samples=work.num_samples)
+    return call
+
+
+def bare_forwards(network, work):
+    """As many forward calls of the network as `prediction` makes."""
+    return _bare(network, work, num_gradients=0)
+
+
+def normals(network, work):
+    """As many draws of the network's number of normals as `prediction` makes, by torch's own randn into kept memory.
+
+    They are float32 in every precision, as the posterior's parameters are.
+    """
+    kept = torch.empty(sum(p.numel() for p in network.parameters()), device=work.x.device)
+
+    def call():
+        for _ in range(work.num_samples):
+            torch.randn(kept.shape, out=kept)
+    return call
+
+
+def evaluation(network, work):
+    """An attack of EVALUATION_STEPS steps and a prediction."""
+    classifier, attack = BayesianClassifier(network, PRIOR_STD, INIT_STD).eval(), work.attack(EVALUATION_STEPS)
+
+    def call():
+        with work.arithmetic():
+            robust_accuracy(classifier, [(work.x, work.y)], attack, num_samples=work.num_samples)
+    return call
+
+
+def bare_evaluation(network, work):
+    """As many gradients and forward calls of the network as `evaluation` makes."""
+    return _bare(network, work, num_gradients=EVALUATION_STEPS)
+
+
+def _bare(network, work, num_gradients):
+    classifier = Classifier(copy.deepcopy(network)).eval()
+
+    def call():
+        with work.arithmetic():
+            with frozen(classifier):                     # with all that our own classifiers get, too
+                for _ in range(num_gradients):
+                    input_gradient(classifier, work.x, work.y)
+            with frozen(classifier), torch.no_grad():
+                for _ in range(work.num_samples):
+                    classifier(work.x)
+    return call
+
+
+CONTESTANTS = {
+    "adv-bnn": {"adv-bnn": adv_bnn},
+    "deterministic": {"deterministic": deterministic},
+    "plain-pyro": {"plain-pyro": _peer(PlainPyro)},
+    "authors": {"authors": _peer(AuthorsStyle)},
+    "prediction": {"prediction": prediction, "bare forwards": bare_forwards, "normals": normals},
+    "evaluation": {"evaluation": evaluation, "bare evaluation": bare_evaluation},
+}
+FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
+    "prediction": "bare forwards", "bare forwards": "bare forwards", "normals": "bare forwards",
+    "evaluation": "bare evaluation", "bare evaluation": "bare evaluation",
+}
+
+
+def training_data(batch_size, image_size, device):
+    """A call that makes one batch as training does: cut, augmented by crop_flip and brought to [0, 1] from uint8 images."""
+    size = (4 * batch_size, 3, image_size, image_size)
+    images = torch.randint(256, size, dtype=torch.uint8, device=device)
+    images = datasets.Images(images, torch.randint(10, size[:1], device=device), tuple("0123456789"))
+    batches = datasets.batches(images, batch_size, shuffle_with=torch.Generator().manual_seed(0),
+                               augmentation="crop_flip", augment_with=torch.Generator(device).manual_seed(1))
+    return lambda: next(iter(batches))
+
+
+def necessary_flops(network, work):
+    """{row of CONTESTANTS: FLOPs of one call}: those of the network alone, without draws, KL or optimizer.
+
+    A step attacks by num_steps gradients of the images alone and updates by one gradient of all parameters.
+    """
+    forward = count_flops(bare_forwards(network, replace(work, num_samples=1)))
+    update = count_flops(deterministic(network, replace(work, num_steps=0)))
+    gradient = count_flops(deterministic(network, replace(work, num_steps=1))) - update
+    step, predicted = work.num_steps * gradient + update, work.num_samples * forward
+    evaluated = EVALUATION_STEPS * gradient + predicted
+    return dict.fromkeys(("adv-bnn", "deterministic", "plain-pyro", "authors"), step) | {
+        "prediction": predicted, "bare forwards": predicted, "evaluation": evaluated, "bare evaluation": evaluated}

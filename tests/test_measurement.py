@@ -1,0 +1,121 @@
+"""Tests of measurement: known times, bytes and operations come out as they are."""
+import gc
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_advbnn import measurement
+from pyro_advbnn import precision as precisions
+from pyro_advbnn.measurement import Stopwatch, count_flops, matmul_rate, matrix_products, peak_memory, take_turns
+from pyro_advbnn.precision import arithmetic
+
+CPU = torch.device("cpu")
+
+
+def test_calls_take_turns_and_the_first_round_is_not_counted():
+    order, seen = [], []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = take_turns(calls, 2, CPU, progress=seen.append)
+    assert order == list("ababab") == seen
+    assert {name: len(measured) for name, measured in times.items()} == {"a": 2, "b": 2}
+
+
+def test_sleeping_takes_wall_time_and_no_cpu_time():
+    (wall, cpu), = take_turns({"sleep": lambda: time.sleep(0.05)}, 1, CPU)["sleep"]
+    assert 0.05 <= wall < 0.5 and cpu < 0.02
+
+
+def test_a_stopwatch_adds_up_laps_of_one_name(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    stopwatch = Stopwatch(CPU)
+    for name in ("draw", "forward", "draw"):
+        stopwatch.lap(name)
+    assert stopwatch.seconds() == {"draw": 5.0, "forward": 2.0}
+
+
+def test_peak_memory_is_state_and_the_most_held_in_the_second_call():
+    def build():
+        state, calls = torch.zeros(1000), []
+
+        def call():
+            calls.append(1)
+            if len(calls) == 1:
+                return torch.zeros(5000)                 # the warm-up does not count
+            first = torch.zeros(500)
+            del first
+            return torch.zeros(300), torch.zeros(150), state
+        return call
+    assert peak_memory(build, CPU) == 4 * 1500
+
+
+def test_what_lives_elsewhere_does_not_count():
+    kept = [torch.zeros(100_000)]
+
+    def build():
+        state = torch.zeros(1000)
+
+        def call():
+            assert len(kept[0]) == 100_000
+            return state.neg()
+        return call
+    assert peak_memory(build, CPU) == peak_memory(build, CPU) == 4 * 2000
+
+
+def test_garbage_of_earlier_measurements_is_not_given_back_while_memory_is_counted():
+    def build_a_cycle():
+        cycle = [torch.zeros(100_000)]
+        cycle.append(cycle)
+        return lambda: None
+
+    def build():
+        state = torch.zeros(1000)
+        gc.collect()
+        return state.neg
+    peak_memory(build_a_cycle, CPU)
+    assert peak_memory(build, CPU) == 4 * 2000
+
+
+def test_flops_of_a_convolution_are_two_per_multiply_add_and_its_gradients_double_them():
+    convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    forward = 2 * 5 * 8 * 3 * 9 * 16 * 16
+    x = torch.rand(5, 3, 16, 16)
+    assert count_flops(lambda: convolution(x)) == forward
+    assert count_flops(lambda: convolution(x).sum().backward()) == 2 * forward
+    assert count_flops(lambda: convolution(x.requires_grad_()).sum().backward()) == 3 * forward
+
+
+def test_bf16_arithmetic_computes_products_in_bfloat16_and_fp32_does_not():
+    a = torch.rand(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with arithmetic(CPU, precision):
+            assert (a @ a).dtype == dtype
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_on_cuda_only_tf32_allows_tf32_and_the_setting_comes_back(precision, monkeypatch):
+    seen, device = [], SimpleNamespace(type="cuda")
+    monkeypatch.setattr(precisions, "autocast", lambda device, precision: torch.no_grad())
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    with arithmetic(device, precision):
+        seen = [place.fp32_precision for place in places]
+    assert seen == 2 * ["tf32" if precision == "tf32" else "ieee"]
+    assert [place.fp32_precision for place in places] == before
+
+
+def test_the_matmul_rate_is_that_of_the_fastest_product():
+    assert matmul_rate({4: [(2e-6, 0), (1e-6, 0)], 8: [(4e-6, 0), (8e-6, 0)]}) == pytest.approx(2 * 8**3 / 4e-6)
+
+
+def test_matrix_products_are_of_square_matrices_in_their_precision(monkeypatch):
+    monkeypatch.setattr(measurement, "_MATRIX_SIDES", {"cpu": (4, 8)})
+    seen = []
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((a.shape, b.shape, a.dtype)))
+    for precision in ("fp32", "bf16"):
+        for call in matrix_products(CPU, precision).values():
+            call()
+    assert seen == [((side, side), (side, side), dtype) for dtype in (torch.float32, torch.bfloat16) for side in (4, 8)]

@@ -1,0 +1,162 @@
+"""Tests of peers: they compute what our classifier computes, so that the benchmark compares like with like."""
+import copy
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import posteriors
+from pyro_advbnn.peers import AuthorsStyle, PlainPyro
+from pyro_advbnn.training import build_optimizer
+
+PEERS = [PlainPyro, AuthorsStyle]
+ATTACK = ab.PGD(0.1, 0.03, 4)
+CERTAIN = 1e-8
+ADAM = {"optimizer": "adam", "learning_rate": 0.0, "weight_decay": 0.0}
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    network = ab.networks.convnet(width=4)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+    return network
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    return torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+
+
+@pytest.fixture
+def equal_draws(monkeypatch):
+    """Every normal of every way to draw is 0.7."""
+    monkeypatch.setattr(posteriors, "standard_normal_", lambda out: out.fill_(0.7))
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.7))
+    monkeypatch.setattr(torch.distributions.normal, "_standard_normal",
+                        lambda shape, dtype, device: torch.full(shape, 0.7, dtype=dtype, device=device))
+
+
+def attacked(peer, x, y):
+    if isinstance(peer, AuthorsStyle):
+        return peer.attack(x, y, ATTACK.epsilon, ATTACK.step_size, ATTACK.num_steps)
+    return ATTACK(peer, x, y)
+
+
+def posterior(peer):
+    """The peer's (means, log stds), each as one vector in the order of the network's parameters."""
+    if isinstance(peer, AuthorsStyle):
+        layers = [layer for layer in peer.modules() if hasattr(layer, "sigma")]
+        tensors = [p for layer in layers for p in layer.mu], [p for layer in layers for p in layer.sigma]
+    else:
+        tensors = peer.means, peer.log_stds
+    return tuple(torch.cat([p.flatten() for p in part]) for part in tensors)
+
+
+def gradients(peer):
+    copied = copy.deepcopy(peer)
+    for p, original in zip(copied.parameters(), peer.parameters(), strict=True):
+        p.data = original.grad
+    return posterior(copied)
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_the_attack_is_ours(build, network, batch, equal_draws):
+    ours, peer = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    x_adv = attacked(peer, *batch)
+    torch.testing.assert_close(x_adv, ATTACK(ours, *batch), rtol=0, atol=1e-6)
+    assert (x_adv - batch[0]).abs().max() > 0.09 and not x_adv.requires_grad
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_loss_gradients_and_batch_norm_statistics_of_a_step_are_ours(build, network, batch, equal_draws):
+    ours, peer = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    loss = peer.train_step(peer.build_optimizer(0.0), *batch, attack=ATTACK, kl_weight=1e-2)
+    expected = ab.train_step(ours, build_optimizer(ours, ADAM), *batch, attack=ATTACK, kl_weight=1e-2)
+    torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-5)
+    for mine, other in zip((ours.mean.grad, ours.log_std.grad), gradients(peer), strict=True):
+        torch.testing.assert_close(other, mine, rtol=1e-3, atol=1e-5)
+    theirs = [buffer for name, buffer in peer.named_buffers() if "running" in name]
+    for mine, other in zip([b for name, b in ours.named_buffers() if "running" in name], theirs, strict=True):
+        torch.testing.assert_close(other, mine)
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_a_few_steps_move_the_posterior_as_ours(build, network, batch, equal_draws):
+    ours, peer = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    our_optimizer, its_optimizer = build_optimizer(ours, ADAM | {"learning_rate": 1e-3}), peer.build_optimizer(1e-3)
+    for _ in range(3):
+        peer.train_step(its_optimizer, *batch, attack=ATTACK, kl_weight=1e-2)
+        ab.train_step(ours, our_optimizer, *batch, attack=ATTACK, kl_weight=1e-2)
+    for mine, other in zip((ours.mean, ours.log_std), posterior(peer), strict=True):
+        assert (mine - other).abs().quantile(0.99) < 1e-4
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_the_kl_is_ours(build, network, batch):
+    ours, peer = ab.BayesianClassifier(network, 0.1, CERTAIN), build(network, 0.1, CERTAIN)
+    clean = ab.PGD(0.0, 0.0, 0)
+    losses = [peer.train_step(peer.build_optimizer(0.0), *batch, attack=clean, kl_weight=weight) for weight in (1.0, 1e-8)]
+    assert (losses[0] - losses[1]).item() == pytest.approx(ours.kl().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_every_call_draws_anew_with_the_posteriors_std(build, network, batch):
+    peer = build(network, 0.1, 0.05)
+    torch.manual_seed(0)
+    first, second = (peer(batch[0]) for _ in range(2))
+    logits = [out[0] if isinstance(out, tuple) else out for out in (first, second)]
+    assert (logits[0] != logits[1]).all()
+    assert torch.allclose(posterior(peer)[1].exp(), torch.tensor(0.05))
+
+
+def test_plain_pyro_has_a_site_for_every_parameter_in_model_and_guide(network, batch):
+    peer = PlainPyro(network, 0.1, 0.05)
+    names = list(dict(network.named_parameters()))
+    guide = pyro.poutine.trace(peer.guide).get_trace(*batch, 1.0)
+    model = pyro.poutine.trace(pyro.poutine.replay(peer.model, guide)).get_trace(*batch, 1.0)
+    assert guide.stochastic_nodes == names
+    assert [name for name in model.stochastic_nodes if name != "batch"] == names
+
+
+def test_no_draw_of_plain_pyros_attack_pays_for_gradients_of_the_weights(network, batch):
+    peer = PlainPyro(network, 0.1, 0.05)
+    attacked(peer, *batch)
+    assert all(p.grad is None and p.requires_grad for p in peer.parameters())
+
+
+def test_the_authors_attack_computes_gradients_of_all_weights_and_leaves_none(network, batch):
+    peer = AuthorsStyle(network, 0.1, 0.05)
+    computed = []
+    for p in peer.parameters():
+        p.register_hook(lambda grad: computed.append(1))
+    attacked(peer, *batch)
+    assert len(computed) == ATTACK.num_steps * len(list(peer.parameters()))
+    assert all(p.grad is None for p in peer.parameters())
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_the_network_is_left_as_it_is(build, network):
+    before = copy.deepcopy(network.state_dict())
+    build(network, 0.1, 0.05)
+    assert type(network) is type(ab.networks.convnet(width=4))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_authors_style_refuses_networks_with_parameters_outside_of_layers():
+    with pytest.raises(ab.InputError, match="MultiheadAttention"):
+        AuthorsStyle(nn.Sequential(nn.MultiheadAttention(4, 2)), 0.1, 0.05)
+
+
+@pytest.mark.parametrize("build", PEERS)
+def test_tied_parameters_are_refused(build):
+    layers = nn.Linear(4, 4), nn.Linear(4, 4)
+    layers[1].weight = layers[0].weight
+    with pytest.raises(ab.InputError, match="tied"):
+        build(nn.Sequential(*layers), 0.1, 0.05)

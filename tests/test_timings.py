@@ -1,0 +1,79 @@
+"""Tests of timings: medians, ratios and shares are those of the numbers that go in."""
+import csv
+
+import pytest
+
+from pyro_advbnn import timings
+
+FLOORS = {"adv-bnn": "deterministic", "deterministic": "deterministic", "plain-pyro": "deterministic",
+          "authors": "deterministic", "prediction": "bare forwards", "bare forwards": "bare forwards",
+          "normals": "bare forwards"}
+
+
+def row(contestant, wall, precision="fp32", batch_size=32, **known):
+    return timings.row(contestant, precision, batch_size, [(wall, 2 * wall)], **known)
+
+
+def test_a_row_holds_the_medians_and_what_follows_from_them():
+    times = [(1.0, 8.0), (5.0, 2.0), (2.0, 4.0)]
+    made = timings.row("adv-bnn", "bf16", 32, times, flops=6e9, peak_memory=7, parts={"attack": 1.5})
+    assert set(made) == set(timings.FIELDS)
+    assert (made["wall_s"], made["cpu_s"], made["images_per_second"]) == (2.0, 4.0, 16.0)
+    assert (made["flops"], made["flops_per_second"]) == (6e9, 3e9)
+    assert (made["peak_memory_bytes"], made["attack_s"], made["data_s"]) == (7, 1.5, None)
+
+
+def test_a_share_is_that_of_the_matrix_products_of_the_same_precision():
+    rows = [row("adv-bnn", 2.0, flops=6e9), row("adv-bnn", 1.0, "bf16", flops=6e9), row("normals", 1.0)]
+    timings.set_shares(rows, {"fp32": 12e9, "bf16": 60e9})
+    assert [made["matmul_share"] for made in rows] == [0.25, 0.1, None]
+    assert rows[2]["images_per_second"] is rows[2]["flops_per_second"] is None
+    assert timings.rates_line({"fp32": 12e9, "bf16": 60e9}).endswith("GFLOP/s: fp32 12, bf16 60")
+
+
+def test_ratios_are_to_the_floor_of_the_same_batch_size_and_precision():
+    rows = [row("deterministic", 2.0), row("adv-bnn", 3.0), row("adv-bnn", 1.0, "bf16"), row("deterministic", 0.8, "bf16"),
+            row("adv-bnn", 9.0, batch_size=128)]
+    timings.set_ratios(rows, FLOORS)
+    assert [made["wall_ratio"] for made in rows] == [1.0, 1.5, pytest.approx(1.25), 1.0, None]
+    assert rows[1]["cpu_ratio"] == 1.5 and rows[1]["floor"] == "deterministic" and rows[4]["floor"] is None
+
+
+def test_comparisons_tell_speed_over_peers_and_the_share_of_their_memory():
+    rows = [row("adv-bnn", 2.0, peak_memory=50), row("plain-pyro", 3.0, peak_memory=100), row("authors", 5.0, peak_memory=200),
+            row("adv-bnn", 1.0, "bf16", peak_memory=40), row("plain-pyro", 2.5, "bf16", peak_memory=80)]
+    compared = timings.comparisons(rows)
+    assert [(c["precision"], c["other"], c["other_precision"], c["wall_ratio"], c["memory_ratio"]) for c in compared] == [
+        ("fp32", "plain-pyro", "fp32", 1.5, 0.5), ("fp32", "authors", "fp32", 2.5, 0.25),
+        ("bf16", "plain-pyro", "bf16", 2.5, 0.5), ("bf16", "authors", "fp32", 5.0, 0.2)]
+    text = timings.sentences(compared).splitlines()
+    assert text[0] == ("batch 32, fp32: adv-bnn is 1.50 times as fast as plain-pyro in fp32 (CPU time 1.50); "
+                       "50 % of its peak memory")
+
+
+def test_a_prediction_is_compared_with_forwards_and_normals_together():
+    compared, = timings.comparisons([row("prediction", 2.1), row("bare forwards", 1.5), row("normals", 0.5)])
+    assert compared["wall_ratio"] == pytest.approx(2.0 / 2.1) == pytest.approx(compared["cpu_ratio"])
+    assert timings.sentences([compared]) == ("batch 32, fp32: prediction takes 1.050 times as long as bare forwards + normals "
+                                             "together (CPU time 1.050)")
+
+
+def test_the_csv_has_a_line_per_row_and_empty_cells_for_what_was_not_measured(tmp_path):
+    timings.write_csv(tmp_path / "b.csv", [row("adv-bnn", 0.1, parts={"attack": 0.05}), row("normals", 0.2)])
+    with (tmp_path / "b.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == timings.FIELDS
+    assert (lines[0]["wall_s"], lines[0]["attack_s"], lines[1]["attack_s"], lines[1]["flops"]) == ("0.1", "0.05", "", "")
+
+
+def test_tables_print_milliseconds_ratios_and_shares():
+    rows = [row("deterministic", 0.2, flops=1e9, peak_memory=3 * 2**20),
+            row("adv-bnn", 0.25, parts=dict.fromkeys(timings.PARTS, 0.05) | {"draws": 0.025})]
+    timings.set_ratios(rows, FLOORS)
+    timings.set_shares(rows, {"fp32": 2e10})
+    header, floor, ours = (line.split() for line in timings.table(rows).splitlines())
+    assert floor[3:] == ["200.0", "400.0", "160.0", "1.000", "1.000", "deterministic", "5", "25", "3.0"]
+    assert ours[3:8] == ["250.0", "500.0", "-", "1.250", "1.250"]
+    _, cut = timings.parts_table(rows).splitlines()
+    assert cut.split() == ["32", "fp32", "adv-bnn", "50.0", "(20.0)", "25.0", "(10.0)", *4 * ["50.0", "(20.0)"]]
+    assert timings.parts_table(rows[:1]) == ""
