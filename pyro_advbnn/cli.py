@@ -30,18 +30,21 @@ __all__ = ["Range", "flag_names", "number", "numbers", "run"]
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 
-def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None) -> None:
+def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False) -> None:
     """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
 
     Args:
         commands: one function, or functions by verb, of which the first word of argv then names one.
         argv: the words after the program's name; those of the process by default.
+        processes: whether several processes of torchrun may run it; otherwise they are refused.
 
     Raises:
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, and
             141 when nobody reads stdout any more.
     """
     try:
+        if not processes:
+            _refuse_processes()
         _run(commands, list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except InputError as error:
@@ -75,6 +78,14 @@ def _run(commands: Command | dict[str, Command], words: list[str]) -> None:
     if _asks_for_help(words):
         _show(usage.of_function(function, verb))
     _call(function, _texts(function, words))
+
+
+def _refuse_processes() -> None:
+    """Raises InputError in the first of several processes; the others end in silence, so that it is said once."""
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if os.environ.get("RANK") != "0":
+            _end(0)
+        raise InputError("only train runs in several processes; start this command without torchrun")
 
 
 def _with_help_as_flag(words: list[str]) -> list[str]:

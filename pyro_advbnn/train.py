@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, recipes, records, run_folders
+from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, recipes, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import peak_memory_mib
@@ -58,6 +58,7 @@ def train(
     seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
     device: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
+    batch_norm: Literal["sync", "broadcast"] | None = None,
     out: Path | None = None,
     resume: Path | None = None,
     tensorboard: bool = False,
@@ -67,6 +68,8 @@ def train(
 
     The test split is never opened. The batches' crops and flips, their order and the weights' draws each have a random
     stream of their own, so that a run that was interrupted and resumed ends with the same weights.
+
+    Under torchrun several processes train one classifier: each draws its own weights and takes its part of every batch.
 
     Args:
         dataset: the images, default digits; cifar10, stl10, imagenet143, folder and npz read data_dir.
@@ -79,7 +82,7 @@ def train(
         epochs: passes over the training set.
         max_minutes: stop after this time, resumable.
         patience: stop after this many epochs without a better held-out accuracy.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         optimizer: adam, or sgd with momentum 0.9.
         learning_rate: its peak.
         weight_decay: L2 factor of the optimizer.
@@ -105,9 +108,12 @@ def train(
         width: base number of channels of our networks.
         image_size: side in pixels that the images of dataset folder are brought to.
         seed: of all random streams, default 0.
-        device: auto (cuda if present; the default), cpu, cuda or cuda:N.
+        device: auto (cuda if present; the default), cpu, cuda or cuda:N; under torchrun cuda is one GPU per process.
         precision: fp32 (the default), or bf16: autocast, with losses in float32.
-        out: the new run folder; default runs/<dataset>-<defense>-<time>.
+        batch_norm: of several processes: sync (statistics of the joined batch; the default), or broadcast (of each
+            process's own part; the running statistics are those of rank 0).
+        out: the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which goes on with it
+            when it starts the processes anew.
         resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device and network may be
             given too. A run without a checkpoint yet starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
@@ -115,27 +121,63 @@ def train(
         dry_run: print the configuration and stop.
     """
     flags = {name: value for name, value in locals().items() if value is not None and value is not False}
-    resumed, folder, dry = flags.pop("resume", None), flags.pop("out", None), flags.pop("dry_run", False)
     skip_validation()
-    if resumed:
-        config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
-        if run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
-            raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
-                             f" epochs; a larger --patience goes on")
-    else:
-        if folder:
-            run_folders.refuse_existing(folder)
-        config, images, held_out = configuration.configure(flags)
-        training, best = configuration.build(config, images), None
+    distributed.run(_train, flags)
+
+
+def _train(flags):
+    """Check and prepare all, then write the run folder and train."""
+    dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
+    with distributed.together():
+        flags = _restarted(flags)
+        resumed, folder = flags.pop("resume", None), flags.pop("out", None)
+        if resumed and distributed.restarts() and run_folders.is_finished(resumed):
+            return print(f"{resumed} is finished")
+        config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     if dry:
         return print(records.as_json(config))
-    if resumed:
-        run_folders.reopen(resumed, config, training.epochs_done)
-        if not training.progress:
-            print(f"{resumed} has no checkpoint yet and starts from the beginning")
-    else:
-        folder = run_folders.create(folder or _default_folder(config), config)
-    _fit(resumed or folder, config, training, held_out, best, flags.get("max_minutes"))
+    folder = resumed or folder or _default_folder(config)
+    if distributed.is_main():
+        _open(folder, config, training, resumed)
+    distributed.broadcast_([*training.classifier.parameters(), *training.classifier.buffers()])
+    _fit(folder, config, training, held_out, best, max_minutes)
+
+
+def _restarted(flags):
+    """flags, with --resume in place of --out where torchrun has started the processes of this run anew."""
+    folder = flags.get("out")
+    if not distributed.restarts() or not folder or not (folder / "config.json").exists():
+        return flags
+    given = {name: value for name, value in flags.items() if name != "out"}
+    if not configuration.is_run_of(run_folders.read_config(folder), given):
+        return flags                                     # another run's folder, which is refused
+    return {name: value for name, value in given.items() if name in configuration.MAY_CHANGE_ON_RESUME} | {"resume": folder}
+
+
+def _resume(resumed, folder, flags):
+    config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
+    if run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
+        raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
+                         f" epochs; a larger --patience goes on")
+    return config, training, held_out, best
+
+
+def _begin(folder, flags):
+    if folder:
+        run_folders.refuse_existing(folder)
+    elif distributed.launched():
+        raise InputError("under torchrun --out or --resume must be given: the processes share a folder, also when started anew")
+    config, images, held_out = configuration.configure(flags)
+    return config, configuration.build(config, images), held_out, None
+
+
+def _open(folder, config, training, resumed):
+    """Write the run folder's config, of a run that begins or goes on."""
+    if not resumed:
+        return run_folders.create(folder, config)
+    run_folders.reopen(folder, config, training.epochs_done)
+    if not training.progress:
+        print(f"{folder} has no checkpoint yet and starts from the beginning")
 
 
 def _default_folder(config):
@@ -152,6 +194,8 @@ def _fit(folder, config, training, held_out, best, max_minutes):
             _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
     except NotFinite as error:
         progress.close()
+        if not distributed.is_main():
+            distributed.leave()                          # rank 0 has the same sums and weights, and says it
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
         none = f"no checkpoint has been written to {folder} yet"
         raise InputError(f"{error}; {last if run_folders.has_position(folder) else none}") from None
@@ -163,21 +207,22 @@ def _fit(folder, config, training, held_out, best, max_minutes):
 
 
 def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row):
-    deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
-    saved = time.monotonic()
+    saved = distributed.clock()
+    deadline = saved + 60 * max_minutes if max_minutes else float("inf")
     while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
         for num_images in training.epoch():
             progress.step(num_images)
             if training.steps_done == len(training.batches):
                 continue                                 # the epoch is about to be finished and saved
-            if time.monotonic() > deadline:
+            now = distributed.clock()
+            if now > deadline:
                 run_folders.save_position(folder, training, config, best)
                 return progress.stopped(f"--max_minutes {max_minutes:g} are over")
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
-                saved = time.monotonic()
+                saved = now
         best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        if time.monotonic() > deadline and not training.finished:
+        if not training.finished and distributed.clock() > deadline:
             return progress.stopped(f"--max_minutes {max_minutes:g} are over")
     progress.finished(best)
 
@@ -192,7 +237,8 @@ def _finish_epoch(folder, config, training, held_out, best, progress, write_row)
     adversarial = training.attack is not None
     if held_out and is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
         best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
-        checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
+        if distributed.is_main():
+            checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
     write_row(row)
     run_folders.save_position(folder, training, config, best)
     progress.epoch(row)
@@ -214,4 +260,4 @@ def _metrics(training, held_out, config, progress):
 
 
 if __name__ == "__main__":
-    cli.run(train)
+    cli.run(train, processes=True)
