@@ -55,8 +55,8 @@ def configure(flags):
 
 
 def is_run_of(config, flags):
-    """Whether `configure` made config of these flags, in this job of torchrun's."""
-    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()} and config.get("job") == distributed.job()
+    """Whether `configure` made config of these flags."""
+    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
 
 
 def _place(device):

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from pyro_advbnn.errors import InputError
 
 _TIMEOUT = timedelta(minutes=30)    # for one that hangs; those that wait for one that died are ended by torchrun, at once
+_store = None                       # what the processes of the group share, beside their messages
 _LARGE = 1 << 20                    # elements, from which on a tensor is not worth copying to join it with others
 
 
@@ -26,13 +28,21 @@ def launched():
 
 
 def job():
-    """torchrun's name for this job, the same after a restart of its processes; None without torchrun."""
+    """torchrun's name for this job (--rdzv-id), the same after a restart of its processes; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID") if launched() else None
 
 
-def restarts():
-    """How often torchrun has started the processes of this job anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if launched() else 0
+def is_this_job(name):
+    """Whether the job called `name`, which has begun something, is this one, started anew.
+
+    "none" is the name of all jobs that have none: there a restart must have been counted. Where they have one it need not:
+    torchrun counts the restarts of each machine apart.
+    """
+    return name is not None and name == job() and (name != "none" or _restarts() > 0)
+
+
+def _restarts():
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def local_rank():
@@ -66,8 +76,7 @@ def run(command, *arguments):
 def _in_group(command, *arguments):
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() and torch.cuda.is_available() else "gloo",
-                            timeout=_TIMEOUT)
+    _begin_group()
     try:
         with nullcontext() if is_main() else _silence():
             return command(*arguments)
@@ -75,6 +84,15 @@ def _in_group(command, *arguments):
         raise error if is_main() else InputError(f"[rank {rank()}] {error}") from None
     finally:
         dist.destroy_process_group()
+
+
+def _begin_group():
+    global _store
+    _store, number, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":   # torchrun's store outlives a restart, with the old addresses in it
+        _store = dist.PrefixStore(f"restart {_restarts()}", _store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=_TIMEOUT)
 
 
 @contextmanager
@@ -86,6 +104,8 @@ def _silence():
 @contextmanager
 def together():
     """Collective: where the input of one process is wrong, all end; what rank 0 would say too it says alone.
+
+    Inside there must be nothing collective: a process with an error would not come to it.
 
     Raises InputError as inside, SystemExit where the error is told by another process.
     """
@@ -110,18 +130,18 @@ def leave():
 
 @contextmanager
 def one_at_first():
-    """Collective: the first process of each machine goes through alone, then the others; for downloads."""
+    """The first process of each machine goes through alone, then the others; for downloads, once in a process's life."""
+    if world_size() == 1:
+        yield
+        return
+    done = f"first of machine {os.environ.get('GROUP_RANK', 0)}"
     if local_rank():
-        _wait_for_all()
+        _store.wait([done], _TIMEOUT)
     try:
         yield
     finally:
         if not local_rank():
-            _wait_for_all()
-
-
-def _wait_for_all():
-    sum_(torch.zeros(()))                                # on the CPU; torch's barrier would take a GPU
+            _store.set(done, "")
 
 
 def own_seed(seed, *position):

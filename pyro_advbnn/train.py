@@ -129,10 +129,12 @@ def _train(flags):
     """Check and prepare all, then write the run folder and train."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
     with distributed.together():
-        flags = _restarted(flags)
         resumed, folder = flags.pop("resume", None), flags.pop("out", None)
-        if resumed and distributed.restarts() and run_folders.is_finished(resumed):
-            return print(f"{resumed} is finished")
+        if folder and _is_this_jobs(folder, flags):
+            if run_folders.is_finished(folder):
+                return print(f"{folder} is finished")
+            flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
+            resumed, folder = folder, None
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     if dry:
         return print(records.as_json(config))
@@ -143,15 +145,12 @@ def _train(flags):
     _fit(folder, config, training, held_out, best, max_minutes)
 
 
-def _restarted(flags):
-    """flags, with --resume in place of --out where torchrun has started the processes of this run anew."""
-    folder = flags.get("out")
-    if not distributed.restarts() or not folder or not (folder / "config.json").exists():
-        return flags
-    given = {name: value for name, value in flags.items() if name != "out"}
-    if not configuration.is_run_of(run_folders.read_config(folder), given):
-        return flags                                     # another run's folder, which is refused
-    return {name: value for name, value in given.items() if name in configuration.MAY_CHANGE_ON_RESUME} | {"resume": folder}
+def _is_this_jobs(folder, flags):
+    """Whether the run in `folder` is the one that these flags began, and torchrun has started its processes anew."""
+    if not distributed.launched() or not (folder / "config.json").exists():
+        return False
+    config = run_folders.read_config(folder)
+    return distributed.is_this_job(config.get("job")) and configuration.is_run_of(config, flags)
 
 
 def _resume(resumed, folder, flags):
