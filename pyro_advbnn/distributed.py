@@ -4,6 +4,7 @@ All of it is torch.distributed: tensors on a GPU go through NCCL, tensors on the
 collective must be called by every process, in the same order.
 """
 import os
+import sys
 import time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from pyro_advbnn.errors import InputError
 
 _TIMEOUT = timedelta(minutes=30)    # for one that hangs; those that wait for one that died are ended by torchrun, at once
+_SECONDS_TO_BE_ENDED, _INTERRUPTED = 20, 130
 _store = None                       # what the processes of the group share, beside their messages
 _LARGE = 1 << 20                    # elements, from which on a tensor is not worth copying to join it with others
 
@@ -82,8 +84,23 @@ def _in_group(command, *arguments):
             return command(*arguments)
     except InputError as error:
         raise error if is_main() else InputError(f"[rank {rank()}] {error}") from None
+    except KeyboardInterrupt:
+        if is_main():
+            raise
+        raise SystemExit(_INTERRUPTED) from None
+    except RuntimeError as error:
+        if "gloo/transport" not in str(error) and "ncclRemoteError" not in str(error):
+            raise
+        _end_after_the_other(error)
     finally:
         dist.destroy_process_group()
+
+
+def _end_after_the_other(error):
+    """The fault is another process's, which torchrun shall tell: it ends this one as soon as it has seen that one's end."""
+    print(f"[rank {rank()}] lost another process: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
+    time.sleep(_SECONDS_TO_BE_ENDED)
+    raise SystemExit(1)
 
 
 def _begin_group():
