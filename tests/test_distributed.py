@@ -29,7 +29,7 @@ TINY = {"width": 4, "num_train": 88, "validation": 21, "num_steps": 2, "epochs":
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
 SOON = 1e-9                                              # minutes
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest"])
+FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest", "sklearn.datasets"])
 
 
 @pytest.fixture(autouse=True)
@@ -500,6 +500,7 @@ def kill_rank(process, rank):
     raise AssertionError(f"no process has rank {rank}")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_within_seconds_and_a_restart_goes_on_from_the_checkpoint(tmp_path, torchrun):
     folder = tmp_path / "run"
     process = torchrun(*words(folder, epochs=10_000), restarts=1)
