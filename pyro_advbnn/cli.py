@@ -77,15 +77,24 @@ def _run(commands: Command | dict[str, Command], words: list[str]) -> None:
         words = _with_help_as_flag(words[1:])
     if _asks_for_help(words):
         _show(usage.of_function(function, verb))
-    _call(function, _texts(function, words))
+    try:
+        texts = _texts(function, words)
+    except InputError:
+        _leave_to_the_first()
+        raise
+    _call(function, texts)
 
 
 def _refuse_processes() -> None:
-    """Raises InputError in the first of several processes; the others end in silence, so that it is said once."""
     if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if os.environ.get("RANK") != "0":
-            _end(0)
+        _leave_to_the_first()
         raise InputError("only train runs in several processes; start this command without torchrun")
+
+
+def _leave_to_the_first() -> None:
+    """Of several processes of torchrun the first says what all would say; the others end in silence."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+        _end(0)
 
 
 def _with_help_as_flag(words: list[str]) -> list[str]:
@@ -97,6 +106,7 @@ def _asks_for_help(words: list[str]) -> bool:
 
 
 def _show(text: str) -> NoReturn:
+    _leave_to_the_first()
     print(text, flush=True)
     _end(0)
 

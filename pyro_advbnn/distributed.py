@@ -140,6 +140,17 @@ def together():
         leave()
 
 
+def require_same(value, message):
+    """Collective.   Raises InputError with `message` where the processes do not have the same plain value."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    if any(other != values[0] for other in values):
+        if not is_main():
+            leave()
+        raise InputError(message)
+
+
 def leave():
     """End this process without a word: another one ends the job."""
     raise SystemExit(0)

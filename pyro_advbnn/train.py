@@ -136,6 +136,9 @@ def _train(flags):
             flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
             resumed, folder = folder, None
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
+    distributed.require_same(
+        [config["images_sha256"], str(resumed), training.epochs_done, training.steps_done],
+        "the machines do not see the same images and the same run folder; both must lie where all of them can read")
     if dry:
         return print(records.as_json(config))
     folder = resumed or folder or _default_folder(config)

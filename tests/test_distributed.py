@@ -252,6 +252,12 @@ def test_broadcast_leaves_each_process_its_own_batch_and_brings_the_running_stat
     assert torch.equal(after, own) and torch.equal(other_after, own) and not torch.equal(other_own, own)
 
 
+def test_alone_the_way_of_batch_norm_changes_nothing():
+    (averages, state), (other_averages, other_state) = (
+        course({"defense": "advbnn", "batch_norm": way}) for way in ("sync", "broadcast"))
+    assert torch.equal(averages, other_averages) and equal(state, other_state)
+
+
 # The parts of the batches
 
 
@@ -311,7 +317,7 @@ def wrong_input(ranks, message):
     with distributed.together():
         if distributed.rank() in ranks:
             raise InputError(message + (" here" if message == "own" and distributed.rank() else ""))
-    return "went on"
+    print("went on")
 
 
 def told(ranks, message):
@@ -319,13 +325,46 @@ def told(ranks, message):
 
 
 @pytest.mark.parametrize(("ranks", "message", "expected"), [
-    ((), "x", [(0, "", ""), (0, "", "")]),
+    ((), "x", [(0, "went on\n", ""), (0, "", "")]),
     ((0, 1), "same", [(2, "", "error: same\n"), (0, "", "")]),
     ((1,), "lone", [(0, "", ""), (2, "", "error: [rank 1] lone\n")]),
     ((0, 1), "own", [(2, "", "error: own\n"), (2, "", "error: [rank 1] own here\n")]),
 ], ids=["none", "same", "lone", "own"])
 def test_wrong_input_ends_all_processes_and_every_error_is_told_once(ranks, message, expected):
     assert processes(told, ranks, message) == expected
+
+
+def different():
+    distributed.require_same([1, "a"], "not the same one")
+    print("the same")
+    distributed.require_same(distributed.rank(), "not the same")
+
+
+def test_processes_that_do_not_see_the_same_are_refused_once():
+    assert processes(command_in_group, different) == [(2, "the same\n", "error: not the same\n"), (0, "", "")]
+
+
+def command_in_group(function):
+    return command(lambda: distributed.run(function), [], processes=True)
+
+
+def test_a_wrong_flag_and_a_question_for_help_are_answered_once(tmp_path):
+    (code, out, err), other = processes(train_command, ["--epoch", 2])
+    assert (code, out, other) == (2, "", (0, "", "")) and "unknown flag --epoch" in err
+    (code, out, err), other = processes(train_command, ["--help"])
+    assert (code, err, other) == (0, "", (0, "", "")) and "--batch_norm" in out
+
+
+def passage():
+    with distributed.one_at_first():
+        entered = time.monotonic()
+        time.sleep(0.2)
+    return entered
+
+
+def test_one_process_of_a_machine_goes_first_and_the_others_wait_for_it():
+    first, second, third = group(passage, world=3)
+    assert min(second, third) > first + 0.2
 
 
 def lost_on_rank_1(words):
@@ -423,6 +462,9 @@ def test_a_run_of_two_processes_that_is_stopped_after_every_step_ends_bit_for_bi
 def test_a_run_goes_on_in_another_number_of_processes_with_streams_that_begin_anew(tmp_path, capsys):
     folder = tmp_path / "run"
     processes(train_command, words(folder, max_minutes=SOON))
+    _, resumed, _, _ = configuration.resume(folder, {})
+    assert torch.initial_seed() == distributed.own_seed(0, 0, 1)
+    assert resumed._augment.initial_seed() == distributed.own_seed(1, 0, 1)
     train(resume=folder, max_minutes=SOON)
     assert "of 2 processes, not 1: the streams of weights and augmentation begin anew" in capsys.readouterr().out
     assert [content(folder)["training"][name] for name in ("steps_done", "rng_of_others")] == [2, []]
