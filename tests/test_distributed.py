@@ -310,6 +310,17 @@ def seeds():
     return [distributed.own_seed(5), distributed.own_seed(6), distributed.own_seed(5, 1, 2)]
 
 
+def stream_seeds():
+    config, images, _ = configuration.configure(TINY)
+    run = configuration.build(config, images)
+    return torch.initial_seed(), run._augment.initial_seed(), distributed.own_seed(0), distributed.own_seed(1)
+
+
+def test_weights_and_augmentation_are_drawn_from_streams_of_each_process():
+    for weights, augmentation, own, own_of_augmentation in group(stream_seeds):
+        assert (weights, augmentation) == (own, own_of_augmentation)
+
+
 # Errors
 
 
