@@ -30,18 +30,21 @@ __all__ = ["Range", "flag_names", "number", "numbers", "run"]
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 
-def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None) -> None:
+def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False) -> None:
     """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
 
     Args:
         commands: one function, or functions by verb, of which the first word of argv then names one.
         argv: the words after the program's name; those of the process by default.
+        processes: whether several processes of torchrun may run it; otherwise they are refused.
 
     Raises:
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, and
             141 when nobody reads stdout any more.
     """
     try:
+        if not processes:
+            _refuse_processes()
         _run(commands, list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except InputError as error:
@@ -74,7 +77,24 @@ def _run(commands: Command | dict[str, Command], words: list[str]) -> None:
         words = _with_help_as_flag(words[1:])
     if _asks_for_help(words):
         _show(usage.of_function(function, verb))
-    _call(function, _texts(function, words))
+    try:
+        texts = _texts(function, words)
+    except InputError:
+        _leave_to_the_first()
+        raise
+    _call(function, texts)
+
+
+def _refuse_processes() -> None:
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _leave_to_the_first()
+        raise InputError("only train runs in several processes; start this command without torchrun")
+
+
+def _leave_to_the_first() -> None:
+    """Of several processes of torchrun the first says what all would say; the others end in silence."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+        _end(0)
 
 
 def _with_help_as_flag(words: list[str]) -> list[str]:
@@ -86,6 +106,7 @@ def _asks_for_help(words: list[str]) -> bool:
 
 
 def _show(text: str) -> NoReturn:
+    _leave_to_the_first()
     print(text, flush=True)
     _end(0)
 

@@ -1,10 +1,11 @@
 """From flags to a training that can start: defaults, recipe, data, network, each checked before any work is done."""
 import copy
 import hashlib
+from contextlib import nullcontext
 
 import torch
 
-from pyro_advbnn import datasets, event_files, networks, recipes, records, run_folders
+from pyro_advbnn import batch_norm, datasets, distributed, event_files, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
@@ -48,8 +49,8 @@ def configure(flags):
         "defense": defense, "network": settings["network"], "width": settings["width"],
         "num_classes": images.num_classes, "in_channels": images.images.shape[1],
         "init_from": _text(flags.get("init_from")),
-        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how,
-        "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False), "device": str(device),
+        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
+        "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
         "environment": records.environment() | {"device": describe_device(device),
                                                   "normals": how_normals_are_drawn()},
@@ -60,8 +61,19 @@ def configure(flags):
 def _how_to_compute(flags, device):
     """The part of a config that says how steps are computed, with `--precision` as it is on this device."""
     use_cuda_graphs(flags["cuda_graphs"], device)
+    if flags.get("micro_batch") and flags.get("batch_norm", "sync") == "sync" and distributed.world_size() > 1:
+        raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
             "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch")}
+def is_run_of(config, flags):
+    """Whether `configure` made config of these flags."""
+    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
+
+
+def _place(device):
+    """Where a run runs. Under torchrun each process has a GPU of its own, which a resumption shall not take for all."""
+    return {"device": device.type if distributed.launched() else str(device), "world_size": distributed.world_size(),
+            "job": distributed.job()}
 
 
 def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False):
@@ -69,7 +81,8 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
 
     cap: hold out a fifth of the images at most, for a number that the user did not choose.
     """
-    images = datasets.load(dataset, "train", data_dir, image_size=image_size)
+    with distributed.one_at_first() if data_dir is None else nullcontext():     # it may have to be downloaded
+        images = datasets.load(dataset, "train", data_dir, image_size=image_size)
     if subset:
         if subset > len(images):
             raise InputError(f"--num_train {subset} is more than the {len(images)} training images of {dataset}")
@@ -92,19 +105,24 @@ def build(config, images):
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
     _try_out(network, images, settings["batch_size"])
+    _check_parts(len(images), settings["batch_size"])
+    if config["batch_norm"] == "sync":
+        network = batch_norm.synchronise(network, device.type)
     classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     config["classifier"] = classifier.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
+    if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
+        torch.manual_seed(distributed.own_seed(config["seed"]))
     return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
                     augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
-                    micro_batch=config["micro_batch"])
+                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
 
 
 def accelerate(training, config):
     """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
     notes = []
     if config["compile"]:
-        x, y = next(iter(datasets.batches(training.images, training.settings["batch_size"])))
+        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
         with autocast(training.device, training.precision):
             failure = compile_network(training.classifier, batch_format(x, training.precision), y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
@@ -121,7 +139,7 @@ def resume(folder, flags):
     from the run's.
     """
     config = run_folders.read_config(folder)
-    config = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None} | config    # older runs
+    config = DEFAULTS_OF_OLDER_RUNS | config
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir") if name in flags}
@@ -130,8 +148,7 @@ def resume(folder, flags):
     if config["tensorboard"]:
         event_files.require()
     device = resolve_device(flags.get("device", config["device"]))
-    config["device"] = str(device)
-    config |= _how_to_compute(config | flags, device)
+    config |= _how_to_compute(config | flags, device) | _place(device)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device)
     if digest != config["images_sha256"]:
@@ -145,12 +162,14 @@ def resume(folder, flags):
     return config, training, held_out, best
 
 
-_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "precision",
-                         "compile", "cuda_graphs", "micro_batch")
+MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "precision",
+                        "compile", "cuda_graphs", "micro_batch")
+DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
+                          "batch_norm": "sync"}
 
 
 def _check_resume_flags(folder, config, flags):
-    refused = sorted(set(flags) - set(_MAY_CHANGE_ON_RESUME))
+    refused = sorted(set(flags) - set(MAY_CHANGE_ON_RESUME))
     if refused:
         raise InputError(f"--{refused[0]} cannot be given with --resume: {folder}/config.json says it")
     if flags.get("network", config["network"]) != config["network"]:
@@ -183,6 +202,16 @@ def _try_out(network, images, batch_size):
         _shape_of_logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one "
                          f"of the {len(images)} images, on which the network cannot be trained")
     network.train()
+
+
+def _check_parts(num_images, batch_size):
+    """Raises InputError where a batch has fewer than two images for a process: BatchNorm refuses a single one."""
+    processes = distributed.world_size()
+    if processes > 1 and batch_size < 2 * processes:
+        raise InputError(f"--batch_size {batch_size} gives some of {processes} processes fewer than 2 images")
+    if processes > 1 and 0 < num_images % batch_size < 2 * processes:
+        raise InputError(f"--batch_size {batch_size} leaves a last batch of {num_images % batch_size} of the {num_images} "
+                         f"images, fewer than 2 for each of {processes} processes")
 
 
 @torch.no_grad()

@@ -161,9 +161,10 @@ def augment(x, kind, generator=None):
 class Batches:
     """What `batches` returns: every iteration is one new pass."""
 
-    def __init__(self, images, batch_size, shuffle_with, augmentation, augment_with, drop_last):
+    def __init__(self, images, batch_size, shuffle_with, augmentation, augment_with, drop_last, shard):
         self.images, self.batch_size, self.drop_last = images, batch_size, drop_last
         self.shuffle_with, self.augmentation, self.augment_with = shuffle_with, augmentation, augment_with
+        self.shard = shard
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
@@ -177,24 +178,28 @@ class Batches:
         images, num = self.images, len(self.images)
         order = torch.arange(num) if self.shuffle_with is None else torch.randperm(num, generator=self.shuffle_with)
         for indices in order.to(images.labels.device).split(self.batch_size)[first : len(self)]:
-            x = augment(images.images[indices], self.augmentation, self.augment_with)
-            yield _unit_range(x), images.labels[indices]
+            indices = indices[self.shard[0]::self.shard[1]]
+            if len(indices):
+                x = augment(images.images[indices], self.augmentation, self.augment_with)
+                yield _unit_range(x), images.labels[indices]
 
 
 def batches(
-    images, batch_size, *, shuffle_with=None, augmentation="none", augment_with=None, drop_last=False
+    images, batch_size, *, shuffle_with=None, augmentation="none", augment_with=None, drop_last=False, shard=(0, 1)
 ) -> Batches:
     """Iterates over (x, y): float32 (B, C, H, W) in [0, 1] and int64 (B,), on the device of `images`.
 
     Each pass holds every image once; the last batch may be smaller, unless drop_last leaves it out.
     shuffle_with: a torch.Generator on the CPU, from which every pass draws its order; None keeps the stored order.
     augmentation, augment_with: see `augment`.
+    shard: (rank, world size) takes every world-size-th image of each batch, from the rank-th on; where that is none, the
+        batch is left out.
 
     Raises InputError for a batch_size < 1, for an unknown augmentation, and where drop_last would leave nothing.
     """
     batch_size = _whole_number("batch_size", batch_size, 1, len(images) if drop_last else None)
     _check_augmentation(augmentation)
-    return Batches(images, batch_size, shuffle_with, augmentation, augment_with, drop_last)
+    return Batches(images, batch_size, shuffle_with, augmentation, augment_with, drop_last, shard)
 
 
 def _check_load_arguments(name, split, data_dir, image_size):

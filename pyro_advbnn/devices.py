@@ -3,13 +3,21 @@ import resource
 
 import torch
 
+from pyro_advbnn import distributed
 from pyro_advbnn.errors import InputError
 
 
 def resolve_device(name):
-    """The torch.device called `name`; "auto" is cuda where there is one.   Raises InputError for absent ones."""
+    """The torch.device called `name`; "auto" is cuda where there is one, under torchrun this process's own.
+
+    Raises InputError for absent ones.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.launched():
+        name = f"cuda:{distributed.local_rank()}"
+    elif name.startswith("cuda:") and distributed.world_size() > 1:
+        raise InputError(f"--device {name} is one GPU for all processes; --device cuda gives each its own")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -29,7 +29,13 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
 
     Raises InputError where batches is empty, and for images that are not in [0, 1].
     """
-    total = correct = 0
+    correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
+    return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
+
+
+def count_correct(target, batches, attack=None, *, source=None, num_samples=20, progress=None):
+    """(correct, total): the counts behind `robust_accuracy`, also of no images."""
+    correct = total = 0
     for x, y in batches:
         check_range(x)
         x_adv = x if attack is None else attack(target if source is None else source, x, y)
@@ -37,7 +43,7 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
         total += len(y)
         if progress:
             progress(total, correct)
-    return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
+    return correct, total
 
 
 def accuracy_fields(correct, total):

@@ -17,15 +17,15 @@ def attack_in_pieces(attack, classifier, x, y, size):
     return torch.cat([attack(classifier, *piece) for piece in _under_equal_draws(classifier, x, y, size)])
 
 
-def backward_in_pieces(classifier, x, y, kl_weight, size):
-    """Add the gradients of Eq. (10) on the whole batch to the parameters' grad; its `elbo.Objective`.
+def backward_in_pieces(classifier, x, y, kl_weight, size, factor=1.0):
+    """Add `factor` times the gradients of Eq. (10) on the whole batch to the parameters' grad; its `elbo.Objective`.
 
     Each piece counts by its share of the images, so that the KL counts once.
     """
     pieces, shares = [], []
     for x_piece, y_piece in _under_equal_draws(classifier, x, y, size):
         parts, share = objective(classifier, x_piece, y_piece, kl_weight=kl_weight), len(y_piece) / len(y)
-        (share * parts.loss).backward()
+        (factor * share * parts.loss).backward()
         pieces.append(parts)
         shares.append(share)
     mean = {name: sum(share * getattr(parts, name).detach() for share, parts in zip(shares, pieces, strict=True))

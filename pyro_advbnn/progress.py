@@ -4,6 +4,8 @@ import time
 
 from tqdm import tqdm
 
+from pyro_advbnn import distributed
+
 _SECONDS_BETWEEN_REFRESHES = 0.5
 
 
@@ -21,7 +23,8 @@ class Progress:
     def begin(self):
         config, settings = self.config, self.config["settings"]
         print(f"{config['defense']} on {config['dataset']}: {config['network']} with {config['num_weights']:,} weights, N = "
-              f"{config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}")
+              f"{config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}"
+              f"{self._processes()}")
         print(f"recipe {config['recipe']}: {settings['epochs']} epochs of batch {settings['batch_size']}, "
               f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}"
               f"{self._kl()}{self._attack()}")
@@ -31,7 +34,14 @@ class Progress:
                   f"radius {attack.epsilon:g}")
         if self.training.progress:
             print(f"going on after epoch {self.training.epochs_done}, step {self.training.steps_done}")
+        if self.training.streams_left_by != distributed.world_size():
+            print(f"note: the checkpoint is of {self.training.streams_left_by} processes, not {distributed.world_size()}: "
+                  f"the streams of weights and augmentation begin anew")
         print(f"writing {self.folder}", flush=True)
+
+    def _processes(self):
+        processes, norm = self.config["world_size"], self.config["batch_norm"]
+        return f", {processes} processes, BatchNorm {norm}" if processes > 1 else ""
 
     def _kl(self):
         settings, classifier = self.config["settings"], self.config["classifier"]
@@ -51,7 +61,7 @@ class Progress:
 
     def step(self, num_images):
         self._epoch_images += num_images
-        if not sys.stderr.isatty():
+        if not distributed.is_main() or not sys.stderr.isatty():
             return
         if self._bar is None:
             epoch = f"epoch {self.training.epochs_done + 1}/{self.config['settings']['epochs']}"

@@ -3,7 +3,7 @@ import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, event_files, records
+from pyro_advbnn import checkpoints, distributed, event_files, records
 from pyro_advbnn.errors import InputError
 
 
@@ -44,9 +44,11 @@ def read_config(folder):
 
 
 def save_position(folder, training, config, best):
-    """Write checkpoint.pt: the classifier and all that `--resume` needs.   Raises NotFinite for lost weights."""
+    """Collective: write checkpoint.pt, the classifier and all that `--resume` needs.   Raises NotFinite for lost weights."""
     training.check_weights()
-    checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=training.state_dict(), best=best)
+    state = training.state_dict()
+    if distributed.is_main():
+        checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=state, best=best)
 
 
 def has_position(folder):
@@ -79,7 +81,10 @@ def reopen(folder, config, epochs_done):
 
 @contextmanager
 def metrics_writer(folder, config):
-    """A function that adds a row to metrics.jsonl and, where config asks for it, to TensorBoard's event file."""
+    """A function that adds a row to metrics.jsonl and, where config asks for it, to TensorBoard's event file; on rank 0."""
+    if not distributed.is_main():
+        yield lambda row: None
+        return
     path = folder / "metrics.jsonl"
     events = event_files.event_file(folder, records.read_jsonl(path)) if config["tensorboard"] else nullcontext()
     with events as write_event:

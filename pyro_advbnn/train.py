@@ -4,7 +4,7 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, recipes, records, run_folders
+from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, recipes, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import peak_memory_mib
@@ -63,6 +63,7 @@ def train(
     compile: bool | None = None,
     cuda_graphs: Literal["auto", "on", "off"] | None = None,
     micro_batch: Count = None,
+    batch_norm: Literal["sync", "broadcast"] | None = None,
     out: Path | None = None,
     resume: Path | None = None,
     tensorboard: bool = False,
@@ -72,6 +73,8 @@ def train(
 
     The test split is never opened. The batches' crops and flips, their order and the weights' draws each have a random
     stream of their own, so that a run that was interrupted and resumed ends with the same weights.
+
+    Under torchrun several processes train one classifier: each draws its own weights and takes its part of every batch.
 
     Args:
         dataset: the images, default digits; cifar10, stl10, imagenet143, folder and npz read data_dir.
@@ -84,7 +87,7 @@ def train(
         epochs: passes over the training set.
         max_minutes: stop after this time, resumable.
         patience: stop after this many epochs without a better held-out accuracy.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         optimizer: adam, or sgd with momentum 0.9.
         learning_rate: its peak.
         weight_decay: L2 factor of the optimizer.
@@ -110,14 +113,17 @@ def train(
         width: base number of channels of our networks.
         image_size: side in pixels that the images of dataset folder are brought to.
         seed: of all random streams, default 0.
-        device: auto (cuda if present; the default), cpu, cuda or cuda:N.
+        device: auto (cuda if present; the default), cpu, cuda or cuda:N; under torchrun cuda is one GPU per process.
         precision: fp32 (the default on a CPU), tf32 (GPUs only) or bf16 (the default on a GPU): autocast; weights, losses and
             the optimizer stay in float32.
         compile: translate the network with torch.compile; where that fails, a line says why.
         cuda_graphs: capture the attack as one CUDA graph; auto = on a GPU. Where that fails, a line says why.
         micro_batch: the most images in the network at a time, for a batch that does not fit into memory: the same draws and
             the same gradient, but for BatchNorm, which then normalises each part by itself.
-        out: the new run folder; default runs/<dataset>-<defense>-<time>.
+        batch_norm: of several processes: sync (statistics of the joined batch; the default), or broadcast (of each
+            process's own part; the running statistics are those of rank 0).
+        out: the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which goes on with it
+            when it starts the processes anew.
         resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, precision,
             compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
@@ -125,30 +131,68 @@ def train(
         dry_run: print the configuration and stop.
     """
     flags = {name: value for name, value in locals().items() if value is not None and value is not False}
-    resumed, folder, dry = flags.pop("resume", None), flags.pop("out", None), flags.pop("dry_run", False)
     skip_validation()
-    if resumed:
-        config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
-        if run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
-            raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
-                             f" epochs; a larger --patience goes on")
-    else:
-        if folder:
-            run_folders.refuse_existing(folder)
-        config, images, held_out = configuration.configure(flags)
-        training, best = configuration.build(config, images), None
+    distributed.run(_train, flags)
+
+
+def _train(flags):
+    """Check and prepare all, then write the run folder and train."""
+    dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
+    with distributed.together():
+        resumed, folder = flags.pop("resume", None), flags.pop("out", None)
+        if folder and _is_this_jobs(folder, flags):
+            if run_folders.is_finished(folder):
+                return print(f"{folder} is finished")
+            flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
+            resumed, folder = folder, None
+        config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
+    distributed.require_same(
+        [config["images_sha256"], str(resumed), training.epochs_done, training.steps_done],
+        "the machines do not see the same images and the same run folder; both must lie where all of them can read")
     if dry:
         return print(records.as_json(config))
-    if resumed:
-        run_folders.reopen(resumed, config, training.epochs_done)
-        if not training.progress:
-            print(f"{resumed} has no checkpoint yet and starts from the beginning")
-    else:
-        folder = run_folders.create(folder or _default_folder(config), config)
+    folder = resumed or folder or _default_folder(config)
+    if distributed.is_main():
+        _open(folder, config, training, resumed)
+    distributed.broadcast_([*training.classifier.parameters(), *training.classifier.buffers()])
     set_precision(config["precision"])
     for note in configuration.accelerate(training, config):
         print(note)
-    _fit(resumed or folder, config, training, held_out, best, flags.get("max_minutes"))
+    _fit(folder, config, training, held_out, best, max_minutes)
+
+
+def _is_this_jobs(folder, flags):
+    """Whether the run in `folder` is the one that these flags began, and torchrun has started its processes anew."""
+    if not distributed.launched() or not (folder / "config.json").exists():
+        return False
+    config = run_folders.read_config(folder)
+    return distributed.is_this_job(config.get("job")) and configuration.is_run_of(config, flags)
+
+
+def _resume(resumed, folder, flags):
+    config, training, held_out, best = configuration.resume(resumed, flags | ({"out": folder} if folder else {}))
+    if run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
+        raise InputError(f"{resumed} has had no better held-out accuracy for {training.epochs_done - best['epoch']}"
+                         f" epochs; a larger --patience goes on")
+    return config, training, held_out, best
+
+
+def _begin(folder, flags):
+    if folder:
+        run_folders.refuse_existing(folder)
+    elif distributed.launched():
+        raise InputError("under torchrun --out or --resume must be given: the processes share a folder, also when started anew")
+    config, images, held_out = configuration.configure(flags)
+    return config, configuration.build(config, images), held_out, None
+
+
+def _open(folder, config, training, resumed):
+    """Write the run folder's config, of a run that begins or goes on."""
+    if not resumed:
+        return run_folders.create(folder, config)
+    run_folders.reopen(folder, config, training.epochs_done)
+    if not training.progress:
+        print(f"{folder} has no checkpoint yet and starts from the beginning")
 
 
 def _default_folder(config):
@@ -164,6 +208,8 @@ def _fit(folder, config, training, held_out, best, max_minutes):
             _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
     except NotFinite as error:
         progress.close()
+        if not distributed.is_main():
+            distributed.leave()                          # rank 0 has the same sums and weights, and says it
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
         none = f"no checkpoint has been written to {folder} yet"
         raise InputError(f"{error}; {last if run_folders.has_position(folder) else none}") from None
@@ -181,7 +227,10 @@ def _fit(folder, config, training, held_out, best, max_minutes):
 
 def _too_large(training, folder, error):
     traceback.clear_frames(error.__traceback__)          # which hold what the step had in memory
-    tried, fits = training.images_at_a_time, training.micro_batch_that_fits()
+    tried = training.images_at_a_time
+    if distributed.world_size() > 1:                     # trying would have to be done by all processes alike
+        return f"out of memory with {tried} images at a time in a process; a smaller --batch_size or --micro_batch may fit"
+    fits = training.micro_batch_that_fits()
     if fits is None:
         return f"out of memory, and not even one image at a time fits: {error}"
     return (f"out of memory with {tried} images at a time, while {fits} would fit: go on with --resume {folder} "
@@ -189,8 +238,8 @@ def _too_large(training, folder, error):
 
 
 def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row):
-    deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
-    saved = time.monotonic()
+    saved = distributed.clock()
+    deadline = saved + 60 * max_minutes if max_minutes else float("inf")
     while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
         for num_images in training.epoch():
             progress.step(num_images)
@@ -198,14 +247,15 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress,
                 progress.note(f"--cuda_graphs: none: {training.attack.failure}")
             if training.steps_done == len(training.batches):
                 continue                                 # the epoch is about to be finished and saved
-            if time.monotonic() > deadline:
+            now = distributed.clock()
+            if now > deadline:
                 run_folders.save_position(folder, training, config, best)
                 return progress.stopped(f"--max_minutes {max_minutes:g} are over")
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
-                saved = time.monotonic()
+                saved = now
         best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        if time.monotonic() > deadline and not training.finished:
+        if not training.finished and distributed.clock() > deadline:
             return progress.stopped(f"--max_minutes {max_minutes:g} are over")
     progress.finished(best)
 
@@ -220,7 +270,8 @@ def _finish_epoch(folder, config, training, held_out, best, progress, write_row)
     adversarial = training.attack is not None
     if held_out and is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
         best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
-        checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
+        if distributed.is_main():
+            checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
     write_row(row)
     run_folders.save_position(folder, training, config, best)
     progress.epoch(row)
@@ -244,4 +295,4 @@ def _metrics(training, held_out, config, progress):
 
 
 if __name__ == "__main__":
-    cli.run(train)
+    cli.run(train, processes=True)

@@ -1,39 +1,44 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the loop that can stop anywhere."""
 import torch
 
-from pyro_advbnn import datasets
+from pyro_advbnn import datasets, distributed
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.elbo import objective
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import robust_accuracy, separate_randomness
+from pyro_advbnn.evaluation import accuracy_fields, count_correct, separate_randomness
 from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces, largest_that_fits
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.recipes import learning_rate_factor
 
 
-def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None):
+def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=None):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     attack: a callable (classifier, x, y) -> x_adv, None for clean training. Gradients, optimizer state, parameters and
     BatchNorm statistics change; the statistics see the attacked batch only. micro_batch: the most images that are in the
     network at a time (see `micro_batches`), None for all.
+    share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
+    weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
     """
     optimizer.zero_grad()
-    parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch)
+    parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
+                      share=1.0 if share is None else share)
+    if share is not None:
+        distributed.sum_gradients_(optimizer)
     optimizer.step()
     classifier.constrain_()
     return parts
 
 
-def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None):
-    """`train_step` without its step: the gradients of the attacked batch are added to the parameters' grad."""
+def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=1.0):
+    """`train_step` without its step: `share` times the gradients of the attacked batch are added to the parameters' grad."""
     if micro_batch is None or micro_batch >= len(y):
         x_adv = x if attack is None else attack(classifier, x, y)
         parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
-        parts.loss.backward()
+        (parts.loss if share == 1 else parts.loss * share).backward()
         return parts
     x_adv = x if attack is None else attack_in_pieces(attack, classifier, x, y, micro_batch)
-    return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch)
+    return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch, share)
 
 
 def build_optimizer(classifier, settings):
@@ -61,22 +66,29 @@ class Training:
     goes on as if nothing had happened, bit for bit on a CPU. Batch order and augmentation own their random streams; the
     weights are drawn from torch's global one.
 
+    Under torchrun each process takes its part of every batch. All draw the same order; augmentation and weights are drawn
+    from streams of each process's own (`distributed.own_seed`).
+
     settings: a resolved recipe. adversarial: whether batches are attacked. images: the training set, on the device.
-    micro_batch: see `train_step`. On a GPU no step waits for the device: a loss that is not finite is found by `check_loss`.
+    batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
+    `train_step`. On a GPU no step waits for the device: a loss that is not finite is found by `check_loss`.
     """
 
     def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32",
-                 micro_batch=None):
-        self.classifier, self.settings, self.precision, self.micro_batch = classifier, settings, precision, micro_batch
+                 batch_norm="sync", micro_batch=None):
+        self.classifier, self.settings, self.precision = classifier, settings, precision
+        self.batch_norm, self.micro_batch = batch_norm, micro_batch
         self.device = images.images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
         self._order = torch.Generator().manual_seed(seed)
-        self._augment = torch.Generator(self.device).manual_seed(seed + 1)
+        self._augment = torch.Generator(self.device).manual_seed(distributed.own_seed(seed + 1))
         self._order_at_start = self._order.get_state()
         self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order,
-                                        augmentation=augmentation, augment_with=self._augment)
-        self.images = images
+                                        augmentation=augmentation, augment_with=self._augment,
+                                        shard=distributed.shard())
+        self.images, self.seed = images, seed
+        self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
         self._first_bad = torch.full((3,), torch.nan, dtype=torch.float64, device=self.device)
@@ -106,44 +118,54 @@ class Training:
         return share * self.settings["alpha"] / len(self.images)
 
     def epoch(self):
-        """The rest of the current epoch, a generator that yields after every step the number of images in it.
+        """The rest of the current epoch, a generator that yields after every step the number of images in its batch.
 
         Raises NotFinite at the first loss that is not finite, and where the epoch ends with weights that are not.
         """
         self.classifier.train()
         self._order.set_state(self._order_at_start)
         for x, y in self.batches.from_batch(self.steps_done):
+            num_images = self._num_images()
             self._step(x, y)
             self.steps_done += 1
-            yield len(y)
+            yield num_images
         self.check_loss()
         self.check_weights()
         self.epochs_done += 1
         self.steps_done = 0
         self._order_at_start = self._order.get_state()
 
+    def _num_images(self):
+        """The size of the next batch, of which x and y are this process's part."""
+        return min(self.settings["batch_size"], len(self.images) - self.steps_done * self.settings["batch_size"])
+
     def _step(self, x, y):
         self.last_learning_rate, self.last_kl_weight = self.learning_rate, self.kl_weight
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
+        share = None if distributed.world_size() == 1 else len(y) / self._num_images()
         with autocast(self.device, self.precision):
             parts = train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
-                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch)
+                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
+        if self.batch_norm == "broadcast":
+            distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
         self._remember(parts, y)
         if self._check_every_step:
             self.check_loss()
 
     def _remember(self, parts, y):
-        """Add to the averages, and keep the first loss that is not finite; nothing here waits for a GPU."""
+        """Add the step to the sums of all processes, and keep the first loss that is not finite; without waiting for a GPU."""
         correct = (parts.logits.argmax(-1) == y).sum()
-        nll, kl = parts.nll.double(), parts.kl.double()
-        self._sums += torch.stack([nll * len(y), kl * len(y), correct.double(), torch.full_like(nll, len(y))])
-        bad = torch.isnan(self._first_bad[0]) & ~torch.isfinite(parts.loss)
-        now = torch.stack([torch.full_like(nll, self.steps_done + 1), nll, kl])
+        sums = [value.detach().double() * len(y) for value in (parts.loss, parts.nll, parts.kl)]
+        loss, nll, kl, correct = distributed.sum_(torch.stack([*sums, correct.double()]))
+        num_images = torch.full_like(nll, self._num_images())
+        self._sums += torch.stack([nll, kl, correct, num_images])
+        bad = torch.isnan(self._first_bad[0]) & ~torch.isfinite(loss)
+        now = torch.stack([torch.full_like(nll, self.steps_done + 1), nll / num_images, kl / num_images])
         self._first_bad = torch.where(bad, now, self._first_bad)
 
     def check_loss(self):
-        """Raises NotFinite where a loss of this epoch, so far, was not finite; waits for the device."""
+        """Raises NotFinite, in all processes, where a loss of this epoch, so far, was not finite; waits for the device."""
         step, nll, kl = self._first_bad.tolist()
         if step == step:                                 # not NaN: there was one
             raise NotFinite(f"the loss is not finite (nll {nll:g}, kl {kl:g}) at step {step:.0f} of epoch "
@@ -157,8 +179,9 @@ class Training:
 
     @property
     def images_at_a_time(self):
-        """How many images are in the network together, at most."""
-        return min(self.micro_batch or len(self.images), len(self.images), self.settings["batch_size"])
+        """How many images are in this process's network together, at most."""
+        part = -(-min(len(self.images), self.settings["batch_size"]) // distributed.world_size())
+        return min(self.micro_batch or part, part)
 
     def micro_batch_that_fits(self):
         """The most images at a time, below what was tried, for which a step finds memory; None where not one does.
@@ -193,18 +216,23 @@ class Training:
         return torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def state_dict(self):
-        """Everything but the classifier: optimizer, position and random streams; tensors and plain values."""
+        """Everything but the classifier: optimizer, position and random streams; tensors and plain values.
+
+        Collective: on rank 0 it holds the streams of all processes.
+        """
         rng = {"global": torch.get_rng_state(), "order": self._order_at_start, "device_type": self.device.type,
                "augment": self._augment.get_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng, *others = distributed.gather(rng)
         return {"optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
-                "steps_done": self.steps_done, "sums": self._sums, "rng": rng}
+                "steps_done": self.steps_done, "sums": self._sums, "rng": rng, "rng_of_others": others}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()`; the global random streams are set too.
 
-        On another type of device (cuda, cpu) its own streams cannot go on and begin anew.
+        On another type of device (cuda, cpu) its own streams cannot go on and begin anew; so do all but the order in another
+        number of processes, from the seed and the position. `streams_left_by` tells how many processes left them.
         """
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
@@ -212,9 +240,17 @@ class Training:
                 group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         self._sums = state["sums"].to(self.device)
-        rng = state["rng"]
+        rngs = [state["rng"], *state.get("rng_of_others", [])]      # older checkpoints do not know others
+        self._order_at_start, self.streams_left_by = rngs[0]["order"], len(rngs)
+        if len(rngs) == distributed.world_size():
+            self._set_streams(rngs[distributed.rank()])
+        else:
+            position = self.epochs_done, self.steps_done
+            torch.manual_seed(distributed.own_seed(self.seed, *position))
+            self._augment.manual_seed(distributed.own_seed(self.seed + 1, *position))
+
+    def _set_streams(self, rng):
         torch.set_rng_state(rng["global"])
-        self._order_at_start = rng["order"]
         if rng["device_type"] == self.device.type:
             self._augment.set_state(rng["augment"])
             if self.device.type == "cuda":
@@ -224,15 +260,14 @@ class Training:
 def accuracies(classifier, images, settings, *, seed, batch_size=None):
     """(clean, robust): accuracy of averaged predictions on `images`, clean and under the training's own PGD.
 
-    batch_size: None is that of the training.
-
-    Draws from streams of its own, so that measuring changes no training.
+    Collective: each process measures its part of the images. Draws from streams of its own, so that measuring changes no
+    training. batch_size: None is that of the training.
     """
-    batches = datasets.batches(images, batch_size or settings["batch_size"])
-    with separate_randomness(seed):
-        clean = robust_accuracy(classifier, batches, num_samples=settings["num_samples"])
-        robust = robust_accuracy(classifier, batches, build_attack(settings), num_samples=settings["num_samples"])
-    return clean["accuracy"], robust["accuracy"]
+    batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
+    with separate_randomness(distributed.own_seed(seed)):
+        counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"])
+                  for attack in (None, build_attack(settings))]
+    return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())
 
 
 def is_better(clean, robust, best, *, adversarial):
