@@ -16,7 +16,7 @@ from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.training import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
-            "cuda_graphs": "auto"}
+            "cuda_graphs": "auto", "batch_norm": "sync"}
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
@@ -61,10 +61,10 @@ def configure(flags):
 def _how_to_compute(flags, device):
     """The part of a config that says how steps are computed, with `--precision` as it is on this device."""
     use_cuda_graphs(flags["cuda_graphs"], device)
-    if flags.get("micro_batch") and flags.get("batch_norm", "sync") == "sync" and distributed.world_size() > 1:
+    if flags.get("micro_batch") and flags["batch_norm"] == "sync" and distributed.world_size() > 1:
         raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
-            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch")}
+            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"]}
 def is_run_of(config, flags):
     """Whether `configure` made config of these flags."""
     return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}

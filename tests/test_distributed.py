@@ -391,7 +391,7 @@ def lost_on_rank_1(words):
 
 def test_a_loss_that_is_lost_in_one_process_ends_all(tmp_path):
     first, second = processes(lost_on_rank_1, words(tmp_path / "run"))
-    assert first[0] == 2 and first[2].startswith("error: the loss is nan (nll ") and "at step 1 of epoch 1" in first[2]
+    assert first[0] == 2 and first[2].startswith("error: the loss is not finite (nll ") and "at step 1 of epoch 1" in first[2]
     assert second == (0, "", "")
 
 
