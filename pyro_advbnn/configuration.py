@@ -9,6 +9,7 @@ from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.priors import fan_in_factor
+from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto",
@@ -33,16 +34,18 @@ def configure(flags):
     _check_patience(flags.get("patience"), settings["validation"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
-                                             cap="validation" not in flags)
-    settings["network"] = settings["network"] or recipes.default_network(images.images.shape[-1])
+                                             cap="validation" not in flags, loading=flags.get("loading", "auto"),
+                                             workers=flags.get("workers"))
+    settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
     config = {
         "dataset": dataset, "data_dir": _text(flags.get("data_dir")), "image_size": flags.get("image_size"),
+        "loading": "stream" if isinstance(images, StreamedImages) else "memory", "workers": flags.get("workers"),
         "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
-        "images_sha256": identity, "image_shape": list(images.images.shape[1:]),
+        "images_sha256": identity, "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),
         "augmentation": flags.get("augmentation") or datasets.DEFAULT_AUGMENTATION[dataset],
         "defense": defense, "network": settings["network"], "width": settings["width"],
-        "num_classes": images.num_classes, "in_channels": images.images.shape[1],
+        "num_classes": images.num_classes, "in_channels": images.image_shape[0],
         "init_from": _text(flags.get("init_from")),
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, "precision": flags["precision"],
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False), "device": str(device),
@@ -52,28 +55,37 @@ def configure(flags):
     return config, images, held_out
 
 
-def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False):
+def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False, loading="auto",
+                workers=None):
     """(training images, held-out images or None, digest of all of them), on the device.
 
-    cap: hold out a fifth of the images at most, for a number that the user did not choose.
+    cap: hold out a fifth of the images at most, for a number that the user did not choose. The digest is one of pixels,
+    or, of images that are streamed, of names and sizes.
     """
-    images = datasets.load(dataset, "train", data_dir, image_size=image_size)
+    images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
+                           device=device)
     if subset:
         if subset > len(images):
             raise InputError(f"--num_train {subset} is more than the {len(images)} training images of {dataset}")
         images = datasets.balanced_subset(images, subset, seed)
-    digest = hashlib.sha256(images.images.numpy()).hexdigest()
+    digest = hashlib.sha256()
+    images.update_hash(digest)
     if cap:
         num_held_out = min(num_held_out, len(images) // 5)
     if num_held_out >= len(images):
         raise InputError(f"--validation {num_held_out} leaves nothing of {len(images)} images to train on")
     images, held_out = datasets.hold_out(images, num_held_out, seed)
-    return images.to(device), held_out.to(device) if held_out else None, digest
+    return images.to(device), held_out.to(device) if held_out else None, digest.hexdigest()
+
+
+def loading_of(config):
+    """How a run's images are loaded, which its digest of them depends on; older runs had them in memory."""
+    return config.get("loading", "memory")
 
 
 def build(config, images):
     """The Training that config describes, at its start; config gains the classifier's own settings."""
-    settings, device = config["settings"], images.images.device
+    settings, device = config["settings"], images.device
     torch.manual_seed(config["seed"])
     network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
     recipes.initialize_(network, settings["initialization"])
@@ -91,13 +103,13 @@ def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
     A run that was left before its first checkpoint is at its start. flags: those given, of which only epochs,
-    max_minutes, patience, tensorboard, data_dir, device and network may differ from the run's.
+    max_minutes, patience, tensorboard, data_dir, device, network and workers may differ from the run's.
     """
     config = run_folders.read_config(folder)
     config.setdefault("tensorboard", False)              # older runs do not say
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
-    config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir") if name in flags}
+    config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
     if config["tensorboard"]:
@@ -105,7 +117,8 @@ def resume(folder, flags):
     device = resolve_device(flags.get("device", config["device"]))
     config["device"] = str(device)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], device)
+                                           config["subset"], config["num_held_out"], config["seed"], device,
+                                           loading=loading_of(config), workers=config.get("workers"))
     if digest != config["images_sha256"]:
         raise InputError("the training images are not those that the run began with")
     begun = run_folders.has_position(folder)
@@ -117,7 +130,7 @@ def resume(folder, flags):
     return config, training, held_out, best
 
 
-_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network")
+_MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers")
 
 
 def _check_resume_flags(folder, config, flags):
@@ -146,7 +159,7 @@ def _start_from(network, name, run):
 
 def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
-    image = images.images[:1].cpu().float() / 255
+    image = images.take([0]).in_memory().images.cpu().float() / 255
     shape = _shape_of_logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     if shape != (1, images.num_classes):
         raise InputError(f"the network gives {shape} for one image, not (1, {images.num_classes}) logits")

@@ -12,7 +12,7 @@ from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
-from pyro_advbnn.training import NotFinite, accuracies, is_better
+from pyro_advbnn.training import accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
@@ -55,6 +55,8 @@ def train(
     validation: CountOrNone = None,
     width: Count = None,
     image_size: Count = None,
+    loading: Literal[datasets.LOADINGS] | None = None,
+    workers: CountOrNone = None,
     seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
     device: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -104,12 +106,16 @@ def train(
             only these.
         width: base number of channels of our networks.
         image_size: side in pixels that the images of dataset folder are brought to.
+        loading: of dataset folder: memory, stream (read the files as they are needed; needs image_size), or auto (the
+            default: stream where the images do not fit).
+        workers: processes that read streamed images; default as many as there are cores, at most 8; 0 reads them in the
+            training's own.
         seed: of all random streams, default 0.
         device: auto (cuda if present; the default), cpu, cuda or cuda:N.
         precision: fp32 (the default), or bf16: autocast, with losses in float32.
         out: the new run folder; default runs/<dataset>-<defense>-<time>.
-        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device and network may be
-            given too. A run without a checkpoint yet starts from the beginning.
+        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network and
+            workers may be given too. A run without a checkpoint yet starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
             its single precision; needs the package tensorboard. A resumed run goes on doing so.
         dry_run: print the configuration and stop.
@@ -150,7 +156,7 @@ def _fit(folder, config, training, held_out, best, max_minutes):
         with run_folders.metrics_writer(folder, config) as write_row, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered NaN")     # Pyro's; the training stops with a line of ours
             _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
-    except NotFinite as error:
+    except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
         progress.close()
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
         none = f"no checkpoint has been written to {folder} yet"

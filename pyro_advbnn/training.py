@@ -55,7 +55,7 @@ class Training:
 
     def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32"):
         self.classifier, self.settings, self.precision = classifier, settings, precision
-        self.device = images.images.device
+        self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
         self._order = torch.Generator().manual_seed(seed)
