@@ -1,6 +1,7 @@
 """A folder of images that does not fit in the memory: files are read by worker processes while the device works."""
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -84,14 +85,11 @@ class StreamedImages(ImageSet):
     def _pixels(self, batches):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
         workers = min(self.workers, len(batches))
-        options = {"multiprocessing_context": _context(), "prefetch_factor": BATCHES_AHEAD} if workers else {}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as asked for
-            iterator = iter(DataLoader(
-                _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
-                num_workers=workers, pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(), **options))                      # which leaves torch's global stream alone
-        yield from _checked(iterator)
+        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent} if workers else {}
+        return _checked(
+            _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
+            num_workers=workers, multiprocessing_context=_context() if workers else None,
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)  # not torch's global stream
 
     def _paths_at(self, rows):
         return [self.paths[row] for row in rows.tolist()]
@@ -156,18 +154,32 @@ def _as_it_is(batch):
     return batch
 
 
-def _checked(iterator):
-    """The batches; InputError in place of a batch with an image that cannot be read, and of a worker that was killed."""
+def _checked(*arguments, **options):
+    """DataLoader's batches; InputError in place of one with an image that cannot be read, and of a killed worker."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")      # more workers than cores: as asked for
+        iterator = iter(DataLoader(*arguments, **options))
     try:
         for batch in iterator:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:   # the last two: while a batch came over from it
+        if isinstance(error, RuntimeError) and not re.search("DataLoader worker|Pin memory thread", str(error)):
             raise
         raise InputError("a worker process that reads images was killed, maybe for lack of memory or of room in /dev/shm; "
                          "fewer --workers need less, 0 none") from None
+    finally:
+        del iterator                                     # ends the workers now: a traceback may keep this frame
+
+
+def _end_with_parent(_):
+    """In a worker: ends it when the process that reads dies. DataLoader's own watch sees the fork server, which lives on."""
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _context():
