@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 
-from pyro_advbnn import datasets, image_arrays, image_cache, image_files, image_folders, image_sets
+from pyro_advbnn import datasets, evaluated_images, image_arrays, image_cache, image_files, image_folders, image_sets
 from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, ImageView, load
 from pyro_advbnn.errors import InputError
 
@@ -790,3 +790,9 @@ def test_the_hash_of_a_view_is_that_of_its_pixels(monkeypatch, rows_at_once):
     images.view([7, 1, 9, 30]).update_hash(hashes[1])
     expected = hashlib.sha256(bytes([7, 1, 9, 30])).hexdigest()
     assert [found.hexdigest() for found in hashes] == [expected] * 2
+
+
+def test_the_digest_in_rows_is_that_of_pixels_and_labels():
+    images = labelled(torch.arange(50) % 3)
+    expected = evaluated_images.digest({"images": images.images, "labels": images.labels})
+    assert evaluated_images.image_digest(images) == evaluated_images.image_digest(images.view(range(50))) == expected

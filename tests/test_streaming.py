@@ -15,6 +15,7 @@ import pyro
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing.reductions import shared_cache
 
 from pyro_advbnn import checkpoints, cli, configuration, datasets, evaluate, image_files, records, streaming
 from pyro_advbnn.datasets import load
@@ -253,6 +254,13 @@ def test_a_pass_that_is_given_up_leaves_no_worker(folder):
     for _ in range(2):                                   # and a full one leaves none either
         batches(streamed(folder, 2))
         assert multiprocessing.active_children() == []
+
+
+def test_memory_does_not_grow_with_the_number_of_batches(folder):
+    sizes = []
+    for _ in datasets.batches(streamed(folder, 1), 1):
+        sizes.append(len(shared_cache))
+    assert len(sizes) == 51 and max(sizes) <= 3           # or the heap gets holes of the size of a batch
 
 
 def test_more_workers_than_cores_and_than_batches_are_no_cause_for_a_warning(folder):
