@@ -1,4 +1,5 @@
 """A folder of images that does not fit in the memory: files are read by worker processes while the device works."""
+import atexit
 import multiprocessing
 import os
 import re
@@ -6,7 +7,9 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from multiprocessing import forkserver
@@ -22,6 +25,7 @@ from pyro_advbnn.image_cache import update_with_names
 from pyro_advbnn.image_sets import Images, ImageSet
 
 BATCHES_AHEAD = 2                                        # of each worker
+_PASSES = weakref.WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +91,12 @@ class StreamedImages(ImageSet):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
         workers = min(self.workers, len(batches))
         options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent} if workers else {}
-        return _checked(
+        reading = _checked(
             _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
             num_workers=workers, multiprocessing_context=_context() if workers else None,
             pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)  # not torch's global stream
+        _PASSES.add(reading)
+        return reading
 
     def _paths_at(self, rows):
         return [self.paths[row] for row in rows.tolist()]
@@ -157,7 +163,7 @@ def _as_it_is(batch):
 
 def _checked(*arguments, **options):
     """DataLoader's batches; InputError in place of one with an image that cannot be read, and of a killed worker."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _interrupted_later():
         warnings.filterwarnings("ignore", "This DataLoader will create")      # more workers than cores: as asked for
         iterator = iter(DataLoader(*arguments, **options))
     try:
@@ -173,6 +179,29 @@ def _checked(*arguments, **options):
                          "fewer --workers need less, 0 none") from None
     finally:
         del iterator                                     # ends the workers now: a traceback may keep this frame
+
+
+@atexit.register
+def _end_passes():
+    """Ends the workers of passes that a traceback still holds, before multiprocessing takes away what they start with."""
+    for reading in list(_PASSES):
+        reading.close()
+
+
+@contextmanager
+def _interrupted_later():
+    """Ctrl-C waits until the end of it: workers whose start it breaks off would print tracebacks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    for number in signals[:1]:
+        signal.raise_signal(number)
 
 
 def _forget_dead_storages():
