@@ -13,6 +13,7 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
+from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
@@ -38,16 +39,18 @@ def configure(flags):
     _check_patience(flags.get("patience"), settings["validation"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
-                                             cap="validation" not in flags)
-    settings["network"] = settings["network"] or recipes.default_network(images.images.shape[-1])
+                                             cap="validation" not in flags, loading=flags.get("loading", "auto"),
+                                             workers=flags.get("workers"))
+    settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
     config = {
         "dataset": dataset, "data_dir": _text(flags.get("data_dir")), "image_size": flags.get("image_size"),
+        "loading": "stream" if isinstance(images, StreamedImages) else "memory", "workers": flags.get("workers"),
         "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
-        "images_sha256": identity, "image_shape": list(images.images.shape[1:]),
+        "images_sha256": identity, "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),
         "augmentation": flags.get("augmentation") or datasets.DEFAULT_AUGMENTATION[dataset],
         "defense": defense, "network": settings["network"], "width": settings["width"],
-        "num_classes": images.num_classes, "in_channels": images.images.shape[1],
+        "num_classes": images.num_classes, "in_channels": images.image_shape[0],
         "init_from": _text(flags.get("init_from")),
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
@@ -65,6 +68,8 @@ def _how_to_compute(flags, device):
         raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
             "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"]}
+
+
 def is_run_of(config, flags):
     """Whether `configure` made config of these flags."""
     return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
@@ -76,29 +81,38 @@ def _place(device):
             "job": distributed.job()}
 
 
-def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False):
+def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, device, cap=False, loading="auto",
+                workers=None):
     """(training images, held-out images or None, digest of all of them), on the device.
 
-    cap: hold out a fifth of the images at most, for a number that the user did not choose.
+    cap: hold out a fifth of the images at most, for a number that the user did not choose. The digest is one of pixels,
+    or, of images that are streamed, of names and sizes.
     """
     with distributed.one_at_first() if data_dir is None else nullcontext():     # it may have to be downloaded
-        images = datasets.load(dataset, "train", data_dir, image_size=image_size)
+        images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
+                               device=device)
     if subset:
         if subset > len(images):
             raise InputError(f"--num_train {subset} is more than the {len(images)} training images of {dataset}")
         images = datasets.balanced_subset(images, subset, seed)
-    digest = hashlib.sha256(images.images.numpy()).hexdigest()
+    digest = hashlib.sha256()
+    images.update_hash(digest)
     if cap:
         num_held_out = min(num_held_out, len(images) // 5)
     if num_held_out >= len(images):
         raise InputError(f"--validation {num_held_out} leaves nothing of {len(images)} images to train on")
     images, held_out = datasets.hold_out(images, num_held_out, seed)
-    return images.to(device), held_out.to(device) if held_out else None, digest
+    return images.to(device), held_out.to(device) if held_out else None, digest.hexdigest()
+
+
+def loading_of(config):
+    """How a run's images are loaded, which its digest of them depends on; older runs had them in memory."""
+    return config.get("loading", "memory")
 
 
 def build(config, images):
     """The Training that config describes, at its start; config gains the classifier's own settings."""
-    settings, device = config["settings"], images.images.device
+    settings, device = config["settings"], images.device
     torch.manual_seed(config["seed"])
     network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
     recipes.initialize_(network, settings["initialization"])
@@ -135,14 +149,14 @@ def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
     A run that was left before its first checkpoint is at its start. flags: those given, of which only epochs,
-    max_minutes, patience, tensorboard, data_dir, device, network, precision, compile, cuda_graphs and micro_batch may differ
-    from the run's.
+    max_minutes, patience, tensorboard, data_dir, device, network, workers, precision, compile, cuda_graphs and micro_batch
+    may differ from the run's.
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
-    config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir") if name in flags}
+    config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
     if config["tensorboard"]:
@@ -150,7 +164,8 @@ def resume(folder, flags):
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], device)
+                                           config["subset"], config["num_held_out"], config["seed"], device,
+                                           loading=loading_of(config), workers=config.get("workers"))
     if digest != config["images_sha256"]:
         raise InputError("the training images are not those that the run began with")
     begun = run_folders.has_position(folder)
@@ -162,8 +177,8 @@ def resume(folder, flags):
     return config, training, held_out, best
 
 
-MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "precision",
-                        "compile", "cuda_graphs", "micro_batch")
+MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
+                        "precision", "compile", "cuda_graphs", "micro_batch")
 DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
                           "batch_norm": "sync"}
 
@@ -194,7 +209,7 @@ def _start_from(network, name, run):
 
 def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
-    image = images.images[:1].cpu().float() / 255
+    image = images.take([0]).in_memory().images.cpu().float() / 255
     shape = _shape_of_logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     if shape != (1, images.num_classes):
         raise InputError(f"the network gives {shape} for one image, not (1, {images.num_classes}) logits")

@@ -1,23 +1,29 @@
-"""Images in memory: load a data set, take class-balanced parts of it, iterate over augmented batches.
+"""Images: load a data set, take class-balanced parts of it, iterate over augmented batches.
 
-A data set is one uint8 tensor on one device. Batches are cut, augmented and brought to [0, 1] on that device, so that
-nothing passes through the host image by image.
+A data set is one uint8 tensor on one device, or a folder of files that are read as they are needed. Batches are augmented
+and brought to [0, 1] on the device, so that nothing passes through the host image by image.
 """
 import operator
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from pyro_advbnn import image_files
+from pyro_advbnn.augmentation import AUGMENTATIONS, augment, check_augmentation, unit_range
+from pyro_advbnn.devices import free_memory
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.image_arrays import read_cifar10, read_digits, read_npz, read_stl10
-from pyro_advbnn.image_folders import read_folder, read_imagenet143
+from pyro_advbnn.image_folders import list_folder, read_imagenet143
+from pyro_advbnn.image_sets import Images, ImageSet, ImageView
+from pyro_advbnn.streaming import StreamedImages, default_workers
+
+__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]
 
 DATASETS = ("digits", "cifar10", "stl10", "imagenet143", "folder", "npz")
 SPLITS = ("train", "test")
+LOADINGS = ("auto", "memory", "stream")
 DEFAULT_AUGMENTATION = {
     "digits": "none",
     "cifar10": "crop_flip",
@@ -28,44 +34,22 @@ DEFAULT_AUGMENTATION = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """A labelled set of images.
-
-    images: uint8 (N, C, H, W). labels: int64 (N,) in [0, num_classes), on the same device. class_names: one per class.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def to(self, device) -> "Images":
-        return Images(self.images.to(device), self.labels.to(device), self.class_names)
-
-    def take(self, indices) -> "Images":
-        """The images at `indices` (int64 (M,), on any device, or a list), in that order."""
-        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
-        return Images(self.images[indices], self.labels[indices], self.class_names)
-
-
-def load(name, split, data_dir=None, *, image_size=None) -> Images:
-    """One split of a data set, on the CPU; only the files of this split are read.
+def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers=None, device=None) -> ImageSet:
+    """One split of a data set, on the CPU; only the files of this split are read. imagenet143 is mapped, not read.
 
     name: one of DATASETS. split: "train" or "test".
     data_dir: the folder that holds the data set (for npz: the file). cifar10 and stl10 without it are looked for in
         `data/` and downloaded to there; digits comes with scikit-learn and needs none; the others cannot do without.
     image_size: only for folder: the shorter side is scaled to it and the centre is cut out.
+    loading: for folder, whether the split is read into memory or streamed (see `StreamedImages`), which needs an
+        image_size; auto reads what fits into the memory that is available, and into half of the device's.
+    workers: processes that stream, by default `streaming.default_workers()`; 0 streams in this process.
+    device: where the images will be used.
 
     Raises InputError, in one line, for wrong arguments and for files that are missing, damaged or not as expected.
     """
     _check_load_arguments(name, split, data_dir, image_size)
+    _check_loading(name, loading, workers, image_size)
     if name == "digits":
         return _digits(split)
     if name == "cifar10":
@@ -75,13 +59,13 @@ def load(name, split, data_dir=None, *, image_size=None) -> Images:
     elif name == "imagenet143":
         arrays = read_imagenet143(data_dir, split)
     elif name == "folder":
-        arrays = read_folder(data_dir, split, image_size)
+        return _folder(*list_folder(data_dir, split), image_size, loading, workers, device)
     else:
         arrays = read_npz(data_dir, split)
     return _images(*arrays)
 
 
-def balanced_subset(images, num, seed) -> Images:
+def balanced_subset(images, num, seed) -> ImageSet:
     """`num` images chosen by `seed`, as many of each class as of any other (give or take one), in their stored order.
 
     Where a class is too small, all of it is taken and the other classes fill up. A smaller subset by the same seed is
@@ -93,69 +77,17 @@ def balanced_subset(images, num, seed) -> Images:
     return images.take(_balanced_order(images, seed)[:num].sort().values)
 
 
-def hold_out(images, num, seed) -> tuple[Images, Images | None]:
+def hold_out(images, num, seed) -> tuple[ImageSet, ImageSet | None]:
     """(rest, held_out): `num` images, class-balanced and chosen by `seed`, are set apart; num = 0 gives (images, None).
 
+    On the CPU both are views, so that a large set is not copied.
     Raises InputError unless 0 <= num < len(images).
     """
     num = _whole_number("num", num, 0, len(images) - 1)
     if num == 0:
         return images, None
     order = _balanced_order(images, seed)
-    return images.take(order[num:].sort().values), images.take(order[:num].sort().values)
-
-
-def crop_flip(x, generator=None):
-    """Zero-pads each image by 4 pixels, crops it at random back to its size and, half of the time, mirrors it."""
-    batch, channels, height, width = x.shape
-    top, left = torch.randint(0, 9, (2, batch, 1), generator=generator, device=x.device)
-    flip = torch.rand(batch, 1, generator=generator, device=x.device) < 0.5
-    rows = top + torch.arange(height, device=x.device)
-    columns = left + torch.arange(width, device=x.device)
-    columns = torch.where(flip, columns.flip(1), columns)
-    image = torch.arange(batch, device=x.device)[:, None, None, None]
-    channel = torch.arange(channels, device=x.device)[None, :, None, None]
-    return F.pad(x, (4, 4, 4, 4))[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def resized_crop(x, generator=None):
-    """Cuts a random square of 0.8 to 0.9 of each image's area, scales it back and, half of the time, mirrors it.
-
-    The same as torchvision's RandomResizedCrop(size, scale=(0.8, 0.9), ratio=(1, 1)), bilinear, and
-    RandomHorizontalFlip, with each image's own parameters. Returns floats in [0, 1].
-
-    Raises InputError for images that are not square.
-    """
-    if x.shape[2] != x.shape[3]:
-        raise InputError(f"augmentation resized_crop needs square images, got {x.shape[3]}x{x.shape[2]}")
-    x, size = _unit_range(x), x.shape[3]
-    area, place_x, place_y, flip = torch.rand(4, len(x), generator=generator, device=x.device)
-    side = torch.round(size * (0.8 + 0.1 * area).sqrt())
-    left, top = ((place * (size - side + 1)).floor() for place in (place_x, place_y))
-    scale, zero = side / size, torch.zeros_like(side)
-    centre_x, centre_y = ((2 * start + side) / size - 1 for start in (left, top))
-    mirror = torch.where(flip < 0.5, -scale, scale)
-    theta = torch.stack([mirror, zero, centre_x, zero, scale, centre_y], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
-    # Like a crop that is cut out first: nothing beyond its outermost pixels may mix in.
-    centre, reach = torch.stack([centre_x, centre_y], 1)[:, None, None], ((side - 1) / size)[:, None, None, None]
-    grid = torch.maximum(torch.minimum(grid, centre + reach), centre - reach)
-    return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
-
-
-AUGMENTATIONS = {"none": lambda x, generator=None: x, "crop_flip": crop_flip, "resized_crop": resized_crop}
-
-
-def augment(x, kind, generator=None):
-    """`x` (B, C, H, W), uint8 or float in [0, 1], with the augmentation `kind`, drawn anew for each image.
-
-    kind: one of AUGMENTATIONS. All draws come from `generator`, a torch.Generator on the device of x; None is torch's
-    global one. The shape stays; the type stays too, except that resized_crop returns floats in [0, 1].
-
-    Raises InputError for an unknown kind.
-    """
-    _check_augmentation(kind)
-    return AUGMENTATIONS[kind](x, generator)
+    return images.view(order[num:].sort().values), images.view(order[:num].sort().values)
 
 
 class Batches:
@@ -174,14 +106,16 @@ class Batches:
         return self.from_batch(0)
 
     def from_batch(self, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """A pass without its first batches, which cost no augmentation: the order is the whole pass's."""
-        images, num = self.images, len(self.images)
+        """A pass without its first batches, which are neither read nor augmented: the order is the whole pass's."""
+        for x, y in self.images.read([indices for indices in self._indices()[first:] if len(indices)]):
+            yield unit_range(augment(x, self.augmentation, self.augment_with)), y
+
+    def _indices(self):
+        """The indices of this process's part of every batch of a new pass, in its order."""
+        num = len(self.images)
         order = torch.arange(num) if self.shuffle_with is None else torch.randperm(num, generator=self.shuffle_with)
-        for indices in order.to(images.labels.device).split(self.batch_size)[first : len(self)]:
-            indices = indices[self.shard[0]::self.shard[1]]
-            if len(indices):
-                x = augment(images.images[indices], self.augmentation, self.augment_with)
-                yield _unit_range(x), images.labels[indices]
+        batches = order.to(self.images.labels.device).split(self.batch_size)[: len(self)]
+        return [indices[self.shard[0]::self.shard[1]] for indices in batches]
 
 
 def batches(
@@ -198,7 +132,7 @@ def batches(
     Raises InputError for a batch_size < 1, for an unknown augmentation, and where drop_last would leave nothing.
     """
     batch_size = _whole_number("batch_size", batch_size, 1, len(images) if drop_last else None)
-    _check_augmentation(augmentation)
+    check_augmentation(augmentation)
     return Batches(images, batch_size, shuffle_with, augmentation, augment_with, drop_last, shard)
 
 
@@ -217,14 +151,43 @@ def _check_load_arguments(name, split, data_dir, image_size):
         _whole_number("image_size", image_size, 1)
 
 
+def _check_loading(name, loading, workers, image_size):
+    if loading not in LOADINGS:
+        raise InputError(f"loading must be one of {', '.join(LOADINGS)}, got {loading!r}")
+    if workers is not None:
+        _whole_number("workers", workers, 0)
+    if name != "folder" and loading == "stream":
+        raise InputError(f"--loading stream is only for dataset folder, not for {name}")
+    if name != "folder" and workers is not None:
+        raise InputError(f"--workers is only for dataset folder, not for {name}")
+    if loading == "stream" and not image_size:
+        raise InputError("--loading stream needs --image_size, the size that the images are brought to as they come")
+
+
+def _folder(paths, labels, class_names, image_size, loading, workers, device):
+    if loading == "stream" or (loading == "auto" and image_size and not _fits(len(paths), image_size, device)):
+        return StreamedImages(paths, torch.arange(len(paths)), torch.from_numpy(labels), class_names, image_size,
+                              default_workers() if workers is None else workers)
+    return _images(image_files.decode(paths, image_size), labels, class_names)
+
+
+def _fits(num, image_size, device):
+    needed = num * 3 * image_size * image_size
+    on_device = free_memory(device) / 2 if device is not None and torch.device(device).type == "cuda" else needed
+    return needed <= min(on_device, image_files.available_memory())
+
+
 def _digits(split):
     """The test split is 36 images of each class, the same ones always."""
     train, test = hold_out(_images(*read_digits()), 360, seed=0)
-    return train if split == "train" else test
+    return (train if split == "train" else test).in_memory()
 
 
 def _images(images, labels, class_names):
-    return Images(torch.from_numpy(images), torch.from_numpy(labels), tuple(class_names))
+    pixels, labels = torch.from_numpy(images), torch.from_numpy(labels)
+    if isinstance(images, np.memmap):
+        return ImageView(pixels, torch.arange(len(labels)), labels, tuple(class_names))
+    return Images(pixels, labels, tuple(class_names))
 
 
 def _balanced_order(images, seed):
@@ -238,15 +201,6 @@ def _balanced_order(images, seed):
     turn = np.empty_like(by_class)
     turn[by_class] = np.arange(len(labels)) - first_of_class
     return torch.from_numpy(shuffled[np.argsort(turn, kind="stable")])
-
-
-def _unit_range(x):
-    return x if x.is_floating_point() else x.float().div_(255)
-
-
-def _check_augmentation(kind):
-    if kind not in AUGMENTATIONS:
-        raise InputError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")
 
 
 def _whole_number(name, value, low, high=None):

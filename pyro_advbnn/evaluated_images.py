@@ -2,7 +2,8 @@
 import hashlib
 
 from pyro_advbnn import datasets
-from pyro_advbnn.configuration import load_images
+from pyro_advbnn.configuration import load_images, loading_of
+from pyro_advbnn.devices import resolve_device
 from pyro_advbnn.errors import InputError
 
 
@@ -15,7 +16,8 @@ def evaluated_images(config, selection):
     if selection.split == "held_out":
         images = _held_out(config, data_dir)
     else:
-        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"])
+        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"],
+                               device=resolve_device(selection.device))
     if selection.num_test and selection.num_test > len(images):
         raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "
                          f"{config['dataset']}")
@@ -24,7 +26,7 @@ def evaluated_images(config, selection):
 
 
 def _check(images, config, split):
-    shape, names = list(images.images.shape[1:]), list(images.class_names)
+    shape, names = list(images.image_shape), list(images.class_names)
     if shape != config["image_shape"] or names != config["class_names"]:
         raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
                          f"not {tuple(config['image_shape'])} and {config['num_classes']}")
@@ -33,7 +35,8 @@ def _check(images, config, split):
 def training_images(config, data_dir=None):
     """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
     images, held_out, digest = load_images(config["dataset"], data_dir or config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], "cpu")
+                                           config["subset"], config["num_held_out"], config["seed"], "cpu",
+                                           loading=loading_of(config))
     if digest != config["images_sha256"]:
         raise InputError("the training images are not those of the run")
     return images, held_out
@@ -48,7 +51,10 @@ def _held_out(config, data_dir):
 
 def image_digest(images):
     """What tells one set of labelled images from another: 12 hex digits."""
-    return digest({"images": images.images, "labels": images.labels})
+    found = hashlib.sha256(b"images")
+    images.update_hash(found)
+    found.update(b"labels" + images.labels.cpu().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def digest(tensors):

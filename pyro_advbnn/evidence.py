@@ -118,7 +118,7 @@ def gradients(subjects, subject, counts):
 def examples(subjects, subject, attack, num_samples, num_images):
     """Write adversarial examples of a class-balanced choice of the images, with pictures under names of their own."""
     table, = subjects.tables
-    images = datasets.balanced_subset(subject.images, min(num_images, len(subject.images)), subjects.seed)
+    images = datasets.balanced_subset(subject.images, min(num_images, len(subject.images)), subjects.seed).in_memory()
     wanted = subject.fields | adversarial_examples.settings(attack) | {
         "num_samples": subject.draws(num_samples), "seed": subjects.seed, "num_examples": len(images),
         "images": subject.digest}

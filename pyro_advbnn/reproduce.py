@@ -175,11 +175,11 @@ def _refuse_other_run(folder, arguments):
 def _seconds_per_image(plan, images):
     """(with a gradient by the image, without) seconds, measured on a few batches of the plan's network."""
     device = resolve_device(plan.wanted.device)
-    name = plan.network_for(images.images.shape[-1])
-    network = networks.build_network(name, images.num_classes, images.images.shape[1], plan.settings.get("width"))
+    name = plan.network_for(images.image_shape[-1])
+    network = networks.build_network(name, images.num_classes, images.image_shape[0], plan.settings.get("width"))
     classifier = BayesianClassifier(network, 0.05, 0.01).to(device)
-    x = images.images[:100].to(device).float() / 255
-    y = images.labels[:100].to(device)
+    some = images.take(range(min(100, len(images)))).in_memory().to(device)
+    x, y = some.images.float() / 255, some.labels
     with separate_randomness(0):
         pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1)      # warms up
         times = [time.perf_counter()]

@@ -14,7 +14,7 @@ from pyro_advbnn.micro_batches import is_out_of_memory
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
-from pyro_advbnn.training import NotFinite, accuracies, is_better
+from pyro_advbnn.training import accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
@@ -57,6 +57,8 @@ def train(
     validation: CountOrNone = None,
     width: Count = None,
     image_size: Count = None,
+    loading: Literal[datasets.LOADINGS] | None = None,
+    workers: CountOrNone = None,
     seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
     device: str | None = None,
     precision: Literal[PRECISIONS] | None = None,
@@ -112,6 +114,10 @@ def train(
             only these.
         width: base number of channels of our networks.
         image_size: side in pixels that the images of dataset folder are brought to.
+        loading: of dataset folder: memory, stream (read the files as they are needed; needs image_size), or auto (the
+            default: stream where the images do not fit).
+        workers: processes that read streamed images; default as many as there are cores, at most 8; 0 reads them in the
+            training's own.
         seed: of all random streams, default 0.
         device: auto (cuda if present; the default), cpu, cuda or cuda:N; under torchrun cuda is one GPU per process.
         precision: fp32 (the default on a CPU), tf32 (GPUs only) or bf16 (the default on a GPU): autocast; weights, losses and
@@ -124,8 +130,9 @@ def train(
             process's own part; the running statistics are those of rank 0).
         out: the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which goes on with it
             when it starts the processes anew.
-        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, precision,
-            compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet starts from the beginning.
+        resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, workers,
+            precision, compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet starts from the
+            beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
             its single precision; needs the package tensorboard. A resumed run goes on doing so.
         dry_run: print the configuration and stop.
@@ -206,7 +213,7 @@ def _fit(folder, config, training, held_out, best, max_minutes):
     try:
         with run_folders.metrics_writer(folder, config) as write_row:
             _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
-    except NotFinite as error:
+    except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
         progress.close()
         if not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it

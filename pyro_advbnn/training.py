@@ -78,7 +78,7 @@ class Training:
                  batch_norm="sync", micro_batch=None):
         self.classifier, self.settings, self.precision = classifier, settings, precision
         self.batch_norm, self.micro_batch = batch_norm, micro_batch
-        self.device = images.images.device
+        self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
         self._order = torch.Generator().manual_seed(seed)
@@ -194,9 +194,10 @@ class Training:
         attack = self.attack and self.attack.with_num_steps(1)
 
         def step(size):
-            x, y = (t[:1].expand(2 * size, *t.shape[1:]) for t in (self.images.images, self.images.labels))
+            x = torch.zeros(2 * size, *self.images.image_shape, device=self.device)
+            y = torch.zeros(2 * size, dtype=torch.int64, device=self.device)
             with autocast(self.device, self.precision):  # two pieces: the second one finds gradients of the first
-                gradients(self.classifier.train(), batch_format(x.float(), self.precision), y, attack=attack, kl_weight=1.0,
+                gradients(self.classifier.train(), batch_format(x, self.precision), y, attack=attack, kl_weight=1.0,
                           micro_batch=size)
             self.optimizer.zero_grad()
 

@@ -17,8 +17,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 
-from pyro_advbnn import datasets, image_arrays, image_folders
-from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, load
+from pyro_advbnn import datasets, evaluated_images, image_arrays, image_cache, image_files, image_folders, image_sets
+from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, ImageView, load
 from pyro_advbnn.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -625,15 +625,17 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 def test_more_images_than_memory_are_refused_with_both_sizes(tmp_path, monkeypatch):
     write_folder(tmp_path, {"train/a": 3})
     assert load("folder", "train", tmp_path, image_size=2).images.numel() == 36
-    monkeypatch.setattr(image_folders, "available_memory", lambda: 35)
-    assert "need 0.00 GiB of memory, but 0.00 GiB are available" in refusal("folder", "train", tmp_path, image_size=2)
-    monkeypatch.setattr(image_folders, "available_memory", lambda: 2**31)
+    monkeypatch.setattr(image_files, "available_memory", lambda: 35)
+    assert "need 0.00 GiB of memory, but 0.00 GiB are available" in refusal(
+        "folder", "train", tmp_path, image_size=2, loading="memory")
+    assert "--loading stream --image_size N" in refusal("folder", "train", tmp_path)
+    monkeypatch.setattr(image_files, "available_memory", lambda: 2**31)
     assert "3 images of 40000x40000 need 13.41 GiB of memory, but 2.00 GiB are available" in refusal(
-        "folder", "train", tmp_path, image_size=40000)
+        "folder", "train", tmp_path, image_size=40000, loading="memory")
 
 
 def test_the_available_memory_is_a_plausible_number_of_bytes():
-    assert 2**24 < image_folders.available_memory() < 2**50
+    assert 2**24 < image_files.available_memory() < 2**50
 
 
 @pytest.fixture
@@ -673,9 +675,9 @@ def test_missing_imagenet_classes_are_listed(imagenet_dir):
 
 def test_the_cache_serves_the_second_load_and_is_rebuilt_after_a_change(imagenet_dir, monkeypatch):
     first = load("imagenet143", "train", imagenet_dir)
-    assert (imagenet_dir / "imagenet143-64-train.npz").is_file() and not list(imagenet_dir.glob(".*"))
+    assert (imagenet_dir / "imagenet143-64-train.npy").is_file() and not list(imagenet_dir.glob(".*"))
     with monkeypatch.context() as patch:
-        patch.setattr(image_folders, "_decode", lambda *args: pytest.fail("decoded again"))
+        patch.setattr(image_cache, "decode_to", lambda *args: pytest.fail("decoded again"))
         second = load("imagenet143", "train", imagenet_dir)
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
     path = imagenet_dir / "train" / first.class_names[5] / "0.png"
@@ -686,27 +688,111 @@ def test_the_cache_serves_the_second_load_and_is_rebuilt_after_a_change(imagenet
     assert len(load("imagenet143", "train", imagenet_dir)) == 144
 
 
+def test_the_cache_is_an_npy_file_of_what_is_decoded_in_memory(imagenet_dir, monkeypatch):
+    mapped = load("imagenet143", "train", imagenet_dir)
+    cache = imagenet_dir / "imagenet143-64-train.npy"
+    monkeypatch.setattr(image_cache, "_write", lambda *args: (_ for _ in ()).throw(PermissionError("read-only")))
+    cache.rename(imagenet_dir / "elsewhere.npy")
+    in_memory = load("imagenet143", "train", imagenet_dir)
+    assert isinstance(mapped, ImageView) and isinstance(in_memory, Images)
+    assert torch.equal(in_memory.images, mapped.images)
+    assert np.array_equal(np.load(imagenet_dir / "elsewhere.npy"), in_memory.images)
+
+
+def mapped_bytes(path):
+    """What of the file is in this process's memory, and what of that it has written to, in bytes."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith(str(path)))
+    fields = dict(line.split(":") for line, _ in zip(lines, range(12)))
+    return tuple(int(fields[name].split()[0]) * 1024 for name in ("Size", "Private_Dirty"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's list of mapped files")
+def test_parts_of_the_cache_stay_in_the_mapped_file(imagenet_dir):
+    load("imagenet143", "train", imagenet_dir)
+    images = load("imagenet143", "train", imagenet_dir)
+    rest, held_out = datasets.hold_out(datasets.balanced_subset(images, 100, 0), 20, 0)
+    cache = imagenet_dir / "imagenet143-64-train.npy"
+    assert all(part.to("cpu").stored is images.stored for part in (rest, held_out))
+    x, y = next(iter(datasets.batches(rest, 10)))
+    assert x.shape == (10, 3, 64, 64) and torch.equal((x * 255).round().byte(), images.images[y])
+    size, written = mapped_bytes(cache)
+    assert size >= 143 * 3 * 64 * 64 and written == 0
+
+
 def test_a_damaged_cache_is_rebuilt(imagenet_dir):
-    first = load("imagenet143", "train", imagenet_dir)
-    cache = imagenet_dir / "imagenet143-64-train.npz"
+    first = load("imagenet143", "train", imagenet_dir).in_memory()
+    cache = imagenet_dir / "imagenet143-64-train.npy"
     whole = cache.read_bytes()
-    for damaged in (b"", whole[:1000], whole[:-1], whole[:5000] + b"\xff" + whole[5001:]):
+    for damaged in (b"", whole[:1000], whole[:-1], b"\xff" + whole[1:], whole[:80] + b"9" + whole[81:]):
         cache.write_bytes(damaged)
         assert torch.equal(load("imagenet143", "train", imagenet_dir).images, first.images)
-        assert cache.read_bytes()[:len(whole) // 2] == whole[:len(whole) // 2]
+        assert cache.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_is_read_without_a_cache(imagenet_dir, monkeypatch):
+def test_the_cache_of_an_earlier_version_makes_room(imagenet_dir):
+    old = imagenet_dir / "imagenet143-64-train.npz"
+    np.savez(old, images=pixels(1), fingerprint="0")
+    load("imagenet143", "train", imagenet_dir)
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("function", ["replace", "pwrite", "posix_fallocate"])
+def test_a_folder_that_cannot_be_written_is_read_without_a_cache(imagenet_dir, monkeypatch, function):
     def refuse(*args):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(os, "replace", refuse)
-    assert len(load("imagenet143", "test", imagenet_dir)) == 143
-    assert not list(imagenet_dir.glob("*.npz")) and not list(imagenet_dir.glob(".*"))
+    monkeypatch.setattr(os, function, refuse)
+    images = load("imagenet143", "test", imagenet_dir)
+    assert len(images) == 143 and isinstance(images, Images)
+    assert not list(imagenet_dir.glob("*.np*")) and not list(imagenet_dir.glob(".*"))
+
+
+def test_a_disk_that_takes_only_part_of_an_image_leaves_no_cache(imagenet_dir, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", lambda *args: 100)
+    assert isinstance(load("imagenet143", "test", imagenet_dir), Images)
+    assert not list(imagenet_dir.glob("*.np*")) and not list(imagenet_dir.glob(".*"))
 
 
 def test_a_broken_imagenet_image_is_named_and_nothing_is_cached(imagenet_dir):
     path = imagenet_dir / "train" / "n02130308" / "0.png"
     break_image(path, "truncated")
     assert refusal("imagenet143", "train", imagenet_dir).startswith(f"{path}: not a readable image")
-    assert not list(imagenet_dir.glob("*.npz"))
+    assert not list(imagenet_dir.glob("*.np*")) and not list(imagenet_dir.glob(".*"))
+
+
+def test_views_are_the_same_images_as_copies():
+    images = labelled(torch.arange(50) % 3)
+    order = torch.randperm(50, generator=generator())[:20]
+    view, copy = images.view(order), images.take(order)
+    assert view.stored is images.images
+    for part, whole in ((view, copy), (view.take([3, 1]), copy.take([3, 1])), (view.view([2]), copy.view([2]))):
+        assert torch.equal(part.images, whole.images) and torch.equal(part.labels, whole.labels)
+    for (x, y), (x_copy, y_copy) in zip(datasets.batches(view, 7), datasets.batches(copy, 7)):
+        assert torch.equal(x, x_copy) and torch.equal(y, y_copy)
+    assert (view.image_shape, view.device, view.num_classes) == (copy.image_shape, copy.device, copy.num_classes)
+
+
+def test_a_view_moves_to_another_device_part_by_part(monkeypatch):
+    monkeypatch.setattr(image_sets, "ROWS_AT_ONCE", 3)
+    view = labelled(torch.arange(50) % 3).view([7, 1, 9, 30, 31, 2, 8])
+    assert view.to("cpu") is view
+    moved = view.to("meta")
+    assert isinstance(moved, Images) and moved.images.shape == (7, 1, 1, 1) and moved.labels.device.type == "meta"
+
+
+@pytest.mark.parametrize("rows_at_once", [3, 1024])
+def test_the_hash_of_a_view_is_that_of_its_pixels(monkeypatch, rows_at_once):
+    monkeypatch.setattr(image_sets, "ROWS_AT_ONCE", rows_at_once)
+    images = labelled(torch.arange(50) % 3)
+    hashes = [hashlib.sha256() for _ in range(2)]
+    images.take([7, 1, 9, 30]).update_hash(hashes[0])
+    images.view([7, 1, 9, 30]).update_hash(hashes[1])
+    expected = hashlib.sha256(bytes([7, 1, 9, 30])).hexdigest()
+    assert [found.hexdigest() for found in hashes] == [expected] * 2
+
+
+def test_the_digest_in_rows_is_that_of_pixels_and_labels():
+    images = labelled(torch.arange(50) % 3)
+    expected = evaluated_images.digest({"images": images.images, "labels": images.labels})
+    assert evaluated_images.image_digest(images) == evaluated_images.image_digest(images.view(range(50))) == expected

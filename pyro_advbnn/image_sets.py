@@ -1,0 +1,119 @@
+"""Labelled sets of images that are one tensor, or rows of one that stays where it is."""
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+ROWS_AT_ONCE = 1024
+
+
+class ImageSet:
+    """What training and evaluation ask of every set of images, beside these methods.
+
+    labels: int64 (N,) in [0, num_classes). class_names: one per class. image_shape: (C, H, W). device: that of the
+    batches. images: all of them, uint8 (N, C, H, W), which of some sets makes a copy. take(indices) and view(indices):
+    the images at `indices` (int64 (M,), or a list), in that order; the view copies none. to(device): the set on another
+    device. in_memory(): the set as `Images`. update_hash(digest): feeds what the images are to a hash of hashlib's.
+    read(batches): yields, for each tensor of indices in `batches`, images and labels on the device.
+    """
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Images(ImageSet):
+    """A labelled set of images.
+
+    images: uint8 (N, C, H, W). labels: int64 (N,) in [0, num_classes), on the same device. class_names: one per class.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def to(self, device) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def take(self, indices) -> "Images":
+        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        return Images(self.images[indices], self.labels[indices], self.class_names)
+
+    def view(self, indices) -> "Images | ImageView":
+        if self.device.type != "cpu":                    # where batches are cut, a copy is worth its room
+            return self.take(indices)
+        return ImageView(self.images, torch.arange(len(self)), self.labels, self.class_names).take(indices)
+
+    def in_memory(self) -> "Images":
+        return self
+
+    def update_hash(self, digest):
+        digest.update(self.images.cpu().contiguous().numpy())
+
+    def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices in batches:
+            yield self.images[indices], self.labels[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageView(ImageSet):
+    """Rows of a tensor that is not copied: it may be a mapped file, of which the system reads what is used.
+
+    stored: uint8 (M, C, H, W) on the CPU. rows: int64 (N,) in [0, M). labels: of the rows.
+    """
+
+    stored: torch.Tensor
+    rows: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def images(self) -> torch.Tensor:
+        return self.stored[self.rows]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.stored.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+    def to(self, device) -> "Images | ImageView":
+        """Itself on the CPU; on any other device the rows, copied part by part, so that they need no second room here."""
+        if torch.device(device).type == "cpu":
+            return self
+        images = torch.empty((len(self), *self.image_shape), dtype=self.stored.dtype, device=device)
+        for copied, rows in zip(images.split(ROWS_AT_ONCE), self.rows.split(ROWS_AT_ONCE), strict=True):
+            copied.copy_(self.stored[rows])
+        return Images(images, self.labels.to(device), self.class_names)
+
+    def take(self, indices) -> "ImageView":
+        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        return ImageView(self.stored, self.rows[indices], self.labels[indices], self.class_names)
+
+    def view(self, indices) -> "ImageView":
+        return self.take(indices)
+
+    def in_memory(self) -> Images:
+        return Images(self.images, self.labels, self.class_names)
+
+    def update_hash(self, digest):
+        for rows in self.rows.split(ROWS_AT_ONCE):
+            digest.update(self.stored[rows].numpy())
+
+    def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices in batches:
+            yield self.stored[self.rows[indices]], self.labels[indices]

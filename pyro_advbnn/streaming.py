@@ -1,0 +1,241 @@
+"""A folder of images that does not fit in the memory: files are read by worker processes while the device works."""
+import atexit
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from multiprocessing import forkserver
+
+import torch
+from torch.multiprocessing.reductions import shared_cache
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from pyro_advbnn import image_files
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.image_cache import update_with_names
+from pyro_advbnn.image_sets import Images, ImageSet
+
+BATCHES_AHEAD = 2                                        # of each worker
+_PASSES = weakref.WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedImages(ImageSet):
+    """Images that are read from their files batch by batch, the same as `image_files.decode` gives.
+
+    paths: image files, of which rows (int64 (N,)) are those of this set. labels: of the rows, on the CPU.
+    image_size: the shorter side is scaled to it and the centre is cut out.
+    workers: processes that read the files; 0 reads them in this one. A script of your own that uses any needs the guard
+        `if __name__ == "__main__":`, because they are not forked from this process but import its main module.
+    device: where `read` copies the batches to, one ahead.
+
+    An image that cannot be read is found when its turn comes: `read` then raises InputError.
+    """
+
+    paths: list[str]
+    rows: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+    image_size: int
+    workers: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def images(self) -> torch.Tensor:
+        return self.in_memory().images
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 3, self.image_size, self.image_size
+
+    def to(self, device) -> "StreamedImages":
+        """The set whose batches arrive on the device; labels, which only choose files, stay on the CPU."""
+        return replace(self, device=torch.device(device))
+
+    def take(self, indices) -> "StreamedImages":
+        """The images at `indices`; no file is read."""
+        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        return replace(self, rows=self.rows[indices], labels=self.labels[indices])
+
+    def view(self, indices) -> "StreamedImages":
+        return self.take(indices)
+
+    def in_memory(self) -> Images:
+        """All of them, read now by this process, on the device.   Raises InputError where they do not fit."""
+        images = torch.from_numpy(image_files.decode(self._paths_at(self.rows), self.image_size))
+        return Images(images, self.labels, self.class_names).to(self.device)
+
+    def update_hash(self, digest):
+        """Feeds the image size and the files' names and sizes: to read every pixel would be another pass.
+
+        So a file that was changed and kept its name and size goes unnoticed.
+        """
+        digest.update(f"streamed {self.image_size}\n".encode())
+        update_with_names(digest, self._paths_at(self.rows))
+
+    def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        batches = list(batches)
+        pixels = self._pixels([self.rows[indices] for indices in batches])
+        return one_ahead(zip(pixels, (self.labels[indices] for indices in batches)), self.device)
+
+    def _pixels(self, batches):
+        """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
+        workers = min(self.workers, len(batches))
+        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent} if workers else {}
+        reading = _checked(
+            _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
+            num_workers=workers, multiprocessing_context=_context() if workers else None,
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)  # not torch's global stream
+        _PASSES.add(reading)
+        return reading
+
+    def _paths_at(self, rows):
+        return [self.paths[row] for row in rows.tolist()]
+
+
+def default_workers():
+    """As many workers as this process has cores, but at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+def one_ahead(batches, device):
+    """Tuples of tensors on the device, where each is copied while the one before is being worked on."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    copies = (_start_copy(batch, device, stream) for batch in batches)
+    for (copied, done), _ in pairwise(chain(copies, [None])):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(done)
+        for tensor in copied:
+            tensor.record_stream(current)                # or its memory would be given away too early
+        yield copied
+
+
+def _start_copy(batch, device, stream):
+    with torch.cuda.stream(stream):
+        copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+        return copied, stream.record_event()
+
+
+class _Reader:
+    """The data set as DataLoader sees it: its indices are the paths of a batch, so that a worker holds none itself."""
+
+    def __init__(self, image_size):
+        self._transform = v2.Compose([_CentreSquare(image_size), v2.PILToTensor()])
+
+    def __getitems__(self, paths):
+        """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
+        try:
+            with image_files.no_bombs():
+                return torch.stack([image_files.read(path, self._tensor) for path in paths])
+        except InputError as error:
+            return error
+
+    def _tensor(self, image):
+        return self._transform(image_files.as_rgb(image))
+
+
+class _CentreSquare(v2.Transform):
+    """v2.Resize (bicubic, antialiased) and v2.CenterCrop in one, to the bit as images are decoded into memory."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt, params):
+        return image_files.centre_square(inpt, self.size)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _checked(*arguments, **options):
+    """DataLoader's batches; InputError in place of one with an image that cannot be read, and of a killed worker."""
+    with warnings.catch_warnings(), _interrupted_later():
+        warnings.filterwarnings("ignore", "This DataLoader will create")      # more workers than cores: as asked for
+        iterator = iter(DataLoader(*arguments, **options))
+    try:
+        for batch in iterator:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+            _forget_dead_storages()
+    except (RuntimeError, EOFError, OSError) as error:   # the last two: while a batch came over from it
+        if isinstance(error, RuntimeError) and not re.search("DataLoader worker|Pin memory thread", str(error)):
+            raise
+        raise InputError("a worker process that reads images was killed, maybe for lack of memory or of room in /dev/shm; "
+                         "fewer --workers need less, 0 none") from None
+    finally:
+        del iterator                                     # ends the workers now: a traceback may keep this frame
+
+
+@atexit.register
+def _end_passes():
+    """Ends the workers of passes that a traceback still holds, before multiprocessing takes away what they start with."""
+    for reading in list(_PASSES):
+        reading.close()
+
+
+@contextmanager
+def _interrupted_later():
+    """Ctrl-C waits until the end of it: workers whose start it breaks off would print tracebacks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    for number in signals[:1]:
+        signal.raise_signal(number)
+
+
+def _forget_dead_storages():
+    """Lets go of torch's notes of batches that came from workers and are used up.
+
+    It keeps 128 of them. They are small, but each lies behind the memory of a batch, which glibc then cannot use again:
+    measured, a process grew by 100 batches.
+    """
+    with shared_cache.lock:
+        shared_cache.free_dead_references()
+
+
+def _end_with_parent(_):
+    """In a worker: ends it when the process that reads dies. DataLoader's own watch sees the fork server, which lives on."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _context():
+    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
+
+    The server imports once what this process has imported of the package. It and the workers ignore Ctrl-C, which this
+    process answers by ending them.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith("pyro_advbnn.")])
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)               # inherited by the server
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    return context

@@ -1,0 +1,471 @@
+"""Tests of streaming: the same images as in memory, in the same order, whatever reads them and however it ends."""
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from PIL import Image
+from torch.multiprocessing.reductions import shared_cache
+
+from pyro_advbnn import checkpoints, cli, configuration, datasets, evaluate, image_files, records, streaming
+from pyro_advbnn.datasets import load
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.image_sets import Images
+from pyro_advbnn.streaming import StreamedImages
+from pyro_advbnn.train import train
+
+ROOT = Path(__file__).parents[1]
+SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
+MODES = ["RGB", "L", "P", "RGBA", "1"]
+TINY = {"dataset": "folder", "image_size": 8, "width": 4, "num_steps": 2, "epochs": 2, "batch_size": 10, "num_samples": 2,
+        "validation": 9, "learning_rate": 0.01, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu",
+        "augmentation": "crop_flip"}
+SOON = 1e-9                                              # minutes
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 17 training and 5 test images, of many sizes and modes."""
+    for split, num in (("train", 17), ("val", 5)):
+        for label, name in enumerate("abc"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(num):
+                width, height = SIZES[i % len(SIZES)]
+                array = np.random.default_rng((label, i, num)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+                image = Image.fromarray(array).convert(MODES[i % len(MODES)])
+                image.save(tmp_path / "data" / split / name / f"{i:02d}.png")
+    return tmp_path / "data"
+
+
+def streamed(folder, workers=0, split="train"):
+    return load("folder", split, folder, image_size=8, loading="stream", workers=workers)
+
+
+def in_memory(folder, split="train"):
+    return load("folder", split, folder, image_size=8, loading="memory")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batches(images, first=0, **options):
+    """The pass of seed 0 with crops and flips of seed 1, as a list."""
+    choice = {"shuffle_with": generator(), "augmentation": "crop_flip", "augment_with": generator(1)} | options
+    return list(datasets.batches(images, 7, **choice).from_batch(first))
+
+
+def assert_same_batches(some, others):
+    assert len(some) == len(others)
+    for (x, y), (x_other, y_other) in zip(some, others):
+        assert torch.equal(x, x_other) and torch.equal(y, y_other)
+
+
+def refuse(*args):
+    raise AssertionError("a file was read")
+
+
+# The same as in memory
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_same_seed_gives_the_batches_of_memory_whatever_the_number_of_workers(folder, workers):
+    images = streamed(folder, workers)
+    assert isinstance(images, StreamedImages) and not isinstance(in_memory(folder), StreamedImages)
+    assert_same_batches(batches(images), batches(in_memory(folder)))
+    assert_same_batches(batches(images, drop_last=True), batches(in_memory(folder), drop_last=True))
+
+
+def test_a_streamed_set_tells_of_itself_what_one_in_memory_does(folder):
+    some, other = streamed(folder), in_memory(folder)
+    for name in ("num_classes", "class_names", "image_shape", "device"):
+        assert getattr(some, name) == getattr(other, name), name
+    assert len(some) == len(other) == 51 and torch.equal(some.labels, other.labels)
+    assert torch.equal(some.images, other.images) and isinstance(some.in_memory(), Images)
+
+
+def test_a_pass_that_begins_in_the_middle_reads_only_the_rest(folder, monkeypatch):
+    whole, read, real = batches(streamed(folder), augmentation="none"), [], image_files.read
+    monkeypatch.setattr(image_files, "read", lambda path, use: (read.append(path), real(path, use))[1])
+    assert_same_batches(batches(streamed(folder), 5, augmentation="none"), whole[5:])
+    assert len(read) == len(set(read)) == 51 - 5 * 7
+
+
+def test_parts_are_those_of_memory_and_read_no_file(folder, monkeypatch):
+    some, other = streamed(folder), in_memory(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "read", refuse)
+        parts = [datasets.balanced_subset(some, 20, 3), *datasets.hold_out(some, 15, 3), some.take([4, 50, 4])]
+    for part, same in zip(parts, [datasets.balanced_subset(other, 20, 3), *datasets.hold_out(other, 15, 3),
+                                  other.take([4, 50, 4])]):
+        assert torch.equal(part.labels, same.labels) and torch.equal(part.images, same.images)
+
+
+def test_reading_with_workers_draws_nothing_from_the_global_stream(folder):
+    torch.manual_seed(5)
+    batches(streamed(folder, 2))
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_the_hash_of_streamed_images_is_one_of_names_and_sizes(folder, monkeypatch):
+    def digest(images):
+        found = hashlib.sha256()
+        images.update_hash(found)
+        return found.hexdigest()
+
+    monkeypatch.setattr(image_files, "read", refuse)
+    images = streamed(folder)
+    first = digest(images)
+    assert digest(streamed(folder)) == first != digest(images.take(range(50)))
+    assert digest(load("folder", "train", folder, image_size=9, loading="stream")) != first
+    path = folder / "train/b/03.png"
+    path.write_bytes(path.read_bytes() + b"x")
+    assert digest(images) != first
+    path.write_bytes(path.read_bytes()[:-1])
+    path.rename(path.with_name("99.png"))
+    assert digest(streamed(folder)) != first
+
+
+# Which way is chosen
+
+
+def test_auto_streams_what_does_not_fit_in_the_memory(folder, monkeypatch):
+    needed = 51 * 3 * 8 * 8
+    for available, kind in ((needed, Images), (needed - 1, StreamedImages)):
+        monkeypatch.setattr(image_files, "available_memory", partial(int, available))
+        assert isinstance(load("folder", "train", folder, image_size=8), kind)
+
+
+def test_auto_streams_what_does_not_fit_in_half_of_the_devices_memory(folder, monkeypatch):
+    needed = 51 * 3 * 8 * 8
+    for free, kind in ((2 * needed, Images), (2 * needed - 1, StreamedImages)):
+        monkeypatch.setattr(datasets, "free_memory", lambda device, free=free: free)
+        assert isinstance(load("folder", "train", folder, image_size=8, device="cuda"), kind)
+        assert isinstance(load("folder", "train", folder, image_size=8, device="cpu"), Images)
+
+
+def test_by_default_there_are_as_many_workers_as_cores_but_at_most_8(folder, monkeypatch):
+    for cores, workers in ((3, 3), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+        assert load("folder", "train", folder, image_size=8, loading="stream").workers == workers
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--dataset=folder", "--loading=stream"], "--loading stream needs --image_size"),
+    (["--loading=stream"], "--loading stream is only for dataset folder, not for digits"),
+    (["--workers=2"], "--workers is only for dataset folder, not for digits"),
+    (["--workers=-1"], "--workers must be"),
+    (["--loading=disk"], "--loading must be"),
+])
+def test_flags_that_do_not_go_together_are_refused_before_any_work(folder, capsys, flags, message):
+    data_dir = [f"--data_dir={folder}"] if "--dataset=folder" in flags else []
+    assert message in refusal(capsys, train, *flags, *data_dir)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"loading": "disk"}, "loading must be one of auto, memory, stream, got 'disk'"),
+    ({"loading": "stream", "workers": -1}, "workers must be a whole number >= 0, got -1"),
+])
+def test_wrong_arguments_of_load_are_refused(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        load("folder", "train", folder, image_size=8, **options)
+
+
+def refusal(capsys, command, *words):
+    """The one line with which the command refuses words."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(command, [str(word) for word in words])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_when_its_turn_comes(folder, workers):
+    path = folder / "train/c/16.png"                     # the last of all
+    path.write_bytes(path.read_bytes()[:60])
+    seen = []
+    with pytest.raises(InputError) as caught:
+        seen.extend(datasets.batches(streamed(folder, workers), 7))
+    assert multiprocessing.active_children() == []       # although `caught` keeps the frames
+    assert len(seen) == 7 and str(caught.value).startswith(f"{path}: not a readable image") and "\n" not in str(caught.value)
+    with pytest.raises(InputError) as in_one_go:
+        in_memory(folder)
+    assert str(in_one_go.value) == str(caught.value)
+
+
+def test_images_that_memory_refuses_are_refused_in_the_same_words(folder, monkeypatch):
+    def message(load):
+        with pytest.raises(InputError) as caught:
+            list(datasets.batches(load(folder), 7))
+        return str(caught.value)
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                  # of which pytest would make errors anyway
+        assert "bomb" in message(streamed) and message(streamed) == message(in_memory)
+    monkeypatch.undo()
+    Image.fromarray(np.full((8, 8), 30000, dtype=np.uint16)).save(folder / "train/a/05.png")
+    assert "more than 8 bits" in message(streamed) and message(streamed) == message(in_memory)
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(folder):
+    reading = iter(datasets.batches(streamed(folder, 1), 2))
+    next(reading)
+    worker, = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(InputError, match="^a worker process that reads images was killed.*--workers") as caught:
+        list(reading)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_program_in_a_worker_shows_itself(folder, monkeypatch):
+    monkeypatch.setattr(StreamedImages, "_paths_at", lambda self, rows: [None])
+    with pytest.raises(Exception, match="None") as caught:
+        batches(streamed(folder))
+    assert "killed" not in str(caught.value)
+
+
+def test_a_pass_that_is_given_up_leaves_no_worker(folder):
+    reading = iter(datasets.batches(streamed(folder, 2), 3))
+    next(reading)
+    assert len(multiprocessing.active_children()) == 2
+    reading.close()
+    assert multiprocessing.active_children() == []
+    for _ in range(2):                                   # and a full one leaves none either
+        batches(streamed(folder, 2))
+        assert multiprocessing.active_children() == []
+
+
+def test_memory_does_not_grow_with_the_number_of_batches(folder):
+    sizes = []
+    for _ in datasets.batches(streamed(folder, 1), 1):
+        sizes.append(len(shared_cache))
+    assert len(sizes) == 51 and max(sizes) <= 3           # or the heap gets holes of the size of a batch
+
+
+def test_more_workers_than_cores_and_than_batches_are_no_cause_for_a_warning(folder):
+    assert_same_batches(list(datasets.batches(streamed(folder, 100), 17)), list(datasets.batches(in_memory(folder), 17)))
+
+
+# A training
+
+
+def run(out, folder, **flags):
+    train(**{**TINY, "data_dir": folder, "out": out, **flags})
+    return out
+
+
+def content(run_folder, name="checkpoint.pt"):
+    return checkpoints.read(run_folder / name)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return all(map(equal, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_training_ends_bit_for_bit_as_one_in_memory(tmp_path, folder, workers):
+    memory = run(tmp_path / "memory", folder, loading="memory")
+    stream = run(tmp_path / "stream", folder, loading="stream", workers=workers)
+    assert equal(content(memory)["state"], content(stream)["state"])
+    assert equal(content(memory)["training"], content(stream)["training"])
+    rows = [records.read_jsonl(path / "metrics.jsonl") for path in (memory, stream)]
+    for row, other in zip(*rows, strict=True):
+        assert {k: v for k, v in row.items() if v != other[k]}.keys() <= {"images_per_second", "peak_memory_mib"}
+    assert [records.read_json(path / "config.json")["loading"] for path in (memory, stream)] == ["memory", "stream"]
+
+
+def test_a_streamed_training_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(tmp_path, folder, monkeypatch):
+    whole = run(tmp_path / "whole", folder, loading="stream", workers=0)
+    monkeypatch.setattr(image_files, "available_memory", lambda: 2000)           # now it is auto that streams
+    pieces = run(tmp_path / "pieces", folder, workers=0, max_minutes=SOON)
+    monkeypatch.undo()
+    while content(pieces)["training"]["epochs_done"] < TINY["epochs"]:
+        train(resume=pieces, max_minutes=SOON)
+    assert equal(content(whole)["state"], content(pieces)["state"])
+    train(resume=pieces, epochs=3, workers=1)
+    assert records.read_json(pieces / "config.json")["workers"] == 1
+
+
+def test_a_streamed_training_does_not_go_on_with_other_images(tmp_path, folder):
+    out = run(tmp_path / "run", folder, loading="stream", workers=0, max_minutes=SOON)
+    (folder / "train/a/00.png").rename(folder / "train/a/00b.png")
+    with pytest.raises(InputError, match="the training images are not those that the run began with"):
+        train(resume=out)
+    with pytest.raises(InputError, match="--loading cannot be given with --resume"):
+        train(resume=out, loading="memory")
+
+
+def test_a_run_of_before_there_was_streaming_goes_on_in_memory(tmp_path, folder, monkeypatch):
+    out = run(tmp_path / "run", folder, max_minutes=SOON)
+    config = records.read_json(out / "config.json")
+    records.write_json(out / "config.json", {k: v for k, v in config.items() if k not in ("loading", "workers")})
+    real = image_files.available_memory
+    calls = iter([2000])                                 # auto would stream
+    monkeypatch.setattr(image_files, "available_memory", lambda: next(calls, None) or real())
+    with pytest.raises(InputError, match="need 0.00 GiB of memory"):
+        train(resume=out)
+    train(resume=out)
+
+
+def test_a_damaged_image_ends_a_training_with_the_way_on_in_one_line(tmp_path, folder, capsys):
+    run(tmp_path / "run", folder, loading="stream", workers=1, epochs=1)
+    path = folder / "train/b/07.png"
+    path.write_bytes(bytes(path.stat().st_size))         # the same name and size
+    capsys.readouterr()
+    refused = refusal(capsys, train, "--resume", tmp_path / "run", "--epochs=2")
+    assert f"{path}: not a readable image" in refused and f"checkpoint is {tmp_path / 'run/checkpoint.pt'}" in refused
+    path.unlink()
+    assert "not those that the run began with" in refusal(capsys, train, "--resume", tmp_path / "run", "--epochs=2")
+
+
+def test_evaluation_streams_what_does_not_fit_and_measures_the_same(tmp_path, folder, monkeypatch):
+    runs = [run(tmp_path / name, folder, loading="stream", workers=0, epochs=1) for name in ("small", "large")]
+    made, real = [], StreamedImages.read
+    monkeypatch.setattr(datasets, "default_workers", lambda: 0)
+    monkeypatch.setattr(StreamedImages, "read", lambda self, *a: (made.append(len(self)), real(self, *a))[1])
+    accuracies = []
+    for path, available in zip(runs, (10, 2**40)):
+        monkeypatch.setattr(image_files, "available_memory", partial(int, available))
+        for split in ("test", "held_out"):
+            made.clear()
+            cli.run(evaluate.VERBS, ["accuracy", f"--run={path}", f"--split={split}", "--num_steps=2", "--num_samples=2",
+                                     "--epsilons=0,0.1", "--batch_size=7", "--device=cpu"])
+            assert set(made) == ({15} if split == "test" and available == 10 else {9} if split == "held_out" else set())
+        lines = (path / "evaluation" / "accuracy.csv").read_text().splitlines()
+        at = lines[0].split(",").index("accuracy")
+        accuracies.append([line.split(",")[at] for line in lines[1:]])
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 4
+
+
+# How it ends
+
+
+def session_of(process):
+    """The processes of the session that `process` leads, as {pid: command}, without those that have ended."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == process.pid and fields[0] != "Z":
+                found[int(path.parent.name)] = (path.parent / "cmdline").read_text()
+        except OSError:                                  # it has just ended
+            continue
+    return found
+
+
+@pytest.fixture
+def training(tmp_path, folder):
+    """A train command in a session of its own that streams with two workers, in the middle of its first epochs."""
+    flags = TINY | {"data_dir": folder, "out": tmp_path / "run", "loading": "stream", "workers": 2, "epochs": 1000000}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "pyro_advbnn.train", *words], start_new_session=True, text=True,
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    yield process
+    for pid in session_of(process):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_nobody(process, seconds):
+    until = time.monotonic() + seconds
+    while session_of(process) and time.monotonic() < until:
+        time.sleep(0.2)
+    return session_of(process)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_ctrl_c_ends_the_workers_and_prints_no_traceback(training):
+    assert len(session_of(training)) >= 3
+    os.killpg(training.pid, signal.SIGINT)               # as a terminal does: to all of them
+    out, err = training.communicate(timeout=30)
+    assert training.returncode == 130 and "go on with --resume" in out and err == "interrupted\n"
+    assert wait_for_nobody(training, 10) == {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_do_not_outlive_a_training_that_is_killed(training):
+    assert len(session_of(training)) >= 3
+    training.kill()
+    training.wait()
+    assert wait_for_nobody(training, 20) == {}
+
+
+# One ahead
+
+
+def test_the_copy_of_a_batch_begins_before_the_one_before_is_handed_out(monkeypatch):
+    events = []
+    stream = SimpleNamespace(record_event=lambda: "done")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: memoryview(b""))    # any context manager
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(
+        wait_event=lambda event: events.append("wait")))
+
+    class Batch:
+        def __init__(self, number):
+            self.number = number
+
+        def to(self, device, non_blocking):
+            assert non_blocking
+            events.append(f"copy {self.number}")
+            return self
+
+        def record_stream(self, stream):
+            events.append(f"keep {self.number}")
+
+    for batch, in streaming.one_ahead(((Batch(number),) for number in range(3)), SimpleNamespace(type="cuda")):
+        events.append(f"use {batch.number}")
+    assert events == ["copy 0", "copy 1", "wait", "keep 0", "use 0", "copy 2", "wait", "keep 1", "use 1", "wait", "keep 2",
+                      "use 2"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_on_the_gpu_as_they_are_in_memory(folder, workers):
+    on_gpu = batches(streamed(folder, workers).to("cuda"), augmentation="none")
+    assert all(x.is_cuda and y.is_cuda for x, y in on_gpu)
+    assert_same_batches([(x.cpu(), y.cpu()) for x, y in on_gpu], batches(in_memory(folder), augmentation="none"))
+    moved = streamed(folder).to("cuda").in_memory()
+    assert moved.images.is_cuda and moved.labels.is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_streamed_training_runs_on_the_gpu(tmp_path, folder):
+    out = run(tmp_path / "run", folder, loading="stream", workers=2, device="cuda")
+    assert len(records.read_jsonl(out / "metrics.jsonl")) == 2
+    config, images, _ = configuration.configure({**TINY, "data_dir": folder, "loading": "stream", "device": "cuda"})
+    assert images.device.type == "cuda" and config["loading"] == "stream"
