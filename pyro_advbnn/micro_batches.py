@@ -4,6 +4,7 @@ The attack and, but for BatchNorm, the gradient are those of the whole batch. Ba
 piece by its own statistics, as it must where the images are not in the network together.
 """
 import gc
+import traceback
 
 import torch
 
@@ -46,6 +47,7 @@ def largest_that_fits(step, size):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            release_frames(error)
     return None
 
 
@@ -53,6 +55,13 @@ def is_out_of_memory(error):
     """Whether torch, or oneDNN beneath it, found no memory; on the CPU only the message tells."""
     told = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
+
+
+def release_frames(error):
+    """Let go of the variables in the frames that an exception, and those that it came from, passed through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _under_equal_draws(classifier, x, y, size):

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from pyro_advbnn import cli, datasets, networks, records, run_folders, summaries
+from pyro_advbnn import cli, configuration, datasets, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.devices import resolve_device
@@ -165,7 +165,8 @@ def _train(arguments, deadline):
 
 def _refuse_other_run(folder, arguments):
     """Raises InputError where the run in `folder` was not started with these flags; where and how long may differ."""
-    flags = run_folders.read_config(folder)["flags"]
+    flags = configuration.DEFAULTS | run_folders.read_config(folder)["flags"]
+    arguments = configuration.DEFAULTS | {name: value for name, value in arguments.items() if value is not None}
     for name in sorted({*flags, *arguments} - {"out", "device", "data_dir", "max_minutes", "tensorboard"}):
         if flags.get(name) != arguments.get(name):
             raise InputError(f"{folder} was trained with --{name} {flags.get(name)}, not {arguments.get(name)}; choose another "

@@ -103,8 +103,9 @@ class StreamedImages(ImageSet):
 
 
 def default_workers():
-    """As many workers as this process has cores, but at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    """As many workers as this process has cores, shared out among the processes of torchrun; from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def one_ahead(batches, device):

@@ -1,6 +1,5 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
 import time
-import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.micro_batches import is_out_of_memory
+from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
@@ -233,7 +232,7 @@ def _fit(folder, config, training, held_out, best, max_minutes):
 
 
 def _too_large(training, folder, error):
-    traceback.clear_frames(error.__traceback__)          # which hold what the step had in memory
+    release_frames(error)
     tried = training.images_at_a_time
     if distributed.world_size() > 1:                     # trying would have to be done by all processes alike
         return f"out of memory with {tried} images at a time in a process; a smaller --batch_size or --micro_batch may fit"
