@@ -68,25 +68,30 @@ static inline __attribute__((always_inline)) void box_muller(uint32_t a, uint32_
     *second = quadrant & 2 ? -radius * y : radius * y;
 }
 
-WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint64_t block) {
+/* Standard normals, or mean + std * normal where these are given. */
+WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint64_t block, const float *restrict mean,
+                           const float *restrict std) {
     uint32_t x[4][LANES];
-    float rest[BLOCK];
-    for (; size > 0; size -= BLOCK, out += BLOCK, block++) {
-        float *to = size < BLOCK ? rest : out;
+    float z[BLOCK];
+    for (int64_t start = 0; start < size; start += BLOCK, block++) {
+        size_t count = size - start < BLOCK ? size - start : BLOCK;
         philox(x, block, key);
-        EACH_LANE box_muller(x[0][i], x[1][i], to + i, to + LANES + i);
-        EACH_LANE box_muller(x[2][i], x[3][i], to + 2 * LANES + i, to + 3 * LANES + i);
-        if (size < BLOCK) memcpy(out, rest, size * sizeof(float));
+        EACH_LANE box_muller(x[0][i], x[1][i], z + i, z + LANES + i);
+        EACH_LANE box_muller(x[2][i], x[3][i], z + 2 * LANES + i, z + 3 * LANES + i);
+        if (mean)
+            for (size_t i = 0; i < count; i++) out[start + i] = mean[start + i] + std[start + i] * z[i];
+        else
+            memcpy(out + start, z, count * sizeof(float));
     }
 }
 
-/* fill(address of float32 numbers, how many, key, index of the first block) */
+/* fill(address of float32 numbers, how many, key, index of the first block, address of their means and of their stds or 0) */
 static PyObject *fill(PyObject *module, PyObject *arguments) {
-    unsigned long long address, key, block;
+    unsigned long long address, key, block, mean, std;
     long long size;
-    if (!PyArg_ParseTuple(arguments, "KLKK", &address, &size, &key, &block)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "KLKKKK", &address, &size, &key, &block, &mean, &std)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    normals((float *)(uintptr_t)address, size, key, block);
+    normals((float *)(uintptr_t)address, size, key, block, (float *)(uintptr_t)mean, (float *)(uintptr_t)std);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -102,7 +107,7 @@ static PyObject *words(PyObject *module, PyObject *arguments) {
 }
 
 static PyMethodDef methods[] = {
-    {"fill", fill, METH_VARARGS, "fill(address, size, key, block): float32 standard normals, block by block of 64."},
+    {"fill", fill, METH_VARARGS, "fill(address, size, key, block, mean, std): float32 normals, block by block of 128."},
     {"words", words, METH_VARARGS, "words(counter, key): the four words of Philox4x32-10."},
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_normals", NULL, -1, methods, NULL, NULL, NULL, NULL};

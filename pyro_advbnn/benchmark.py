@@ -13,7 +13,7 @@ from pyro_advbnn import cli, networks, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
 from pyro_advbnn.contestants import CONTESTANTS, FLOORS, TrainingStep, necessary_flops, random_workload, training_data
-from pyro_advbnn.devices import describe_device, resolve_device
+from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
@@ -67,6 +67,7 @@ def benchmark(
     if out is not None:
         refuse_existing(out)
     skip_validation()
+    keep_freed_memory()
     torch.manual_seed(0)
     built = networks.build_network(network, 10).to(settings.device)
     flops = _flops_per_image(built, settings)

@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from pyro_advbnn.flat import Buffers, chunks, standard_normal_
+from pyro_advbnn.flat import Buffers, chunks, normal_, standard_normal_
 
 
 class MeanFieldNormal(TorchDistribution):
@@ -51,11 +51,8 @@ class MeanFieldNormal(TorchDistribution):
         if torch.is_grad_enabled() and (self.loc.requires_grad or self.log_std.requires_grad):
             return self._differentiable_draw()
         with torch.no_grad():
-            weights = standard_normal_(self.buffers.take(self.loc))
-            for part in chunks(0, len(weights), weights.device):
-                std = self.log_std[part].exp() if self._std is None else self._std[part]
-                torch.addcmul(self.loc[part], std, weights[part], out=weights[part])
-            return weights
+            std = (lambda part: self.log_std[part].exp()) if self._std is None else self._std
+            return normal_(self.buffers.take(self.loc), self.loc, std)
 
     def log_prob(self, value):
         """The log density of `value` (d,): a scalar."""

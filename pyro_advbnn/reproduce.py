@@ -11,7 +11,7 @@ import torch
 from pyro_advbnn import cli, configuration, datasets, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.classifiers import BayesianClassifier
-from pyro_advbnn.devices import resolve_device
+from pyro_advbnn.devices import keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, separate_randomness
@@ -68,6 +68,7 @@ def everything(*, of: Reproduction):
 def _reproduce(pieces, wanted):
     began = time.monotonic()
     skip_validation()
+    keep_freed_memory()
     one_thread = wanted.scale == "smoke" and resolve_device(wanted.device).type == "cpu"
     if one_thread:
         torch.set_num_threads(1)                         # networks this small lose by a second thread

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pyro_advbnn import datasets, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, resolve_device
+from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
@@ -86,6 +86,7 @@ class Subjects(list):
 
     def __init__(self, selection, *table_names):
         skip_validation()
+        keep_freed_memory()
         self.selection, self.seed = selection, selection.seed
         self.device = resolve_device(selection.device)
         folders = _folders(selection)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, recipes, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import peak_memory_mib
+from pyro_advbnn.devices import keep_freed_memory, peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
@@ -138,6 +138,7 @@ def train(
     """
     flags = {name: value for name, value in locals().items() if value is not None and value is not False}
     skip_validation()
+    keep_freed_memory()
     distributed.run(_train, flags)
 
 
@@ -290,10 +291,10 @@ def _metrics(training, held_out, config, progress):
     averages, speed = training.averages(), progress.images_per_second()
     training.restart_averages()
     sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
-    batch_size = training.images_at_a_time if training.micro_batch else None
-    clean, robust = accuracies(training.classifier, sample, settings, seed=seed + epoch, batch_size=batch_size)
-    held = (accuracies(training.classifier, held_out, settings, seed=seed + epoch, batch_size=batch_size) if held_out
-            else (None, None))
+    how = {"seed": seed + epoch, "precision": training.precision,
+           "batch_size": training.images_at_a_time if training.micro_batch else None}
+    clean, robust = accuracies(training.classifier, sample, settings, **how)
+    held = accuracies(training.classifier, held_out, settings, **how) if held_out else (None, None)
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
             "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": speed,

@@ -258,16 +258,16 @@ class Training:
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
 
 
-def accuracies(classifier, images, settings, *, seed, batch_size=None):
+def accuracies(classifier, images, settings, *, seed, batch_size=None, precision="fp32"):
     """(clean, robust): accuracy of averaged predictions on `images`, clean and under the training's own PGD.
 
     Collective: each process measures its part of the images. Draws from streams of its own, so that measuring changes no
-    training. batch_size: None is that of the training.
+    training. batch_size: None is that of the training. precision: see `precision.autocast`.
     """
     batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
-    with separate_randomness(distributed.own_seed(seed)):
-        counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"])
-                  for attack in (None, build_attack(settings))]
+    with separate_randomness(distributed.own_seed(seed)), autocast(images.device, precision):
+        counts = [count_correct(classifier, ((batch_format(x, precision), y) for x, y in batches), attack,
+                                num_samples=settings["num_samples"]) for attack in (None, build_attack(settings))]
     return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())
 
 

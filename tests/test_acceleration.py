@@ -128,3 +128,19 @@ def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
     with pytest.raises(NotFinite, match="the loss is not finite .nll nan, .* at step 2 of epoch 1"):
         for _ in training.epoch():
             training.classifier.mean.data.fill_(torch.nan)
+
+
+def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_path):
+    seen = []
+
+    def look(module, inputs, logits):
+        if isinstance(module, ab.BayesianClassifier) and not module.training:
+            seen.append(torch.is_autocast_enabled("cpu"))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(look)
+    for precision in ("fp32", "bf16"):
+        cli.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=20", "--device=cpu", "--num_steps=1",
+                        f"--precision={precision}", f"--out={tmp_path / precision}"])
+        assert set(seen) == {precision == "bf16"}
+        seen.clear()
+    hook.remove()

@@ -6,14 +6,14 @@ import torch
 from scipy import stats
 
 from pyro_advbnn import flat
-from pyro_advbnn.flat import standard_normal_
+from pyro_advbnn.flat import normal_, standard_normal_
 
 normals = pytest.importorskip("pyro_advbnn._normals", reason="no C compiler at installation")
 
 
 def numbers(size, key, block=0):
     out = torch.full((size + 8,), 77.0)
-    normals.fill(out.data_ptr(), size, key, block)
+    normals.fill(out.data_ptr(), size, key, block, 0, 0)
     assert (out[size:] == 77).all()
     return out[:size]
 
@@ -89,6 +89,22 @@ def test_a_long_draw_is_the_same_for_any_number_of_threads(compiled, monkeypatch
     torch.set_num_threads(threads)
     assert torch.equal(*draws)
     assert not torch.equal(draws[0], standard_normal_(torch.empty_like(draws[0])))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_draw_is_mean_plus_std_times_the_standard_normals_of_the_same_seed(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(flat, "_normals", None)
+    size = (1 << 21) + 77
+    mean, std = torch.linspace(-1, 1, size), torch.linspace(0.1, 2, size)
+    draws = []
+    for how in (std, lambda part: std[part]):
+        torch.manual_seed(0)
+        draws.append(normal_(torch.empty(size), mean, how))
+    torch.manual_seed(0)
+    expected = mean + std * standard_normal_(torch.empty(size))
+    for draw in draws:
+        torch.testing.assert_close(draw, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_double_precision_draws_do_without_it():

@@ -365,7 +365,7 @@ def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(
     held_out = iter([(0.5, 0.1), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
     states = []
 
-    def measure(classifier, images, settings, *, seed, batch_size):
+    def measure(classifier, images, settings, *, seed, batch_size, precision):
         if len(images) == 20 and len(measured) % 2:
             states.append({name: value.clone() for name, value in classifier.state_dict().items()})
             measured.append(seed)
