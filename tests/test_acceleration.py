@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -144,3 +146,24 @@ def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_pat
         assert set(seen) == {precision == "bf16"}
         seen.clear()
     hook.remove()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_was_freed_is_used_again_without_new_pages():
+    """In a process of its own, for it cannot be taken back."""
+    script = """
+import resource, torch
+from pyro_advbnn.devices import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.empty(1 << 24).fill_(1)                            # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+keep_freed_memory()
+torch.empty(1 << 24).fill_(1)
+print(before, faults())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, ended.stdout.split())
+    assert after < 100 < before
