@@ -9,6 +9,7 @@ from pyro_advbnn import datasets
 from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.attacks import PGD, frozen, input_gradient
 from pyro_advbnn.classifiers import BayesianClassifier, Classifier
+from pyro_advbnn.devices import freed_memory_is_returned
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, robust_accuracy
 from pyro_advbnn.measurement import Stopwatch, count_flops
@@ -126,12 +127,13 @@ def deterministic(network, work):
 
 
 def _peer(build):
+    """A step of one of the peers, which know nothing of `keep_freed_memory`."""
     def make(network, work):
         peer = build(network, PRIOR_STD, INIT_STD).train()
         optimizer = peer.build_optimizer(LEARNING_RATE)
 
         def step():
-            with work.arithmetic():
+            with work.arithmetic(), freed_memory_is_returned():
                 peer.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
         return step
     return make
