@@ -45,7 +45,7 @@ def keep_freed_memory():
 
 @contextmanager
 def freed_memory_is_returned():
-    """Inside, glibc deals with memory as it comes to by itself in a process that uses large tensors; then `keep_freed_memory`."""
+    """Inside, glibc returns memory as it comes to by itself where tensors are large; afterwards `keep_freed_memory` holds."""
     _mallopt({_M_MMAP_MAX: 1 << 16, _M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20})
     try:
         yield
