@@ -2,6 +2,7 @@
 
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +13,10 @@ from tqdm import tqdm
 from pyro_advbnn import cli, networks, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
-from pyro_advbnn.contestants import CONTESTANTS, FLOORS, TrainingStep, necessary_flops, random_workload, training_data
+from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
 from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.elsewhere import Elsewhere
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
 from pyro_advbnn.precision import PRECISIONS, resolve_precision
@@ -135,7 +137,20 @@ def _measure(settings, network, batch_size, flops):
     work, makers = settings.workload(batch_size), settings.rows()
     memory = {key: _peak_memory(make, network, work, key[0])
               for key, make in tqdm(makers.items(), f"memory, batch {batch_size}", leave=False, disable=None)}
-    calls = {key: make(network, replace(work, precision=key[0])) for key, make in makers.items()}
+    with ExitStack() as others:
+        calls = {key: _call(key, make, network, work, others) for key, make in makers.items()}
+        return _time(settings, calls, memory, batch_size, flops)
+
+
+def _call(key, make, network, work, others):
+    """A contestant's call; a peer's in a process of its own, on the CPU."""
+    arguments = network, replace(work, precision=key[0])
+    if key[1] not in PEERS or work.x.device.type != "cpu":
+        return make(*arguments)
+    return others.enter_context(closing(Elsewhere(make, *arguments)))
+
+
+def _time(settings, calls, memory, batch_size, flops):
     data = {"data": training_data(batch_size, settings.image_size, settings.device)}
     products = {(precision, side): call for precision in settings.precisions
                 for side, call in matrix_products(settings.device, precision).items()}

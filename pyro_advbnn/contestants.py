@@ -9,7 +9,6 @@ from pyro_advbnn import datasets
 from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.attacks import PGD, frozen, input_gradient
 from pyro_advbnn.classifiers import BayesianClassifier, Classifier
-from pyro_advbnn.devices import freed_memory_is_returned
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, robust_accuracy
 from pyro_advbnn.measurement import Stopwatch, count_flops
@@ -126,17 +125,22 @@ def deterministic(network, work):
     return TrainingStep(Classifier(copy.deepcopy(network)), work)
 
 
-def _peer(build):
-    """A step of one of the peers, which know nothing of `keep_freed_memory`."""
-    def make(network, work):
-        peer = build(network, PRIOR_STD, INIT_STD).train()
-        optimizer = peer.build_optimizer(LEARNING_RATE)
+def plain_pyro(network, work):
+    return _peer_step(PlainPyro, network, work)
 
-        def step():
-            with work.arithmetic(), freed_memory_is_returned():
-                peer.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
-        return step
-    return make
+
+def authors(network, work):
+    return _peer_step(AuthorsStyle, network, work)
+
+
+def _peer_step(build, network, work):
+    peer = build(network, PRIOR_STD, INIT_STD).train()
+    optimizer = peer.build_optimizer(LEARNING_RATE)
+
+    def step():
+        with work.arithmetic():
+            peer.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
+    return step
 
 
 def prediction(network, work):
@@ -198,11 +202,12 @@ def _bare(network, work, num_gradients):
 CONTESTANTS = {
     "adv-bnn": {"adv-bnn": adv_bnn},
     "deterministic": {"deterministic": deterministic},
-    "plain-pyro": {"plain-pyro": _peer(PlainPyro)},
-    "authors": {"authors": _peer(AuthorsStyle)},
+    "plain-pyro": {"plain-pyro": plain_pyro},
+    "authors": {"authors": authors},
     "prediction": {"prediction": prediction, "bare forwards": bare_forwards, "normals": normals},
     "evaluation": {"evaluation": evaluation, "bare evaluation": bare_evaluation},
 }
+PEERS = ("plain-pyro", "authors")                        # which know nothing of `devices.keep_freed_memory`
 FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
     "prediction": "bare forwards", "bare forwards": "bare forwards", "normals": "bare forwards",
     "evaluation": "bare evaluation", "bare evaluation": "bare evaluation",

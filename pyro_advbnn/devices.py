@@ -2,14 +2,13 @@
 import ctypes
 import resource
 import sys
-from contextlib import contextmanager
 
 import torch
 
 from pyro_advbnn import distributed
 from pyro_advbnn.errors import InputError
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4          # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4          # malloc.h
 
 
 def resolve_device(name):
@@ -40,23 +39,10 @@ def keep_freed_memory():
     glibc returns what is large at once, and every step pays for its pages anew: a third of a step on the CPU with batches
     of 128. What is held at most stays about the same. Other C libraries are left as they are.
     """
-    _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
-
-
-@contextmanager
-def freed_memory_is_returned():
-    """Inside, glibc returns memory as it comes to by itself where tensors are large; afterwards `keep_freed_memory` holds."""
-    _mallopt({_M_MMAP_MAX: 1 << 16, _M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20})
-    try:
-        yield
-    finally:
-        keep_freed_memory()
-
-
-def _mallopt(settings):
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for setting, value in settings.items() if mallopt else ():
-        mallopt(setting, value)
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def describe_device(device):
