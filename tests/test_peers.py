@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import posteriors
+from pyro_advbnn import flat, posteriors
 from pyro_advbnn.peers import AuthorsStyle, PlainPyro
 from pyro_advbnn.training import build_optimizer
 
@@ -37,7 +37,8 @@ def batch():
 @pytest.fixture
 def equal_draws(monkeypatch):
     """Every normal of every way to draw is 0.7."""
-    monkeypatch.setattr(posteriors, "standard_normal_", lambda out: out.fill_(0.7))
+    for module in (flat, posteriors):
+        monkeypatch.setattr(module, "standard_normal_", lambda out: out.fill_(0.7))
     monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.7))
     monkeypatch.setattr(torch.distributions.normal, "_standard_normal",
                         lambda shape, dtype, device: torch.full(shape, 0.7, dtype=dtype, device=device))
