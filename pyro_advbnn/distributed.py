@@ -72,7 +72,12 @@ def run(command, *arguments):
 
     Raises InputError as command does, with the rank in front where it is not 0.
     """
-    return record(_in_group)(command, *arguments) if launched() else command(*arguments)
+    if not launched():
+        return command(*arguments)
+    result = record(_in_group)(command, *arguments)
+    if isinstance(result, InputError):                   # raised out here, or torchrun would show a traceback of it
+        raise result
+    return result
 
 
 def _in_group(command, *arguments):
@@ -83,7 +88,7 @@ def _in_group(command, *arguments):
         with nullcontext() if is_main() else _silence():
             return command(*arguments)
     except InputError as error:
-        raise error if is_main() else InputError(f"[rank {rank()}] {error}") from None
+        return error if is_main() else InputError(f"[rank {rank()}] {error}")
     except KeyboardInterrupt:
         if is_main():
             raise
@@ -98,7 +103,9 @@ def _in_group(command, *arguments):
 
 def _end_after_the_other(error):
     """The fault is another process's, which torchrun shall tell: it ends this one as soon as it has seen that one's end."""
-    print(f"[rank {rank()}] lost another process: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    print(f"[rank {rank()}] lost another process ({reason}); torchrun ends this one or starts all anew", file=sys.stderr,
+          flush=True)
     time.sleep(_SECONDS_TO_BE_ENDED)
     raise SystemExit(1)
 

@@ -43,6 +43,10 @@ class Progress:
         processes, norm = self.config["world_size"], self.config["batch_norm"]
         return f", {processes} processes, BatchNorm {norm}" if processes > 1 else ""
 
+    def _computing(self):
+        precision, micro_batch = self.config["precision"], self.config.get("micro_batch")
+        return (f", {precision}" if precision != "fp32" else "") + (f", {micro_batch} images at a time" if micro_batch else "")
+
     def _kl(self):
         settings, classifier = self.config["settings"], self.config["classifier"]
         if classifier["kind"] != "bayesian":

@@ -411,7 +411,7 @@ def failing_command(rank):
 
 def test_the_error_of_one_process_is_its_own_and_the_others_say_that_they_lost_it():
     (code, out, err), error = processes(failing_command, 1)
-    assert (code, out, error) == (1, "", "out of memory") and err.startswith("[rank 0] lost another process: ")
+    assert (code, out, error) == (1, "", "out of memory") and err.startswith("[rank 0] lost another process (")
 
 
 def test_a_job_is_told_from_another_by_its_name_or_where_it_has_none_by_a_counted_restart(monkeypatch):
