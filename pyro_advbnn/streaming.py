@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.multiprocessing.reductions import shared_cache
@@ -228,15 +228,15 @@ def _end_with_parent(_):
 def _context():
     """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
 
-    The server imports once what this process has imported of the package. It and the workers ignore Ctrl-C, which this
+    The server imports once what this process has imported of the package. Ctrl-C does not reach it and the workers: this
     process answers by ending them.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([name for name in sys.modules if name.startswith("pyro_advbnn.")])
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)               # inherited by the server
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, handler)
+    resource_tracker.ensure_running()                    # which unblocks SIGINT when it starts
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})         # inherited; here it comes a moment later
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context

@@ -121,12 +121,13 @@ def test_trying_a_size_leaves_no_gradient_and_the_random_streams_as_they_were():
 
 LIMITED = """
 import resource, runpy, sys, torch
-from pyro_advbnn import train                                # everything is loaded before the limit
-import sklearn.datasets, scipy.optimize
+from pyro_advbnn import train
 torch.set_num_threads(1)
+train.cli.run(train.train, ["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1",
+                            "--device=cpu", "--out=" + sys.argv[2]])            # everything is loaded before the limit
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20,) * 2)
-train.cli.run(train.train, sys.argv[2:])
+train.cli.run(train.train, sys.argv[3:])
 """
 
 
@@ -136,8 +137,9 @@ def test_a_training_out_of_memory_says_what_would_fit_and_can_be_resumed_with_it
              "--num_train=1024", "--num_samples=1"]
 
     def run(*arguments):
-        return subprocess.run([sys.executable, "-c", LIMITED, "110", *arguments], capture_output=True, text=True, timeout=120,
-                              env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
+        warm = tmp_path / f"warm{len(list(tmp_path.iterdir()))}"
+        return subprocess.run([sys.executable, "-c", LIMITED, "110", warm, *arguments], capture_output=True, text=True,
+                              timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
 
     ended, told = run(*flags, f"--out={tmp_path / 'run'}"), []
     while ended.returncode == 2 and len(told) < 3:       # at the edge of memory the next process may find a little less of it
