@@ -381,6 +381,10 @@ def session_of(process):
     return found
 
 
+def _heeding_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)         # a shell lets what it starts in the background ignore it
+
+
 @pytest.fixture
 def training(tmp_path, folder):
     """A train command in a session of its own that streams with two workers, in the middle of its first epochs."""
@@ -388,7 +392,7 @@ def training(tmp_path, folder):
     words = [f"--{name}={value}" for name, value in flags.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "pyro_advbnn.train", *words], start_new_session=True, text=True,
-                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               preexec_fn=_heeding_ctrl_c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
         if line.startswith("epoch"):
             break
