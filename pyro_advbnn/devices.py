@@ -1,5 +1,6 @@
 """Which device a command runs on, and what it is."""
 import ctypes
+import gc
 import resource
 import sys
 
@@ -37,12 +38,23 @@ def keep_freed_memory():
     """Let this process keep the memory that tensors give back, for the next ones.
 
     glibc returns what is large at once, and every step pays for its pages anew: a third of a step on the CPU with batches
-    of 128. What is held at most stays about the same. Other C libraries are left as they are.
+    of 128. What is held at most stays about the same. Other C libraries are left as they are, and so is a process whose
+    address space is limited (ulimit -v), where others could not have what is kept.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
+    mallopt = _of_glibc("mallopt")
+    if mallopt and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def give_back_freed_memory():
+    """What tensors gave back goes to the system and the device, for whoever else needs it: oneDNN's compiled code, for one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = _of_glibc("malloc_trim")
+    if trim:
+        trim(ctypes.c_size_t(0))
 
 
 def describe_device(device):
@@ -60,3 +72,8 @@ def peak_memory_mib(device):
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def _of_glibc(function):
+    """None in other C libraries."""
+    return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None

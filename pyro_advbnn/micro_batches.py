@@ -3,12 +3,13 @@
 The attack and, but for BatchNorm, the gradient are those of the whole batch. BatchNorm in training mode normalises each
 piece by its own statistics, as it must where the images are not in the network together.
 """
-import gc
 import traceback
+from contextlib import nullcontext
 
 import torch
 
 from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.devices import give_back_freed_memory
 from pyro_advbnn.elbo import Objective, objective
 from pyro_advbnn.evaluation import undisturbed
 
@@ -37,9 +38,7 @@ def backward_in_pieces(classifier, x, y, kl_weight, size, factor=1.0):
 def largest_that_fits(step, size):
     """The largest of size / 2, size / 4, ..., 1 for which `step(number of images)` finds memory, None if none does."""
     while size := size // 2:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_freed_memory()
         try:
             with undisturbed():
                 step(size)
@@ -69,18 +68,8 @@ def _under_equal_draws(classifier, x, y, size):
 
     Noise belongs to the images, not to the weights, and differs from piece to piece.
     """
-    before = _states(x.device)
-    for i, piece in enumerate(zip(x.split(size), y.split(size), strict=True)):
-        if i and isinstance(classifier, BayesianClassifier):
-            _set_states(x.device, before)
-        yield piece
-
-
-def _states(device):
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_states(device, states):
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+    pieces = list(zip(x.split(size), y.split(size), strict=True))
+    for i, piece in enumerate(pieces, 1):
+        again = isinstance(classifier, BayesianClassifier) and i < len(pieces)
+        with undisturbed() if again else nullcontext():
+            yield piece

@@ -24,7 +24,7 @@ class Progress:
         config, settings = self.config, self.config["settings"]
         print(f"{config['defense']} on {config['dataset']}: {config['network']} with {config['num_weights']:,} weights, N = "
               f"{config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}"
-              f"{self._processes()}")
+              f"{self._processes()}{self._computing()}")
         print(f"recipe {config['recipe']}: {settings['epochs']} epochs of batch {settings['batch_size']}, "
               f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}"
               f"{self._kl()}{self._attack()}")

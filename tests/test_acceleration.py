@@ -132,7 +132,7 @@ def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
             training.classifier.mean.data.fill_(torch.nan)
 
 
-def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_path):
+def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_path, capsys):
     seen = []
 
     def look(module, inputs, logits):
@@ -144,16 +144,21 @@ def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_pat
         cli.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=20", "--device=cpu", "--num_steps=1",
                         f"--precision={precision}", f"--out={tmp_path / precision}"])
         assert set(seen) == {precision == "bf16"}
+        assert ("device cpu, bf16\n" in capsys.readouterr().out) == (precision == "bf16")     # and told at the start
         seen.clear()
     hook.remove()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_was_freed_is_used_again_without_new_pages():
+def test_memory_that_was_freed_is_used_again_without_new_pages_until_it_is_given_back():
     """In a process of its own, for it cannot be taken back."""
     script = """
 import resource, torch
-from pyro_advbnn.devices import keep_freed_memory
+from pyro_advbnn.devices import give_back_freed_memory, keep_freed_memory
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 50, before[1]))
+keep_freed_memory()                                              # does nothing where there is a limit
+resource.setrlimit(resource.RLIMIT_AS, before)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -161,9 +166,11 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 keep_freed_memory()
-faults()                                                         # the heap grows to what is needed
-print(before, faults())
+grown = [faults() for _ in range(10)]                             # the heap grows to what is needed
+kept = faults()
+give_back_freed_memory()
+print(before, kept, faults())
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    before, after = map(int, ended.stdout.split())
-    assert after < 100 < before
+    before, kept, given_back = map(int, ended.stdout.split())
+    assert kept < 100 and before > 80_000 and given_back > 10_000              # a page of 4 KiB each

@@ -16,6 +16,8 @@ from tempfile import TemporaryFile
 import pyro
 import pytest
 import torch
+from test_train import equal
+from test_train import metrics as rows
 from torch import nn
 
 import pyro_advbnn as ab
@@ -80,23 +82,6 @@ def words(folder, **flags):
 
 def content(folder, name="checkpoint.pt"):
     return checkpoints.read(folder / name)
-
-
-def rows(folder):
-    """The rows without what no two runs share."""
-    own = {"images_per_second", "peak_memory_mib"}
-    return [{name: value for name, value in row.items() if name not in own}
-            for row in records.read_jsonl(folder / "metrics.jsonl")]
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 # One update of several processes is that of one

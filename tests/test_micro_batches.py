@@ -120,13 +120,15 @@ def test_trying_a_size_leaves_no_gradient_and_the_random_streams_as_they_were():
 
 
 LIMITED = """
-import resource, runpy, sys, torch
+import resource, sys, torch
 from pyro_advbnn import train
 torch.set_num_threads(1)
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (1 << 50, hard))
 train.cli.run(train.train, ["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1",
                             "--device=cpu", "--out=" + sys.argv[2]])            # everything is loaded before the limit
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20, hard))
 train.cli.run(train.train, sys.argv[3:])
 """
 
