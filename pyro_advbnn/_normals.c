@@ -23,18 +23,19 @@
 
 #define EACH_LANE for (size_t i = 0; i < LANES; i++)
 
-/* x[j][i]: word j of the block with counter 16 * block + i, as Random123's philox4x32 with ten rounds. */
-static inline __attribute__((always_inline)) void philox(uint32_t x[4][LANES], uint64_t block, uint64_t key) {
+/* x[j][i]: word j of the block with counter LANES * block + i, as Random123's philox4x32 with ten rounds. The word is the lower
+   half of a lane; what is left in the upper half is never read, which spares the packing. */
+static inline __attribute__((always_inline)) void philox(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint64_t first = block * LANES;
-    EACH_LANE { x[0][i] = (uint32_t)(first + i); x[1][i] = (uint32_t)(first >> 32); x[2][i] = 0; x[3][i] = 0; }
+    EACH_LANE { x[0][i] = first + i; x[1][i] = first >> 32; x[2][i] = 0; x[3][i] = 0; }
     for (int round = 0; round < ROUNDS; round++) {
         EACH_LANE {
-            uint64_t a = (uint64_t)0xD2511F53u * x[0][i], b = (uint64_t)0xCD9E8D57u * x[2][i];
-            x[0][i] = (uint32_t)(b >> 32) ^ x[1][i] ^ k0;
-            x[1][i] = (uint32_t)b;
-            x[2][i] = (uint32_t)(a >> 32) ^ x[3][i] ^ k1;
-            x[3][i] = (uint32_t)a;
+            uint64_t a = (uint64_t)0xD2511F53u * (uint32_t)x[0][i], b = (uint64_t)0xCD9E8D57u * (uint32_t)x[2][i];
+            x[0][i] = (b >> 32) ^ x[1][i] ^ k0;
+            x[1][i] = b;
+            x[2][i] = (a >> 32) ^ x[3][i] ^ k1;
+            x[3][i] = a;
         }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
@@ -71,13 +72,13 @@ static inline __attribute__((always_inline)) void box_muller(uint32_t a, uint32_
 /* Standard normals, or mean + std * normal where these are given. */
 WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint64_t block, const float *restrict mean,
                            const float *restrict std) {
-    uint32_t x[4][LANES];
+    uint64_t x[4][LANES];
     float z[BLOCK];
     for (int64_t start = 0; start < size; start += BLOCK, block++) {
         size_t count = size - start < BLOCK ? size - start : BLOCK;
         philox(x, block, key);
-        EACH_LANE box_muller(x[0][i], x[1][i], z + i, z + LANES + i);
-        EACH_LANE box_muller(x[2][i], x[3][i], z + 2 * LANES + i, z + 3 * LANES + i);
+        EACH_LANE box_muller((uint32_t)x[0][i], (uint32_t)x[1][i], z + i, z + LANES + i);
+        EACH_LANE box_muller((uint32_t)x[2][i], (uint32_t)x[3][i], z + 2 * LANES + i, z + 3 * LANES + i);
         if (mean)
             for (size_t i = 0; i < count; i++) out[start + i] = mean[start + i] + std[start + i] * z[i];
         else
@@ -99,11 +100,11 @@ static PyObject *fill(PyObject *module, PyObject *arguments) {
 /* words(counter, key): the four words that the generator gives, for tests against published ones. */
 static PyObject *words(PyObject *module, PyObject *arguments) {
     unsigned long long counter, key;
-    uint32_t x[4][LANES];
+    uint64_t x[4][LANES];
     if (!PyArg_ParseTuple(arguments, "KK", &counter, &key)) return NULL;
     philox(x, counter / LANES, key);
     size_t i = counter % LANES;
-    return Py_BuildValue("IIII", x[0][i], x[1][i], x[2][i], x[3][i]);
+    return Py_BuildValue("IIII", (uint32_t)x[0][i], (uint32_t)x[1][i], (uint32_t)x[2][i], (uint32_t)x[3][i]);
 }
 
 static PyMethodDef methods[] = {
