@@ -55,6 +55,16 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
         return torch.stack(losses).mean(0)
 
 
+def losses_together(classifier, x, other, y, *, loss="ce", attack_samples=1, average="gradient"):
+    """The `expected_loss` (B,) of x and that of `other`, two versions of the same images, as one batch of fresh calls.
+
+    Both see the same draws of the weights, so that their difference varies less than either.
+    """
+    losses = expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), loss=loss, attack_samples=attack_samples,
+                           average=average)
+    return losses.chunk(2)
+
+
 def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
     """(losses (B,), gradient like x): the averaged loss of each image and its gradient by that image, both detached.
 
