@@ -1,0 +1,155 @@
+"""Auto-PGD: projected gradient ascent that chooses its step sizes itself (Croce and Hein 2020, Algorithm 1).
+
+Every image has a step size of its own, 2 epsilon at first. At checkpoints, ever closer together, it is halved and the image
+goes back to its best point, where too few steps since the checkpoint before raised the loss, or where neither the step size
+nor the best loss changed between the two.
+
+On a random classifier a loss is that of the draws of one moment, and a best point that was merely lucky would never be left:
+there the best point is measured anew beside every new one, under the same draws.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from pyro_advbnn.attack_losses import check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks import check_at_least, eval_mode, frozen, keep_worse
+from pyro_advbnn.norms import BALLS, check_ball, per_image
+
+SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before
+SHARE_OF_RISES = 0.75                                    # rho: of the steps between two checkpoints
+FIRST_PERIOD, SHRINKAGE, SHORTEST_PERIOD = 22, 3, 6      # between checkpoints, in percent of the steps
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Auto-PGD, a callable (classifier, x, y) -> x_adv: of each image the point of the largest averaged loss that it met.
+
+    loss, attack_samples, average: as in `attack_losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
+    uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
+    num_steps times attack_samples forward calls of twice the batch. Between runs `attacks.keep_worse` decides.
+
+    Raises InputError for settings out of range.
+    """
+
+    epsilon: float
+    num_steps: int = 100
+    loss: str | Callable = "ce"
+    attack_samples: int = 1
+    average: str = "gradient"
+    restarts: int = 1
+    norm: str = "linf"
+    generator: torch.Generator | None = None
+
+    def __post_init__(self):
+        check_ball(self.epsilon, self.norm)
+        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        check_at_least("num_steps", self.num_steps, 1)
+        check_at_least("restarts", self.restarts, 1)
+
+    @property
+    def name(self):
+        """"apgd-" and the loss, with the average and the norm where these are not "gradient" and "linf"."""
+        settings = ((self.average, "gradient"), (self.norm, "linf"))
+        return "-".join(["apgd", loss_name(self.loss), *(setting for setting, usual in settings if setting != usual)])
+
+    def __call__(self, classifier, x, y):
+        if self.epsilon == 0:
+            return x.detach().clone()
+        with eval_mode(classifier), frozen(classifier):
+            is_random = draws_anew(classifier, x)
+            x_adv = self._run(classifier, x, y, is_random)
+            for _ in range(self.restarts - 1):
+                x_adv = keep_worse(classifier, x_adv, self._run(classifier, x, y, is_random), y, **self._measure)
+        return x_adv
+
+    def _run(self, classifier, x, y, is_random):
+        ball, steps = BALLS[self.norm](x, self.epsilon), _Steps(len(x), 2 * self.epsilon, self.num_steps, x)
+        now = best = self._at(classifier, ball.random_point(self.generator), y)
+        x_before = now.x_adv
+        for k in range(1, self.num_steps + 1):
+            after = self._at(classifier, _moved(ball, now, x_before, steps.sizes, 1 if k == 1 else SHARE_OF_STEP), y)
+            best, is_better = self._better(classifier, after, best, y, is_random)
+            go_back = steps.count(k, after.losses > now.losses, is_better)
+            x_before, now = now.x_adv, after if go_back is None else _chosen(go_back, best, after)
+        return best.x_adv
+
+    def _at(self, classifier, x_adv, y):
+        return _Points(x_adv, *loss_and_gradient(classifier, x_adv, y, **self._measure))
+
+    def _better(self, classifier, now, best, y, is_random):
+        """(the better of the two for each image, where that is `now`)."""
+        if is_random:
+            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **self._measure)
+            now, best = now._replace(losses=losses[0]), best._replace(losses=losses[1])
+        is_better = now.losses > best.losses
+        return _chosen(is_better, now, best), is_better
+
+    @property
+    def _measure(self):
+        return {"loss": self.loss, "attack_samples": self.attack_samples, "average": self.average}
+
+
+def checkpoints(num_steps):
+    """The steps w_1 < w_2 < ... after which the step size may be halved: ceil(p_j num_steps).
+
+    p_1 = 0.22, and each period is 0.03 shorter than the one before it but at least 0.06.
+    """
+    percents, period = [0], FIRST_PERIOD
+    while percents[-1] + period <= 100:
+        percents.append(percents[-1] + period)
+        period = max(period - SHRINKAGE, SHORTEST_PERIOD)
+    return sorted({-(-percent * num_steps // 100) for percent in percents[1:]})
+
+
+@torch.no_grad()
+def draws_anew(classifier, x):
+    """Whether the classifier is random: whether two calls give different logits of the same images."""
+    return not torch.equal(classifier(x.clone()), classifier(x.clone()))
+
+
+class _Points(NamedTuple):
+    """A point of each image, its loss (B,) and its gradient."""
+
+    x_adv: torch.Tensor
+    losses: torch.Tensor
+    gradient: torch.Tensor
+
+
+class _Steps:
+    """The step size of each image (B,), and what was seen since the last checkpoint, by which it is halved."""
+
+    def __init__(self, batch_size, size, num_steps, like):
+        self.sizes = like.new_full((batch_size,), size)
+        self._checkpoints = checkpoints(num_steps)
+        self._last_checkpoint = 0
+        self._was_halved = torch.ones_like(self.sizes, dtype=torch.bool)   # no condition 2 at the first checkpoint
+        self._forget()
+
+    def count(self, k, rose, is_better):
+        """Takes in step k; at a checkpoint the images (B,) whose step size was halved by it, else None."""
+        self._rises, self._found_better = self._rises + rose, self._found_better | is_better
+        if k not in self._checkpoints:
+            return None
+        too_few_rises = self._rises < SHARE_OF_RISES * (k - self._last_checkpoint)
+        halved = too_few_rises | ~(self._was_halved | self._found_better)
+        self.sizes = torch.where(halved, self.sizes / 2, self.sizes)
+        self._last_checkpoint, self._was_halved = k, halved
+        self._forget()
+        return halved
+
+    def _forget(self):
+        self._rises = torch.zeros_like(self.sizes)
+        self._found_better = torch.zeros_like(self.sizes, dtype=torch.bool)
+
+
+def _moved(ball, now, x_before, sizes, share):
+    """`share` of a projected ascent step and the rest of the move that led here, projected (lines 8 and 9)."""
+    ascended = ball.project_(now.x_adv + per_image(sizes, now.x_adv) * ball.ascent(now.gradient))
+    return ball.project_(now.x_adv + share * (ascended - now.x_adv) + (1 - share) * (now.x_adv - x_before))
+
+
+def _chosen(is_first, first, second):
+    """_Points that are `first` where is_first (B,), else `second`."""
+    return _Points(*(torch.where(per_image(is_first, one), one, other) for one, other in zip(first, second, strict=True)))

@@ -1,0 +1,234 @@
+"""Tests of Auto-PGD: its schedule, known answers, random classifiers, and the same strength as another implementation."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn.apgd import APGD, checkpoints, draws_anew
+from pyro_advbnn.attack_losses import expected_loss
+from pyro_advbnn.norms import BALLS
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch():
+    x = torch.rand(6, 1, 8, 8)
+    x[:, :, 0], x[:, :, 1] = 0, 1                        # pixels at both borders of [0, 1]
+    return x, torch.randint(10, (6,))
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 64))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+
+class Counting(nn.Module):
+    """Counts the images of its calls, those with and those without a gradient."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.with_gradient, self.without = network, 0, 0
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.with_gradient += len(x)
+        else:
+            self.without += len(x)
+        return self.network(x)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(a small network that knows the digits, test images, labels)."""
+    torch.manual_seed(0)
+    train, test = (ab.datasets.load("digits", split) for split in ("train", "test"))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    x, y = train.images.float() / 255, train.labels
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network.eval(), test.images.float() / 255, test.labels
+
+
+def accuracy(network, x, y):
+    return (network(x).argmax(1) == y).float().mean().item()
+
+
+def test_the_checkpoints_are_those_of_the_paper():
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(20) == [5, 9, 12, 14, 16, 18, 19, 20]
+    assert checkpoints(1) == [1]
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("defense", ["adv", "advbnn", "rse"])
+def test_the_images_stay_in_the_ball_and_the_classifier_as_it_was(batch, defense, norm):
+    x, y = batch
+    classifier = ab.build_classifier(defense, ab.networks.convnet(width=4), init_std=0.1).train()
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    for loss in ("ce", "margin", "dlr"):
+        x_adv = APGD(0.1, num_steps=9, loss=loss, norm=norm, attack_samples=2)(classifier, x, y)
+        assert (BALLS[norm].size(x_adv - x) <= 0.1 * (1 + 1e-5)).all() and not torch.equal(x_adv, x)
+        assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+    assert classifier.training and all(p.requires_grad and p.grad is None for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_the_worst_point_of_a_linear_network_of_two_classes_is_found(norm):
+    x, y = torch.full((5, 1, 8, 8), 0.5), torch.tensor([0, 1, 0, 1, 0])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+    x_adv = APGD(0.2, num_steps=30, loss="margin", norm=norm)(network, x, y)
+    slope = (network[1].weight[1 - y] - network[1].weight[y]).detach().view(x.shape)
+    torch.testing.assert_close(x_adv, x + 0.2 * BALLS[norm].ascent(slope), rtol=0, atol=1e-4)
+
+
+class Valley(nn.Module):
+    """The margin is largest at `summit`, from where it falls in some pixels a thousand times as steeply as in others."""
+
+    def __init__(self, summit):
+        super().__init__()
+        self.summit, self.steepness = summit, torch.logspace(0, 3, summit.numel()).view(summit.shape)
+
+    def forward(self, x):
+        margin = -(self.steepness * (x - self.summit) ** 2).flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def test_the_steps_shrink_to_reach_what_steps_as_long_as_the_first_pass_by():
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    summit = x[:1] + 0.1 * (torch.rand(1, 1, 4, 4) - 0.5)
+    distances = [(attack(Valley(summit), x, y) - summit).abs().amax().item()
+                 for attack in (ab.PGD(0.1, 0.2, 100, loss="margin"), APGD(0.1, 100, loss="margin"))]
+    assert distances[1] < distances[0] / 10
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_a_huge_scale_of_the_logits_does_not_help_against_dlr(trained, scale):
+    """The cross-entropy's gradient vanishes there."""
+    network, x, y = trained
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return scale * network(x)
+
+    x, y = x[:100], y[:100]
+    assert accuracy(network, APGD(0.1, 20, loss="dlr")(Scaled(), x, y), y) < 0.5 < accuracy(network, x, y)
+
+
+def test_more_restarts_never_lower_the_loss(trained):
+    network, x, y = trained
+    losses = []
+    for restarts in (1, 3):
+        torch.manual_seed(1)
+        losses.append(expected_loss(network, APGD(0.1, 5, restarts=restarts)(network, x, y), y))
+    assert (losses[1] >= losses[0]).all() and (losses[1] > losses[0]).any()
+
+
+def test_a_run_costs_what_it_says(batch):
+    x, y = batch
+    counting = Counting(Linear())
+    APGD(0.1, num_steps=7, attack_samples=3)(counting, x, y)
+    assert (counting.with_gradient, counting.without) == (8 * 3 * 6, 2 * 6)   # two calls ask whether it is random
+    counting = Counting(ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1))
+    APGD(0.1, num_steps=7, attack_samples=3)(counting, x, y)
+    assert (counting.with_gradient, counting.without) == (8 * 3 * 6, (2 + 7 * 3 * 2) * 6)
+
+
+def test_it_knows_a_random_classifier():
+    x = torch.rand(2, 1, 8, 8)
+    assert not draws_anew(Linear(), x)
+    assert draws_anew(ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1).eval(), x)
+
+
+class Lucky(nn.Module):
+    """The margin is the mean of the pixels over that of noise, which hits the first calls with a gradient hard."""
+
+    def __init__(self, luck):
+        super().__init__()
+        self.calls, self.luck = 0, luck
+
+    def forward(self, x):
+        self.calls += x.requires_grad
+        noise = self.luck if x.requires_grad and self.calls == 1 else 0.01 * torch.randn(())
+        margin = 10 * x.flatten(1).mean(1) + noise
+        return torch.stack([-margin, margin], 1)
+
+
+def test_a_lucky_old_value_does_not_stick():
+    """Seen once as good as nothing will ever be, the start is left all the same; without a new measurement it would stay."""
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    x_adv = APGD(0.2, num_steps=10, loss="margin")(Lucky(1000.0), x, y)
+    torch.testing.assert_close(x_adv, x + 0.2, rtol=0, atol=0.01)
+
+
+def test_weights_are_drawn_anew_in_every_step(batch):
+    class Noting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drawn = []
+
+        def forward(self, x):
+            self.drawn.append(torch.randn(10, 64))
+            return x.flatten(1) @ self.drawn[-1].T
+
+    network = Noting()
+    APGD(0.1, num_steps=5, attack_samples=2)(network, *batch)
+    assert len({w.sum().item() for w in network.drawn}) == len(network.drawn) == 2 + 2 * 6 + 2 * 5
+
+
+def test_the_start_comes_from_the_generator_alone(batch):
+    network, results = Linear(), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        results.append(APGD(0.1, 2, generator=torch.Generator().manual_seed(5))(network, *batch))
+    assert torch.equal(*results)
+
+
+def test_epsilon_zero_returns_the_images_unchanged(batch):
+    x_adv = APGD(0.0)(Linear(), *batch)
+    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+
+
+def test_its_name_tells_the_loss():
+    assert APGD(0.1).name == "apgd-ce"
+    assert APGD(0.1, loss="dlr", average="probability", norm="l2").name == "apgd-dlr-probability-l2"
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": -0.1}, {"epsilon": math.nan}, {"num_steps": 0}, {"restarts": 0},
+                                   {"attack_samples": 0}, {"loss": "hinge"}, {"average": "mode"}, {"norm": "l1"}])
+def test_settings_out_of_range_are_refused(wrong):
+    name, = wrong
+    with pytest.raises(ab.InputError, match=name):
+        APGD(**({"epsilon": 0.1} | wrong))
+
+
+@pytest.mark.filterwarnings("ignore")                    # the other library's own
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("norm", BALLS)
+def test_it_breaks_as_many_images_from_the_same_start_as_another_implementation(trained, loss, norm):
+    base = pytest.importorskip("pyautoattack.autopgd_base")
+    network, x, y = trained
+    epsilon = {"linf": 0.1, "l2": 0.6}[norm]
+    start = BALLS[norm](x, epsilon).random_point(torch.Generator().manual_seed(1))
+    other = base.APGDAttack(network, n_iter=100, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, loss=loss)
+    other.init_hyperparam(x)
+    _, right, losses, _ = other.attack_single_run(x, y, x_init=start)
+    theirs = right.float().mean().item()
+    ours = APGD(epsilon, loss=loss, norm=norm, generator=torch.Generator().manual_seed(1))(network, x, y)
+    assert 0.05 < theirs < 0.5
+    assert accuracy(network, ours, y) == pytest.approx(theirs, abs=1.5 / len(y))
+    same = (expected_loss(network, ours, y, loss=loss) - losses).abs() < 1e-3
+    assert same.float().mean() > 0.75
