@@ -1,0 +1,121 @@
+"""Carlini and Wagner's attack: the smallest l_2 change of an image that an averaged prediction gets wrong."""
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pyro_advbnn.attack_losses import LOSSES, expected_loss, loss_and_gradient
+from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """Minimum-norm l_2 attack (Carlini and Wagner 2017, Section VI.A), a callable (classifier, x, y) -> x_adv.
+
+    Adam of learning rate step_size takes num_steps >= 1 steps on ||x_adv - x||^2 + c max(confidence - margin, 0), with x_adv =
+    (tanh(v) + 1) / 2 in [0, 1] and the margin of ONE answer, the mean softmax over attack_samples >= 1 draws; this
+    binary_search_steps >= 1 times, from v of x each time, for the constant c of each image, at first initial_const.
+
+    A point counts where the averaged prediction of num_samples >= 1 fresh draws has a margin above confidence >= 0, in nats:
+    steps whose own answer promises a smaller change are judged so. The smallest change lies where a random classifier's
+    prediction is a toss-up; a confidence takes it further. An image that is wrong from the start, for which nothing is found,
+    or whose change is longer than epsilon (math.inf: any) comes back clean. num_samples=1 does for a classifier that
+    answers alike in each call.
+
+    Raises InputError for settings out of range.
+    """
+
+    epsilon: float
+    num_steps: int = 200
+    binary_search_steps: int = 6
+    attack_samples: int = 1
+    confidence: float = 0.0
+    step_size: float = 0.03
+    initial_const: float = 0.01
+    num_samples: int = 20
+
+    name = "cw"
+
+    def __post_init__(self):
+        if not self.epsilon >= 0:
+            raise InputError(f"epsilon must be a number >= 0, got {self.epsilon}")
+        if not 0 <= self.confidence < math.inf:
+            raise InputError(f"confidence must be a number >= 0, got {self.confidence}")
+        for name in ("step_size", "initial_const"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a number > 0, got {getattr(self, name)}")
+        for name in ("num_steps", "binary_search_steps", "attack_samples", "num_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def __call__(self, classifier, x, y):
+        x_adv = x.detach().clone()
+        with eval_mode(classifier), frozen(classifier):
+            todo = (~self._breaks(classifier, x_adv, y)).nonzero().flatten()
+            if self.epsilon > 0 and len(todo):
+                x_adv[todo] = self._search(classifier, x_adv[todo], y[todo])
+        return x_adv
+
+    def _search(self, classifier, x, y):
+        """The closest broken images that were found in the ball, elsewhere x."""
+        best = _Best(x)
+        low, high = torch.zeros_like(best.norms), torch.full_like(best.norms, math.inf)
+        constants = torch.full_like(best.norms, self.initial_const)
+        for _ in range(self.binary_search_steps):
+            found = self._descend(classifier, x, y, constants, best)
+            low, high = torch.where(found, low, constants), torch.where(found, constants, high)
+            constants = torch.where(high < math.inf, (low + high) / 2, 10 * constants)
+        return torch.where(_per_image(best.norms <= self.epsilon), best.images, x)
+
+    def _descend(self, classifier, x, y, constants, best):
+        """(B,): whether Adam met a broken image; `best` keeps the closest."""
+        v = torch.atanh((2 * x - 1) * _INSIDE)
+        optimizer = torch.optim.Adam([v], lr=self.step_size)
+        found = torch.zeros_like(y, dtype=torch.bool)
+        for step in range(self.num_steps + 1):
+            x_adv = (v.tanh() + 1) / 2
+            shortfall, gradient = loss_and_gradient(classifier, x_adv, y, loss=self._shortfall,
+                                                    attack_samples=self.attack_samples, average="probability")
+            norms = _norms(x_adv - x)
+            promising = ((shortfall >= 0) & ((norms < best.norms) | ~found)).nonzero().flatten()
+            if len(promising):
+                broken = promising[self._breaks(classifier, x_adv[promising], y[promising])]
+                found[broken] = True
+                best.update(broken, x_adv, norms)
+            if step < self.num_steps:
+                v.grad = (2 * (x_adv - x) - _per_image(constants) * gradient) * 2 * x_adv * (1 - x_adv)
+                optimizer.step()
+        return found
+
+    def _shortfall(self, logits, y):
+        """min(margin - confidence, 0)."""
+        return (LOSSES["margin"](logits, y) - self.confidence).clamp_max(0)
+
+    def _breaks(self, classifier, x, y):
+        """(B,): whether the averaged prediction of fresh draws is wrong by more than the confidence."""
+        return self.confidence < expected_loss(classifier, x, y, loss="margin", attack_samples=self.num_samples,
+                                               average="probability")
+
+
+class _Best:
+    """The closest broken images so far, (B, C, H, W), and their distances, (B,), inf where there is none."""
+
+    def __init__(self, x):
+        self.images = x.clone()
+        self.norms = torch.full((len(x),), math.inf, device=x.device, dtype=x.dtype)
+
+    def update(self, broken, x_adv, norms):
+        closer = broken[norms[broken] < self.norms[broken]]
+        self.images[closer], self.norms[closer] = x_adv[closer], norms[closer]
+
+
+_INSIDE = 1 - 1e-6                                       # atanh of the borders 0 and 1 is infinite
+
+
+def _norms(change):
+    return change.flatten(1).norm(dim=1)
+
+
+def _per_image(values):
+    return values[:, None, None, None]

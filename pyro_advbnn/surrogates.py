@@ -1,0 +1,106 @@
+"""What an attack may aim at in a random classifier's place: its mean network, or a pool of fixed draws.
+
+An attack through a surrogate is a transfer attack: it needs one answer per step, where the classifier itself asks for an
+average over draws; what it finds must still be judged on the classifier.
+"""
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pyro_advbnn.errors import InputError
+
+
+def surrogate(classifier, source):
+    """The module that `source` names: "self" the classifier, "mean" its mean network, "pool:m" a `Pool` of m >= 1 draws.
+
+    The draws of a pool are taken from torch's global generator. "mean" and "pool:m" are independent of the classifier, in
+    eval mode, and none of their parameters requires a gradient. "mean" averages weights alone: noise in the network stays.
+
+    Raises InputError for another source, and where the classifier lacks the `mean_network()` or `draw()` that it needs.
+    """
+    kind, size = parse_source(source)
+    if kind == "self":
+        return classifier
+    if kind == "mean":
+        return _method(classifier, "mean_network", source)().eval().requires_grad_(False)
+    draw = _method(classifier, "draw", source)
+    return Pool(draw() for _ in range(size))
+
+
+class Pool(nn.Module):
+    """Fixed networks that answer as one: (B, C, H, W) -> (B, classes), the log of their mean softmax, in float32.
+
+    A pool of m draws holds m copies of the weights; its activations are those of one network, since the pass for the
+    gradient repeats each network's forward call. It is built in eval mode, and no parameter requires a gradient.
+
+    Raises InputError where there is no network.
+    """
+
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        if not self.networks:
+            raise InputError("a pool needs at least one network")
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        draws = [checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks]
+        return torch.stack(draws).logsumexp(0) - math.log(len(draws))
+
+
+@dataclass(frozen=True)
+class Through:
+    """`attack` aimed at the classifier's surrogate `source`, a callable (classifier, x, y) -> x_adv.
+
+    Each call, so each batch, has a pool of its own. What `attack` tells of its settings, this tells too.
+
+    Raises InputError for an unknown source.
+    """
+
+    attack: Any
+    source: str
+
+    def __post_init__(self):
+        parse_source(self.source)
+
+    @property
+    def name(self):
+        return f"{self.attack.name} on {self.source}"
+
+    def __call__(self, classifier, x, y):
+        return self.attack(surrogate(classifier, self.source), x, y)
+
+    def __getattr__(self, name):
+        if name in _SETTINGS:
+            return getattr(self.attack, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+def parse_source(source):
+    """("self", None), ("mean", None) or ("pool", m) for the source's name.
+
+    Raises InputError for any other.
+    """
+    kind, colon, size = str(source).partition(":")
+    if kind in ("self", "mean") and not colon:
+        return kind, None
+    if kind == "pool" and size.isascii() and size.isdigit() and int(size) > 0:
+        return kind, int(size)
+    raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, got {source!r}")
+
+
+_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball")    # of evaluation.attack_fields
+
+
+def _answer(network, x):
+    return network(x.clone()).float().log_softmax(-1)    # a first layer may work in place
+
+
+def _method(classifier, name, source):
+    if not hasattr(classifier, name):
+        raise InputError(f"source {source} needs a classifier with {name}(), which {type(classifier).__name__} lacks")
+    return getattr(classifier, name)

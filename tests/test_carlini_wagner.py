@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import datasets
+from pyro_advbnn.carlini_wagner import CarliniWagner
+from pyro_advbnn.evaluation import attack_fields
+
+QUICK = {"num_steps": 60, "binary_search_steps": 5, "num_samples": 1}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch():
+    x = 0.2 + 0.6 * torch.rand(8, 1, 8, 8)
+    return x, Halfspace()(x).argmax(1)
+
+
+class Halfspace(nn.Module):
+    """Two classes, divided by a plane through the middle of the images; the share `flips` of all calls answers the opposite."""
+
+    def __init__(self, flips=0.0):
+        super().__init__()
+        self.normal = nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(7)))
+        self.flips, self.calls = flips, 0
+
+    def forward(self, x):
+        self.calls += 1
+        z = (x.flatten(1) - 0.5) @ self.normal
+        z = -z if torch.rand(()) < self.flips else z
+        return torch.stack([z, -z], 1)
+
+    def distances(self, x):
+        return ((x.flatten(1) - 0.5) @ self.normal).abs() / self.normal.norm()
+
+
+def norms(x, x_adv):
+    return (x_adv - x).flatten(1).norm(dim=1)
+
+
+def test_the_change_is_as_small_as_the_distance_to_the_plane(batch):
+    x, y = batch
+    network = Halfspace()
+    x_adv = CarliniWagner(math.inf, 150, 7, num_samples=1)(network, x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
+
+
+def test_a_confidence_takes_the_image_past_the_plane(batch):
+    x, y = batch
+    network = Halfspace()
+    x_adv = CarliniWagner(math.inf, 150, 9, confidence=1.0, num_samples=1)(network, x, y)
+    logits = network(x_adv).detach()
+    gap = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
+    assert (gap > 1.0).all() and (gap < 1.2).all()
+
+
+def test_images_stay_in_the_unit_range_and_in_the_ball_or_come_back_clean(batch):
+    x, y = batch
+    network, distances = Halfspace(), Halfspace().distances(batch[0])
+    epsilon = distances.median().item() + 0.02
+    x_adv = CarliniWagner(epsilon, 100, 9, num_samples=1)(network, x, y)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and norms(x, x_adv).max() <= epsilon
+    far = distances > epsilon
+    assert 0 < far.sum() < 8 and torch.equal(x_adv[far], x[far])
+    near = distances < 0.9 * epsilon
+    assert near.any() and (network(x_adv[near]).argmax(1) != y[near]).all()
+
+
+def test_an_image_that_is_wrong_already_comes_back_clean(batch):
+    x, y = batch
+    y = torch.where(torch.arange(8) < 4, 1 - y, y)
+    x_adv = CarliniWagner(math.inf, **QUICK)(Halfspace(), x, y)
+    assert torch.equal(x_adv[:4], x[:4]) and (norms(x, x_adv)[4:] > 0).all()
+
+
+def test_borders_of_the_range_are_no_obstacle():
+    x, network = torch.cat([torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)]), Halfspace()
+    y = network(x).argmax(1)
+    x_adv = CarliniWagner(math.inf, num_samples=1)(network, x, y)
+    assert torch.isfinite(x_adv).all() and x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+def test_a_random_classifier_is_judged_by_the_average_of_fresh_draws_not_by_lucky_ones(batch):
+    """Every fourth draw is wrong on all images, yet their average changes its mind at the plane alone."""
+    x, y = batch
+    network, distances = Halfspace(flips=0.25), Halfspace().distances(x).detach()
+    averaged, lucky = (CarliniWagner(math.inf, 60, 6, attack_samples=5, num_samples=n)(network, x, y)
+                       for n in (60, 1))
+    torch.testing.assert_close(norms(x, averaged), distances, rtol=0.1, atol=0.02)
+    assert (Halfspace()(averaged).argmax(1) != y).all()
+    assert (norms(x, lucky) < 0.5 * distances).all()
+
+
+def test_the_averaged_prediction_of_a_bayesian_classifier_is_broken():
+    network, x, y = trained_on_digits(200, bayesian=True)
+    x, y = x[:10], y[:10]
+    x_adv = CarliniWagner(math.inf, 50, 4, attack_samples=2, confidence=0.5, step_size=0.1)(network, x, y)
+    with torch.no_grad():
+        before, after = ((ab.predict(network, z, num_samples=100).argmax(1) == y).float().mean() for z in (x, x_adv))
+    assert before > 0.9 and after < 0.15
+
+
+def test_fresh_draws_judge_only_steps_that_promise_a_smaller_change(batch):
+    network = Halfspace()
+    CarliniWagner(math.inf, 10, 1, initial_const=1e-9, num_samples=7)(network, *batch)
+    assert network.calls == 7 + 11                       # the clean images, then one per step and at the end: all hold
+
+
+def test_the_classifier_is_left_as_it_was(batch):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1).train()
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    with torch.no_grad():                                # a caller need not think of it
+        x_adv = CarliniWagner(1.0, 5, 2)(classifier, batch[0], batch[1])
+    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+    assert classifier.training and all(p.grad is None and p.requires_grad for p in classifier.parameters())
+    assert not x_adv.requires_grad
+
+
+def test_epsilon_zero_returns_the_images_unchanged(batch):
+    x_adv = CarliniWagner(0, **QUICK)(Halfspace(), *batch)
+    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+
+
+def test_an_attacks_row_says_what_it_was():
+    assert attack_fields(CarliniWagner(0.5, 100)) == {
+        "attack": "cw", "epsilon": 0.5, "num_steps": 100, "step_size": 0.03, "attack_samples": 1}
+
+
+@pytest.mark.parametrize("wrong", [
+    {"epsilon": -0.1}, {"epsilon": math.nan}, {"num_steps": 0}, {"binary_search_steps": 0}, {"attack_samples": 0},
+    {"num_samples": 0}, {"confidence": -1.0}, {"confidence": math.inf}, {"step_size": 0.0}, {"initial_const": math.nan},
+])
+def test_settings_out_of_range_are_refused(wrong):
+    name, = wrong
+    with pytest.raises(ab.InputError, match=name):
+        CarliniWagner(**({"epsilon": 0.5} | wrong))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")                   # the other library's
+def test_the_changes_are_as_small_as_foolboxs():
+    foolbox = pytest.importorskip("foolbox")
+    network, x, y = trained_on_digits(500)
+    x, y = x[:20], y[:20]
+    settings = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.03, "initial_const": 0.01}
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(**settings, abort_early=False)
+    _, (x_theirs,), (broken,) = theirs(foolbox.PyTorchModel(network, (0, 1), device="cpu"), x, y, epsilons=[None])
+    x_adv = CarliniWagner(math.inf, num_samples=1)(network, x, y)
+    assert broken.all() and (network(x_adv).argmax(1) != y).all()
+    assert norms(x, x_adv).mean() == pytest.approx(norms(x, x_theirs).mean().item(), rel=0.03)
+    torch.testing.assert_close(norms(x, x_adv), norms(x, x_theirs), rtol=0.1, atol=0.02)
+
+
+def trained_on_digits(num_steps, bayesian=False):
+    """A small network and digits (x, y) on most of which it is right."""
+    digits = datasets.load("digits", "train")
+    x, y = digits.images[:500].float() / 255, digits.labels[:500].long()
+    network = ab.networks.convnet(width=8)
+    network = ab.BayesianClassifier(network, init_std=0.02) if bayesian else network
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(num_steps):
+        part = torch.randint(500, (50,))
+        loss = nn.functional.cross_entropy(network(x[part]), y[part])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval(), x, y
