@@ -5,15 +5,20 @@ from pyro_advbnn.errors import InputError
 
 
 def calibration(rows):
-    """Accuracy in each bin of confidence, with 95 % intervals; the diagonal is perfect calibration."""
-    found = curves(rows, "confidence")
-    figure, axes = start_figure(1, height=3.4)
-    look = Look(found)
-    axes[0].plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (2, 1.5)))
-    look.lines(axes[0], found, "confidence", lambda share: 100 * share)
-    axes[0].set(xlabel="mean confidence of the averaged prediction in the bin (%)", xlim=(-2, 102))
-    return finish_figure(figure, "Calibration; diagonal: confidence equals accuracy", common(rows, "confidence"),
-                         look.handles())
+    """Accuracy in each bin of confidence, with 95 % intervals, a panel for each run; the diagonal is perfect calibration."""
+    names = labels(rows)
+    panels = {run: curves([row for row in rows if row["run"] == run], "confidence", names={run: ""}) for run in names}
+    figure, axes = start_figure(len(panels), height=3.2)
+    look = Look([curve for panel in panels.values() for curve in panel])
+    for ax, (run, panel) in zip(axes, panels.items(), strict=True):
+        ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (2, 1.5)))
+        look.lines(ax, panel, "confidence", lambda share: 100 * share)
+        ax.set_title(names[run], loc="left")
+        ax.set_xlim(-2, 102)
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("confidence in the bin (%)")
+    return finish_figure(figure, "Calibration of averaged predictions; diagonal: confidence equals accuracy",
+                         common(rows, "confidence"), look.handles())
 
 
 def detection(rows):
