@@ -6,13 +6,16 @@ A random network draws anew in every forward call, so each gradient is a sample 
 """
 import math
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.attack_losses import check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.norms import BALLS, check_ball, per_image
 
 
 @contextmanager
@@ -37,30 +40,7 @@ def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, ra
 
     Raises InputError for settings out of range.
     """
-    iterates = pgd_iterates(classifier, x, y, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
-                            attack_samples=attack_samples, random_start=random_start, generator=generator)
-    x_adv, = deque(iterates, maxlen=1)                   # only the last is kept
-    return x_adv
-
-
-def pgd_iterates(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
-    """A generator of the attacked images (B, C, H, W) of `pgd` after 0, 1, ..., num_steps steps.
-
-    Between two of them the classifier is in eval mode and its parameters require no gradient.
-    """
-    _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps, attack_samples=attack_samples)
-    low, high = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)
-    x_adv = x.detach().clone()
-    if random_start:
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        x_adv = (x + epsilon * (2 * noise - 1)).clamp_(0, 1)
-    yield x_adv
-    with eval_mode(classifier), frozen(classifier):
-        for _ in range(num_steps):
-            if epsilon > 0:
-                gradient = input_gradient(classifier, x_adv, y, attack_samples)
-                x_adv = (x_adv + step_size * gradient.sign()).clamp_(low, high)
-            yield x_adv
+    return PGD(epsilon, step_size, num_steps, attack_samples, random_start, generator)(classifier, x, y)
 
 
 def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
@@ -72,7 +52,10 @@ def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
 class PGD:
     """`pgd` with its settings, a callable (classifier, x, y) -> x_adv; evaluation puts the settings into its rows.
 
-    step_size None takes 2.5 * epsilon / num_steps.
+    step_size None takes 2.5 * epsilon / num_steps. norm: "linf", or "l2", whose steps of length step_size go along the
+    gradient. loss, average: as in `attack_losses.loss_and_gradient`. momentum: each step follows the running sum of the
+    gradients, each over its l_1 norm, the sum before it times momentum in [0, 1] (MI-FGSM, Dong et al. 2018); 0: the
+    gradient alone. restarts: of so many runs, all but the first from uniform points, an image's worst by `keep_worse`.
     """
 
     epsilon: float
@@ -81,14 +64,23 @@ class PGD:
     attack_samples: int = 1
     random_start: bool = False
     generator: torch.Generator | None = None
-
-    name = "pgd"
+    loss: str | Callable = "ce"
+    average: str = "gradient"
+    momentum: float = 0.0
+    restarts: int = 1
+    norm: str = "linf"
 
     def __post_init__(self):
         if self.step_size is None:
             object.__setattr__(self, "step_size", auto_step_size(self.epsilon, self.num_steps))
-        _check(epsilon=self.epsilon, step_size=self.step_size, num_steps=self.num_steps,
-               attack_samples=self.attack_samples)
+        _check(self)
+
+    @property
+    def name(self):
+        """"pgd", with what is not as in the paper: the loss, the average, "momentum" and the norm."""
+        return "-".join(["pgd", *(setting for setting, default in (
+            (loss_name(self.loss), "ce"), (self.average, "gradient"), ("momentum" if self.momentum else "", ""),
+            (self.norm, "linf")) if setting != default)])
 
     @property
     def reaches_ball(self):
@@ -96,19 +88,100 @@ class PGD:
         return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
 
     def __call__(self, classifier, x, y):
-        return pgd(classifier, x, y, **self._settings)
+        x_adv = self._last(classifier, x, y, self.random_start)
+        for _ in range(self.restarts - 1):
+            other = self._last(classifier, x, y, random_start=True)
+            x_adv = keep_worse(classifier, x_adv, other, y, loss=self.loss, attack_samples=self.attack_samples,
+                               average=self.average)
+        return x_adv
 
     def iterates(self, classifier, x, y):
-        """`pgd_iterates` with these settings."""
-        return pgd_iterates(classifier, x, y, **self._settings)
+        """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_steps steps.
+
+        Between two of them the classifier is in eval mode and its parameters require no gradient.
+
+        Raises InputError where there are restarts: there is no one run then.
+        """
+        if self.restarts > 1:
+            raise InputError(f"the steps of an attack can be read off one run only, got restarts {self.restarts}")
+        return self._iterates(classifier, x, y, self.random_start)
 
     def with_num_steps(self, num_steps):
         """The same attack, its steps as long as before, but num_steps of them."""
         return replace(self, num_steps=num_steps)
 
-    @property
-    def _settings(self):
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def _last(self, classifier, x, y, random_start):
+        x_adv, = deque(self._iterates(classifier, x, y, random_start), maxlen=1)
+        return x_adv
+
+    def _iterates(self, classifier, x, y, random_start):
+        ball, velocity = BALLS[self.norm](x, self.epsilon), None
+        x_adv = ball.random_point(self.generator) if random_start else x.detach().clone()
+        yield x_adv
+        with eval_mode(classifier), frozen(classifier):
+            for _ in range(self.num_steps):
+                if self.epsilon > 0:
+                    velocity = self._velocity(self._gradient(classifier, x_adv, y), velocity)
+                    x_adv = ball.project_(x_adv + self.step_size * ball.ascent(velocity))
+                yield x_adv
+
+    def _gradient(self, classifier, x_adv, y):
+        if (self.loss, self.average) == ("ce", "gradient"):
+            return input_gradient(classifier, x_adv, y, self.attack_samples)
+        return loss_and_gradient(classifier, x_adv, y, loss=self.loss, attack_samples=self.attack_samples,
+                                 average=self.average)[1]
+
+    def _velocity(self, gradient, before):
+        if not self.momentum:
+            return gradient
+        size = gradient.abs().flatten(1).sum(1).clamp_min_(torch.finfo(gradient.dtype).tiny)
+        gradient = gradient / per_image(size, gradient)
+        return gradient if before is None else self.momentum * before + gradient
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """Random points of the ball, a callable (classifier, x, y) -> x_adv: what an attack must beat to be one.
+
+    border: on the border, each pixel epsilon up or down ("linf") or at the distance epsilon ("l2"), else anywhere in the
+    ball, uniformly; both are then brought to [0, 1]. Of num_tries >= 1 points an image's worst by `keep_worse` is kept.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    num_tries: int = 1
+    border: bool = True
+    loss: str | Callable = "ce"
+    attack_samples: int = 1
+    average: str = "gradient"
+    generator: torch.Generator | None = None
+
+    name = "noise"
+
+    def __post_init__(self):
+        check_ball(self.epsilon, self.norm)
+        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        check_at_least("num_tries", self.num_tries, 1)
+
+    def __call__(self, classifier, x, y):
+        ball = BALLS[self.norm](x, self.epsilon)
+        draw = ball.random_border_point if self.border else ball.random_point
+        x_adv = draw(self.generator)
+        for _ in range(self.num_tries - 1):
+            x_adv = keep_worse(classifier, x_adv, draw(self.generator), y, loss=self.loss,
+                               attack_samples=self.attack_samples, average=self.average)
+        return x_adv
+
+
+def keep_worse(classifier, x_adv, other, y, *, loss="ce", attack_samples=1, average="gradient"):
+    """Of each image the one of its two attacked versions that has the larger averaged loss; (B, C, H, W).
+
+    Both are measured anew by `attack_losses.losses_together`: that one had a lucky draw before does not count.
+    """
+    with eval_mode(classifier), frozen(classifier):
+        losses, losses_of_other = losses_together(classifier, x_adv, other, y, loss=loss, attack_samples=attack_samples,
+                                                  average=average)
+    return torch.where(per_image(losses_of_other > losses, x_adv), other, x_adv)
 
 
 def auto_step_size(epsilon, num_steps):
@@ -141,12 +214,18 @@ def input_gradient(classifier, x, y, attack_samples=1):
     return total
 
 
-def _check(*, epsilon, step_size, num_steps, attack_samples):
-    if not 0 <= epsilon <= 1:
-        raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {epsilon}")
-    if not 0 <= step_size < math.inf:
-        raise InputError(f"step_size must be a number >= 0, got {step_size}")
-    if num_steps < 0:
-        raise InputError(f"num_steps must be at least 0, got {num_steps}")
-    if attack_samples < 1:
-        raise InputError(f"attack_samples must be at least 1, got {attack_samples}")
+def _check(attack):
+    check_ball(attack.epsilon, attack.norm)
+    check_loss(loss=attack.loss, attack_samples=attack.attack_samples, average=attack.average)
+    if not 0 <= attack.step_size < math.inf:
+        raise InputError(f"step_size must be a number >= 0, got {attack.step_size}")
+    if not 0 <= attack.momentum <= 1:
+        raise InputError(f"momentum must lie in [0, 1], got {attack.momentum}")
+    check_at_least("num_steps", attack.num_steps, 0)
+    check_at_least("restarts", attack.restarts, 1)
+
+
+def check_at_least(name, value, least):
+    """Raises InputError for a setting below its least value."""
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks import auto_step_size
+from pyro_advbnn.attack_losses import LOSSES, expected_loss
+from pyro_advbnn.attacks import RandomNoise, auto_step_size, keep_worse
+from pyro_advbnn.norms import BALLS
 from pyro_advbnn.posteriors import MeanFieldNormal
 
 SETTINGS = {"epsilon": 0.1, "step_size": 0.03, "num_steps": 5}
@@ -270,3 +272,178 @@ def test_images_out_of_range_are_refused_in_evaluation(batch, wrong):
 def test_a_radius_beyond_the_range_of_images_is_refused():
     with pytest.raises(ab.InputError, match="epsilon"):
         ab.PGD(epsilon=8)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_options_at_their_defaults_change_no_bit(classifier, batch, random_start):
+    """The general way through `loss_and_gradient` gives what the short one for the cross-entropy gives."""
+    attacks = [ab.PGD(0.1, 0.03, 5, 2, random_start, loss=loss) for loss in ("ce", LOSSES["ce"])]
+    results = []
+    for attack in attacks:
+        torch.manual_seed(3)
+        results.append((attack(classifier, *batch), torch.rand(2)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_pgd_equals_that_of_another_library(batch):
+    foolbox = pytest.importorskip("foolbox")
+    x, y = batch
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).eval()
+    model = foolbox.PyTorchModel(network, bounds=(0, 1))
+    for norm, theirs in (("linf", foolbox.attacks.LinfPGD), ("l2", foolbox.attacks.L2PGD)):
+        theirs = theirs(abs_stepsize=0.03, steps=8, random_start=False)
+        _, expected, _ = theirs(model, x, y, epsilons=0.1)
+        torch.testing.assert_close(ab.PGD(0.1, 0.03, 8, norm=norm)(network, x, y), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_pgd_climbs_the_loss_that_it_is_given(batch, loss):
+    x, y = batch
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    losses = {name: expected_loss(network, ab.PGD(0.1, loss=name)(network, x, y), y, loss=loss).mean() for name in LOSSES}
+    assert losses[loss] > losses["ce"] > expected_loss(network, x, y, loss=loss).mean()
+
+
+def test_a_huge_scale_of_the_logits_stops_the_cross_entropy_but_not_the_margin(batch):
+    x = batch[0]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+    network[1].weight.data *= 1e5
+    y = network(x).argmax(1)
+    unmoved = ab.PGD(0.1)(network, x, y)
+    assert torch.equal(unmoved, x)
+    for average in ("gradient", "probability"):
+        moved = ab.PGD(0.3, loss="margin", average=average, attack_samples=2)(network, x, y)
+        assert (expected_loss(network, moved, y, loss="margin") > expected_loss(network, x, y, loss="margin")).all()
+
+
+def test_momentum_sums_normalised_gradients_as_in_numpy(batch):
+    x, y = batch
+    network = Linear()
+    weight, X, Y = network.weight.detach().double().numpy(), x.flatten(1).double().numpy(), y.numpy()
+    x_adv, velocity = X.copy(), 0
+    for _ in range(6):
+        logits = x_adv @ weight.T
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p[np.arange(6), Y] -= 1
+        gradient = p @ weight
+        velocity = 0.9 * velocity + gradient / np.abs(gradient).sum(1, keepdims=True)
+        x_adv = np.clip(np.clip(x_adv + 0.04 * np.sign(velocity), X - 0.1, X + 0.1), 0, 1)
+    got = ab.PGD(0.1, 0.04, 6, momentum=0.9)(network, x, y)
+    np.testing.assert_allclose(got.flatten(1), x_adv, atol=1e-6)
+    assert not torch.equal(got, ab.PGD(0.1, 0.04, 6)(network, x, y))
+
+
+def test_steps_in_the_l2_ball_go_along_the_gradient_and_stay_in_it(classifier, batch):
+    x, y = batch
+    for random_start in (False, True):
+        x_adv = ab.PGD(0.5, num_steps=6, norm="l2", random_start=random_start)(classifier, x, y)
+        sizes = (x_adv - x).flatten(1).norm(dim=1)
+        assert (sizes <= 0.5 * (1 + 1e-5)).all() and (sizes > 0.1).all()
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+    x = torch.full_like(x, 0.5)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+    step = ab.PGD(0.5, 0.25, 1, norm="l2")(network, x, y % 2) - x
+    rows = network[1].weight.detach()
+    expected = F.normalize(rows[1 - y % 2] - rows[y % 2]) * 0.25
+    torch.testing.assert_close(step.flatten(1), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_more_restarts_never_lower_the_loss(batch):
+    x, y = batch
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    network[1].weight.data *= 20                         # many summits
+    losses = []
+    for restarts in (1, 4, 8):
+        attack = ab.PGD(0.2, 0.05, 4, restarts=restarts, generator=torch.Generator().manual_seed(2))
+        losses.append(expected_loss(network, attack(network, x, y), y))
+    assert (losses[1] >= losses[0]).all() and (losses[2] >= losses[1]).all() and (losses[2] > losses[0]).any()
+
+
+def test_restarts_begin_at_points_of_their_own_and_the_first_where_a_single_run_does(batch):
+    x, y = batch
+    starts = []
+
+    class Noting(Linear):
+        def forward(self, x):
+            if x.requires_grad:
+                starts.append(x.detach().clone())
+            return super().forward(x)
+
+    ab.PGD(0.2, 0.05, 1, restarts=3)(Noting(), x, y)
+    assert torch.equal(starts[0], x)
+    assert all((one - other).abs().max() > 0.1 for one, other in zip(starts, [*starts[1:], x], strict=True))
+
+
+def test_the_steps_of_an_attack_with_restarts_cannot_be_read_off(batch):
+    with pytest.raises(ab.InputError, match="one run only, got restarts 2"):
+        ab.PGD(0.1, restarts=2).iterates(Linear(), *batch)
+
+
+class LuckyOnce(nn.Module):
+    """Pixels weigh little, the noise of a draw much: which of two images is worse shows under the same draw alone."""
+
+    def forward(self, x):
+        margin = x.flatten(1).mean(1) + 1000 * torch.randn(())
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def test_two_versions_of_an_image_are_measured_under_the_same_draws():
+    low, high, y = torch.full((3, 1, 4, 4), 0.2), torch.full((3, 1, 4, 4), 0.9), torch.zeros(3, dtype=torch.long)
+    low[1], high[1] = 0.9, 0.2
+    worse = keep_worse(LuckyOnce(), low, high, y, loss="margin")
+    assert torch.equal(worse, torch.maximum(low, high))
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("border", [True, False])
+def test_random_noise_stays_in_the_ball_and_touches_no_classifier_for_one_try(batch, norm, border):
+    x, y = batch
+    x_adv = RandomNoise(0.2, norm, border=border)(None, x, y)
+    assert (BALLS[norm].size(x_adv - x) <= 0.2 * (1 + 1e-5)).all() and not torch.equal(x_adv, x)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+def test_of_more_tries_of_random_noise_the_worst_is_kept_for_each_image(batch):
+    x, y = batch
+    network, losses = Linear(), []
+    for num_tries in (1, 10):
+        attack = RandomNoise(0.2, num_tries=num_tries, generator=torch.Generator().manual_seed(3))
+        losses.append(expected_loss(network, attack(network, x, y), y))
+    generator = torch.Generator().manual_seed(3)
+    points = [BALLS["linf"](x, 0.2).random_border_point(generator) for _ in range(10)]
+    best = torch.stack([expected_loss(network, point, y) for point in points]).amax(0)
+    torch.testing.assert_close(losses[1], best)
+    assert (losses[1] > losses[0]).any()
+
+
+def test_an_attack_on_the_averaged_probability_breaks_a_random_network(batch):
+    x, y = batch
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), init_std=0.1)
+    attack = ab.PGD(0.2, num_steps=5, loss="margin", average="probability", attack_samples=4)
+    with ab.eval_mode(classifier):
+        before, after = (expected_loss(classifier, images, y, loss="margin", attack_samples=100, average="probability")
+                         for images in (x, attack(classifier, x, y)))
+    assert (after > before).all()
+
+
+def test_the_name_tells_what_is_not_as_in_the_paper():
+    assert (ab.PGD(0.1).name, RandomNoise(0.1).name) == ("pgd", "noise")
+    attack = ab.PGD(0.1, loss="dlr", average="probability", momentum=1.0, norm="l2")
+    assert attack.name == "pgd-dlr-probability-momentum-l2"
+
+
+@pytest.mark.parametrize("wrong", [{"loss": "hinge"}, {"average": "mode"}, {"momentum": -0.1}, {"momentum": math.nan},
+                                   {"restarts": 0}, {"norm": "l1"}])
+def test_options_out_of_range_are_refused(wrong):
+    name, = wrong
+    with pytest.raises(ab.InputError, match=name):
+        ab.PGD(0.1, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 2}, {"norm": "l1"}, {"num_tries": 0}, {"loss": "hinge"},
+                                   {"attack_samples": 0}, {"average": "mode"}])
+def test_random_noise_out_of_range_is_refused(wrong):
+    name, = wrong
+    with pytest.raises(ab.InputError, match=name):
+        RandomNoise(**({"epsilon": 0.1} | wrong))

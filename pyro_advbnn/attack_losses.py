@@ -1,0 +1,134 @@
+"""Losses that an attack raises, averaged over a random classifier's draws, and their gradients by the images.
+
+Two averages answer two questions. "gradient" is the mean over draws of the loss, and so of its gradient: the expected loss
+of Eq. (3), expectation over transformation (Athalye et al. 2018). "probability" is the loss of the one answer that the
+draws give together, their mean softmax, which is what an averaged prediction is judged by.
+
+The classifier is called as it is: attacks put it into `eval_mode` and `frozen` around their loops.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pyro_advbnn.errors import InputError
+
+AVERAGES = ("gradient", "probability")
+
+
+def cross_entropy(logits, y):
+    """The cross-entropy of each image (B,). Its gradient vanishes in float32 where the true class is all but certain."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits, y):
+    """max_{j != y} z_j - z_y of each image (B,), above 0 where another class wins (Carlini and Wagner 2017)."""
+    true, other = _true_and_other(logits, y)
+    return other - true
+
+
+def dlr(logits, y):
+    """-(z_y - max_{j != y} z_j) / (z_pi1 - z_pi3), the difference of logits ratio (Croce and Hein 2020); (B,).
+
+    z_pi1 >= z_pi2 >= ...: the logits in order. Neither a shift nor a scale of the logits changes it.
+
+    Raises InputError for less than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise InputError(f"the loss dlr needs at least 3 classes, the classifier has {logits.shape[1]}")
+    true, other = _true_and_other(logits, y)
+    top = logits.topk(3, dim=1).values
+    return (other - true) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
+    """The loss of each image (B,) averaged over attack_samples >= 1 draws, without gradient; see `loss_and_gradient`."""
+    check_loss(loss=loss, attack_samples=attack_samples, average=average)
+    with torch.no_grad():
+        if average == "probability":
+            return _function(loss)(_log_mean_softmax(lambda: classifier(x.clone()), attack_samples), y)
+        losses = [_function(loss)(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
+        return torch.stack(losses).mean(0)
+
+
+def losses_together(classifier, x, other, y, *, loss="ce", attack_samples=1, average="gradient"):
+    """The `expected_loss` (B,) of x and that of `other`, two versions of the same images, as one batch of fresh calls.
+
+    Both see the same draws of the weights, so that their difference varies less than either.
+    """
+    losses = expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), loss=loss, attack_samples=attack_samples,
+                           average=average)
+    return losses.chunk(2)
+
+
+def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
+    """(losses (B,), gradient like x): the averaged loss of each image and its gradient by that image, both detached.
+
+    x (B, C, H, W), y (B,) true labels. loss: a name of LOSSES, or a function of that signature, (logits (B, K) float32, y)
+    -> (B,), larger = nearer to being broken. average: one of AVERAGES, over attack_samples >= 1 fresh draws. That of
+    "probability" holds one draw's activations at a time, for which each draw is called a second time on the way back: its
+    randomness must come from torch's global generators.
+
+    Raises InputError for settings out of range.
+    """
+    check_loss(loss=loss, attack_samples=attack_samples, average=average)
+    x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
+    gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss
+    return gradient_of(lambda x: classifier(x.clone()), x, y, _function(loss), attack_samples)
+
+
+def check_loss(*, loss, attack_samples, average):
+    """Raises InputError for a loss or an average that there is not, and for attack_samples below 1."""
+    if not (callable(loss) or loss in tuple(LOSSES)):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)} or a function, got {loss!r}")
+    if average not in AVERAGES:
+        raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
+    if attack_samples < 1:
+        raise InputError(f"attack_samples must be at least 1, got {attack_samples}")
+
+
+def loss_name(loss):
+    """What a loss is called in the name of an attack and in the records."""
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _of_mean_loss(call, x, y, function, attack_samples):
+    total_loss = total_gradient = 0
+    for _ in range(attack_samples):
+        with torch.enable_grad():
+            losses = function(call(x).float(), y)
+        gradient, = torch.autograd.grad(losses.sum(), x)
+        total_loss, total_gradient = total_loss + losses.detach(), total_gradient + gradient
+    return total_loss / attack_samples, total_gradient / attack_samples
+
+
+def _of_mean_probability(call, x, y, function, attack_samples):
+    if attack_samples == 1:                              # nothing to save: one draw is held anyway
+        draw = call
+    else:
+        def draw(x):
+            return checkpoint(call, x, use_reentrant=False)
+    with torch.enable_grad():
+        losses = function(_log_mean_softmax(lambda: draw(x), attack_samples), y)
+    gradient, = torch.autograd.grad(losses.sum(), x)
+    return losses.detach(), gradient
+
+
+def _log_mean_softmax(draw, num_draws):
+    """The log of the mean softmax over num_draws calls of `draw`; (B, K), float32. Its own softmax is that mean."""
+    draws = [draw().float().log_softmax(-1) for _ in range(num_draws)]
+    return torch.stack(draws).logsumexp(0) - math.log(num_draws)
+
+
+def _true_and_other(logits, y):
+    """The true class's logit and the largest other one, of each image (B,)."""
+    index = y[:, None]
+    return logits.gather(1, index)[:, 0], logits.scatter(1, index, -math.inf).amax(1)
+
+
+def _function(loss):
+    return loss if callable(loss) else LOSSES[loss]
