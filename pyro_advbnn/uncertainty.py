@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
@@ -149,6 +148,7 @@ def detection(clean, other):
     found = {"num_positives": len(other), "mean_clean": _mean(clean), "mean_other": _mean(other)}
     if not len(clean) or not len(other):
         return found | dict.fromkeys(("auroc", "auroc_low", "auroc_high", "aupr"))
+    from sklearn.metrics import average_precision_score, roc_auc_score  # here: other verbs need not wait for it
     labels = torch.cat([torch.zeros(len(clean)), torch.ones(len(other))]).numpy()
     values = torch.cat([clean, other]).numpy()
     auroc = float(roc_auc_score(labels, values))
