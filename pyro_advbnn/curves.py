@@ -11,10 +11,11 @@ _DETERMINISTIC = ("none", "adv")
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _NEEDED = ("accuracy", "accuracy_low", "accuracy_high", "l1_norm", "l1_norm_low", "l1_norm_high", "share", "right",
            "num_weights", "log_std_q05", "log_std_median", "log_std_q95", "accuracy_clean", "accuracy_white_box")
-_OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples")
+_OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
+_SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}
 _SHARED = ("dataset", "num_examples", "prediction", "prune_by", "epsilon", "attack", "num_steps", "step_size", "attack_samples",
-           "num_samples", "seed", "alpha", "prior_std")
+           "num_samples", "seed", "alpha", "prior_std", "confidence_weight", "score")
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ def settings(row, x=None):
         "prediction": _PREDICTIONS.get(row.get("prediction")),
         "prune_by": _text(row, "prune_by", lambda name: f"pruned by {name.replace('_', '-')}"),
         "epsilon": _text(row, "epsilon", lambda value: f"ε = {value:g}" if value else "clean"),
-        "attack": row.get("attack") if row.get("attack") != "pgd" else None,
+        "attack": row.get("attack") if row.get("attack") != "pgd" or "confidence_weight" in row else None,
         "num_steps": _text(row, "num_steps", _counted("PGD step")), "step_size": _step(row, x),
         "attack_samples": draws and _text(row, "attack_samples", _counted("draw", " per gradient")),
+        "confidence_weight": _text(row, "confidence_weight", "confidence weight {:g}".format),
         "num_samples": draws and _text(row, "num_samples", _counted("draw", averaged)),
         "num_examples": _text(row, "num_examples", _counted("image")), "seed": _text(row, "seed", "seed {}".format),
+        "score": _SCORES.get(row.get("score")),
         "alpha": _text(row, "alpha", lambda value: f"α = {fraction(value)}"),
         "prior_std": _text(row, "prior_std", "prior std {}".format),
         "checkpoint": _text(row, "checkpoint", lambda path: Path(path).name), "weights": row["weights"],

@@ -3,39 +3,16 @@
 Every verb adds rows to a csv file below the results' folder as soon as it knows them, and never computes a row that is
 there already: what was stopped goes on where it was.
 """
-from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pyro_advbnn import cli, evidence, plots, recipes, records, report, summaries, usage, weights
+from pyro_advbnn import cli, evidence, recipes, records, report, summaries, usage, weights
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
+from pyro_advbnn.doubt import uncertainty
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.subjects import Selection, Subjects
+from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, warn
 
-Radius = Annotated[float, Range(0, 1)]
-Count = Annotated[int, Range(1)]
-StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    """The flags of a PGD attack but for its radius and draws.
-
-    Args:
-        num_steps: PGD steps.
-        step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
-    """
-
-    num_steps: Count = 20
-    step_size: StepSize = None
-
-    def pgd(self, dataset, epsilon, attack_samples=1):
-        """The `PGD` of a radius and a number of draws per gradient."""
-        return PGD(epsilon, _step(dataset, self.step_size), self.num_steps, attack_samples)
-
-
-TWENTY_STEPS = Attack()
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
 PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
@@ -64,7 +41,7 @@ def accuracy(
     subjects = Subjects(of, "accuracy" if against == "epsilon" else against)
     epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else epsilons
     rows = []
-    _warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
+    warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
         for draws in sorted({subject.draws(count) for count in attack_samples}):
             for epsilon in epsilons:
@@ -96,7 +73,7 @@ def transfer(
     subjects.check_shared_images()
     epsilon = recipes.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
     rows = []
-    _warn([attack.pgd(subjects.dataset, epsilon)])
+    warn([attack.pgd(subjects.dataset, epsilon)])
     for source in subjects:
         pgd = attack.pgd(subjects.dataset, epsilon, source.draws(attack_samples))
         rows += evidence.transfer_from(subjects, source, pgd, num_samples)
@@ -129,7 +106,7 @@ def ensemble(
     subjects = Subjects(of, "ensemble")
     epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else epsilons
     rows = []
-    _warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
+    warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
         for epsilon in epsilons:
             pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
@@ -159,9 +136,9 @@ def steps(
     command = usage.command_line("pyro_advbnn.evaluate steps", steps, locals())
     subjects = Subjects(of, "steps")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
-    step = _step(subjects.dataset, step_size)
+    step = chosen_step(subjects.dataset, step_size)
     step = epsilon / 8 if step is None else step         # 2.5 epsilon / 20, whatever the number of steps
-    _warn([PGD(epsilon, step, max(num_steps))])
+    warn([PGD(epsilon, step, max(num_steps))])
     rows = []
     for subject in subjects:
         for draws in sorted({subject.draws(count) for count in attack_samples}):
@@ -198,7 +175,7 @@ def posterior(
     subjects = Subjects(of, "pruning", "density", "layers")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     pgd, rows = attack.pgd(subjects.dataset, epsilon, attack_samples), []
-    _warn([pgd])
+    warn([pgd])
     for subject in subjects:
         if not subject.is_bayesian:
             raise InputError(f"{subject.name} has no posterior: it was trained with --defense {subject.config['defense']}")
@@ -262,21 +239,15 @@ def write_report(
     command = usage.command_line("pyro_advbnn.evaluate report", write_report, locals())
     subjects = Subjects(of, "examples")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
-    _warn([attack.pgd(subjects.dataset, epsilon)])
+    warn([attack.pgd(subjects.dataset, epsilon)])
     for subject in subjects if num_images else ():
         pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
         evidence.examples(subjects, subject, pgd, num_samples, num_images)
     subjects.log(command)
-    _draw(subjects.folder)
+    draw_figures(subjects.folder)
     for path in summaries.write(subjects.folder):
         print(f"wrote {path}")
     print(f"wrote {report.write(subjects.folder, _reported(subjects))}")
-
-
-def _step(dataset, step_size):
-    """The PGD step that a flag asks for: a number, or None for 2.5 epsilon / num_steps."""
-    step_size = recipes.default_step_size(dataset) if step_size is None else step_size
-    return None if step_size == "auto" else step_size
 
 
 def _reported(subjects):
@@ -284,13 +255,6 @@ def _reported(subjects):
     folders = [subject.folder for subject in subjects]
     home = (subjects.folder / "runs").resolve()
     return None if all(folder.resolve().parent == home for folder in folders) else folders
-
-
-def _warn(attacks):
-    weak = [f"{attack.epsilon:g}" for attack in attacks if not attack.reaches_ball]
-    if weak:
-        print(f"note: {attacks[0].num_steps} steps of {attacks[0].step_size:g} cannot reach the border of the ball of "
-              f"radius {', '.join(weak)}")
 
 
 def _finish(subjects, rows, command, figures, columns=None):
@@ -302,15 +266,7 @@ def _finish(subjects, rows, command, figures, columns=None):
     known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
     print(f"added {subjects.num_rows} rows to {table.path}{known}")
     subjects.log(command)
-    _draw(subjects.folder, [figures] if isinstance(figures, str) else figures)
-
-
-def _draw(folder, names=None):
-    if find_spec("matplotlib") is None:
-        return print("no figures: matplotlib is not installed (pip install pyro_advbnn[evaluation])")
-    for path in plots.draw(folder, names):
-        if path.suffix == ".svg":
-            print(f"drew {path}")
+    draw_figures(subjects.folder, [figures] if isinstance(figures, str) else figures)
 
 
 _COLUMNS = {
@@ -323,7 +279,7 @@ _COLUMNS = {
     "images": lambda row: row["num_examples"],
 }
 VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "steps": steps, "posterior": posterior,
-         "gradients": gradients, "report": write_report}
+         "gradients": gradients, "uncertainty": uncertainty, "report": write_report}
 
 if __name__ == "__main__":
     cli.run(VERBS)

@@ -5,6 +5,7 @@ from pathlib import Path
 from pyro_advbnn import paper, records, tables
 from pyro_advbnn.appearance import GREY, INK, SERIES, STYLE, Look, columns_of, error_bars, finish_figure, start_figure, wrap
 from pyro_advbnn.curves import check, common, curves, densities, fraction, labels, place
+from pyro_advbnn.doubt_plots import calibration, detection
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.heat_maps import transfer
 
@@ -239,4 +240,8 @@ FIGURES = {
     "alpha": ("alpha", _sweep("alpha", "Accuracy by the factor α of the KL", "α")),
     "prior_std": ("prior_std", _sweep("prior_std", "Accuracy by the prior", "standard deviation of the prior")),
     "gradients": ("gradients", _gradients),
+    "calibration": ("calibration", calibration),
+    "detection": ("detection", detection),
+    "rejection": ("rejection", _over("rejected", "Accuracy when the most doubtful images are rejected",
+                                     "share of the images rejected", panel_by=("score",), always=True)),
 }

@@ -168,6 +168,12 @@ FIGURES = {                                               # title, the paper's f
                   "the prior's standard deviation."),
     "gradients": ("Gradients of the loss", "Eqs. (11) to (13), no numbers there", "Mean l1 norm of the loss's gradient with "
                   "respect to the image, on training and test images."),
+    "calibration": ("Is confidence warranted?", None, "Reliability diagram: accuracy against the confidence of the averaged "
+                    "prediction, in bins of equal width; on the diagonal confidence is what it promises, below it too high."),
+    "detection": ("Does doubt tell attacked and foreign images?", None, "The chance (AUROC) that such an image has the "
+                  "higher doubt of it and a clean one; 0.5 is guessing. pgd-confident is an attacker who also leaves no "
+                  "doubt: only what survives it counts."),
+    "rejection": ("Refusing an answer", None, "Accuracy on the images that are left when the most doubtful ones are rejected."),
 }
 
 

@@ -2,7 +2,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyro_advbnn import paper, records, tables, verdicts
+from pyro_advbnn import doubt_summaries, paper, records, tables, verdicts
 from pyro_advbnn.curves import common, curves, defense_name, densities, fraction, labels, place, settings, span, transfer_groups
 from pyro_advbnn.verdicts import NONE
 
@@ -255,4 +255,6 @@ _MAKERS = {
                         verdicts.check_prior_std, f"Change: from the lowest accuracy to the highest. {_SAME}",
                         across=(*_RUNS, "prior_std")),),
     "gradients": (_gradients,),
+    "uncertainty": (lambda rows, _: [Summary(*doubt_summaries.uncertainty(rows))],),
+    "detection": (lambda rows, _: [Summary(*doubt_summaries.detection(rows))],),
 }

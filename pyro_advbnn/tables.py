@@ -17,6 +17,8 @@ ROW_FIELDS = (
 _OPINIONS = tuple(f"{kind}_{name}" for kind in ("clean", "adversarial")
                   for name in ("prediction", "probability", "probability_std", "agreement"))
 _IMAGE_FIELDS = ("seed", "num_examples", "images", "batch_size")
+_DOUBT = ("nll", "brier", "calibration_error", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
+_DETECTION = ("num_positives", "auroc", "auroc_low", "auroc_high", "aupr", "mean_clean", "mean_other")
 TABLES = {
     "accuracy": ROW_FIELDS,
     "alpha": ROW_FIELDS,
@@ -29,16 +31,22 @@ TABLES = {
     "layers": (*RUN_FIELDS, "layer", "num_weights", "prior_log_std", "log_std_mean", "log_std_q05", "log_std_median",
                "log_std_q95", "log10_signal_to_noise_median"),
     "gradients": (*RUN_FIELDS, "split", "num_samples", *_IMAGE_FIELDS, "l1_norm", "l1_norm_low", "l1_norm_high"),
+    "uncertainty": (*ROW_FIELDS, "confidence_weight", *_DOUBT),
+    "detection": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "confidence_weight", "ood",
+                  "ood_images", "num_samples", *_IMAGE_FIELDS, "score", "positives", *_DETECTION),
+    "rejection": (*ROW_FIELDS, "confidence_weight", "score", "rejected", "num_kept"),
+    "calibration": (*ROW_FIELDS, "confidence_weight", "left", "right", "num_in_bin", "confidence"),
     "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
                  "num_examples", "images", "index", "label", *_OPINIONS, "clean_image", "perturbation_image",
                  "adversarial_image"),
 }
 _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
             "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
-            *_OPINIONS}
+            *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin", "confidence"}
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
           "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",
-          "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image", "adversarial_image"}
+          "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image", "adversarial_image",
+          "ood", "ood_images", "score", "positives"}
 
 
 class Table:

@@ -66,7 +66,33 @@ def all_tables():
         "gradients": [{**run, "split": split, "num_samples": 1, "seed": 0, "num_examples": 100, "l1_norm": norm,
                        "l1_norm_low": norm - 1, "l1_norm_high": norm + 1}
                       for run in runs for split, norm in (("train", 20.0), ("test", 33.0))],
+        **doubt_tables(runs),
     }
+
+
+def doubt_tables(runs):
+    """Rows of the verb uncertainty: clean images and two attackers; noise as foreign images."""
+    told, calibration, rejection, detection = [], [], [], []
+    for run in runs:
+        scores = ("entropy",) if run is ADV else ("entropy", "mutual_information")
+        for number, (name, weight) in enumerate((("none", None), ("pgd", None), ("pgd-confident", 10.0))):
+            own = row(run, 800 - 200 * number, 0.035 if number else 0.0, 10, confidence_weight=weight, attack=name)
+            told.append({**own, "nll": 0.9 + number, "brier": 0.4, "calibration_error": 0.125, "entropy": 1.5,
+                         "expected_entropy": 1.25, "mutual_information": 0.25, "variation_ratio": 0.0625})
+            for place, correct in ((0, 100), (1, 300)):
+                calibration.append({**own, **measured(correct - 50 * number, 500), "num_examples": 1000, "left": place / 2,
+                                    "right": place / 2 + 0.5, "num_in_bin": 500, "confidence": place / 2 + 0.375})
+            for score in scores:
+                rejection += [{**own, **measured(int(kept * (0.9 - 0.2 * number)), kept), "num_examples": 1000, "score": score,
+                               "rejected": 1 - kept / 1000, "num_kept": kept} for kept in (1000, 500, 100)]
+                shared = {column: own.get(column) for column in TABLES["detection"]} | {"score": score, "num_positives": 400,
+                          "aupr": 0.75, "mean_clean": 1.5, "mean_other": 1.75}
+                auroc = {"auroc": 0.875 - 0.125 * number, "auroc_low": 0.5, "auroc_high": 0.9375}
+                if number:
+                    detection += [{**shared, **auroc, "positives": which} for which in ("all", "wrong")]
+                else:
+                    detection.append({**shared, **auroc, "positives": "all", "ood": "noise", "ood_images": "n"})
+    return {"uncertainty": told, "calibration": calibration, "rejection": rejection, "detection": detection}
 
 
 def folder_of(path, tables):

@@ -32,7 +32,7 @@ def everything(tmp_path_factory):
 def test_there_is_a_summary_of_every_csv_file_and_none_without_rows(everything, tmp_path):
     found = summaries.summaries(everything)
     assert [each.name for each in found] == ["table1", "accuracy", "transfer", "ensemble", "steps", "layers", "pruning",
-                                             "alpha", "prior_std", "gradients"]
+                                             "alpha", "prior_std", "gradients", "uncertainty", "detection"]
     assert all(each.rows and all(len(cells) == len(each.columns) for cells in each.rows) for each in found)
     assert all(isinstance(cell, str) and cell for each in found for cells in each.rows for cell in cells)
     assert summaries.summaries(tmp_path) == [] == summaries.write(tmp_path) and not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+"""The tables of doubt for a report: (name, title, columns, rows, note) from the rows of uncertainty.csv and detection.csv."""
+from pyro_advbnn import records
+from pyro_advbnn.curves import common, labels, settings
+from pyro_advbnn.doubt_plots import detected
+from pyro_advbnn.verdicts import NONE
+
+_SHOWN = ("epsilon", "attack", "score", "network", "alpha", "prior_std", "checkpoint")
+
+
+def uncertainty(rows):
+    """Accuracy, likelihood, calibration and doubt, clean and attacked, one line per row."""
+    columns = {"accuracy": lambda row: records.percent(row, interval=True), "NLL": _number("nll"), "Brier": _number("brier"),
+               "ECE": _number("calibration_error"), "entropy": _number("entropy"),
+               "expected entropy": _number("expected_entropy"), "mutual information": _number("mutual_information", 4),
+               "variation ratio": _number("variation_ratio")}
+    lines = [[name, _images(row), *(show(row) for show in columns.values())] for name, row in _named(rows)]
+    note = (f"{_shared(rows)}. Of the averaged prediction: accuracy in % with its 95 % Wilson interval, negative "
+            "log-likelihood, Brier score (0 to 2), expected calibration error (15 bins, largest probability), entropy. "
+            "Entropies in nats; mutual information: entropy less the mean entropy of single draws; variation ratio: share of "
+            "the draws that do not vote with most. pgd-confident also maximises the probability of a wrong class. Nothing "
+            "published.")
+    return "uncertainty", "Calibration and doubt", ["run", "images", *columns], lines, note
+
+
+def detection(rows):
+    """How well doubt tells images from clean ones, one line per row."""
+    lines = [[name, detected(row), row["score"].replace("_", " "), _interval(row), _number("aupr")(row),
+              _number("mean_clean", 4)(row), _number("mean_other", 4)(row), f"{row['num_positives']:,}"]
+             for name, row in _named(rows)]
+    note = (f"{_shared(rows)}. AUROC: the chance that such an image has the higher doubt of it and a clean one, with its "
+            "95 % interval (Hanley and McNeil 1982), as if of different images; AUPR: average precision, by chance the share "
+            "of these among all images; where wrong: only the attacked images that the averaged prediction gets wrong. "
+            "pgd-confident is an attacker who also leaves no doubt; a better one may lower detection further. Nothing "
+            "published.")
+    return ("detection", "Detection of attacked and foreign images by doubt",
+            ["run", "images", "doubt", "AUROC", "AUPR", "mean, clean", "mean, these", "number"], lines, note)
+
+
+def _named(rows):
+    """(the run and the settings in which not all rows are alike, row) for each row."""
+    names, shared = labels(rows), common(rows)
+    versions = {run: len({row["weights"] for row in rows if row["run"] == run}) for run in names}
+    for row in rows:
+        hidden = {*shared, *_SHOWN, *(("weights",) if versions[row["run"]] == 1 else ())}
+        words = [text for name, text in settings(row).items() if name not in hidden]
+        yield ", ".join([names[row["run"]], *words]), row
+
+
+def _images(row):
+    return f"{row['attack']}, ε = {row['epsilon']:g}" if row["epsilon"] else "clean"
+
+
+def _interval(row):
+    return NONE if row["auroc"] is None else f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+
+
+def _number(name, digits=3):
+    return lambda row: NONE if row[name] is None else f"{row[name]:.{digits}f}"
+
+
+def _shared(rows):
+    networks = sorted({row["network"] for row in rows})
+    return ", ".join([*common(rows).values(), f"network {' and '.join(networks)}"])

@@ -1,0 +1,65 @@
+"""Images that a classifier has not learnt: noise, its own images with their pixels permuted, another data set's."""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pyro_advbnn import datasets
+from pyro_advbnn.datasets import DATASETS, Images
+from pyro_advbnn.errors import InputError
+
+MADE = ("noise", "permuted")
+NAMES = (*MADE, *DATASETS)
+_GREY = (0.299, 0.587, 0.114)                            # ITU-R BT.601, as Pillow weighs colours
+
+
+def check(names, dataset, data_dir):
+    """Raises InputError unless `names`, of NAMES, are each another source than `dataset`, and one at most has the data_dir."""
+    if len(set(names)) < len(names):
+        raise InputError("--ood: a name comes twice")
+    others = [name for name in names if name not in MADE]
+    for name in others:
+        if name == dataset and (name not in ("folder", "npz") or data_dir is None):
+            raise InputError(f"--ood {name} is the data set of the run itself")
+    if data_dir is not None and len([name for name in others if name != "digits"]) != 1:
+        raise InputError("--ood_dir is the folder of one data set: name exactly one with --ood that has a folder")
+
+
+def foreign_images(name, like, seed, data_dir=None):
+    """`Images` of the shape and, as far as there are so many, the number of `like`, on its device; chosen by `seed`.
+
+    name, of NAMES: noise (every pixel uniform), permuted (the images of `like`, their pixels in one other order), or a data
+    set, whose test images are brought to the shape: resized, averaged to grey or repeated to colours.
+    """
+    random = np.random.RandomState(seed)                 # its numbers are kept for ever
+    if name == "noise":
+        pixels = random.randint(0, 256, (len(like), *like.image_shape), dtype=np.uint8)
+        return Images(torch.from_numpy(pixels), torch.zeros(len(like), dtype=torch.int64), ("noise",)).to(like.device)
+    if name == "permuted":
+        images = like.in_memory()
+        order = torch.from_numpy(random.permutation(images.images[0, 0].numel())).to(images.device)
+        pixels = images.images.flatten(2)[:, :, order].view(images.images.shape)
+        return Images(pixels, images.labels, images.class_names)
+    size = max(like.image_shape[1:]) if name == "folder" else None
+    found = datasets.load(name, "test", data_dir, image_size=size)
+    found = datasets.balanced_subset(found, min(len(like), len(found)), seed).in_memory()
+    return Images(_reshaped(found.images, like.image_shape), found.labels, found.class_names).to(like.device)
+
+
+def _reshaped(images, shape):
+    """uint8 (N, C, H, W) in the colours and the size of `shape`."""
+    if images.shape[1:] == torch.Size(shape):
+        return images
+    return torch.cat([_reshaped_part(part, shape) for part in images.split(1024)])
+
+
+def _reshaped_part(images, shape):
+    x = images.float()
+    if (x.shape[1], shape[0]) == (3, 1):
+        x = (x * torch.tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
+    elif x.shape[1] == 1:
+        x = x.expand(-1, shape[0], -1, -1)
+    elif x.shape[1] != shape[0]:
+        raise InputError(f"images of {x.shape[1]} channels cannot be brought to {shape[0]}")
+    if x.shape[2:] != torch.Size(shape[1:]):
+        x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
+    return x.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,213 @@
+"""How uncertain a classifier is, whether it is right to be, and an attack that leaves no doubt behind. Any module with logits.
+
+Everything is computed from the log-probabilities (n, B, K) of n draws, so that a saturated softmax loses nothing. Entropies
+are in nats. Detection and rejection ask whether doubt tells wrong, attacked or foreign images from clean ones.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import accuracy_fields, check_range
+
+SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
+NUM_BINS = 15
+_ROUNDING = 1e-12                                       # of an entropy in float64, with room
+_MEANS = ("nll", "brier", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
+
+
+@torch.no_grad()
+def log_probabilities(classifier, x, *, num_samples=20):
+    """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64.
+
+    Raises InputError for logits that are not finite.
+    """
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    with eval_mode(classifier), frozen(classifier):
+        logits = torch.stack([classifier(x).float() for _ in range(num_samples)])
+    if not logits.isfinite().all():
+        raise InputError("the classifier's logits are not finite")
+    return logits.double().log_softmax(-1)
+
+
+def averaged(draws):
+    """The log of the mean probability over draws: (n, B, K) -> (B, K)."""
+    return draws.logsumexp(0) - math.log(len(draws))
+
+
+def predictive_entropy(draws):
+    """H[mean_i p_i], (B,) in [0, log K]: all doubt about the label (Depeweg et al. 2018)."""
+    return _entropy(averaged(draws))
+
+
+def expected_entropy(draws):
+    """mean_i H[p_i], (B,): the doubt that is left when the weights are known, called aleatoric."""
+    return _entropy(draws).mean(0)
+
+
+def mutual_information(draws):
+    """H[mean_i p_i] - mean_i H[p_i], (B,) in [0, log n]: the doubt that comes from the weights, called epistemic.
+
+    0 where all draws agree, so for every deterministic network. Never above the predictive entropy.
+    """
+    information = predictive_entropy(draws) - expected_entropy(draws)
+    return torch.where(information < _ROUNDING, 0.0, information)    # or images would be ranked by rounding
+
+
+def variation_ratio(draws):
+    """1 - the share of the draws that vote for their most frequent class, (B,)."""
+    votes = F.one_hot(draws.argmax(-1), draws.shape[-1])
+    return 1 - votes.double().mean(0).amax(-1)
+
+
+def negative_log_likelihood(draws, y):
+    """-log of the averaged probability of the label, (B,)."""
+    return -averaged(draws).gather(1, y[:, None]).squeeze(1)
+
+
+def brier_score(draws, y):
+    """The squared distance of the averaged prediction from the label's one-hot vector, (B,) in [0, 2] (Brier 1950)."""
+    probabilities = averaged(draws).exp()
+    return (probabilities - F.one_hot(y, probabilities.shape[-1])).square().sum(-1)
+
+
+def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
+    """{name: float64 (N,) on the CPU} of all images: what is told of each.
+
+    batches, attack, progress: as in `evaluation.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
+    confidence (the largest averaged probability), nll, brier, entropy, expected_entropy, mutual_information,
+    variation_ratio.
+
+    Raises InputError where batches is empty, for images that are not in [0, 1] and for logits that are not finite.
+    """
+    parts, total, correct = [], 0, 0
+    for x, y in batches:
+        check_range(x)
+        x_adv = x if attack is None else attack(classifier, x, y)
+        parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
+        total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())
+        if progress:
+            progress(total, correct)
+    if not parts:
+        raise InputError("there are no images to evaluate on")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _scores(draws, y):
+    log_p = averaged(draws)
+    found = {
+        "correct": (log_p.argmax(-1) == y).double(), "confidence": log_p.amax(-1).exp(),
+        "nll": negative_log_likelihood(draws, y), "brier": brier_score(draws, y),
+        "entropy": _entropy(log_p), "expected_entropy": expected_entropy(draws),
+        "mutual_information": mutual_information(draws), "variation_ratio": variation_ratio(draws),
+    }
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def summary(scores):
+    """The means over images of what `scores` tells, as columns of a row, with the accuracy and the calibration error."""
+    accuracy = accuracy_fields(int(scores["correct"].sum()), len(scores["correct"]))
+    return accuracy | {name: scores[name].mean().item() for name in _MEANS} | {
+        "calibration_error": calibration_error(reliability(scores["confidence"], scores["correct"]))}
+
+
+def reliability(confidence, correct, num_bins=NUM_BINS):
+    """The bins of a reliability diagram that hold images: rows of left, right, num_in_bin, confidence and accuracy (Guo et
+    al. 2017).
+
+    confidence (N,) in [0, 1], correct (N,) of 0 and 1. The bins (left, right] are of equal width; confidence and accuracy
+    are the means in the bin, the accuracy with its 95% Wilson interval.
+    """
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    places, rows = torch.bucketize(confidence.double(), edges[1:-1]), []
+    for place in places.unique().tolist():
+        here = places == place
+        fields = accuracy_fields(int(correct[here].sum()), int(here.sum()))
+        rows.append({"left": edges[place].item(), "right": edges[place + 1].item(), "num_in_bin": fields.pop("num_examples"),
+                     "confidence": confidence[here].mean().item(), **fields})
+    return rows
+
+
+def calibration_error(bins):
+    """The expected calibration error of the bins of `reliability`: mean |accuracy - confidence|, by images, in [0, 1]."""
+    total = sum(row["num_in_bin"] for row in bins)
+    return sum(row["num_in_bin"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / total
+
+
+def detection(clean, other):
+    """How well a score tells `other` images, where it should be higher, from `clean` ones; both (N,).
+
+    auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (Hanley and McNeil
+    1982), as if the images were different ones. aupr: the average precision, `other` as positives; by chance it is their
+    share. Numbers that are not defined, for want of images, are None.
+    """
+    found = {"num_positives": len(other), "mean_clean": _mean(clean), "mean_other": _mean(other)}
+    if not len(clean) or not len(other):
+        return found | dict.fromkeys(("auroc", "auroc_low", "auroc_high", "aupr"))
+    from sklearn.metrics import average_precision_score, roc_auc_score  # here: other verbs need not wait for it
+    labels = torch.cat([torch.zeros(len(clean)), torch.ones(len(other))]).numpy()
+    values = torch.cat([clean, other]).numpy()
+    auroc = float(roc_auc_score(labels, values))
+    half = 1.959964 * _auroc_error(auroc, len(other), len(clean))
+    return found | {"auroc": auroc, "auroc_low": max(0.0, auroc - half), "auroc_high": min(1.0, auroc + half),
+                    "aupr": float(average_precision_score(labels, values))}
+
+
+def _auroc_error(auroc, num_positives, num_negatives):
+    both_positives, both_negatives = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    variance = (auroc * (1 - auroc) + (num_positives - 1) * (both_positives - auroc**2)
+                + (num_negatives - 1) * (both_negatives - auroc**2)) / (num_positives * num_negatives)
+    return math.sqrt(max(variance, 0.0))                 # rounding may cross 0
+
+
+def rejection(score, correct, rejected):
+    """Rows of the accuracy on what is kept when the share `rejected` in [0, 1) of the highest scores is refused an answer.
+
+    score, correct (N,). rejected: one number or several. At least one image is kept. Where images tie at the border, the
+    accuracy is the mean over which of them are kept.
+    """
+    return [{"rejected": share, **_kept(score, correct, max(1, round((1 - share) * len(score))))} for share in rejected]
+
+
+def _kept(score, correct, num_kept):
+    border = score.sort().values[num_kept - 1]
+    below, tied = score < border, score == border
+    num_tied = num_kept - int(below.sum())
+    fields = accuracy_fields((correct[below].sum() + num_tied * correct[tied].mean()).item(), num_kept)
+    return {"num_kept": fields.pop("num_examples"), **fields}
+
+
+@dataclass(frozen=True)
+class ConfidentError:
+    """The loss of an attacker who must not be seen: -log p_y + confidence_weight * log max_{j != y} p_j, (B, K), (B,) -> (B,).
+
+    Wrong, and sure of the wrong class. As that class's probability nears 1, the entropy nears 0, and with it the mutual
+    information, which is never above it. 0 gives the cross-entropy, 1 the margin of the logits. For `PGD` with
+    average="probability", so that p is the averaged prediction, whose entropy the defender looks at.
+
+    Raises InputError for a negative or infinite confidence_weight.
+    """
+
+    confidence_weight: float = 10.0
+
+    def __post_init__(self):
+        if not 0 <= self.confidence_weight < math.inf:
+            raise InputError(f"confidence_weight must be a number >= 0, got {self.confidence_weight}")
+
+    def __call__(self, logits, y):
+        log_p = logits.log_softmax(-1)
+        of_label = log_p.gather(1, y[:, None]).squeeze(1)
+        of_wrong = log_p.scatter(1, y[:, None], -math.inf).amax(-1)
+        return self.confidence_weight * of_wrong - of_label
+
+
+def _entropy(log_p):
+    return torch.special.entr(log_p.exp()).sum(-1)
+
+
+def _mean(values):
+    return values.mean().item() if len(values) else None

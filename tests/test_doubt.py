@@ -1,0 +1,216 @@
+"""Tests of evaluate uncertainty: its four tables agree with the library, are resumed, and are drawn and told as they are."""
+import shutil
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from test_curves import ADV, ADVBNN, all_tables, doubt_tables, folder_of
+
+from pyro_advbnn import checkpoints, cli, datasets, doubt, evaluate, evaluation, plots, records, summaries, tables, uncertainty
+from pyro_advbnn.attacks import PGD
+from pyro_advbnn.tables import TABLES
+from pyro_advbnn.train import train
+from pyro_advbnn.uncertainty import ConfidentError
+
+TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 6, "num_samples": 2,
+        "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
+        "attack_samples": 1, "device": "cpu"}
+QUICK = ["--num_steps", "3", "--attack_samples", "2", "--num_samples", "4", "--num_test", "60"]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(**TINY, out=folder)
+    return folder
+
+
+def evaluated(run, out, *words):
+    """The rows of the four tables."""
+    epsilon = [] if "--epsilon" in words else ["--epsilon", "0.2"]
+    cli.run(evaluate.VERBS, ["uncertainty", "--run", str(run), "--out", str(out), *QUICK, *epsilon, *map(str, words)])
+    return {name: tables.read(out, name) for name in doubt.TABLES}
+
+
+def refusal(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        cli.run(evaluate.VERBS, ["uncertainty", *(str(word) for word in words)])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return out, evaluated(run, out, "--rejected", "0,0.5")
+
+
+def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
+    classifier = checkpoints.load(run / "best.pt")
+    images = datasets.balanced_subset(datasets.load("digits", "test"), 60, 0)
+    hiding = {"loss": ConfidentError(10.0), "average": "probability"}
+    found = {}
+    for name, pgd in {"none": None, "pgd": PGD(0.2, None, 3, 2), "pgd-confident": PGD(0.2, None, 3, 2, **hiding)}.items():
+        with evaluation.separate_randomness(0):
+            found[name] = uncertainty.scores(classifier, datasets.batches(images, 500), pgd, num_samples=4)
+    _, rows = whole
+    assert [row["attack"] for row in rows["uncertainty"]] == list(found)
+    for row in rows["uncertainty"]:
+        known = uncertainty.summary(found[row["attack"]])
+        assert {name: row[name] for name in known} == pytest.approx(known)
+        assert row["confidence_weight"] == (10 if row["attack"] == "pgd-confident" else None)
+    for row in rows["detection"]:
+        if not row["ood"]:
+            score, correct = found[row["attack"]][row["score"]], found[row["attack"]]["correct"]
+            score = score if row["positives"] == "all" else score[correct == 0]
+            known = uncertainty.detection(found["none"][row["score"]], score)
+            assert {name: row[name] for name in known} == pytest.approx(known)
+    assert len(rows["detection"]) == 2 * 2 * 2 + 2 * 2 and {row["ood"] for row in rows["detection"]} == {
+        None, "noise", "permuted"}
+    kept = {(row["attack"], row["score"], row["rejected"]): row["num_kept"] for row in rows["rejection"]}
+    assert len(kept) == len(rows["rejection"]) == 3 * 2 * 2 and set(kept.values()) == {60, 30}
+    for attack in found:
+        bins = [row for row in rows["calibration"] if row["attack"] == attack]
+        assert sum(row["num_in_bin"] for row in bins) == 60 == bins[0]["num_examples"]
+
+
+def test_clean_and_blind_accuracy_are_those_of_the_verb_accuracy(run, whole, tmp_path):
+    words = [*QUICK, "--epsilons", "0,0.2"]
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(tmp_path), *words])
+    known = {row["epsilon"]: row["accuracy"] for row in tables.read(tmp_path, "accuracy")}
+    assert {row["epsilon"]: row["accuracy"] for row in whole[1]["uncertainty"][:2]} == known
+
+
+def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_again(run, whole, tmp_path, monkeypatch, capsys):
+    torch.rand(5)                                        # whatever another process draws before
+    evaluated(run, tmp_path, "--rejected", "0.5,0", "--ood", "permuted,noise")
+    contents = {name: (whole[0] / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
+    for name in ("uncertainty", "calibration", "rejection"):
+        assert (tmp_path / "evaluation" / f"{name}.csv").read_bytes() == contents[name]
+    assert sorted((tmp_path / "evaluation" / "detection.csv").read_bytes().splitlines()) == sorted(
+        contents["detection"].splitlines())
+    assert "added 0 rows" not in capsys.readouterr().out
+    monkeypatch.setattr(doubt, "scores", lambda *_, **__: pytest.fail("work was done"))
+    evaluated(run, tmp_path, "--rejected", "0,0.5")
+    out = capsys.readouterr().out
+    assert "added 0 rows" in out and "permuted" in out and out.count("pgd-confident") == 5
+    assert len(records.read_jsonl(tmp_path / "evaluation" / "log.jsonl")) == 1
+
+
+def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, monkeypatch):
+    real, calls = doubt.scores, []
+
+    def stopped_at_the_third(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(doubt, "scores", stopped_at_the_third)
+    with pytest.raises(SystemExit):
+        evaluated(run, tmp_path, "--rejected", "0,0.5")
+    assert [row["attack"] for row in tables.read(tmp_path, "uncertainty")] == ["none", "pgd"]
+    evaluated(run, tmp_path, "--rejected", "0,0.5")
+    assert len(calls) == 3 + 4                           # clean again to compare with, the last attack, noise, permuted
+    for name in doubt.TABLES:
+        assert (tmp_path / "evaluation" / f"{name}.csv").read_bytes() == (
+            whole[0] / "evaluation" / f"{name}.csv").read_bytes()
+
+
+def test_more_is_added_to_what_is_there(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
+    rows = evaluated(run, tmp_path, "--rejected", "0,0.25,0.5", "--confidence_weight", 2, "--ood", "none")
+    assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name]) for name in doubt.TABLES)
+    assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 10, 2]
+    assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 3 * 2
+
+
+def test_a_deterministic_network_has_no_rows_of_mutual_information_and_no_draws(tmp_path):
+    train(**TINY | {"epochs": 1}, defense="none", out=tmp_path / "plain")
+    rows = evaluated(tmp_path / "plain", tmp_path / "out", "--ood", "noise")
+    assert {row["score"] for name in ("detection", "rejection") for row in rows[name]} == {"entropy"}
+    assert {row["mutual_information"] for row in rows["uncertainty"]} == {0}
+    assert {row["num_samples"] for row in rows["uncertainty"]} == {1} and rows["uncertainty"][1]["attack_samples"] == 1
+
+
+def test_without_a_radius_nothing_is_attacked(run, tmp_path, capsys):
+    rows = evaluated(run, tmp_path, "--epsilon", 0, "--ood", "none")
+    assert [row["attack"] for row in rows["uncertainty"]] == ["none"] and rows["detection"] == []
+    assert not (tmp_path / "figures" / "detection.svg").exists() and "detected" not in capsys.readouterr().out
+
+
+def test_another_data_set_is_brought_to_the_runs_images(run, tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    rows = evaluated(run, tmp_path / "out", "--ood", "npz", "--ood_dir", tmp_path / "other.npz")["detection"]
+    assert [(row["score"], row["num_positives"], row["num_examples"]) for row in rows if row["ood"] == "npz"] == [
+        ("entropy", 30, 60), ("mutual_information", 30, 60)]
+
+
+def test_foreign_images_that_cannot_be_had_are_refused_before_any_work(run, tmp_path, capsys):
+    words = ["--run", run, "--out", tmp_path / "out", *QUICK]
+    assert "is the data set of the run itself" in refusal(capsys, *words, "--ood", "digits")
+    assert "name exactly one" in refusal(capsys, *words, "--ood", "noise", "--ood_dir", tmp_path)
+    assert "comes twice" in refusal(capsys, *words, "--ood", "noise,noise")
+    assert "needs --data_dir" in refusal(capsys, *words, "--ood", "npz")
+    assert "--rejected must be" in refusal(capsys, *words, "--rejected", "1")
+    assert "--confidence_weight must be" in refusal(capsys, *words, "--confidence_weight", "-1")
+    assert not (tmp_path / "out").exists()
+
+
+# Figures and tables of rows as `test_curves` makes them
+
+
+def drawing(name, rows):
+    csv_name, draw = plots.FIGURES[name]
+    return draw([dict.fromkeys(TABLES[csv_name]) | one for one in rows[csv_name]])
+
+
+def test_the_reliability_diagram_shows_each_bin_and_tells_the_attackers_apart():
+    figure = drawing("calibration", doubt_tables((ADVBNN,)))
+    diagonal, *lines = figure.axes[0].lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [100, 100]]
+    assert [line.get_xydata().tolist() for line in lines] == [
+        [[37.5, 20], [87.5, 60]], [[37.5, 10], [87.5, 50]], [[37.5, 0], [87.5, 40]]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["clean", "ε = 0.035, pgd", "ε = 0.035, pgd-confident"]
+    assert [ax.get_title(loc="left") for ax in drawing("calibration", all_tables()).axes] == [
+        "adversarial training", "BNN", "Adv-BNN"]
+
+
+def test_the_rejection_curves_have_a_panel_for_each_score():
+    figure = drawing("rejection", doubt_tables((ADVBNN,)))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["doubt: entropy of the prediction", "doubt: mutual information"]
+    clean = figure.axes[0].lines[0].get_xydata()
+    assert clean.round(6).tolist() == [[0, 90], [0.5, 90], [0.9, 90]] and len(figure.axes[0].lines) == 3
+
+
+def test_the_detection_figure_has_a_point_for_each_kind_of_images():
+    figure = drawing("detection", doubt_tables((ADVBNN,)))
+    points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
+    assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "noise", "pgd, ε = 0.035", "pgd, ε = 0.035, where wrong", "pgd-confident, ε = 0.035",
+        "pgd-confident, ε = 0.035, where wrong"]
+    rows = doubt_tables((ADV,))
+    assert drawing("detection", rows | {"detection": [one | {"auroc": None} for one in rows["detection"]]}) is None
+
+
+def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
+    found = {each.name: each for each in summaries.summaries(folder_of(tmp_path, doubt_tables((ADV, ADVBNN))))}
+    told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
+    assert [(line["images"], line["NLL"]) for line in told[3:]] == [
+        ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
+    assert told[0]["run"].startswith("adversarial training") and told[3]["run"].startswith("Adv-BNN")
+    assert "1,000 images" in found["uncertainty"].note
+    cells = [cells[1:5] for cells in found["detection"].rows]
+    assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells

@@ -1,0 +1,56 @@
+"""Tests of foreign images: of the shape and number of the run's, chosen by the seed alone."""
+import numpy as np
+import pytest
+import torch
+
+from pyro_advbnn import foreign_images
+from pyro_advbnn.datasets import Images
+from pyro_advbnn.errors import InputError
+
+
+@pytest.fixture
+def like():
+    images = torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 4, 4)
+    return Images(images, torch.arange(6) % 2, ("a", "b"))
+
+
+def npz(path, images):
+    labels = np.arange(len(images)) % 2
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return path
+
+
+def test_noise_has_every_brightness_and_is_the_seeds(like):
+    found = foreign_images.foreign_images("noise", like, 0)
+    assert found.images.shape == like.images.shape and found.images.dtype == torch.uint8 and len(found.images.unique()) > 150
+    assert torch.equal(found.images, foreign_images.foreign_images("noise", like, 0).images)
+    assert not torch.equal(found.images, foreign_images.foreign_images("noise", like, 1).images)
+
+
+def test_permuted_images_keep_their_colours_in_one_other_order(like):
+    found = foreign_images.foreign_images("permuted", like, 0)
+    assert not torch.equal(found.images, like.images) and torch.equal(found.labels, like.labels)
+    pixels, before = found.images.flatten(2), like.images.flatten(2)
+    order = [(before[0, 0] == value).nonzero().item() for value in pixels[0, 0]]
+    assert sorted(order) == list(range(16)) and torch.equal(pixels, before[:, :, order])
+    assert not torch.equal(found.images, foreign_images.foreign_images("permuted", like, 1).images)
+
+
+def test_another_data_set_takes_the_size_and_the_colours(like, tmp_path):
+    grey = npz(tmp_path / "grey.npz", np.full((4, 8, 8, 1), 77, np.uint8))
+    found = foreign_images.foreign_images("npz", like, 0, grey)
+    assert found.images.shape == (4, 3, 4, 4) and (found.images == 77).all()
+    colours = npz(tmp_path / "colours.npz", np.full((9, 2, 2, 3), (250, 100, 50), np.uint8))
+    found = foreign_images.foreign_images("npz", Images(like.images[:, :1], like.labels, ("a", "b")), 0, colours)
+    assert found.images.shape == (6, 1, 4, 4) and found.images.unique().tolist() == [round(0.299 * 250 + 58.7 + 5.7)]
+
+
+@pytest.mark.parametrize(("names", "data_dir", "message"), [
+    (["cifar10"], None, "is the data set of the run itself"), (["noise", "noise"], None, "comes twice"),
+    (["noise"], "x", "exactly one"), (["stl10", "npz"], "x", "exactly one"), (["digits"], "x", "exactly one"),
+])
+def test_what_makes_no_sense_is_refused(names, data_dir, message):
+    with pytest.raises(InputError, match=message):
+        foreign_images.check(names, "cifar10", data_dir)
+    foreign_images.check(["noise", "digits", "stl10"], "cifar10", "x")
+    foreign_images.check(["npz"], "npz", "other.npz")
