@@ -83,6 +83,7 @@ class PGD:
     generator: torch.Generator | None = None
 
     name = "pgd"
+    uses_gradient = True
 
     def __post_init__(self):
         if self.step_size is None:
