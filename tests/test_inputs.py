@@ -46,7 +46,7 @@ def refusal(call):
 IMAGES = {
     "a list": (lambda x: x.tolist(), "images must be a torch tensor (B, C, H, W), got a list"),
     "an array": (lambda x: x.numpy(), "got a ndarray"),
-    "bytes": (lambda x: (255 * x).byte(), "images must be floating point numbers in [0, 1], got torch.uint8; divide bytes by 255"),
+    "bytes": (lambda x: (255 * x).byte(), "floating point numbers in [0, 1], got torch.uint8; divide bytes by 255"),
     "one image": (lambda x: x[0], "images must be (B, C, H, W), at least one, got a tensor (1, 2, 2)"),
     "no image": (lambda x: x[:0], "images must be (B, C, H, W), at least one, got a tensor (0, 1, 2, 2)"),
     "to 255": (lambda x: x / x.max() * 255, "images must lie in [0, 1], these reach from"),
@@ -100,7 +100,7 @@ CLASSIFIERS = {
     "a dict": (lambda z: {"logits": z}, "got a dict"),
     "nothing": (lambda z: None, "got a NoneType"),
     "class numbers": (lambda z: z.argmax(-1), "must return one tensor of logits"),
-    "one score each": (lambda z: z[:, 0], "must return logits (B, classes) of at least 2 classes for 2 images, got a tensor (2,)"),
+    "one score each": (lambda z: z[:, 0], "logits (B, classes) of at least 2 classes for 2 images, got a tensor (2,)"),
     "one class": (lambda z: z[:, :1], "got a tensor (2, 1)"),
     "a map": (lambda z: z[:, :, None, None], "got a tensor (2, 3, 1, 1)"),
     "one row for all": (lambda z: z.mean(0, keepdim=True), "for 2 images, got a tensor (1, 3)"),
