@@ -70,6 +70,8 @@ class PGD:
     restarts: int = 1
     norm: str = "linf"
 
+    uses_gradient = True
+
     def __post_init__(self):
         if self.step_size is None:
             object.__setattr__(self, "step_size", auto_step_size(self.epsilon, self.num_steps))

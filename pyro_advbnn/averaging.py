@@ -19,6 +19,7 @@ class AveragedClassifier(nn.Module):
             raise InputError(f"num_samples must be at least 1, got {num_samples}")
         self.classifier = classifier
         self.num_samples = num_samples
+        self.training = classifier.training              # tools warn of a module in training mode
 
     def forward(self, x):
         draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]

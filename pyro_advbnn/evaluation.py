@@ -5,18 +5,31 @@ import torch
 
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.inputs import (
+    check_attacked,
+    check_classifier,
+    check_images,
+    check_labels,
+    check_probabilities,
+    logits_of,
+    pair,
+)
 from pyro_advbnn.records import wilson_interval
 
 
 @torch.no_grad()
 def predict(classifier, x, *, num_samples=20):
-    """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32."""
+    """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32.
+
+    Raises InputError for what is not logits (B, classes), and for predictions that are NaN.
+    """
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     with eval_mode(classifier), frozen(classifier):      # frozen: exp(log_std) is computed once for all draws
-        total = classifier(x).float().softmax(-1)
+        total = logits_of(classifier, x).softmax(-1)
         for _ in range(num_samples - 1):
-            total += classifier(x).float().softmax(-1)
+            total += logits_of(classifier, x).softmax(-1)
+    check_probabilities(total)
     return total / num_samples
 
 
@@ -27,8 +40,10 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
     Returns the columns of `tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
-    Raises InputError where batches is empty, and for images that are not in [0, 1].
+    Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see
+    `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
+    batches = _fit(batches, target, target if source is None else source, attack)
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 
@@ -37,13 +52,28 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
     """(correct, total): the counts behind `robust_accuracy`, also of no images."""
     correct = total = 0
     for x, y in batches:
-        check_range(x)
-        x_adv = x if attack is None else attack(target if source is None else source, x, y)
+        x_adv = x
+        if attack is not None:
+            x_adv = attack(target if source is None else source, x, y)
+            check_attacked(x_adv, x)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)
         if progress:
             progress(total, correct)
     return correct, total
+
+
+def _fit(batches, target, source, attack):
+    """The batches, each once it is found fit for the two modules, and they for it."""
+    num_classes = None
+    for x, y in map(pair, batches):
+        check_images(x)
+        if num_classes is None:
+            num_classes = check_classifier(source, x[:2], gradient=getattr(attack, "uses_gradient", False))
+            if target is not source:
+                num_classes = min(num_classes, check_classifier(target, x[:2], gradient=False))
+        check_labels(y, num_classes, x)
+        yield x, y
 
 
 def accuracy_fields(correct, total):
@@ -55,13 +85,6 @@ def accuracy_fields(correct, total):
         raise InputError("there are no images to evaluate on")
     low, high = wilson_interval(correct, total)
     return {"num_examples": total, "accuracy": correct / total, "accuracy_low": low, "accuracy_high": high}
-
-
-def check_range(x):
-    """Raises InputError for images that are not in [0, 1]."""
-    low, high = x.aminmax()
-    if not (low >= 0 and high <= 1):                     # true for NaN too
-        raise InputError(f"images must lie in [0, 1], these reach from {low.item():g} to {high.item():g}")
 
 
 def attack_fields(attack):

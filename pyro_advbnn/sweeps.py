@@ -10,7 +10,8 @@ import torch
 
 from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_fields, check_range, own_stream, predict, undisturbed
+from pyro_advbnn.evaluation import accuracy_fields, attack_fields, own_stream, predict, undisturbed
+from pyro_advbnn.inputs import check_images
 
 
 def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
@@ -22,7 +23,7 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     counts = _checked(counts)
     correct, total = dict.fromkeys(counts, 0), 0
     for x, y in batches:
-        check_range(x)
+        check_images(x)
         with own_stream():
             x_adv = x if attack is None else attack(target, x, y)
             for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
@@ -44,7 +45,7 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     attacks = {count: attack.with_num_steps(count) for count in counts}
     correct, total = dict.fromkeys(counts, 0), 0
     for x, y in batches:
-        check_range(x)
+        check_images(x)
         with own_stream():
             for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
                 if count in correct:
@@ -65,7 +66,7 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     draws = num_samples if isinstance(num_samples, dict) else dict.fromkeys(targets, num_samples)
     correct, total = dict.fromkeys(targets, 0), 0
     for x, y in batches:
-        check_range(x)
+        check_images(x)
         with own_stream():
             x_adv = attack(source, x, y)
             for name, target in targets.items():
@@ -101,7 +102,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     """
     norms = []
     for x, y in batches:
-        check_range(x)
+        check_images(x)
         with eval_mode(classifier), frozen(classifier):
             norms.append(input_gradient(classifier, x, y, num_samples).double().abs().flatten(1).sum(1) / num_samples)
         if progress:

@@ -216,6 +216,13 @@ def test_averaged_is_the_log_of_the_mean_softmax():
         classifier.averaged(0)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_averaged_is_in_the_mode_of_its_classifier(training):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4)).train(training)
+    inner = classifier.network.pool.train(not training)
+    assert classifier.averaged(2).training is training and inner.training is not training
+
+
 def test_averaged_can_be_differentiated_through_all_its_draws():
     classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.3).eval().requires_grad_(False)
     x = torch.rand(5, 1, 8, 8)

@@ -10,7 +10,7 @@ from pyro_advbnn.errors import InputError
 
 
 class Fixed(nn.Module):
-    """Answers each call with the next of some logits."""
+    """Answers each call with the next of some logits, the same for all images."""
 
     def __init__(self, *logits):
         super().__init__()
@@ -18,7 +18,7 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        return self.logits[(self.calls - 1) % len(self.logits)]
+        return self.logits[(self.calls - 1) % len(self.logits)].expand(len(x), -1)
 
 
 def test_predictions_average_probabilities_and_not_logits():
@@ -48,7 +48,7 @@ def test_no_draws_and_no_images_are_refused():
 
 def test_the_accuracy_counts_right_answers_over_batches_of_unequal_size():
     logits = torch.tensor([[1.0, 0.0]])
-    batches = [(torch.zeros(3, 1), torch.tensor([0, 0, 1])), (torch.zeros(1, 1), torch.tensor([0]))]
+    batches = [(torch.zeros(3, 1, 1, 1), torch.tensor([0, 0, 1])), (torch.zeros(1, 1, 1, 1), torch.tensor([0]))]
     seen = []
     row = ab.robust_accuracy(Fixed(logits), batches, num_samples=1, progress=lambda *done: seen.append(done))
     assert (row["accuracy"], row["num_examples"], row["attack"], row["epsilon"]) == (0.75, 4, "none", 0.0)
@@ -57,14 +57,14 @@ def test_the_accuracy_counts_right_answers_over_batches_of_unequal_size():
 
 
 def test_a_transfer_attack_is_made_on_its_source():
-    target, source = Fixed(torch.tensor([[1.0, 0.0]])), nn.Linear(1, 2)
+    target, source = Fixed(torch.tensor([[1.0, 0.0]])), nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     attacked = []
 
     def attack(classifier, x, y):
         attacked.append(classifier)
         return x
 
-    row = ab.robust_accuracy(target, [(torch.zeros(1, 1), torch.tensor([0]))], attack, source=source, num_samples=1)
+    row = ab.robust_accuracy(target, [(torch.zeros(1, 1, 1, 1), torch.tensor([0]))], attack, source=source, num_samples=1)
     assert attacked == [source] and row["attack"] == "attack"
 
 
