@@ -7,13 +7,17 @@ from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 __all__ = [
-    "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "Classifier", "InputError",
-    "add_noise", "build_classifier", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd",
-    "predict", "priors", "robust_accuracy", "save", "train_step",
+    "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
+    "Examination", "InputError", "RandomNoise", "Square", "Through", "add_noise", "build_classifier", "eval_mode", "fgsm",
+    "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors", "robust_accuracy", "save", "surrogate",
+    "train_step", "worst_case_accuracy",
 ]
 _NAMES = {
-    "attacks": ("PGD", "eval_mode", "fgsm", "pgd"),
+    "apgd": ("APGD",),
+    "attacks": ("PGD", "RandomNoise", "eval_mode", "fgsm", "pgd"),
     "averaging": ("AveragedClassifier",),
+    "carlini_wagner": ("CarliniWagner",),
+    "checks": ("Examination",),
     "checkpoints": ("load", "save"),
     "classifiers": ("BayesianClassifier", "Classifier"),
     "defenses": ("DEFENSES", "build_classifier"),
@@ -21,7 +25,10 @@ _NAMES = {
     "errors": ("InputError",),
     "evaluation": ("predict", "robust_accuracy"),
     "noise": ("AdditiveNoise", "add_noise"),
+    "square": ("Square",),
+    "surrogates": ("Through", "surrogate"),
     "training": ("train_step",),
+    "worst_case": ("worst_case_accuracy",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {module.name for module in iter_modules(__path__)}

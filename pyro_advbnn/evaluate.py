@@ -10,8 +10,9 @@ from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
 from pyro_advbnn.doubt import uncertainty
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.scrutiny import check, robust
 from pyro_advbnn.subjects import Selection, Subjects
-from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, warn
+from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
 
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
 PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -47,7 +48,7 @@ def accuracy(
             for epsilon in epsilons:
                 pgd = attack.pgd(subjects.dataset, epsilon, draws)
                 rows.append(evidence.white_box(subjects, subject, pgd, num_samples))
-    _finish(subjects, rows, command, "accuracy" if against == "epsilon" else against)
+    finish(subjects, rows, command, ["accuracy" if against == "epsilon" else against], _COLUMNS)
 
 
 def transfer(
@@ -77,7 +78,7 @@ def transfer(
     for source in subjects:
         pgd = attack.pgd(subjects.dataset, epsilon, source.draws(attack_samples))
         rows += evidence.transfer_from(subjects, source, pgd, num_samples)
-    _finish(subjects, evidence.with_rates(subjects, rows), command, "transfer", {
+    finish(subjects, evidence.with_rates(subjects, rows), command, ["transfer"], {
         "source": lambda row: row["source"],
         "target": lambda row: row["run"],
         "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
@@ -111,7 +112,7 @@ def ensemble(
         for epsilon in epsilons:
             pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
             rows += evidence.ensemble(subjects, subject, pgd, num_samples)
-    _finish(subjects, rows, command, "ensemble")
+    finish(subjects, rows, command, ["ensemble"], _COLUMNS)
 
 
 def steps(
@@ -144,7 +145,7 @@ def steps(
         for draws in sorted({subject.draws(count) for count in attack_samples}):
             pgd = PGD(epsilon, step, max(num_steps), draws)
             rows += evidence.steps(subjects, subject, pgd, num_steps, num_samples)
-    _finish(subjects, rows, command, "steps")
+    finish(subjects, rows, command, ["steps"], _COLUMNS)
 
 
 def posterior(
@@ -187,7 +188,7 @@ def posterior(
             for fraction in save_fractions or ():
                 print(f"wrote {evidence.save_pruned(subjects, subject, by, fraction)}")
     figures = ("log_std", "log_std_by_layer", "signal_to_noise", "pruning")
-    _finish(subjects, rows, command, figures, {
+    finish(subjects, rows, command, figures, {
         "pruned by": lambda row: row["prune_by"],
         "fraction": lambda row: f"{row['fraction']:g}",
         "prediction": lambda row: row["prediction"],
@@ -209,7 +210,7 @@ def gradients(*, of: Selection, num_samples: list[Count] = (1, 20)):
     subjects, rows = Subjects(of, "gradients"), []
     for subject in subjects:
         rows += evidence.gradients(subjects, subject, num_samples)
-    _finish(subjects, rows, command, "gradients", {
+    finish(subjects, rows, command, ["gradients"], {
         "split": lambda row: row["split"],
         "mean l_1 norm [95%]": lambda row: f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]",
         "draws": lambda row: row["num_samples"],
@@ -257,18 +258,6 @@ def _reported(subjects):
     return None if all(folder.resolve().parent == home for folder in folders) else folders
 
 
-def _finish(subjects, rows, command, figures, columns=None):
-    """Print the rows, log the command, draw the figures."""
-    columns = _COLUMNS if columns is None else columns
-    named = len(subjects) == 1 or "target" in columns
-    print(records.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
-    table = subjects.tables[0]
-    known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
-    print(f"added {subjects.num_rows} rows to {table.path}{known}")
-    subjects.log(command)
-    draw_figures(subjects.folder, [figures] if isinstance(figures, str) else figures)
-
-
 _COLUMNS = {
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
     "accuracy %": lambda row: records.percent(row, interval=True),
@@ -279,7 +268,7 @@ _COLUMNS = {
     "images": lambda row: row["num_examples"],
 }
 VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "steps": steps, "posterior": posterior,
-         "gradients": gradients, "uncertainty": uncertainty, "report": write_report}
+         "gradients": gradients, "robust": robust, "checks": check, "uncertainty": uncertainty, "report": write_report}
 
 if __name__ == "__main__":
     cli.run(VERBS)

@@ -239,6 +239,8 @@ FIGURES = {
     "steps": ("steps", _over("num_steps", "Accuracy under longer attacks", "PGD steps", scale="log")),
     "alpha": ("alpha", _sweep("alpha", "Accuracy by the factor α of the KL", "α")),
     "prior_std": ("prior_std", _sweep("prior_std", "Accuracy by the prior", "standard deviation of the prior")),
+    "many_draws": ("many_draws", _over("attack_samples", "Accuracy by the draws that an attack averages", "draws per gradient",
+                                       scale="log")),
     "gradients": ("gradients", _gradients),
     "calibration": ("calibration", calibration),
     "detection": ("detection", detection),

@@ -166,6 +166,8 @@ FIGURES = {                                               # title, the paper's f
               "differ in alpha, Eq. (10)."),
     "prior_std": ("The prior", "remark in Table 2, not tested there", "Accuracy, clean and attacked, of runs that differ in "
                   "the prior's standard deviation."),
+    "many_draws": ("Draws averaged in an attack's gradient", "Zimmermann's comment, arXiv 1907.00895", "Accuracy against the "
+                   "number of weight draws that each gradient of the attack averages. What falls here was never robust."),
     "gradients": ("Gradients of the loss", "Eqs. (11) to (13), no numbers there", "Mean l1 norm of the loss's gradient with "
                   "respect to the image, on training and test images."),
     "calibration": ("Is confidence warranted?", None, "Reliability diagram: accuracy against the confidence of the averaged "

@@ -2,7 +2,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyro_advbnn import doubt_summaries, paper, records, tables, verdicts
+from pyro_advbnn import doubt_summaries, paper, records, scrutiny_summaries, tables, verdicts
 from pyro_advbnn.curves import common, curves, defense_name, densities, fraction, labels, place, settings, span, transfer_groups
 from pyro_advbnn.verdicts import NONE
 
@@ -257,4 +257,6 @@ _MAKERS = {
     "gradients": (_gradients,),
     "uncertainty": (lambda rows, _: [Summary(*doubt_summaries.uncertainty(rows))],),
     "detection": (lambda rows, _: [Summary(*doubt_summaries.detection(rows))],),
+    "robust": (lambda rows, _: [Summary(*scrutiny_summaries.robust(rows))],),
+    "checks": (lambda rows, _: [Summary(*scrutiny_summaries.checks(rows))],),
 }

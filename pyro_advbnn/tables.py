@@ -19,6 +19,7 @@ _OPINIONS = tuple(f"{kind}_{name}" for kind in ("clean", "adversarial")
 _IMAGE_FIELDS = ("seed", "num_examples", "images", "batch_size")
 _DOUBT = ("nll", "brier", "calibration_error", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
 _DETECTION = ("num_positives", "auroc", "auroc_low", "auroc_high", "aupr", "mean_clean", "mean_other")
+_ENSEMBLE_FIELDS = ("norm", "epsilon", "num_steps", "attack_samples", "average", "num_queries", "num_samples")
 TABLES = {
     "accuracy": ROW_FIELDS,
     "alpha": ROW_FIELDS,
@@ -36,17 +37,27 @@ TABLES = {
                   "ood_images", "num_samples", *_IMAGE_FIELDS, "score", "positives", *_DETECTION),
     "rejection": (*ROW_FIELDS, "confidence_weight", "score", "rejected", "num_kept"),
     "calibration": (*ROW_FIELDS, "confidence_weight", "left", "right", "num_in_bin", "confidence"),
+    "many_draws": ROW_FIELDS,
+    "robust": (*RUN_FIELDS, "attacks", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "accuracy", "accuracy_low", "accuracy_high",
+               "single_draw_accuracy", "undecided", "tried"),
+    "robust_examples": (*RUN_FIELDS, "attack", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "index", "label", "judged_margin",
+                        "judged_broken", "margin", "broken", "wrong_draws", "predicted", "seconds"),
+    "checks": (*RUN_FIELDS, "epsilon", "num_steps", "attack_samples", "num_samples", "num_queries", *_IMAGE_FIELDS, "check",
+               "verdict", "measured", "expected"),
     "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
                  "num_examples", "images", "index", "label", *_OPINIONS, "clean_image", "perturbation_image",
                  "adversarial_image"),
 }
 _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
             "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
-            *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin", "confidence"}
+            "judged_margin", "judged_broken", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
+            "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin",
+            "confidence"}
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
           "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",
-          "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image", "adversarial_image",
-          "ood", "ood_images", "score", "positives"}
+          "attacks", "norm", "average", "predicted", "tried", "check", "verdict", "measured", "expected", "ood", "ood_images",
+          "score", "positives", "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image",
+          "adversarial_image"}
 
 
 class Table:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, check_range
+from pyro_advbnn.evaluation import accuracy_fields
+from pyro_advbnn.inputs import check_images
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -86,7 +87,7 @@ def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
     """
     parts, total, correct = [], 0, 0
     for x, y in batches:
-        check_range(x)
+        check_images(x)
         x_adv = x if attack is None else attack(classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())

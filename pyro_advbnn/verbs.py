@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pyro_advbnn import plots, recipes
+from pyro_advbnn import plots, recipes, records
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
 
@@ -44,6 +44,20 @@ def warn(attacks):
     if weak:
         print(f"note: {attacks[0].num_steps} steps of {attacks[0].step_size:g} cannot reach the border of the ball of "
               f"radius {', '.join(weak)}")
+
+
+def finish(subjects, rows, command, figures, columns):
+    """Print the rows and what was added to the first of the subjects' tables, log the command, draw the figures.
+
+    columns: {title: function of a row}; the run stands before them where there are several and no column is the target.
+    """
+    named = len(subjects) == 1 or "target" in columns
+    print(records.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
+    table = subjects.tables[0]
+    known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
+    print(f"added {subjects.num_rows} rows to {table.path}{known}")
+    subjects.log(command)
+    draw_figures(subjects.folder, figures)
 
 
 def draw_figures(folder, names=None):

@@ -1,0 +1,28 @@
+"""The tables of scrutiny for a report: (name, title, columns, rows, note) from the rows of robust.csv and checks.csv."""
+from pyro_advbnn import records
+from pyro_advbnn.curves import common, labels
+
+
+def robust(rows):
+    """Accuracy in the worst case over several attacks, one line per ensemble."""
+    names = labels(rows)
+    lines = [[names[row["run"]], row["norm"], f"{row['epsilon']:g}", records.percent(row, interval=True),
+              f"{100 * row['single_draw_accuracy']:.1f}", f"{100 * row['undecided']:.1f}", str(row["attack_samples"]),
+              row["tried"]] for row in rows]
+    note = (f"{_shared(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
+            "worst case over the attacks, image by image; one draw: the mean accuracy of single draws on the same images; "
+            "draws differ: % of the images on which they do not agree.")
+    return ("robust", "Accuracy in the worst case over several attacks",
+            ["run", "norm", "ε", "accuracy", "one draw", "draws differ", "draws per gradient", "attacks"], lines, note)
+
+
+def checks(rows):
+    """The verdicts on the signs of a broken evaluation, one line per check."""
+    names = labels(rows)
+    lines = [[names[row["run"]], row["check"], row["verdict"], row["measured"], row["expected"]] for row in rows]
+    return ("checks", "Signs of a broken evaluation", ["run", "check", "verdict", "measured", "expected"], lines,
+            f"{_shared(rows)}. Judged by 95 % intervals; after arXiv 1902.06705, 1802.00420 and 1907.00895.")
+
+
+def _shared(rows):
+    return ", ".join(common(rows).values())

@@ -1,0 +1,133 @@
+"""Accuracy in the worst case over several attacks, image by image, for classifiers that may be random.
+
+An image counts as broken only where the averaged prediction over fresh draws is wrong on it. An image that is judged to be
+broken leaves the later attacks; which of its attacked images stands for it is judged on one set of draws, and whether that
+one is broken is counted on another. So no attack gains by trying often on a lucky draw, which is how AutoAttack's version
+for random networks errs.
+"""
+import hashlib
+import time
+from collections import defaultdict
+
+import torch
+
+from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import accuracy_fields, separate_randomness
+from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_probabilities, logits_of
+
+CLEAN = "none"
+
+
+def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0):
+    """The share of images that no attack breaks, as a row: accuracy in [0, 1] with its 95% Wilson interval, and the spread.
+
+    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again. attacks: {name: callable
+    (classifier, x, y) -> x_adv}, tried in this order on what is left; clean images come first of themselves. The columns
+    are those of `summary`.
+
+    Raises InputError for images, labels, attacked images and modules that are not fit (see `inputs`), and for num_samples
+    below 1.
+    """
+    rows = [row for _, found in attacked(classifier, batches, attacks, num_samples=num_samples, seed=seed) for row in found]
+    return summary(rows)
+
+
+def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None):
+    """A generator of (name of the attack, its rows on one batch), attack by attack, batch by batch, empty batches left out.
+
+    A row: attack, index of the image, label, and what `opinions` says of the attacked image by the draws that judge
+    (judged_margin, judged_broken) and by those that count (margin, broken, wrong_draws, predicted), seconds.
+    Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
+    known: a callable (name, indices) that gives these rows where it has them all, else None.
+    """
+    left = set()
+    for name, attack in {CLEAN: None, **attacks}.items():
+        first = 0
+        for number, (x, y) in enumerate(batches):
+            here = [i for i in range(len(y)) if first + i not in left]
+            indices, first = [first + i for i in here], first + len(y)
+            if not here:
+                continue
+            rows = known(name, indices) if known else None
+            if rows is None:
+                with separate_randomness(_stream(seed, name, number)):
+                    rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples)
+            left |= {row["index"] for row in rows if row["judged_broken"]}
+            yield name, rows
+
+
+def opinions(classifier, x, y, num_samples):
+    """What num_samples >= 1 fresh draws say of images, each (B,): the mean softmax's lead of the label over the best other
+    class in [-1, 1] (margin), whether it is wrong (broken), the share of draws that are wrong by themselves (wrong_draws)
+    and the averaged prediction's class (predicted)."""
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    with torch.no_grad(), eval_mode(classifier), frozen(classifier):
+        total, wrong = 0.0, 0.0
+        for _ in range(num_samples):
+            probabilities = logits_of(classifier, x).softmax(-1)
+            total, wrong = total + probabilities, wrong + (probabilities.argmax(-1) != y).float()
+    check_probabilities(total)
+    mean = total / num_samples
+    of_label = mean.gather(1, y[:, None]).squeeze(1)
+    others = mean.scatter(1, y[:, None], -1.0)
+    prediction = mean.argmax(-1)
+    return {"margin": of_label - others.amax(-1), "broken": prediction != y, "wrong_draws": wrong / num_samples,
+            "predicted": prediction}
+
+
+def stand_ins(rows):
+    """{index: the row that stands for an image}: of the attack that is judged to have broken it, else of the lowest margin."""
+    by_image = defaultdict(list)
+    for row in rows:
+        by_image[row["index"]].append(row)
+    return {index: min(found, key=lambda row: (not row["judged_broken"], row["judged_margin"]))
+            for index, found in by_image.items()}
+
+
+def summary(rows):
+    """The row of the worst case from `attacked`'s: accuracy with its interval, beside it what the draws say by themselves.
+
+    single_draw_accuracy: the mean accuracy of one draw on the same images; undecided: the share of images on which the
+    draws that count do not agree.
+    """
+    found = list(stand_ins(rows).values())
+    correct = sum(not row["broken"] for row in found)
+    return accuracy_fields(correct, len(found)) | {
+        "single_draw_accuracy": 1 - sum(row["wrong_draws"] for row in found) / len(found),
+        "undecided": sum(0 < row["wrong_draws"] < 1 for row in found) / len(found)}
+
+
+def course(rows, names):
+    """One row for each attack of `names`: images that it was tried on, those that it was judged to break, and the accuracy
+    in the worst case with all up to it."""
+    found, tried = [], []
+    for name in names:
+        own = [row for row in rows if row["attack"] == name]
+        tried += own
+        found.append({"attack": name, "num_attacked": len(own), "num_broken": sum(bool(row["judged_broken"]) for row in own),
+                      "seconds": sum(row["seconds"] for row in own), **(summary(tried) if tried else {})})
+    return found
+
+
+def _rows(classifier, name, attack, x, y, indices, num_samples):
+    began, x_adv = time.perf_counter(), x
+    if attack is None:                                   # the first of all
+        check_images(x)
+        check_labels(y, check_classifier(classifier, x[:2], gradient=False), x)
+    else:
+        x_adv = attack(classifier, x, y)
+        check_attacked(x_adv, x)
+    judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
+    seconds = (time.perf_counter() - began) / len(y)
+    columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
+               "judged_broken": judged["broken"].int().tolist(), "margin": counted["margin"].tolist(),
+               "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
+               "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
+    return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]
+
+
+def _stream(seed, name, number):
+    """The seed of one attack's stream on one batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name} {number}".encode()).digest()[:7])

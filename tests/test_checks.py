@@ -1,0 +1,143 @@
+"""Tests of the checks of an evaluation: on a network whose answer is known, on one that hides gradients, and on masked ones."""
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn import checks, datasets
+from pyro_advbnn.checks import FAILED, HELD, UNKNOWN, Examination
+from pyro_advbnn.training import build_optimizer, train_step
+
+EPSILON = 0.1
+
+
+class Drowned(nn.Module):
+    """Answers as `network` does, but the gradient of each call is drowned in noise of its own, whose mean is zero."""
+
+    def __init__(self, network, scale):
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x):
+        logits = self.network(x)
+        noise = ((x - x.detach()) * torch.randn_like(x)).flatten(1).sum(1, keepdim=True)
+        return logits + self.scale * noise * torch.randn(1, logits.shape[1])
+
+
+class Quantised(nn.Module):
+    """The network on pixels of 16 levels, whose gradient is zero everywhere."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network((15 * x).round() / 15)
+
+
+class Saturated(nn.Module):
+    """The network with logits so large that the softmax has no gradient."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return 1e4 * self.network(x)
+
+
+def train(adversarial, width):
+    """A small convnet on digits, 1,000 images, trained by the package itself."""
+    torch.manual_seed(0)
+    images = datasets.load("digits", "train")
+    classifier = ab.Classifier(ab.networks.convnet(width=width))
+    optimizer = build_optimizer(classifier, {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0})
+    attack = ab.PGD(0.15, None, 5) if adversarial else None
+    for _ in range(12 if adversarial else 4):
+        for x, y in datasets.batches(images, 100, shuffle_with=torch.Generator().manual_seed(0)):
+            train_step(classifier.train(), optimizer, x, y, attack=attack)
+    return classifier.eval()
+
+
+@pytest.fixture(scope="module")
+def robust():
+    return train(adversarial=True, width=8)
+
+
+@pytest.fixture(scope="module")
+def fragile():
+    return train(adversarial=False, width=16)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return list(datasets.batches(datasets.balanced_subset(datasets.load("digits", "test"), 300, 0), 150))
+
+
+def examine(classifier, batches, names=tuple(checks.CHECKS), **more):
+    exam = Examination(classifier, batches, **{"epsilon": EPSILON, "num_samples": 5, "num_queries": 100} | more)
+    return {name: checks.CHECKS[name](exam) for name in names}
+
+
+def verdicts(*arguments, **more):
+    return {name: finding.verdict for name, finding in examine(*arguments, **more).items()}
+
+
+def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, batches):
+    exam = Examination(robust, batches, epsilon=EPSILON)
+    assert exam.accuracy(exam.attack)["accuracy"] > 0.6
+    found = verdicts(robust, batches)
+    assert found.pop("beats transfer") == UNKNOWN        # nothing to transfer from
+    assert set(found.values()) == {HELD}
+    assert verdicts(robust, batches, ["beats transfer"], transfer=fragile) == {"beats transfer": HELD}
+
+
+def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_checks_expose_it(fragile, batches, monkeypatch):
+    monkeypatch.setattr(checks, "COUNTS", (1, 50))
+    exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_samples=5)
+    clean, weak, strong = (exam.accuracy(attack)["accuracy"] for attack in (None, *checks.many_draws(exam)))
+    assert clean > 0.95 and weak > 0.6 and strong < weak - 0.3
+    found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws")}
+    assert found["one draw"].verdict == FAILED and "50 draws" in found["one draw"].measured
+    assert found["enough draws"].verdict == FAILED and verdicts(fragile, batches, ["one draw"]) == {"one draw": HELD}
+
+
+@pytest.mark.parametrize(("masked", "failing"), [
+    (Quantised, ["gradients", "loss goes up", "large radius", "beats noise", "beats Square"]),
+    (Saturated, ["gradients", "large radius", "beats Square", "stronger attack"]),
+])
+def test_on_a_masked_network_the_checks_do_not_hold(fragile, batches, masked, failing):
+    found = verdicts(masked(fragile.network), batches, failing)
+    assert found == dict.fromkeys(failing, FAILED)
+
+
+def test_too_few_images_cannot_tell(robust, batches):
+    few = [(x[:20], y[:20]) for x, y in batches[:1]]
+    assert verdicts(robust, few, ["twice the steps", "random starts"]) == {"twice the steps": UNKNOWN, "random starts": UNKNOWN}
+
+
+def test_a_difference_is_judged_by_the_images_on_which_two_attacks_differ():
+    base, other = torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool)
+    low, high = checks._difference(base, other)
+    assert (low, high) == (-0.003, 0.003)                # the rule of three
+    other[:100] = False
+    low, high = checks._difference(base, other)
+    assert low == pytest.approx(0.1 - 1.96 * (0.1 * 0.9 / 1000) ** 0.5) and low + high == pytest.approx(0.2)
+    assert checks._difference(other, base) == (-high, -low)
+    assert [checks._verdict(*pair, 0.02) for pair in ((0.0, 0.01), (0.03, 0.1), (0.01, 0.03))] == [HELD, FAILED, UNKNOWN]
+
+
+def test_gradients_that_are_alike_for_all_images_are_found(batches):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum((1, 2, 3)), torch.zeros(len(x))], 1)
+    two = [(x, y % 2) for x, y in batches]
+    found = examine(Constant(), two, ["gradients"])["gradients"]
+    assert found.verdict == FAILED and "another image's for 9" not in found.measured[:10]
+
+
+def test_the_curve_over_draws_is_measured_for_random_networks_alone(fragile, batches):
+    exam = Examination(fragile, batches[:1], epsilon=EPSILON)
+    assert not exam.is_random and [attack.attack_samples for attack in checks.many_draws(exam)] == [1]
+    assert Examination(Drowned(fragile.network, 1e-3), batches[:1], epsilon=EPSILON).is_random       # its gradients are
+    assert Examination(ab.build_classifier("rse", ab.networks.convnet()), batches[:1], epsilon=EPSILON).is_random

@@ -1,0 +1,57 @@
+"""Tests of attacks by name."""
+import pytest
+import torch
+
+import pyro_advbnn as ab
+from pyro_advbnn.ensembles import OF_RANDOM, Strength, build, default_names
+from pyro_advbnn.errors import InputError
+
+STRENGTH = Strength(0.1, num_steps=2, attack_samples=3, num_queries=4)
+
+
+def test_names_build_their_attacks_in_order_with_the_shared_settings():
+    attacks = build(["square", "apgd-dlr", "pgd-margin"], STRENGTH)
+    assert list(attacks) == ["square", "apgd-dlr", "pgd-margin"]
+    assert [attack.attack_samples for attack in attacks.values()] == [3, 3, 3]
+    assert (attacks["apgd-dlr"].loss, attacks["pgd-margin"].loss, attacks["square"].num_queries) == ("dlr", "margin", 4)
+    assert all(attack.epsilon == 0.1 for attack in attacks.values())
+
+
+def test_an_attack_on_a_stand_in_takes_one_draw_for_the_stand_in_has_nothing_to_draw():
+    attack = build(["apgd-ce@pool:2"], STRENGTH)["apgd-ce@pool:2"]
+    assert attack.attack_samples == 1 and attack.source == "pool:2"
+
+
+@pytest.mark.parametrize("name", [*OF_RANDOM, "fgsm", "pgd-margin", "pgd-momentum", "pgd-probability"])
+def test_every_attack_of_the_maximum_norm_stays_in_the_ball_of_a_bayesian_network(name):
+    torch.manual_seed(0)
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), init_std=0.05)
+    x, y = torch.rand(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    x_adv = build([name], STRENGTH)[name](classifier, x, y)
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1 and not torch.equal(x, x_adv)
+
+
+@pytest.mark.parametrize("name", ["noise", "fgsm", "pgd", "apgd-ce", "cw"])
+def test_every_attack_of_the_euclidean_norm_stays_in_the_ball(name):
+    torch.manual_seed(0)
+    x, y = torch.rand(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    attack = build([name], Strength(0.5, num_steps=2, attack_samples=1, norm="l2"))[name]
+    x_adv = attack(ab.Classifier(ab.networks.convnet(width=2)), x, y)
+    assert (x_adv - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-5 and 0 <= x_adv.min() and x_adv.max() <= 1
+
+
+def test_what_makes_no_sense_for_a_classifier_is_left_out():
+    assert default_names(True, True, 10, "linf") == list(OF_RANDOM)
+    assert default_names(True, False, 10, "linf") == [name for name in OF_RANDOM if name != "apgd-ce@mean"]
+    assert default_names(False, False, 2, "linf") == ["noise", "pgd", "apgd-ce", "square"]
+    assert default_names(False, False, 10, "l2") == ["noise", "pgd", "apgd-ce", "apgd-dlr"]
+
+
+@pytest.mark.parametrize(("names", "norm", "message"), [
+    (["pdg"], "linf", "must be of noise, fgsm"), (["pgd", "pgd"], "linf", "comes twice"), (["pgd@"], "linf", "source must be"),
+    (["pgd@pool:0"], "linf", "source must be"), (["cw"], "linf", "cw is an attack in the norm l2"),
+    (["square"], "l2", "square is an attack in the norm linf"), ([], "linf", "at least one attack"),
+])
+def test_wrong_names_are_refused(names, norm, message):
+    with pytest.raises(InputError, match=message):
+        build(names, Strength(0.1, norm=norm))

@@ -1,0 +1,143 @@
+"""Tests of the verbs robust and checks: rows per image, going on, budgets, and what is refused."""
+import csv
+import shutil
+
+import pyro
+import pytest
+import torch
+
+from pyro_advbnn import checks, cli, evaluate, scrutiny, tables
+from pyro_advbnn.train import train
+
+TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
+        "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
+        "attack_samples": 1, "device": "cpu"}
+QUICK = ["--num_test", "60", "--batch_size", "40", "--epsilon", "0.05", "--num_steps", "2", "--attack_samples", "2",
+         "--num_samples", "3", "--num_queries", "5"]
+ATTACKS = ["--attacks", "noise,apgd-ce@mean,pgd,apgd-dlr"]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(**TINY, out=folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained):
+    """The trained run, without an evaluation."""
+    for name in ("evaluation", "figures"):
+        shutil.rmtree(trained / name, ignore_errors=True)
+    return trained
+
+
+def evaluated(folder, verb, *words):
+    cli.run(evaluate.VERBS, [verb, "--run", str(folder), *QUICK, *words])
+
+
+def lines(folder, name):
+    """The rows without what is not the same twice."""
+    with (folder / "evaluation" / f"{name}.csv").open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_robust_writes_a_row_per_image_and_attack_and_the_worst_case(run, capsys):
+    evaluated(run, "robust", *ATTACKS)
+    examples, (result,) = tables.read(run, "robust_examples"), tables.read(run, "robust")
+    clean = [row for row in examples if row["attack"] == "none"]
+    assert [row["index"] for row in clean] == list(range(60))
+    left = {row["index"] for row in clean if row["judged_broken"]}
+    assert {row["index"] for row in examples if row["attack"] == "noise"} == set(range(60)) - left
+    stands = {index: row for index in range(60)
+              for row in [min((row for row in examples if row["index"] == index),
+                              key=lambda row: (not row["judged_broken"], row["judged_margin"]))]}
+    assert result["accuracy"] == pytest.approx(sum(not row["broken"] for row in stands.values()) / 60)
+    assert result["attacks"] == result["tried"] == "noise apgd-ce@mean pgd apgd-dlr"
+    told = capsys.readouterr().out
+    assert "accuracy in the worst case, after each attack" in told and "apgd-ce@mean" in told and "added 1 rows" in told
+    assert {row["label"] for row in clean} <= set("0123456789")
+
+
+def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_same_rows(run, monkeypatch, capsys):
+    evaluated(run, "robust", *ATTACKS)
+    whole = [lines(run, name) for name in ("robust_examples", "robust")]
+    monkeypatch.setattr(scrutiny.worst_case, "opinions", lambda *_: pytest.fail("computed again"))
+    evaluated(run, "robust", *ATTACKS)
+    assert "added 0 rows" in capsys.readouterr().out
+    monkeypatch.undo()
+
+    shutil.rmtree(run / "evaluation")
+    rows, count = scrutiny.worst_case._rows, []
+
+    def stopped(*arguments):
+        count.append(1)
+        if len(count) == 6:
+            raise KeyboardInterrupt
+        return rows(*arguments)
+
+    monkeypatch.setattr(scrutiny.worst_case, "_rows", stopped)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        evaluated(run, "robust", *ATTACKS)
+    monkeypatch.undo()
+    assert 0 < len(lines(run, "robust_examples")) < len(whole[0]) and not (run / "evaluation" / "robust.csv").exists()
+    evaluated(run, "robust", *ATTACKS)
+    assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
+
+
+def test_when_the_time_is_up_the_result_says_what_was_tried_and_the_next_call_goes_on(run, capsys):
+    evaluated(run, "robust", *ATTACKS, "--max_minutes", "1e-9")
+    row, = tables.read(run, "robust")
+    assert row["tried"] == "noise" and row["num_examples"] == 60
+    assert "the time was up before apgd-ce@mean, pgd, apgd-dlr" in capsys.readouterr().out
+    evaluated(run, "robust", *ATTACKS)
+    again, = tables.read(run, "robust")
+    assert again["tried"] == again["attacks"] and again["accuracy"] <= row["accuracy"]
+
+
+def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "COUNTS", (1, 3))
+    evaluated(run, "checks")
+    rows = tables.read(run, "checks")
+    assert [row["check"] for row in rows] == list(checks.CHECKS)
+    assert {row["verdict"] for row in rows} <= {checks.HELD, checks.FAILED, checks.UNKNOWN}
+    assert [row["attack_samples"] for row in tables.read(run, "many_draws")] == [1, 3]
+    assert (run / "figures" / "many_draws.svg").exists() and "could not tell" in capsys.readouterr().out
+    monkeypatch.setattr(checks.Examination, "correct", lambda *_, **__: pytest.fail("measured again"))
+    evaluated(run, "checks")
+
+
+def test_an_euclidean_ensemble_has_a_radius_of_its_own(run):
+    cli.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw", "--num_samples=2",
+                             "--attack_samples=1", "--num_steps=2"])
+    row, = tables.read(run, "robust")
+    assert (row["norm"], row["epsilon"]) == ("l2", 0.5)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["robust", "--attacks=pdg"], "--attacks must be of noise, fgsm"),
+    (["robust", "--epsilon=2"], "--epsilon must be a number in (0, 1]"),
+    (["robust", "--attacks=square", "--norm=l2"], "square is an attack in the norm linf"),
+    (["robust", "--epsilon=0"], "--epsilon"),
+    (["checks", "--epsilon=0"], "--epsilon"),
+])
+def test_wrong_flags_are_refused_before_any_work(run, capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(evaluate.VERBS, [words[0], "--run", str(run), *words[1:]])
+    assert ended.value.code == 2 and message in capsys.readouterr().err and not (run / "evaluation").exists()
+
+
+def test_the_report_shows_the_worst_case_and_the_checks(run, monkeypatch):
+    monkeypatch.setattr(checks, "COUNTS", (1, 2))
+    evaluated(run, "robust", "--attacks=noise")
+    evaluated(run, "checks")
+    cli.run(evaluate.VERBS, ["report", "--run", str(run), "--num_images=0"])
+    page = (run / "report.html").read_text()
+    assert "Accuracy in the worst case over several attacks" in page and "Signs of a broken evaluation" in page
+    assert (run / "tables" / "robust.md").exists() and torch.get_num_threads() > 0

@@ -1,0 +1,149 @@
+"""Tests of the worst case over attacks: who is broken, who leaves, and that luck gains nothing."""
+import pytest
+import torch
+from torch import nn
+
+from pyro_advbnn import worst_case
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.worst_case import attacked, course, opinions, stand_ins, summary, worst_case_accuracy
+
+
+class Threshold(nn.Module):
+    """Class 1 where the first pixel is above one half, else class 0; the lead is 2 p - 1 with p = sigmoid(8 (x - 1/2))."""
+
+    def forward(self, x):
+        z = 8 * (x[:, 0, 0, 0] - 0.5)
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+class Coin(nn.Module):
+    """Right with probability `p`, whatever the image: every lucky draw looks like a success."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        right = torch.rand(len(x)) < self.p
+        return torch.stack([right.float(), 1 - right.float()], 1) * 20
+
+
+def to(value):
+    def attack(classifier, x, y):
+        return torch.full_like(x, value)
+    return attack
+
+
+def batch(values, labels):
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), torch.tensor(labels)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_an_image_is_broken_where_any_attack_breaks_it_and_the_rest_stands():
+    batches = [batch([0.9, 0.1], [1, 0]), batch([0.2, 0.8], [1, 1])]        # the third one is wrong from the start
+    row = worst_case_accuracy(Threshold(), batches, {"dark": to(0.0)}, num_samples=2)
+    assert (row["num_examples"], row["accuracy"]) == (4, 1 / 4)             # only the second is dark and is 0
+    assert worst_case_accuracy(Threshold(), batches, {}, num_samples=1)["accuracy"] == 3 / 4
+    assert worst_case_accuracy(Threshold(), batches, {"dark": to(0.0), "light": to(1.0)}, num_samples=1)["accuracy"] == 0
+
+
+def test_what_is_broken_leaves_the_later_attacks():
+    seen = {}
+
+    def spy(name, value):
+        def attack(classifier, x, y):
+            seen.setdefault(name, []).append(len(y))
+            return torch.full_like(x, value)
+        return attack
+
+    batches = [batch([0.9, 0.1], [1, 0]), batch([0.9, 0.2], [1, 1])]
+    rows = [row for _, found in attacked(Threshold(), batches, {"dark": spy("dark", 0.0), "light": spy("light", 1.0)},
+                                         num_samples=1) for row in found]
+    assert seen == {"dark": [2, 1], "light": [1]}
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 1]
+    told = course(rows, ["none", "dark", "light"])
+    assert [(row["num_attacked"], row["num_broken"], row["accuracy"]) for row in told] == [
+        (4, 1, 3 / 4), (3, 2, 1 / 4), (1, 1, 0)]
+
+
+def test_many_attempts_on_lucky_draws_break_nothing():
+    """Right 9 times of 10: one draw is wrong on some attempt of 20 for 88 % of the images, the average never."""
+    batches = [(torch.zeros(200, 1, 2, 2), torch.zeros(200, dtype=torch.int64))]
+    nothing = {f"attempt {i}": lambda classifier, x, y: x for i in range(20)}
+    row = worst_case_accuracy(Coin(0.9), batches, nothing, num_samples=20)
+    assert row["accuracy"] == 1 and row["single_draw_accuracy"] == pytest.approx(0.9, abs=0.03)
+    assert row["undecided"] > 0.7
+
+
+def test_choosing_the_worst_of_many_attempts_does_not_favour_the_attacker_nor_leaving_the_defender():
+    """Where the average of 5 draws is right with probability q, the count on fresh draws is q, however often it was tried."""
+    batches = [(torch.zeros(4000, 1, 2, 2), torch.zeros(4000, dtype=torch.int64))]
+    nothing = {f"attempt {i}": lambda classifier, x, y: x for i in range(8)}
+    q = sum(torch.distributions.Binomial(5, torch.tensor(0.7)).log_prob(torch.tensor(float(k))).exp().item() for k in (3, 4, 5))
+    assert worst_case_accuracy(Coin(0.7), batches, nothing, num_samples=5)["accuracy"] == pytest.approx(q, abs=0.03)
+
+
+def test_the_one_that_is_judged_to_be_broken_stands_for_an_image_else_the_lowest_margin():
+    def row(attack, judged_margin, judged_broken):
+        return {"attack": attack, "index": 0, "judged_margin": judged_margin, "judged_broken": judged_broken}
+    assert stand_ins([row("a", 0.5, 0), row("b", 0.1, 0), row("c", 0.3, 0)])[0]["attack"] == "b"
+    assert stand_ins([row("a", -0.0, 0), row("b", 0.0, 1)])[0]["attack"] == "b"
+
+
+def test_opinions_tell_the_lead_of_the_averaged_prediction():
+    x, y = batch([1.0, 0.0, 0.5], [1, 1, 0])
+    found = opinions(Threshold(), x, y, 3)
+    lead = 2 * torch.tensor(4.0).sigmoid() - 1
+    assert torch.allclose(found["margin"], torch.stack([lead, -lead, torch.tensor(0.0)]))
+    assert found["broken"].tolist() == [False, True, False] and found["wrong_draws"].tolist() == [0, 1, 0]
+    assert found["predicted"].tolist() == [1, 0, 0]
+    with pytest.raises(InputError, match="num_samples must be at least 1"):
+        opinions(Threshold(), x, y, 0)
+
+
+def test_what_is_known_is_not_computed_and_what_comes_after_is_the_same():
+    batches = [batch([0.9, 0.1], [1, 0])]
+
+    def noise(classifier, x, y):
+        return torch.rand_like(x)
+
+    def run(**more):
+        return [row | {"seconds": 0} for _, found in attacked(Threshold(), batches, {"first": noise, "second": noise},
+                                                              num_samples=2, **more) for row in found]
+
+    whole = run()
+    known = {(row["attack"], row["index"]): row for row in whole if row["attack"] != "second"}
+    calls = []
+
+    def remembered(name, indices):
+        calls.append(name)
+        found = [known.get((name, index)) for index in indices]
+        return found if all(found) else None
+
+    torch.rand(3)                                        # the global stream does not matter
+    assert run(known=remembered) == whole and calls == ["none", "first", "second"][:len(calls)] and len(whole) > 2
+    assert run(seed=1) != whole
+
+
+def test_images_outside_their_range_are_refused():
+    with pytest.raises(InputError, match="must lie in"):
+        worst_case_accuracy(Threshold(), [batch([2.0], [1])], {})
+
+
+def test_nothing_outside_is_disturbed():
+    state = torch.get_rng_state()
+    classifier = Coin(0.5).train()
+    worst_case_accuracy(classifier, [(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64))], {"noise": to(0.1)})
+    assert torch.equal(torch.get_rng_state(), state) and classifier.training
+
+
+def test_the_summary_of_rows_knows_how_far_the_draws_agree():
+    def row(index, broken, wrong_draws):
+        return {"index": index, "judged_broken": broken, "judged_margin": 0.0, "broken": broken, "wrong_draws": wrong_draws}
+    found = summary([row(0, 0, 0.0), row(1, 0, 0.25), row(2, 1, 1.0), row(3, 1, 0.75)])
+    assert (found["accuracy"], found["single_draw_accuracy"], found["undecided"]) == (0.5, 0.5, 0.5)
+    assert found["accuracy_low"] < 0.5 < found["accuracy_high"] and worst_case.CLEAN == "none"
