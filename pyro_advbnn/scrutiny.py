@@ -158,7 +158,8 @@ def _tell(subject, rows, tried, untried):
 def _examined(subjects, subject, settings):
     """The rows of all checks; those that are not in the table are measured and written, one by one."""
     table, many_draws = subjects.tables
-    exam = checks.Examination(subject.classifier, subjects.batches(subject.images), seed=subjects.seed, **settings)
+    exam = checks.Examination(subject.classifier, subjects.batches(subject.images), seed=subjects.seed,
+                              paper_step=recipes.default_step_size(subjects.dataset), **settings)
     shared = subject.fields | {"num_samples": exam.num_samples} | _images(subjects, subject)
     settings, rows = shared | settings, []
     with subjects.measuring(subject.name, len(checks.CHECKS)) as bar:

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import checks, datasets
+from pyro_advbnn import checks, datasets, ensembles
 from pyro_advbnn.checks import FAILED, HELD, UNKNOWN, Examination
 from pyro_advbnn.training import build_optimizer, train_step
+from pyro_advbnn.worst_case import worst_case_accuracy
 
 EPSILON = 0.1
 
@@ -97,7 +98,8 @@ def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_che
     exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_samples=5)
     clean, weak, strong = (exam.accuracy(attack)["accuracy"] for attack in (None, *checks.many_draws(exam)))
     assert clean > 0.95 and weak > 0.6 and strong < weak - 0.3
-    found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws")}
+    found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws", "paper's attack")}
+    assert found["paper's attack"].verdict == FAILED
     assert found["one draw"].verdict == FAILED and "50 draws" in found["one draw"].measured
     assert found["enough draws"].verdict == FAILED and verdicts(fragile, batches, ["one draw"]) == {"one draw": HELD}
 
@@ -109,6 +111,16 @@ def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_che
 def test_on_a_masked_network_the_checks_do_not_hold(fragile, batches, masked, failing):
     found = verdicts(masked(fragile.network), batches, failing)
     assert found == dict.fromkeys(failing, FAILED)
+
+
+def test_a_large_scale_of_the_logits_or_rounded_pixels_do_not_stop_the_ensemble(fragile, batches):
+    attacks = ensembles.build(["pgd", "apgd-dlr", "square"], ensembles.Strength(EPSILON, 20, 1, num_queries=150))
+    bare, saturated, quantised = (
+        worst_case_accuracy(network, batches[:1], attacks, num_samples=1)["accuracy"]
+        for network in (fragile, Saturated(fragile.network), Quantised(fragile.network)))
+    blind = worst_case_accuracy(Saturated(fragile.network), batches[:1], {"pgd": attacks["pgd"]}, num_samples=1)["accuracy"]
+    assert blind > bare + 0.3 and saturated <= bare + 0.05
+    assert bare < 0.7 and quantised < 0.8                # only the black-box search finds these
 
 
 def test_too_few_images_cannot_tell(robust, batches):
