@@ -13,7 +13,7 @@ from pyro_advbnn.apgd import APGD
 from pyro_advbnn.attack_losses import expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import PGD, RandomNoise, eval_mode, frozen
 from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
-from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels
+from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_same_labels
 from pyro_advbnn.square import Square
 from pyro_advbnn.surrogates import surrogate
 from pyro_advbnn.worst_case import opinions
@@ -38,21 +38,23 @@ class Finding:
 class Examination:
     """What the checks look at: a classifier, images, and the attack whose figure is to be trusted.
 
-    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again. epsilon: l_inf radius > 0.
-    The attack under test is PGD with num_steps steps of 2.5 epsilon / num_steps and attack_samples draws per gradient;
-    predictions average num_samples draws. transfer: a module whose attacked images are tried on this one; default the
-    network at the posterior's mean, for a random classifier without one a fixed draw. paper_step: that of the paper's
-    attack, 20 steps with one draw per gradient; default epsilon / 8. Every attack on a batch has a random stream of its own,
-    made from `seed`.
+    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again, in the same order. epsilon:
+    l_inf radius > 0. The attack under test is PGD with num_steps steps of 2.5 epsilon / num_steps and attack_samples draws
+    per gradient; predictions average num_samples draws. transfer: a module whose attacked images are tried on this one;
+    default the network at the posterior's mean, for a random classifier without one a fixed draw. paper_step: that of the
+    paper's attack, 20 steps with one draw per gradient; default epsilon / 8. Every attack on a batch has a random stream of
+    its own, made from `seed`.
 
     Raises InputError for images, labels and modules that are not fit (see `inputs`).
     """
 
     def __init__(self, classifier, batches, *, epsilon, num_steps=20, attack_samples=20, num_samples=20, num_queries=500,
                  transfer=None, paper_step=None, seed=0):
+        self._labels = []
         for x, y in batches:
             check_images(x)
             check_labels(y, check_classifier(classifier, x[:1]), x)
+            self._labels.append(y)
         self.classifier, self.batches, self.epsilon, self.num_samples = classifier, batches, epsilon, num_samples
         self.num_queries, self.transfer, self.seed = num_queries, transfer, seed
         self.is_random = is_random(classifier, self._some_images())
@@ -75,6 +77,7 @@ class Examination:
         through = judge if through is None else through
         found = []
         for number, (x, y) in enumerate(self.batches):
+            check_same_labels(y, self._labels[number])
             with separate_randomness(self.seed + number):
                 x_adv = x if attack is None else attack(through, x, y)
                 check_attacked(x_adv, x)

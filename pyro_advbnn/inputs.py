@@ -98,6 +98,12 @@ def pair(batch):
     return batch
 
 
+def check_same_labels(y, before):
+    """Raises InputError where a batch has not the labels that it had when the batches were gone through before."""
+    if not torch.equal(y, before):
+        raise InputError("the batches must come in the same order each time that they are gone through: do not shuffle them")
+
+
 def _answer(classifier, x):
     try:
         return logits_of(classifier, x.clone())          # cloned: a first layer may work in place

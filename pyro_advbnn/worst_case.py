@@ -14,7 +14,15 @@ import torch
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, separate_randomness
-from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_probabilities, logits_of
+from pyro_advbnn.inputs import (
+    check_attacked,
+    check_classifier,
+    check_images,
+    check_labels,
+    check_probabilities,
+    check_same_labels,
+    logits_of,
+)
 
 CLEAN = "none"
 
@@ -22,9 +30,9 @@ CLEAN = "none"
 def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0):
     """The share of images that no attack breaks, as a row: accuracy in [0, 1] with its 95% Wilson interval, and the spread.
 
-    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again. attacks: {name: callable
-    (classifier, x, y) -> x_adv}, tried in this order on what is left; clean images come first of themselves. The columns
-    are those of `summary`.
+    batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again, in the same order. attacks:
+    {name: callable (classifier, x, y) -> x_adv}, tried in this order on what is left; clean images come first of themselves.
+    The columns are those of `summary`.
 
     Raises InputError for images, labels, attacked images and modules that are not fit (see `inputs`), and for num_samples
     below 1.
@@ -41,10 +49,14 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
     known: a callable (name, indices) that gives these rows where it has them all, else None.
     """
-    left = set()
+    left, labels = set(), {}
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
         for number, (x, y) in enumerate(batches):
+            if attack is None:                           # the first of all
+                check_images(x)
+                check_labels(y, check_classifier(classifier, x[:2], gradient=False), x)
+            check_same_labels(y, labels.setdefault(number, y))
             here = [i for i in range(len(y)) if first + i not in left]
             indices, first = [first + i for i in here], first + len(y)
             if not here:
@@ -113,10 +125,7 @@ def course(rows, names):
 
 def _rows(classifier, name, attack, x, y, indices, num_samples):
     began, x_adv = time.perf_counter(), x
-    if attack is None:                                   # the first of all
-        check_images(x)
-        check_labels(y, check_classifier(classifier, x[:2], gradient=False), x)
-    else:
+    if attack is not None:
         x_adv = attack(classifier, x, y)
         check_attacked(x_adv, x)
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
