@@ -228,8 +228,10 @@ def test_the_start_comes_from_the_generator_alone(batch):
 
 
 def test_epsilon_zero_returns_the_images_unchanged(batch):
-    x_adv = APGD(0.0)(Linear(), *batch)
+    counting = Counting(Linear())
+    x_adv = APGD(0.0)(counting, *batch)
     assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+    assert counting.with_gradient == counting.without == 0
 
 
 def test_its_name_tells_the_loss():
