@@ -7,7 +7,8 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.apgd import APGD, checkpoints, draws_anew
-from pyro_advbnn.attack_losses import expected_loss
+from pyro_advbnn.attack_losses import AVERAGES, expected_loss, loss_and_gradient
+from pyro_advbnn.attacks import RandomNoise, frozen
 from pyro_advbnn.norms import BALLS
 
 
@@ -279,3 +280,33 @@ def test_an_answer_is_wrong_where_that_averaged_over_the_draws_is():
     for average in ("gradient", "probability"):
         points = APGD(0.1, attack_samples=2, average=average)._at(Alternating(), x, y)
         assert not points.is_wrong.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_on_a_gpu_attacks_stay_in_the_ball_and_draw_their_starts_from_its_generator(batch, norm, average):
+    x, y = (part.cuda() for part in batch)
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1).cuda()
+    generator = torch.Generator("cuda").manual_seed(1)
+    settings = {"loss": "margin", "average": average, "attack_samples": 2, "norm": norm, "generator": generator}
+    for attack in (APGD(0.1, 5, restarts=2, **settings), ab.PGD(0.1, num_steps=3, momentum=1.0, restarts=2, **settings),
+                   RandomNoise(0.1, num_tries=2, **settings)):
+        x_adv = attack(classifier, x, y)
+        assert x_adv.device == x.device and (BALLS[norm].size(x_adv - x) <= 0.1 * (1 + 1e-5)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_probability_average_keeps_its_draws_on_the_way_back():
+    x, y = torch.rand(6, 1, 8, 8, device="cuda"), torch.randint(10, (6,), device="cuda")
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.3).cuda()
+    with ab.eval_mode(classifier), frozen(classifier):
+        torch.manual_seed(1)
+        _, gradient = loss_and_gradient(classifier, x, y, attack_samples=3, average="probability")
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        answer = torch.stack([classifier(leaf).softmax(1) for _ in range(3)]).mean(0).log()
+    expected, = torch.autograd.grad(nn.functional.nll_loss(answer, y, reduction="sum"), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
