@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_advbnn.attack_losses import check_loss, loss_and_gradient, loss_name, losses_together
-from pyro_advbnn.attacks import check_at_least, eval_mode, frozen, keep_worse
+from pyro_advbnn.attack_losses import LOSSES, check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks import check_at_least, eval_mode, frozen
 from pyro_advbnn.norms import BALLS, check_ball, per_image
 
 SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before
@@ -24,11 +24,13 @@ FIRST_PERIOD, SHRINKAGE, SHORTEST_PERIOD = 22, 3, 6      # between checkpoints, 
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD, a callable (classifier, x, y) -> x_adv: of each image the point of the largest averaged loss that it met.
+    """Auto-PGD, a callable (classifier, x, y) -> x_adv: of the points of an image that it meets the best.
+
+    That is the one of the largest averaged loss among those whose averaged answer is wrong or, where none is, among all.
 
     loss, attack_samples, average: as in `attack_losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
-    num_steps times attack_samples forward calls of twice the batch. Between runs `attacks.keep_worse` decides.
+    num_steps times attack_samples forward calls of twice the batch.
 
     Raises InputError for settings out of range.
     """
@@ -59,10 +61,10 @@ class APGD:
             return x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
             is_random = draws_anew(classifier, x)
-            x_adv = self._run(classifier, x, y, is_random)
+            best = self._run(classifier, x, y, is_random)
             for _ in range(self.restarts - 1):
-                x_adv = keep_worse(classifier, x_adv, self._run(classifier, x, y, is_random), y, **self._measure)
-        return x_adv
+                best, _ = self._better(classifier, self._run(classifier, x, y, is_random), best, y, is_random)
+        return best.x_adv
 
     def _run(self, classifier, x, y, is_random):
         ball, steps = BALLS[self.norm](x, self.epsilon), _Steps(len(x), 2 * self.epsilon, self.num_steps, x)
@@ -73,22 +75,24 @@ class APGD:
             best, is_better = self._better(classifier, after, best, y, is_random)
             go_back = steps.count(k, after.losses > now.losses, is_better)
             x_before, now = now.x_adv, after if go_back is None else _chosen(go_back, best, after)
-        return best.x_adv
+        return best
 
     def _at(self, classifier, x_adv, y):
-        return _Points(x_adv, *loss_and_gradient(classifier, x_adv, y, **self._measure))
+        noting = _Noting(self.loss)
+        return _Points(x_adv, *loss_and_gradient(classifier, x_adv, y, **self._measure(noting)), noting.is_wrong())
 
     def _better(self, classifier, now, best, y, is_random):
-        """(the better of the two for each image, where that is `now`)."""
+        """(the better of the two for each image, where that is `now`): a wrong answer first, then the larger loss."""
         if is_random:
-            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **self._measure)
-            now, best = now._replace(losses=losses[0]), best._replace(losses=losses[1])
-        is_better = now.losses > best.losses
+            noting = _Noting(self.loss)
+            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **self._measure(noting))
+            now, best = (points._replace(losses=loss, is_wrong=is_wrong) for points, loss, is_wrong in
+                         zip((now, best), losses, noting.is_wrong().chunk(2), strict=True))
+        is_better = torch.where(now.is_wrong == best.is_wrong, now.losses > best.losses, now.is_wrong)
         return _chosen(is_better, now, best), is_better
 
-    @property
-    def _measure(self):
-        return {"loss": self.loss, "attack_samples": self.attack_samples, "average": self.average}
+    def _measure(self, loss):
+        return {"loss": loss, "attack_samples": self.attack_samples, "average": self.average}
 
 
 def checkpoints(num_steps):
@@ -110,11 +114,28 @@ def draws_anew(classifier, x):
 
 
 class _Points(NamedTuple):
-    """A point of each image, its loss (B,) and its gradient."""
+    """A point of each image, its loss (B,), its gradient, and whether the averaged answer is wrong there (B,)."""
 
     x_adv: torch.Tensor
     losses: torch.Tensor
     gradient: torch.Tensor
+    is_wrong: torch.Tensor
+
+
+class _Noting:
+    """A loss that notes the answers that it is given, for `is_wrong` after all draws."""
+
+    def __init__(self, loss):
+        self._function, self._answers = loss if callable(loss) else LOSSES[loss], []
+
+    def __call__(self, logits, y):
+        self._answers.append(logits.detach().softmax(-1))
+        self._y = y
+        return self._function(logits, y)
+
+    def is_wrong(self):
+        """Where (B,) the mean softmax of all answers is largest for another class than the true one."""
+        return torch.stack(self._answers).mean(0).argmax(1) != self._y
 
 
 class _Steps:

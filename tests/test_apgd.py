@@ -7,7 +7,8 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.apgd import APGD, checkpoints, draws_anew
-from pyro_advbnn.attack_losses import expected_loss
+from pyro_advbnn.attack_losses import AVERAGES, expected_loss, loss_and_gradient
+from pyro_advbnn.attacks import RandomNoise, frozen
 from pyro_advbnn.norms import BALLS
 
 
@@ -95,6 +96,25 @@ def test_the_worst_point_of_a_linear_network_of_two_classes_is_found(norm):
     torch.testing.assert_close(x_adv, x + 0.2 * BALLS[norm].ascent(slope), rtol=0, atol=1e-4)
 
 
+class Turncoat(nn.Module):
+    """Its answers are wrong just where the pixels are near 0.5, and there their losses are smaller than anywhere else."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        near = (mean - 0.5).abs() < 0.1
+        true = torch.where(near, 0.0, 0.1) + 0 * mean
+        other = torch.where(near, 0.1, 0.0) + 0 * mean
+        return torch.stack([true, other, *12 * [torch.where(near, -5.0, 0.0) + mean - 1]], 1)
+
+
+def test_a_point_where_the_answer_is_wrong_is_kept_however_large_the_loss_of_right_ones():
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    network = Turncoat()
+    x_adv = APGD(0.4, num_steps=20)(network, x, y)
+    assert expected_loss(network, x + 0.4, y).mean() > expected_loss(network, x_adv, y).mean() + 1
+    assert accuracy(network, x_adv, y) == 0 and accuracy(network, x + 0.4, y) == 1
+
+
 class Valley(nn.Module):
     """The margin is largest at `summit`, from where it falls in some pixels a thousand times as steeply as in others."""
 
@@ -128,13 +148,24 @@ def test_a_huge_scale_of_the_logits_does_not_help_against_dlr(trained, scale):
     assert accuracy(network, APGD(0.1, 20, loss="dlr")(Scaled(), x, y), y) < 0.5 < accuracy(network, x, y)
 
 
-def test_more_restarts_never_lower_the_loss(trained):
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_more_restarts_never_lower_the_loss(trained, loss):
     network, x, y = trained
     losses = []
     for restarts in (1, 3):
         torch.manual_seed(1)
-        losses.append(expected_loss(network, APGD(0.1, 5, restarts=restarts)(network, x, y), y))
+        x_adv = APGD(0.1, 5, loss=loss, restarts=restarts)(network, x, y)
+        losses.append(expected_loss(network, x_adv, y, loss=loss))
     assert (losses[1] >= losses[0]).all() and (losses[1] > losses[0]).any()
+
+
+def test_more_restarts_never_put_an_answer_right(trained):
+    network, x, y = trained
+    right = []
+    for restarts in (1, 3):
+        torch.manual_seed(1)
+        right.append(network(APGD(0.1, 5, restarts=restarts)(network, x, y)).argmax(1) == y)
+    assert (right[1] <= right[0]).all() and right[1].sum() < right[0].sum()
 
 
 def test_a_run_costs_what_it_says(batch):
@@ -154,7 +185,7 @@ def test_it_knows_a_random_classifier():
 
 
 class Lucky(nn.Module):
-    """The margin is the mean of the pixels over that of noise, which hits the first calls with a gradient hard."""
+    """The brighter the image, the nearer its answer is to being wrong, which it is in the first call with a gradient alone."""
 
     def __init__(self, luck):
         super().__init__()
@@ -163,7 +194,7 @@ class Lucky(nn.Module):
     def forward(self, x):
         self.calls += x.requires_grad
         noise = self.luck if x.requires_grad and self.calls == 1 else 0.01 * torch.randn(())
-        margin = 10 * x.flatten(1).mean(1) + noise
+        margin = 10 * x.flatten(1).mean(1) - 100 + noise
         return torch.stack([-margin, margin], 1)
 
 
@@ -198,8 +229,10 @@ def test_the_start_comes_from_the_generator_alone(batch):
 
 
 def test_epsilon_zero_returns_the_images_unchanged(batch):
-    x_adv = APGD(0.0)(Linear(), *batch)
+    counting = Counting(Linear())
+    x_adv = APGD(0.0)(counting, *batch)
     assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+    assert counting.with_gradient == counting.without == 0
 
 
 def test_its_name_tells_the_loss():
@@ -232,3 +265,48 @@ def test_it_breaks_as_many_images_from_the_same_start_as_another_implementation(
     assert accuracy(network, ours, y) == pytest.approx(theirs, abs=1.5 / len(y))
     same = (expected_loss(network, ours, y, loss=loss) - losses).abs() < 1e-3
     assert same.float().mean() > 0.75
+
+
+def test_an_answer_is_wrong_where_that_averaged_over_the_draws_is():
+    class Alternating(nn.Module):
+        """Wrong in its first draw by a little, right in its second by much."""
+
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            margin = (0.1 if self.calls % 2 else -3) + 0 * x.flatten(1).mean(1)
+            return torch.stack([torch.zeros_like(margin), margin], 1)
+
+    x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
+    for average in ("gradient", "probability"):
+        points = APGD(0.1, attack_samples=2, average=average)._at(Alternating(), x, y)
+        assert not points.is_wrong.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_on_a_gpu_attacks_stay_in_the_ball_and_draw_their_starts_from_its_generator(batch, norm, average):
+    x, y = (part.cuda() for part in batch)
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1).cuda()
+    generator = torch.Generator("cuda").manual_seed(1)
+    settings = {"loss": "margin", "average": average, "attack_samples": 2, "norm": norm, "generator": generator}
+    for attack in (APGD(0.1, 5, restarts=2, **settings), ab.PGD(0.1, num_steps=3, momentum=1.0, restarts=2, **settings),
+                   RandomNoise(0.1, num_tries=2, **settings)):
+        x_adv = attack(classifier, x, y)
+        assert x_adv.device == x.device and (BALLS[norm].size(x_adv - x) <= 0.1 * (1 + 1e-5)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_probability_average_keeps_its_draws_on_the_way_back():
+    x, y = torch.rand(6, 1, 8, 8, device="cuda"), torch.randint(10, (6,), device="cuda")
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.3).cuda()
+    with ab.eval_mode(classifier), frozen(classifier):
+        torch.manual_seed(1)
+        _, gradient = loss_and_gradient(classifier, x, y, attack_samples=3, average="probability")
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        answer = torch.stack([classifier(leaf).softmax(1) for _ in range(3)]).mean(0).log()
+    expected, = torch.autograd.grad(nn.functional.nll_loss(answer, y, reduction="sum"), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)

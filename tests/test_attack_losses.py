@@ -239,8 +239,9 @@ def test_a_network_that_works_in_place_on_its_input_leaves_the_images_alone(batc
     network = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 5))
     before = x.clone()
     loss_and_gradient(network, x, y, attack_samples=2, average=average)
-    expected_loss(network, x, y, attack_samples=2, average=average)
+    losses = expected_loss(network, x, y, attack_samples=2, average=average)
     assert torch.equal(x, before)
+    assert not losses.requires_grad                      # though that of the network's weights was there to take
 
 
 @pytest.mark.parametrize(("wrong", "message"), [

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.attack_losses import LOSSES, expected_loss
+from pyro_advbnn.attack_losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import RandomNoise, auto_step_size, keep_worse
 from pyro_advbnn.norms import BALLS
 from pyro_advbnn.posteriors import MeanFieldNormal
@@ -425,6 +425,20 @@ def test_an_attack_on_the_averaged_probability_breaks_a_random_network(batch):
         before, after = (expected_loss(classifier, images, y, loss="margin", attack_samples=100, average="probability")
                          for images in (x, attack(classifier, x, y)))
     assert (after > before).all()
+
+
+def test_the_average_is_that_of_the_settings(batch):
+    x, y = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long)
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), init_std=1.0)
+    moved = {}
+    for average in ("gradient", "probability"):
+        torch.manual_seed(1)
+        moved[average] = ab.PGD(0.1, 0.1, 1, 4, average=average)(classifier, x, y) - x
+        torch.manual_seed(1)
+        with ab.eval_mode(classifier):
+            _, gradient = loss_and_gradient(classifier, x, y, attack_samples=4, average=average)
+        torch.testing.assert_close(moved[average], 0.1 * gradient.sign())
+    assert not torch.equal(moved["gradient"], moved["probability"])
 
 
 def test_the_name_tells_what_is_not_as_in_the_paper():
