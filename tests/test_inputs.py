@@ -169,9 +169,9 @@ def test_unusual_logits_pass(batch, change):
     assert inputs.check_classifier(Answering(change), batch[0]) == 3
 
 
-def test_images_made_in_inference_mode_pass():
+def test_images_made_in_inference_mode_pass(batch):
     with torch.inference_mode():
-        x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 1])
+        x, y = batch[0].clone(), batch[1]
     assert inputs.check_classifier(Answering(), x) == 3
     assert ab.robust_accuracy(Answering(), [(x, y)], ab.PGD(0.1))["num_examples"] == 4
 
