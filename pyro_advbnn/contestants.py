@@ -10,7 +10,7 @@ from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.attacks import PGD, frozen, input_gradient
 from pyro_advbnn.classifiers import BayesianClassifier, Classifier
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict, robust_accuracy
+from pyro_advbnn.evaluation import count_correct, predict
 from pyro_advbnn.measurement import Stopwatch, count_flops
 from pyro_advbnn.peers import AuthorsStyle, PlainPyro
 from pyro_advbnn.precision import arithmetic, batch_format
@@ -171,12 +171,15 @@ def normals(network, work):
 
 
 def evaluation(network, work):
-    """An attack of EVALUATION_STEPS steps and a prediction."""
+    """An attack of EVALUATION_STEPS steps and a prediction: what `robust_accuracy` does for each batch.
+
+    Its trial of the module, two images once in a whole evaluation, is not in it.
+    """
     classifier, attack = BayesianClassifier(network, PRIOR_STD, INIT_STD).eval(), work.attack(EVALUATION_STEPS)
 
     def call():
         with work.arithmetic():
-            robust_accuracy(classifier, [(work.x, work.y)], attack, num_samples=work.num_samples)
+            count_correct(classifier, [(work.x, work.y)], attack, num_samples=work.num_samples)
     return call
 
 

@@ -322,12 +322,11 @@ def test_arts_autoattack_drops_images_after_lucky_answers_too(hazard, art_auto_a
     assert art_auto_attack.reported > 0.97
 
 
-def test_foolbox_leaves_gradients_in_the_parameters(trained, batch):
+def test_foolbox_leaves_gradients_in_parameters_that_require_one(trained, batch):
     classifier = copy.deepcopy(trained["bnn"])
     classifier.zero_grad()
     foolbox_attack(steps=1)(classifier, *batch)
     assert all(p.grad is not None for p in classifier.parameters())
-    ab.pgd(classifier.requires_grad_(False), *batch, epsilon=0.1, step_size=0.1, num_steps=1)
-    classifier.zero_grad()
+    classifier.requires_grad_(False).zero_grad()
     foolbox_attack(steps=1)(classifier, *batch)
     assert all(p.grad is None for p in classifier.parameters())

@@ -169,6 +169,13 @@ def test_unusual_logits_pass(batch, change):
     assert inputs.check_classifier(Answering(change), batch[0]) == 3
 
 
+def test_images_made_in_inference_mode_pass(batch):
+    with torch.inference_mode():
+        x, y = batch[0].clone(), batch[1]
+    assert inputs.check_classifier(Answering(), x) == 3
+    assert ab.robust_accuracy(Answering(), [(x, y)], ab.PGD(0.1))["num_examples"] == 4
+
+
 def test_one_hot_logits_are_not_taken_for_probabilities(batch):
     inputs.check_classifier(Answering(lambda z: z * 0 + torch.tensor([1.0, 0.0, 0.0])), batch[0])
 
