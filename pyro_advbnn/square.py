@@ -1,0 +1,109 @@
+"""Square Attack: a black-box attack on any module that maps images in [0, 1] to logits, random or not.
+
+It asks for answers alone, so that it also breaks what merely hides its gradient (Athalye et al. 2018).
+"""
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pyro_advbnn.attack_losses import check_loss, expected_loss
+from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Square:
+    """Random search with squares in the l_inf ball of radius epsilon (Andriushchenko et al. 2020, Algorithms 1 and 2).
+
+    A callable (classifier, x, y) -> x_adv. Of num_queries >= 0 proposals per image the first is vertical stripes at the
+    border of the ball; each further one sets a square, per channel, to +-epsilon. The square's share of the image is p_init
+    in (0, 1] at first and halves on the authors' schedule, stretched to num_queries. A proposal replaces the current
+    point where its `loss` (`attack_losses`), averaged over attack_samples draws, is larger.
+
+    A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
+    lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
+    calls of twice the batch. remeasure=False keeps the current loss instead, for half of that: right where a
+    classifier answers alike in each call, too weak otherwise. All own randomness comes from `generator`, on x's device.
+
+    Raises InputError for settings out of range.
+    """
+
+    epsilon: float
+    num_queries: int = 1000
+    attack_samples: int = 1
+    average: str = "probability"
+    loss: str | Callable = "margin"
+    p_init: float = 0.8
+    generator: torch.Generator | None = None
+    remeasure: bool = True
+
+    name = "square"
+
+    def __post_init__(self):
+        if not 0 <= self.epsilon <= 1:
+            raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {self.epsilon}")
+        if self.num_queries < 0:
+            raise InputError(f"num_queries must be at least 0, got {self.num_queries}")
+        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        if not 0 < self.p_init <= 1:
+            raise InputError(f"p_init must lie in (0, 1], got {self.p_init}")
+
+    def __call__(self, classifier, x, y):
+        x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
+        return x_adv
+
+    def iterates(self, classifier, x, y):
+        """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_queries queries."""
+        x_adv = x.detach().clone()
+        yield x_adv
+        ball = (x_adv - self.epsilon).clamp_(0, 1), (x_adv + self.epsilon).clamp_(0, 1)
+        with eval_mode(classifier), frozen(classifier):
+            kept = None if self.remeasure else self._losses(classifier, x_adv, y)
+            for query in range(self.num_queries if self.epsilon > 0 else 0):
+                proposal = self._squares(x_adv, ball, query) if query else self._stripes(ball)
+                current, proposed = self._both_losses(classifier, x_adv, proposal, y, kept)
+                better = proposed > current
+                x_adv = torch.where(better[:, None, None, None], proposal, x_adv)
+                kept = None if self.remeasure else torch.where(better, proposed, current)
+                yield x_adv
+
+    def side(self, query, height, width):
+        """The side of the square of query number `query` >= 1, from 1 to the shorter side of the image."""
+        share = self.p_init / 2 ** sum(10_000 * query > at * self.num_queries for at in _HALVINGS)
+        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+
+    def _stripes(self, ball):
+        low, high = ball
+        return torch.where(self._signs((*low.shape[:2], 1, low.shape[3]), low.device), high, low)
+
+    def _squares(self, x_adv, ball, query):
+        """x_adv with one square per image, at a place of its own, at the upper or the lower border of the ball."""
+        (low, high), (b, c, h, w), device = ball, x_adv.shape, x_adv.device
+        side = self.side(query, h, w)
+        rows, columns = (self._strip(b, length, side, device) for length in (h, w))
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(inside, torch.where(self._signs((b, c, 1, 1), device), high, low), x_adv)
+
+    def _strip(self, size, length, side, device):
+        """(size, length): true on `side` neighbours, anywhere."""
+        start = torch.randint(length - side + 1, (size, 1), generator=self.generator, device=device)
+        place = torch.arange(length, device=device)
+        return (place >= start) & (place < start + side)
+
+    def _signs(self, shape, device):
+        return torch.randint(2, shape, generator=self.generator, device=device, dtype=torch.bool)
+
+    def _both_losses(self, classifier, x_adv, proposal, y, kept):
+        if kept is not None:
+            return kept, self._losses(classifier, proposal, y)
+        return self._losses(classifier, torch.cat([x_adv, proposal]), torch.cat([y, y])).chunk(2)
+
+    def _losses(self, classifier, x, y):
+        return expected_loss(classifier, x, y, loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+
+
+# The authors' code halves the square's share after these queries of 10,000.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
