@@ -6,6 +6,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
+from pyro_advbnn.attack_losses import expected_loss
 from pyro_advbnn.evaluation import attack_fields
 from pyro_advbnn.square import Square
 
@@ -42,16 +43,14 @@ def linear(num_classes=10):
 
 
 def margins(network, x, y):
-    logits = network(x).detach()
-    own = logits.gather(1, y[:, None])[:, 0]
-    return logits.scatter(1, y[:, None], -math.inf).amax(1) - own
+    return expected_loss(network, x, y, loss="margin")
 
 
 def test_every_iterate_stays_in_the_ball_and_in_the_unit_range(batch):
     x, y = batch
     network = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=0.2)
-    for remeasure in (True, False):
-        iterates = list(Square(0.1, num_queries=30, remeasure=remeasure).iterates(network, x, y))
+    for loss, remeasure in (("margin", True), ("ce", False)):
+        iterates = list(Square(0.1, 30, loss=loss, remeasure=remeasure).iterates(network, x, y))
         assert len(iterates) == 31 and torch.equal(iterates[0], x)
         for x_adv in iterates:
             assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
@@ -61,16 +60,33 @@ def test_every_iterate_stays_in_the_ball_and_in_the_unit_range(batch):
 def test_the_loss_of_a_deterministic_network_never_falls(batch):
     x, y = batch
     network = linear()
-    for remeasure in (True, False):
-        losses = torch.stack([margins(network, z, y) for z in Square(0.1, 60, remeasure=remeasure).iterates(network, x, y)])
+    for loss, remeasure in (("margin", True), ("ce", False)):
+        iterates = Square(0.1, 60, loss=loss, remeasure=remeasure).iterates(network, x, y)
+        losses = torch.stack([expected_loss(network, z, y, loss=loss) for z in iterates])
         assert (losses.diff(dim=0) >= -1e-5).all() and (losses[-1] > losses[0] + 0.05).all()
 
 
 def test_the_current_loss_of_a_deterministic_network_need_not_be_measured_anew(batch):
     network, runs = linear(), []
     for remeasure in (True, False):
-        runs.append(Square(0.1, 40, generator=torch.Generator().manual_seed(1), remeasure=remeasure)(network, *batch))
+        attack = Square(0.1, 40, loss="ce", generator=torch.Generator().manual_seed(1), remeasure=remeasure)
+        runs.append(attack(network, *batch))
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(("loss", "left_alone"), [("margin", True), ("ce", False)])
+def test_an_image_is_left_alone_once_a_deterministic_network_loses_its_label(batch, loss, left_alone):
+    network = Bright()
+    x, y = batch[0], torch.tensor([0, 1, 0, 1, 1, 0])    # 0 is wrong from the start, 1 holds
+    x_adv = Square(0.1, 10, loss=loss, remeasure=False)(network, x, y)
+    assert [len(seen) for seen in network.seen] == [6] + 10 * [3 if left_alone else 6]
+    assert torch.equal(x_adv[y == 0], x[y == 0]) is left_alone
+
+
+def test_nothing_is_asked_once_every_label_is_lost(batch):
+    network = Bright()
+    Square(0.1, 10, remeasure=False)(network, batch[0], ZEROS)
+    assert len(network.seen) == 1
 
 
 def test_many_queries_come_close_to_the_optimum_of_a_linear_network(batch):
