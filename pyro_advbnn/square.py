@@ -95,7 +95,7 @@ class Square:
         return (place >= start) & (place < start + side)
 
     def _signs(self, shape, device):
-        return torch.randint(2, shape, generator=self.generator, device=device, dtype=torch.bool)
+        return torch.rand(shape, generator=self.generator, device=device) < 0.5
 
     def _both_losses(self, classifier, x_adv, proposal, y, kept):
         if kept is None:

@@ -145,6 +145,15 @@ def test_settings_out_of_range_are_refused(wrong):
         CarliniWagner(**({"epsilon": 0.5} | wrong))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_change_is_as_small_as_the_distance_to_the_plane_on_a_gpu(batch):
+    x, y, network = batch[0].cuda(), batch[1].cuda(), Halfspace().cuda()
+    x_adv = CarliniWagner(math.inf, 150, 7, num_samples=1)(network, x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")                   # the other library's
 def test_the_changes_are_as_small_as_foolboxs():

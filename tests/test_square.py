@@ -199,8 +199,9 @@ def test_its_own_randomness_comes_from_its_generator_alone(batch):
 
 @pytest.mark.parametrize("attack", [Square(0.0, 5), Square(0.1, 0)])
 def test_nothing_changes_without_a_ball_or_without_queries(attack, batch):
-    x_adv = attack(Bright(), batch[0], ZEROS)
-    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+    network = Bright()
+    x_adv = attack(network, batch[0], ZEROS)
+    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0] and not network.seen
 
 
 def test_it_breaks_a_network_whose_gradient_is_zero(batch):
@@ -220,13 +221,13 @@ def test_it_breaks_a_network_whose_gradient_is_zero(batch):
     assert (network(Square(0.3, 300)(network, x, y)).argmax(1) != y).all()
 
 
-@pytest.mark.parametrize("loss", ["ce", "dlr", lambda logits, y: -logits.gather(1, y[:, None])[:, 0]])
+@pytest.mark.parametrize("loss", ["ce", "dlr", lambda logits, y: logits[:, 3]])
 def test_any_loss_can_be_raised(batch, loss):
     x, y = batch
     network = linear()
-    x_adv = Square(0.2, 200, loss=loss)(network, x, y)
-    probabilities = [network(z).softmax(1).gather(1, y[:, None]).detach() for z in (x, x_adv)]
-    assert (probabilities[1] < probabilities[0]).all()
+    before, after = (expected_loss(network, images, y, loss=loss, average="probability")
+                     for images in (x, Square(0.2, 200, loss=loss)(network, x, y)))
+    assert (after > before + 0.01).all()
 
 
 def test_an_attacks_row_says_what_it_was():
@@ -241,6 +242,19 @@ def test_settings_out_of_range_are_refused(wrong):
     name, = wrong
     with pytest.raises(ab.InputError, match=name):
         Square(**({"epsilon": 0.1} | wrong))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_breaks_a_bayesian_classifier_on_a_gpu(batch):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=0.05).cuda()
+    x = batch[0].cuda()
+    y = ab.predict(classifier, x).argmax(1)
+    attack = Square(0.3, 200, attack_samples=2, generator=torch.Generator("cuda").manual_seed(0))
+    x_adv = attack(classifier, x, y)
+    assert (x_adv - x).abs().max() <= 0.3 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1 and x_adv.is_cuda
+    before, after = (ab.predict(classifier, images).gather(1, y[:, None]) for images in (x, x_adv))
+    assert (after < before).all()
 
 
 @pytest.mark.slow
