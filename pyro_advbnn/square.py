@@ -25,8 +25,9 @@ class Square:
 
     A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
     lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
-    calls of twice the batch. remeasure=False keeps the current loss instead, for half of that: right where a
-    classifier answers alike in each call, too weak otherwise. All own randomness comes from `generator`, on x's device.
+    calls of twice the batch. remeasure=False keeps the current loss instead, for half of that, and leaves an image alone
+    once its margin or dlr says that it is broken: right where a classifier answers alike in each call, too weak otherwise.
+    All own randomness comes from `generator`, on x's device.
 
     Raises InputError for settings out of range.
     """
@@ -94,12 +95,16 @@ class Square:
         return (place >= start) & (place < start + side)
 
     def _signs(self, shape, device):
-        return torch.randint(2, shape, generator=self.generator, device=device, dtype=torch.bool)
+        return torch.rand(shape, generator=self.generator, device=device) < 0.5
 
     def _both_losses(self, classifier, x_adv, proposal, y, kept):
-        if kept is not None:
-            return kept, self._losses(classifier, proposal, y)
-        return self._losses(classifier, torch.cat([x_adv, proposal]), torch.cat([y, y])).chunk(2)
+        if kept is None:
+            return self._losses(classifier, torch.cat([x_adv, proposal]), torch.cat([y, y])).chunk(2)
+        standing = (kept <= (0 if self.loss in _ABOVE_ZERO_IF_BROKEN else math.inf)).nonzero().flatten()
+        proposed = kept.clone()
+        if len(standing):
+            proposed[standing] = self._losses(classifier, proposal[standing], y[standing])
+        return kept, proposed
 
     def _losses(self, classifier, x, y):
         return expected_loss(classifier, x, y, loss=self.loss, attack_samples=self.attack_samples, average=self.average)
@@ -107,3 +112,4 @@ class Square:
 
 # The authors' code halves the square's share after these queries of 10,000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_ABOVE_ZERO_IF_BROKEN = ("margin", "dlr")

@@ -84,8 +84,27 @@ def test_an_image_that_is_wrong_already_comes_back_clean(batch):
 def test_borders_of_the_range_are_no_obstacle():
     x, network = torch.cat([torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)]), Halfspace()
     y = network(x).argmax(1)
-    x_adv = CarliniWagner(math.inf, num_samples=1)(network, x, y)
-    assert torch.isfinite(x_adv).all() and x_adv.min() >= 0 and x_adv.max() <= 1
+    x_adv = CarliniWagner(math.inf, 150, 4, step_size=0.1, initial_const=1.0, num_samples=1)(network, x, y)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (network(x_adv).argmax(1) != y).all()
+
+
+def test_objective_and_judge_both_ask_for_the_confidence(batch):
+    x, y = batch[0][:1], torch.zeros(1, dtype=torch.long)
+    logits = torch.tensor([[0.0, 0.5, -1.0]])            # broken, by a margin of 0.5
+    for confidence, missing in ((0.4, 0.0), (0.8, -0.3)):
+        attack = CarliniWagner(1.0, confidence=confidence, num_samples=2)
+        torch.testing.assert_close(attack._shortfall(logits, y), torch.tensor([missing]))
+        assert attack._breaks(lambda x: logits, x, y).item() is (missing == 0)
+
+
+def test_the_constant_of_each_image_is_searched_up_tenfold_then_between_failure_and_success(batch, monkeypatch):
+    seen, needed = [], torch.tensor([0.7] + 7 * [math.inf])
+    monkeypatch.setattr(CarliniWagner, "_descend", lambda self, classifier, x, y, constants, best: (
+        seen.append(constants), constants >= needed)[1])
+    CarliniWagner(1.0, binary_search_steps=6, num_samples=1)(Halfspace(), *batch)
+    assert [c[0].item() for c in seen] == pytest.approx([0.01, 0.1, 1.0, 0.55, 0.775, 0.6625])
+    assert [c[1].item() for c in seen] == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0, 1000.0])
 
 
 def test_a_random_classifier_is_judged_by_the_average_of_fresh_draws_not_by_lucky_ones(batch):
@@ -100,9 +119,10 @@ def test_a_random_classifier_is_judged_by_the_average_of_fresh_draws_not_by_luck
 
 
 def test_the_averaged_prediction_of_a_bayesian_classifier_is_broken():
-    network, x, y = trained_on_digits(200, bayesian=True)
+    network, x, y = trained_on_digits(150, bayesian=True)
     x, y = x[:10], y[:10]
-    x_adv = CarliniWagner(math.inf, 50, 4, attack_samples=2, confidence=0.5, step_size=0.1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 40, 4, attack_samples=2, confidence=0.5, step_size=0.1,
+                          num_samples=10)(network, x, y)
     with torch.no_grad():
         before, after = ((ab.predict(network, z, num_samples=100).argmax(1) == y).float().mean() for z in (x, x_adv))
     assert before > 0.9 and after < 0.15
@@ -142,6 +162,15 @@ def test_settings_out_of_range_are_refused(wrong):
     name, = wrong
     with pytest.raises(ab.InputError, match=name):
         CarliniWagner(**({"epsilon": 0.5} | wrong))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_change_is_as_small_as_the_distance_to_the_plane_on_a_gpu(batch):
+    x, y, network = batch[0].cuda(), batch[1].cuda(), Halfspace().cuda()
+    x_adv = CarliniWagner(math.inf, 150, 7, num_samples=1)(network, x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
+from pyro_advbnn.attack_losses import expected_loss
 from pyro_advbnn.evaluation import attack_fields
 from pyro_advbnn.square import Square
 
@@ -42,16 +43,14 @@ def linear(num_classes=10):
 
 
 def margins(network, x, y):
-    logits = network(x).detach()
-    own = logits.gather(1, y[:, None])[:, 0]
-    return logits.scatter(1, y[:, None], -math.inf).amax(1) - own
+    return expected_loss(network, x, y, loss="margin")
 
 
 def test_every_iterate_stays_in_the_ball_and_in_the_unit_range(batch):
     x, y = batch
     network = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=0.2)
-    for remeasure in (True, False):
-        iterates = list(Square(0.1, num_queries=30, remeasure=remeasure).iterates(network, x, y))
+    for loss, remeasure in (("margin", True), ("ce", False)):
+        iterates = list(Square(0.1, 30, loss=loss, remeasure=remeasure).iterates(network, x, y))
         assert len(iterates) == 31 and torch.equal(iterates[0], x)
         for x_adv in iterates:
             assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
@@ -61,16 +60,33 @@ def test_every_iterate_stays_in_the_ball_and_in_the_unit_range(batch):
 def test_the_loss_of_a_deterministic_network_never_falls(batch):
     x, y = batch
     network = linear()
-    for remeasure in (True, False):
-        losses = torch.stack([margins(network, z, y) for z in Square(0.1, 60, remeasure=remeasure).iterates(network, x, y)])
+    for loss, remeasure in (("margin", True), ("ce", False)):
+        iterates = Square(0.1, 60, loss=loss, remeasure=remeasure).iterates(network, x, y)
+        losses = torch.stack([expected_loss(network, z, y, loss=loss) for z in iterates])
         assert (losses.diff(dim=0) >= -1e-5).all() and (losses[-1] > losses[0] + 0.05).all()
 
 
 def test_the_current_loss_of_a_deterministic_network_need_not_be_measured_anew(batch):
     network, runs = linear(), []
     for remeasure in (True, False):
-        runs.append(Square(0.1, 40, generator=torch.Generator().manual_seed(1), remeasure=remeasure)(network, *batch))
+        attack = Square(0.1, 40, loss="ce", generator=torch.Generator().manual_seed(1), remeasure=remeasure)
+        runs.append(attack(network, *batch))
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(("loss", "left_alone"), [("margin", True), ("ce", False)])
+def test_an_image_is_left_alone_once_a_deterministic_network_loses_its_label(batch, loss, left_alone):
+    network = Bright()
+    x, y = batch[0], torch.tensor([0, 1, 0, 1, 1, 0])    # 0 is wrong from the start, 1 holds
+    x_adv = Square(0.1, 10, loss=loss, remeasure=False)(network, x, y)
+    assert [len(seen) for seen in network.seen] == [6] + 10 * [3 if left_alone else 6]
+    assert torch.equal(x_adv[y == 0], x[y == 0]) is left_alone
+
+
+def test_nothing_is_asked_once_every_label_is_lost(batch):
+    network = Bright()
+    Square(0.1, 10, remeasure=False)(network, batch[0], ZEROS)
+    assert len(network.seen) == 1
 
 
 def test_many_queries_come_close_to_the_optimum_of_a_linear_network(batch):
@@ -183,8 +199,9 @@ def test_its_own_randomness_comes_from_its_generator_alone(batch):
 
 @pytest.mark.parametrize("attack", [Square(0.0, 5), Square(0.1, 0)])
 def test_nothing_changes_without_a_ball_or_without_queries(attack, batch):
-    x_adv = attack(Bright(), batch[0], ZEROS)
-    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+    network = Bright()
+    x_adv = attack(network, batch[0], ZEROS)
+    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0] and not network.seen
 
 
 def test_it_breaks_a_network_whose_gradient_is_zero(batch):
@@ -204,13 +221,13 @@ def test_it_breaks_a_network_whose_gradient_is_zero(batch):
     assert (network(Square(0.3, 300)(network, x, y)).argmax(1) != y).all()
 
 
-@pytest.mark.parametrize("loss", ["ce", "dlr", lambda logits, y: -logits.gather(1, y[:, None])[:, 0]])
+@pytest.mark.parametrize("loss", ["ce", "dlr", lambda logits, y: logits[:, 3]])
 def test_any_loss_can_be_raised(batch, loss):
     x, y = batch
     network = linear()
-    x_adv = Square(0.2, 200, loss=loss)(network, x, y)
-    probabilities = [network(z).softmax(1).gather(1, y[:, None]).detach() for z in (x, x_adv)]
-    assert (probabilities[1] < probabilities[0]).all()
+    before, after = (expected_loss(network, images, y, loss=loss, average="probability")
+                     for images in (x, Square(0.2, 200, loss=loss)(network, x, y)))
+    assert (after > before + 0.01).all()
 
 
 def test_an_attacks_row_says_what_it_was():
@@ -227,18 +244,30 @@ def test_settings_out_of_range_are_refused(wrong):
         Square(**({"epsilon": 0.1} | wrong))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_breaks_a_bayesian_classifier_on_a_gpu(batch):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=0.05).cuda()
+    x = batch[0].cuda()
+    y = ab.predict(classifier, x).argmax(1)
+    attack = Square(0.3, 200, attack_samples=2, generator=torch.Generator("cuda").manual_seed(0))
+    x_adv = attack(classifier, x, y)
+    assert (x_adv - x).abs().max() <= 0.3 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1 and x_adv.is_cuda
+    before, after = (ab.predict(classifier, images).gather(1, y[:, None]) for images in (x, x_adv))
+    assert (after < before).all()
+
+
 @pytest.mark.slow
-def test_it_is_as_strong_as_autoattacks_square():
-    """A column and a row that the network does not see are added, since theirs never reaches the last ones."""
+def test_it_is_at_least_as_strong_as_autoattacks_square():
+    """Theirs never reaches the last row and column, which costs it a few points on images as small as these."""
     pyautoattack = pytest.importorskip("pyautoattack.square")
     network, x, y = trained_on_digits()
-    network, x = nn.Sequential(nn.ZeroPad2d((0, -1, 0, -1)), network), nn.functional.pad(x, (0, 1, 0, 1))
-    theirs = pyautoattack.SquareAttack(network, norm="Linf", eps=0.1, n_queries=200, seed=0, device="cpu").perturb(x, y)
+    theirs = [pyautoattack.SquareAttack(network, norm="Linf", eps=0.1, n_queries=200, seed=seed, device="cpu").perturb(x, y)
+              for seed in (0, 1)]
     ours = Square(0.1, 200, remeasure=False)(network, x, y)
-    right = [(network(images).argmax(1) == y).float().mean().item() for images in (x, theirs, ours)]
-    print(right)
-    assert right[0] > 0.95 and 0.2 < right[1] < 0.8
-    assert right[2] == pytest.approx(right[1], abs=0.05)
+    right = [(network(images).argmax(1) == y).float().mean().item() for images in (x, *theirs, ours)]
+    assert right[0] > 0.95 and 0.2 < right[3] < 0.8
+    assert right[3] <= sum(right[1:3]) / 2 + 0.015
 
 
 def trained_on_digits():

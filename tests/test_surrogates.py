@@ -170,3 +170,12 @@ def test_a_plain_network_has_no_surrogate_but_itself(source, method):
 def test_a_pool_without_networks_is_refused():
     with pytest.raises(ab.InputError, match="at least one network"):
         Pool([])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("source", ["mean", "pool:3"])
+def test_surrogates_live_on_their_classifiers_device(classifier, batch, source):
+    x, y = (part.cuda() for part in batch)
+    x_adv = Through(ATTACK, source)(classifier.cuda(), x, y)
+    assert x_adv.is_cuda and (x_adv - x).abs().max() == pytest.approx(0.1, abs=1e-6)
