@@ -56,7 +56,7 @@ def whole(run, tmp_path_factory):
 def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
     classifier = checkpoints.load(run / "best.pt")
     images = datasets.balanced_subset(datasets.load("digits", "test"), 60, 0)
-    hiding = {"loss": ConfidentError(10.0), "average": "probability"}
+    hiding = {"loss": ConfidentError(3.0), "average": "probability"}
     found = {}
     for name, pgd in {"none": None, "pgd": PGD(0.2, None, 3, 2), "pgd-confident": PGD(0.2, None, 3, 2, **hiding)}.items():
         with evaluation.separate_randomness(0):
@@ -66,7 +66,7 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
     for row in rows["uncertainty"]:
         known = uncertainty.summary(found[row["attack"]])
         assert {name: row[name] for name in known} == pytest.approx(known)
-        assert row["confidence_weight"] == (10 if row["attack"] == "pgd-confident" else None)
+        assert row["confidence_weight"] == (3 if row["attack"] == "pgd-confident" else None)
     for row in rows["detection"]:
         if not row["ood"]:
             score, correct = found[row["attack"]][row["score"]], found[row["attack"]]["correct"]
@@ -130,7 +130,7 @@ def test_more_is_added_to_what_is_there(run, whole, tmp_path):
     before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
     rows = evaluated(run, tmp_path, "--rejected", "0,0.25,0.5", "--confidence_weight", 2, "--ood", "none")
     assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name]) for name in doubt.TABLES)
-    assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 10, 2]
+    assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 3, 2]
     assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 3 * 2
 
 
