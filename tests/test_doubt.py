@@ -131,7 +131,9 @@ def test_more_is_added_to_what_is_there(run, whole, tmp_path):
     rows = evaluated(run, tmp_path, "--rejected", "0,0.25,0.5", "--confidence_weight", 2, "--ood", "none")
     assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name]) for name in doubt.TABLES)
     assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 3, 2]
-    assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 3 * 2
+    assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 4 * 2 - 2    # not for the weight of before
+    line = records.read_jsonl(tmp_path / "evaluation" / "log.jsonl")[-1]
+    assert line["rows"] == sum(map(len, rows.values())) - sum(map(len, whole[1].values()))
 
 
 def test_a_deterministic_network_has_no_rows_of_mutual_information_and_no_draws(tmp_path):
@@ -210,7 +212,7 @@ def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
     told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
     assert [(line["images"], line["NLL"]) for line in told[3:]] == [
         ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
-    assert told[0]["run"].startswith("adversarial training") and told[3]["run"].startswith("Adv-BNN")
+    assert [line["run"] for line in told] == ["adversarial training"] * 3 + ["Adv-BNN"] * 3
     assert "1,000 images" in found["uncertainty"].note
     cells = [cells[1:5] for cells in found["detection"].rows]
     assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells
