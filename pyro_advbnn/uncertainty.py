@@ -193,7 +193,7 @@ class ConfidentError:
     Raises InputError for a negative or infinite confidence_weight.
     """
 
-    confidence_weight: float = 10.0
+    confidence_weight: float = 3.0
 
     def __post_init__(self):
         if not 0 <= self.confidence_weight < math.inf:

@@ -56,7 +56,7 @@ def whole(run, tmp_path_factory):
 def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
     classifier = checkpoints.load(run / "best.pt")
     images = datasets.balanced_subset(datasets.load("digits", "test"), 60, 0)
-    hiding = {"loss": ConfidentError(10.0), "average": "probability"}
+    hiding = {"loss": ConfidentError(3.0), "average": "probability"}
     found = {}
     for name, pgd in {"none": None, "pgd": PGD(0.2, None, 3, 2), "pgd-confident": PGD(0.2, None, 3, 2, **hiding)}.items():
         with evaluation.separate_randomness(0):
@@ -66,7 +66,7 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
     for row in rows["uncertainty"]:
         known = uncertainty.summary(found[row["attack"]])
         assert {name: row[name] for name in known} == pytest.approx(known)
-        assert row["confidence_weight"] == (10 if row["attack"] == "pgd-confident" else None)
+        assert row["confidence_weight"] == (3 if row["attack"] == "pgd-confident" else None)
     for row in rows["detection"]:
         if not row["ood"]:
             score, correct = found[row["attack"]][row["score"]], found[row["attack"]]["correct"]
@@ -130,8 +130,10 @@ def test_more_is_added_to_what_is_there(run, whole, tmp_path):
     before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
     rows = evaluated(run, tmp_path, "--rejected", "0,0.25,0.5", "--confidence_weight", 2, "--ood", "none")
     assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name]) for name in doubt.TABLES)
-    assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 10, 2]
-    assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 3 * 2
+    assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 3, 2]
+    assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 4 * 2 - 2    # not for the weight of before
+    line = records.read_jsonl(tmp_path / "evaluation" / "log.jsonl")[-1]
+    assert line["rows"] == sum(map(len, rows.values())) - sum(map(len, whole[1].values()))
 
 
 def test_a_deterministic_network_has_no_rows_of_mutual_information_and_no_draws(tmp_path):
@@ -210,7 +212,7 @@ def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
     told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
     assert [(line["images"], line["NLL"]) for line in told[3:]] == [
         ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
-    assert told[0]["run"].startswith("adversarial training") and told[3]["run"].startswith("Adv-BNN")
+    assert [line["run"] for line in told] == ["adversarial training"] * 3 + ["Adv-BNN"] * 3
     assert "1,000 images" in found["uncertainty"].note
     cells = [cells[1:5] for cells in found["detection"].rows]
     assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells
