@@ -176,8 +176,13 @@ def test_images_made_in_inference_mode_pass(batch):
     assert ab.robust_accuracy(Answering(), [(x, y)], ab.PGD(0.1))["num_examples"] == 4
 
 
-def test_one_hot_logits_are_not_taken_for_probabilities(batch):
+def test_one_hot_and_negative_logits_are_not_taken_for_probabilities(batch):
     inputs.check_classifier(Answering(lambda z: z * 0 + torch.tensor([1.0, 0.0, 0.0])), batch[0])
+    inputs.check_classifier(Answering(lambda z: z * 0 + torch.tensor([1.5, 0.25, -0.75])), batch[0])
+
+
+def test_predictions_of_half_precision_logits_are_averaged_in_single_precision(batch):
+    assert ab.predict(Answering(lambda z: z.half()), batch[0]).dtype == torch.float32
 
 
 def test_the_check_leaves_everything_as_it_was(batch):
