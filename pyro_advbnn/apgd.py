@@ -44,6 +44,8 @@ class APGD:
     norm: str = "linf"
     generator: torch.Generator | None = None
 
+    uses_gradient = True
+
     def __post_init__(self):
         check_ball(self.epsilon, self.norm)
         check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)

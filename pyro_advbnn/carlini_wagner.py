@@ -36,6 +36,7 @@ class CarliniWagner:
     num_samples: int = 20
 
     name = "cw"
+    uses_gradient = True
 
     def __post_init__(self):
         if not self.epsilon >= 0:

@@ -50,12 +50,13 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     known: a callable (name, indices) that gives these rows where it has them all, else None.
     """
     left, labels = set(), {}
+    needs_gradient = any(getattr(attack, "uses_gradient", False) for attack in attacks.values())
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
         for number, (x, y) in enumerate(batches):
             if attack is None:                           # the first of all
                 check_images(x)
-                check_labels(y, check_classifier(classifier, x[:2], gradient=False), x)
+                check_labels(y, check_classifier(classifier, x[:2], gradient=needs_gradient), x)
             check_same_labels(y, labels.setdefault(number, y))
             here = [i for i in range(len(y)) if first + i not in left]
             indices, first = [first + i for i in here], first + len(y)
