@@ -27,22 +27,28 @@ def check(names, dataset, data_dir):
 def foreign_images(name, like, seed, data_dir=None):
     """`Images` of the shape and, as far as there are so many, the number of `like`, on its device; chosen by `seed`.
 
+    Their labels mean nothing to a classifier of other classes: all are 0.
+
     name, of NAMES: noise (every pixel uniform), permuted (the images of `like`, their pixels in one other order), or a data
     set, whose test images are brought to the shape: resized, averaged to grey or repeated to colours.
     """
     random = np.random.RandomState(seed)                 # its numbers are kept for ever
     if name == "noise":
         pixels = random.randint(0, 256, (len(like), *like.image_shape), dtype=np.uint8)
-        return Images(torch.from_numpy(pixels), torch.zeros(len(like), dtype=torch.int64), ("noise",)).to(like.device)
+        return _unlabelled(torch.from_numpy(pixels), name, like)
     if name == "permuted":
         images = like.in_memory()
         order = torch.from_numpy(random.permutation(images.images[0, 0].numel())).to(images.device)
         pixels = images.images.flatten(2)[:, :, order].view(images.images.shape)
-        return Images(pixels, images.labels, images.class_names)
+        return _unlabelled(pixels, name, like)
     size = max(like.image_shape[1:]) if name == "folder" else None
     found = datasets.load(name, "test", data_dir, image_size=size)
     found = datasets.balanced_subset(found, min(len(like), len(found)), seed).in_memory()
-    return Images(_reshaped(found.images, like.image_shape), found.labels, found.class_names).to(like.device)
+    return _unlabelled(_reshaped(found.images, like.image_shape), name, like)
+
+
+def _unlabelled(images, name, like):
+    return Images(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), (name,)).to(like.device)
 
 
 def _reshaped(images, shape):

@@ -152,7 +152,7 @@ def test_without_a_radius_nothing_is_attacked(run, tmp_path, capsys):
 
 def test_another_data_set_is_brought_to_the_runs_images(run, tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3), dtype=np.uint8)
-    labels = np.arange(30) % 3
+    labels = np.arange(30) % 15                          # more classes than the run has
     np.savez(tmp_path / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     rows = evaluated(run, tmp_path / "out", "--ood", "npz", "--ood_dir", tmp_path / "other.npz")["detection"]
     assert [(row["score"], row["num_positives"], row["num_examples"]) for row in rows if row["ood"] == "npz"] == [
