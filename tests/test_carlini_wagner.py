@@ -48,7 +48,7 @@ def norms(x, x_adv):
 def test_the_change_is_as_small_as_the_distance_to_the_plane(batch):
     x, y = batch
     network = Halfspace()
-    x_adv = CarliniWagner(math.inf, 150, 7, num_samples=1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 150, 7, step_size=0.03, num_samples=1)(network, x, y)
     assert (network(x_adv).argmax(1) != y).all()
     torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
 
@@ -56,7 +56,7 @@ def test_the_change_is_as_small_as_the_distance_to_the_plane(batch):
 def test_a_confidence_takes_the_image_past_the_plane(batch):
     x, y = batch
     network = Halfspace()
-    x_adv = CarliniWagner(math.inf, 150, 9, confidence=1.0, num_samples=1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 150, 9, step_size=0.03, confidence=1.0, num_samples=1)(network, x, y)
     logits = network(x_adv).detach()
     gap = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
     assert (gap > 1.0).all() and (gap < 1.2).all()
@@ -111,7 +111,7 @@ def test_a_random_classifier_is_judged_by_the_average_of_fresh_draws_not_by_luck
     """Every fourth draw is wrong on all images, yet their average changes its mind at the plane alone."""
     x, y = batch
     network, distances = Halfspace(flips=0.25), Halfspace().distances(x).detach()
-    averaged, lucky = (CarliniWagner(math.inf, 60, 6, attack_samples=5, num_samples=n)(network, x, y)
+    averaged, lucky = (CarliniWagner(math.inf, 60, 6, step_size=0.03, attack_samples=5, num_samples=n)(network, x, y)
                        for n in (60, 1))
     torch.testing.assert_close(norms(x, averaged), distances, rtol=0.1, atol=0.02)
     assert (Halfspace()(averaged).argmax(1) != y).all()
@@ -151,7 +151,7 @@ def test_epsilon_zero_returns_the_images_unchanged(batch):
 
 def test_an_attacks_row_says_what_it_was():
     assert attack_fields(CarliniWagner(0.5, 100)) == {
-        "attack": "cw", "epsilon": 0.5, "num_steps": 100, "step_size": 0.03, "attack_samples": 1}
+        "attack": "cw", "epsilon": 0.5, "num_steps": 100, "step_size": 0.01, "attack_samples": 1}
 
 
 @pytest.mark.parametrize("wrong", [
@@ -168,7 +168,7 @@ def test_settings_out_of_range_are_refused(wrong):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_change_is_as_small_as_the_distance_to_the_plane_on_a_gpu(batch):
     x, y, network = batch[0].cuda(), batch[1].cuda(), Halfspace().cuda()
-    x_adv = CarliniWagner(math.inf, 150, 7, num_samples=1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 150, 7, step_size=0.03, num_samples=1)(network, x, y)
     assert (network(x_adv).argmax(1) != y).all()
     torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
 
@@ -182,7 +182,7 @@ def test_the_changes_are_as_small_as_foolboxs():
     settings = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.03, "initial_const": 0.01}
     theirs = foolbox.attacks.L2CarliniWagnerAttack(**settings, abort_early=False)
     _, (x_theirs,), (broken,) = theirs(foolbox.PyTorchModel(network, (0, 1), device="cpu"), x, y, epsilons=[None])
-    x_adv = CarliniWagner(math.inf, num_samples=1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 200, 6, step_size=0.03, num_samples=1)(network, x, y)
     assert broken.all() and (network(x_adv).argmax(1) != y).all()
     assert norms(x, x_adv).mean() == pytest.approx(norms(x, x_theirs).mean().item(), rel=0.03)
     torch.testing.assert_close(norms(x, x_adv), norms(x, x_theirs), rtol=0.1, atol=0.02)
