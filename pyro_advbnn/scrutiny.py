@@ -27,9 +27,9 @@ def robust(
 ):
     """Accuracy in the worst case over an ensemble of attacks at one radius, image by image.
 
-    An image is broken where the averaged prediction over fresh draws is wrong; what is judged to be broken leaves the later
-    attacks, and is counted on other draws. Rows per image go to evaluation/robust_examples.csv as they come, the result to
-    evaluation/robust.csv; a command that was stopped goes on where it was.
+    An image is broken where the averaged prediction over fresh draws is wrong; what is so by two standard errors leaves the
+    later attacks, and is counted on other draws. Rows per image go to evaluation/robust_examples.csv as they come, the
+    result to evaluation/robust.csv; a command that was stopped goes on where it was.
 
     Args:
         epsilon: radius; default that of the data set's training (l2: 0.5).
@@ -145,7 +145,7 @@ def _tell(subject, rows, tried, untried):
     print(records.table(worst_case.course(rows, tried), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
-        "broken": lambda row: row["num_broken"],
+        "left": lambda row: row["num_left"],
         "accuracy %": lambda row: records.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",

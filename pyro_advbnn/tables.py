@@ -41,7 +41,7 @@ TABLES = {
     "robust": (*RUN_FIELDS, "attacks", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "accuracy", "accuracy_low", "accuracy_high",
                "single_draw_accuracy", "undecided", "tried"),
     "robust_examples": (*RUN_FIELDS, "attack", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "index", "label", "judged_margin",
-                        "judged_broken", "margin", "broken", "wrong_draws", "predicted", "seconds"),
+                        "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds"),
     "checks": (*RUN_FIELDS, "epsilon", "num_steps", "attack_samples", "num_samples", "num_queries", *_IMAGE_FIELDS, "check",
                "verdict", "measured", "expected"),
     "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
@@ -50,7 +50,7 @@ TABLES = {
 }
 _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
             "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
-            "judged_margin", "judged_broken", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
+            "judged_margin", "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
             "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin",
             "confidence"}
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",

@@ -1,11 +1,12 @@
 """Accuracy in the worst case over several attacks, image by image, for classifiers that may be random.
 
-An image counts as broken only where the averaged prediction over fresh draws is wrong on it. An image that is judged to be
-broken leaves the later attacks; which of its attacked images stands for it is judged on one set of draws, and whether that
-one is broken is counted on another. So no attack gains by trying often on a lucky draw, which is how AutoAttack's version
-for random networks errs.
+An image counts as broken only where the averaged prediction over fresh draws is wrong on it. Which of its attacked images
+stands for it is judged on one set of draws, and whether that one is broken is counted on another. So no attack gains by
+trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image leaves the later attacks
+where the draws that judge are sure that it is broken, by two standard errors: leaving on a toss-up would favour the defender.
 """
 import hashlib
+import math
 import time
 from collections import defaultdict
 
@@ -45,7 +46,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     """A generator of (name of the attack, its rows on one batch), attack by attack, batch by batch, empty batches left out.
 
     A row: attack, index of the image, label, and what `opinions` says of the attacked image by the draws that judge
-    (judged_margin, judged_broken) and by those that count (margin, broken, wrong_draws, predicted), seconds.
+    (judged_margin; leaves: whether they are sure) and by those that count (margin, broken, wrong_draws, predicted), seconds.
     Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
     known: a callable (name, indices) that gives these rows where it has them all, else None.
     """
@@ -66,37 +67,44 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
             if rows is None:
                 with separate_randomness(_stream(seed, name, number)):
                     rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples)
-            left |= {row["index"] for row in rows if row["judged_broken"]}
+            left |= {row["index"] for row in rows if row["leaves"]}
             yield name, rows
 
 
 def opinions(classifier, x, y, num_samples):
-    """What num_samples >= 1 fresh draws say of images, each (B,): the mean softmax's lead of the label over the best other
-    class in [-1, 1] (margin), whether it is wrong (broken), the share of draws that are wrong by themselves (wrong_draws)
-    and the averaged prediction's class (predicted)."""
+    """What num_samples >= 1 fresh draws say of images x (B, C, H, W) of labels y, each (B,).
+
+    margin: the mean softmax's lead of the label over the best other class, in [-1, 1]. broken: whether the averaged
+    prediction is wrong. sure: broken by two standard errors of the margin, which one draw alone does not tell.
+    wrong_draws: the share of draws that are wrong by themselves. predicted: the class of the averaged prediction.
+
+    Raises InputError for num_samples below 1, and for what is not logits.
+    """
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     with torch.no_grad(), eval_mode(classifier), frozen(classifier):
-        total, wrong = 0.0, 0.0
-        for _ in range(num_samples):
-            probabilities = logits_of(classifier, x).softmax(-1)
-            total, wrong = total + probabilities, wrong + (probabilities.argmax(-1) != y).float()
-    check_probabilities(total)
-    mean = total / num_samples
-    of_label = mean.gather(1, y[:, None]).squeeze(1)
-    others = mean.scatter(1, y[:, None], -1.0)
-    prediction = mean.argmax(-1)
-    return {"margin": of_label - others.amax(-1), "broken": prediction != y, "wrong_draws": wrong / num_samples,
-            "predicted": prediction}
+        draws = torch.stack([logits_of(classifier, x).softmax(-1) for _ in range(num_samples)])
+    mean = draws.mean(0)
+    check_probabilities(mean)
+    best_other = mean.scatter(1, y[:, None], -1.0).argmax(-1)
+    leads = _of_class(draws, y) - _of_class(draws, best_other)
+    margin, error = leads.mean(0), leads.std(0, correction=min(1, num_samples - 1)) / math.sqrt(num_samples)
+    predicted = mean.argmax(-1)
+    return {"margin": margin, "broken": predicted != y, "sure": (predicted != y) & (margin + 2 * error <= 0),
+            "wrong_draws": (draws.argmax(-1) != y).float().mean(0), "predicted": predicted}
+
+
+def _of_class(draws, classes):
+    """The probability (n, B) of one class per image in draws (n, B, classes)."""
+    return draws.gather(2, classes.expand(len(draws), -1)[..., None])[..., 0]
 
 
 def stand_ins(rows):
-    """{index: the row that stands for an image}: of the attack that is judged to have broken it, else of the lowest margin."""
+    """{index: the row that stands for an image}: that of the lowest margin by the draws that judge."""
     by_image = defaultdict(list)
     for row in rows:
         by_image[row["index"]].append(row)
-    return {index: min(found, key=lambda row: (not row["judged_broken"], row["judged_margin"]))
-            for index, found in by_image.items()}
+    return {index: min(found, key=lambda row: row["judged_margin"]) for index, found in by_image.items()}
 
 
 def summary(rows):
@@ -113,13 +121,13 @@ def summary(rows):
 
 
 def course(rows, names):
-    """One row for each attack of `names`: images that it was tried on, those that it was judged to break, and the accuracy
-    in the worst case with all up to it."""
+    """One row for each attack of `names`: images that it was tried on, those that left by it, and the accuracy in the worst
+    case with all up to it."""
     found, tried = [], []
     for name in names:
         own = [row for row in rows if row["attack"] == name]
         tried += own
-        found.append({"attack": name, "num_attacked": len(own), "num_broken": sum(bool(row["judged_broken"]) for row in own),
+        found.append({"attack": name, "num_attacked": len(own), "num_left": sum(bool(row["leaves"]) for row in own),
                       "seconds": sum(row["seconds"] for row in own), **(summary(tried) if tried else {})})
     return found
 
@@ -132,7 +140,7 @@ def _rows(classifier, name, attack, x, y, indices, num_samples):
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)
     columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
-               "judged_broken": judged["broken"].int().tolist(), "margin": counted["margin"].tolist(),
+               "leaves": judged["sure"].int().tolist(), "margin": counted["margin"].tolist(),
                "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
                "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
     return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]
