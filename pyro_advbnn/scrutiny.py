@@ -107,22 +107,22 @@ def _break(subjects, subject, attacks, strength, num_samples, ends):
     """Attack, write every batch's rows at once, print the course and write the result."""
     result, examples = subjects.tables
     settings = subject.fields | vars(strength) | _images(subjects, subject) | {"num_samples": num_samples}
-    classes = subject.config["class_names"]
-    known, rows = {(row["attack"], row["index"]): row for row in examples.select(**settings)}, []
+    classes, rows, computed = subject.config["class_names"], [], 0
+    known = {(row["attack"], row["index"]): row for row in examples.select(**settings)}
     with subjects.measuring(subject.name, len(subject.images)) as bar:
         for name, found in worst_case.attacked(subject.classifier, subjects.batches(subject.images), attacks,
-                                               num_samples=num_samples, seed=subjects.seed, known=_lookup(known)):
-            if (name, found[0]["index"]) not in known:
+                                               num_samples=num_samples, seed=subjects.seed, known=_lookup(known),
+                                               stop=lambda: ends and time.monotonic() > ends):
+            if not _lookup(known)(name, [row["index"] for row in found]):
+                computed += len(found)
                 examples.add([settings | row | {name: classes[row[name]] for name in ("label", "predicted")} for row in found])
             rows += found
             bar(*_progress(rows))
-            if ends and name != worst_case.CLEAN and time.monotonic() > ends:
-                break
-    tried = [name for name in attacks if any(row["attack"] == name for row in rows)]
-    _tell(subject, rows, [worst_case.CLEAN, *tried], [name for name in attacks if name not in tried])
-    row = settings | {"attacks": " ".join(attacks)} | worst_case.summary(rows) | {"tried": " ".join(tried)}
-    before = result.find(row)
-    if before is None or before["tried"] != row["tried"]:
+    open_ones = worst_case.unfinished(rows, attacks, len(subject.images))
+    _tell(subject, rows, [worst_case.CLEAN, *attacks], open_ones)
+    row = settings | {"attacks": " ".join(attacks)} | worst_case.summary(rows) | {
+        "tried": " ".join(name for name in attacks if name not in open_ones)}
+    if computed or result.find(row) is None:
         subjects.write(result, [row])
     return result.find(row)
 
@@ -140,9 +140,9 @@ def _lookup(known):
     return rows
 
 
-def _tell(subject, rows, tried, untried):
+def _tell(subject, rows, names, open_ones):
     print(f"{subject.name}: accuracy in the worst case, after each attack")
-    print(records.table(worst_case.course(rows, tried), {
+    print(records.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
         "left": lambda row: row["num_left"],
@@ -151,8 +151,8 @@ def _tell(subject, rows, tried, untried):
         "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",
         "seconds": lambda row: f"{row['seconds']:.1f}",
     }))
-    if untried:
-        print(f"the time was up before {', '.join(untried)}: the same command goes on")
+    if open_ones:
+        print(f"the time was up before {', '.join(open_ones)} had seen all images: the same command goes on")
 
 
 def _examined(subjects, subject, settings):

@@ -42,13 +42,14 @@ def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0)
     return summary(rows)
 
 
-def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None):
+def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None, stop=None):
     """A generator of (name of the attack, its rows on one batch), attack by attack, batch by batch, empty batches left out.
 
     A row: attack, index of the image, label, and what `opinions` says of the attacked image by the draws that judge
     (judged_margin; leaves: whether they are sure) and by those that count (margin, broken, wrong_draws, predicted), seconds.
     Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
-    known: a callable (name, indices) that gives these rows where it has them all, else None.
+    known: a callable (name, indices) that gives these rows where it has them all, else None. stop: a callable that is asked
+    before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
     left, labels = set(), {}
     needs_gradient = any(getattr(attack, "uses_gradient", False) for attack in attacks.values())
@@ -64,6 +65,8 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
             if not here:
                 continue
             rows = known(name, indices) if known else None
+            if rows is None and attack is not None and stop and stop():
+                return
             if rows is None:
                 with separate_randomness(_stream(seed, name, number)):
                     rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples)
@@ -129,6 +132,16 @@ def course(rows, names):
         tried += own
         found.append({"attack": name, "num_attacked": len(own), "num_left": sum(bool(row["leaves"]) for row in own),
                       "seconds": sum(row["seconds"] for row in own), **(summary(tried) if tried else {})})
+    return found
+
+
+def unfinished(rows, names, num_images):
+    """The attacks of `names`, in their order, that have not been tried on all of num_images that were left for them."""
+    left, found = set(), []
+    for name in (CLEAN, *names):
+        own = [row for row in rows if row["attack"] == name]
+        found += [name] if len(own) < num_images - len(left) else []
+        left |= {row["index"] for row in own if row["leaves"]}
     return found
 
 

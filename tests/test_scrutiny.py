@@ -90,14 +90,38 @@ def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_
     assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
 
 
-def test_when_the_time_is_up_the_result_says_what_was_tried_and_the_next_call_goes_on(run, capsys):
-    evaluated(run, "robust", *ATTACKS, "--max_minutes", "1e-9")
+def test_when_the_time_is_up_the_result_says_what_was_tried_and_the_next_call_goes_on(run, capsys, monkeypatch):
+    now, moments = 0.0, iter([0.0, 0.0, 0.0, 1e9])       # the end is set, then two batches of an attack, then it is late
+
+    def clock():
+        nonlocal now
+        now = next(moments, now)
+        return now
+
+    monkeypatch.setattr(scrutiny.time, "monotonic", clock)
+    evaluated(run, "robust", *ATTACKS, "--max_minutes", "1")
+    monkeypatch.undo()
     row, = tables.read(run, "robust")
     assert row["tried"] == "noise" and row["num_examples"] == 60
-    assert "the time was up before apgd-ce@mean, pgd, apgd-dlr" in capsys.readouterr().out
+    assert "the time was up before apgd-ce@mean, pgd, apgd-dlr had seen all images" in capsys.readouterr().out
     evaluated(run, "robust", *ATTACKS)
     again, = tables.read(run, "robust")
     assert again["tried"] == again["attacks"] and again["accuracy"] <= row["accuracy"]
+
+
+def test_an_attack_that_was_stopped_between_its_batches_is_finished_by_the_next_call(run, monkeypatch):
+    evaluated(run, "robust", "--attacks", "noise,pgd")
+    whole = [lines(run, name) for name in ("robust_examples", "robust")]
+    shutil.rmtree(run / "evaluation")
+    moments = iter([0.0, 0.0, 0.0, 0.0, 1e9])            # late before the second batch of the last attack
+    monkeypatch.setattr(scrutiny.time, "monotonic", lambda: next(moments, 1e9))
+    evaluated(run, "robust", "--attacks", "noise,pgd", "--max_minutes", "1")
+    monkeypatch.undo()
+    row, = tables.read(run, "robust")
+    attacks = {row["attack"] for row in tables.read(run, "robust_examples")}
+    assert row["tried"] == "noise" and attacks == {"none", "noise", "pgd"}
+    evaluated(run, "robust", "--attacks", "noise,pgd")
+    assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
 
 
 def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatch):
