@@ -1,4 +1,4 @@
-"""The warning signs of a broken evaluation, each measured and judged: held, did not hold, could not tell.
+"""The warning signs of a broken evaluation, each measured and judged: held, did not hold, could not tell, does not apply.
 
 After Carlini et al. (arXiv 1902.06705), Athalye et al. (arXiv 1802.00420) and, for random networks, Zimmermann (arXiv
 1907.00895). A claim such as "twice the steps changes nothing" is judged by the images on which two attacks differ: it held
@@ -12,13 +12,14 @@ import torch
 from pyro_advbnn.apgd import APGD
 from pyro_advbnn.attack_losses import expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import PGD, RandomNoise, eval_mode, frozen
+from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
-from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_same_labels
+from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_repeatable, check_same_labels
 from pyro_advbnn.square import Square
 from pyro_advbnn.surrogates import surrogate
 from pyro_advbnn.worst_case import opinions
 
-HELD, FAILED, UNKNOWN = "held", "did not hold", "could not tell"
+HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
 TOLERANCE = 0.02                                         # of all images
 COUNTS = (1, 2, 5, 10, 20, 50)                           # draws per gradient of the curve
 RADII = (0.5, 1, 2, 4)                                   # times epsilon
@@ -28,7 +29,7 @@ NEAR_ZERO = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """verdict: one of HELD, FAILED, UNKNOWN; measured and expected: in words, with the numbers."""
+    """verdict: one of HELD, FAILED, UNKNOWN, UNFIT; measured and expected: in words, with the numbers."""
 
     verdict: str
     measured: str
@@ -45,11 +46,14 @@ class Examination:
     paper's attack, 20 steps with one draw per gradient; default epsilon / 8. Every attack on a batch has a random stream of
     its own, made from `seed`.
 
-    Raises InputError for images, labels and modules that are not fit (see `inputs`).
+    Raises InputError for settings out of range, and for images, labels and modules that are not fit (see `inputs`).
     """
 
     def __init__(self, classifier, batches, *, epsilon, num_steps=20, attack_samples=20, num_samples=20, num_queries=500,
                  transfer=None, paper_step=None, seed=0):
+        if not 0 < epsilon <= 1 or num_steps < 1:
+            raise InputError(f"epsilon must lie in (0, 1] and num_steps be at least 1, got {epsilon} and {num_steps}")
+        check_repeatable(batches)
         self._labels = []
         for x, y in batches:
             check_images(x)
@@ -95,7 +99,7 @@ class Examination:
 
     def _some_images(self):
         x, _ = next(iter(self.batches))
-        return x[:1]
+        return x[:16]
 
     def draw(self):
         """The classifier with one draw fixed."""
@@ -163,7 +167,7 @@ def random_starts(exam):
 def one_draw(exam):
     """The attack with one draw per gradient, as in the paper, is not weaker than that with many."""
     if not exam.is_random:
-        return Finding(HELD, "nothing is random", "no loss by many draws")
+        return Finding(UNFIT, "nothing is random", "no loss by many draws")
     weak = exam.correct(replace(exam.attack, attack_samples=1))
     found = {attack.attack_samples: exam.correct(attack) for attack in many_draws(exam)}
     strongest = min(found, key=lambda count: found[count].sum())
@@ -174,7 +178,7 @@ def one_draw(exam):
 def enough_draws(exam):
     """More draws per gradient than the attack takes change nothing."""
     if not exam.is_random:
-        return Finding(HELD, "nothing is random", "no loss by more draws")
+        return Finding(UNFIT, "nothing is random", "no loss by more draws")
     more = replace(exam.attack, attack_samples=5 * exam.attack.attack_samples // 2)
     return _changes_nothing(exam, more, f"{more.attack_samples} draws per gradient")
 
@@ -196,7 +200,7 @@ def beats_transfer(exam):
     """Attacking the classifier itself beats attacking a stand-in."""
     stand_in = exam.stand_in()
     if stand_in is None:
-        return Finding(UNKNOWN, "there is nothing to transfer from", "no loss by a transferred attack")
+        return Finding(UNFIT, "there is nothing to transfer from", "no loss by a transferred attack")
     plain = replace(exam.attack, attack_samples=1)
     return _beats(exam, exam.correct(plain, through=stand_in), "transferred")
 
@@ -215,7 +219,7 @@ def beats_noise(exam):
 def fixed_draw(exam):
     """A classifier with its draw fixed is no harder to break than the random one."""
     if not (exam.is_random and hasattr(exam.classifier, "draw")):
-        return Finding(HELD if not exam.is_random else UNKNOWN, "there is no draw to fix", "no harder to break")
+        return Finding(UNFIT, "there is no draw to fix", "no harder to break")
     fixed, base = exam.correct(replace(exam.attack, attack_samples=1), judge=exam.draw()), exam.correct(exam.attack)
     return _no_loss(base, fixed, f"a fixed draw {_percent(fixed.float().mean())}, the random classifier "
                                  f"{_percent(base.float().mean())}", reverse=True)

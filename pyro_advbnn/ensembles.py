@@ -70,5 +70,12 @@ def build(names, strength):
             raise InputError(f"--attacks: {name} comes twice")
         if _ONE_NORM.get(base, strength.norm) != strength.norm:
             raise InputError(f"--attacks: {base} is an attack in the norm {_ONE_NORM[base]}")
-        attacks[name] = Through(_ATTACKS[base](replace(strength, attack_samples=1)), source) if at else _ATTACKS[base](strength)
+        attacks[name] = _through(name, base, source, strength) if at else _ATTACKS[base](strength)
     return attacks
+
+
+def _through(name, base, source, strength):
+    try:
+        return Through(_ATTACKS[base](replace(strength, attack_samples=1)), source)
+    except InputError as error:
+        raise InputError(f"--attacks {name}: {error}") from None

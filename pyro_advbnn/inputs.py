@@ -98,6 +98,12 @@ def pair(batch):
     return batch
 
 
+def check_repeatable(batches):
+    """Raises InputError for batches that can be gone through only once, such as a generator."""
+    if iter(batches) is batches:
+        raise InputError(f"the batches must be such that can be gone through again, as a list, got {_kind(batches)}")
+
+
 def check_same_labels(y, before):
     """Raises InputError where a batch has not the labels that it had when the batches were gone through before."""
     if not torch.equal(y, before):

@@ -2,7 +2,7 @@
 import time
 from typing import Annotated, Literal
 
-from pyro_advbnn import checks, ensembles, recipes, records, usage, worst_case
+from pyro_advbnn import checks, ensembles, recipes, records, scrutiny_summaries, usage, worst_case
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import attack_fields
@@ -58,7 +58,7 @@ def robust(
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
         "accuracy %": lambda row: records.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
-        "attacks": lambda row: row["tried"],
+        "attacks": scrutiny_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
         "draws": lambda row: row["num_samples"],
         "images": lambda row: row["num_examples"],
@@ -74,7 +74,7 @@ def check(
     num_samples: Count = 20,
     num_queries: Count = 500,
 ):
-    """The signs of a broken evaluation, each measured: held, did not hold, could not tell.
+    """The signs of a broken evaluation, each measured: held, did not hold, could not tell, does not apply.
 
     The attack under test is PGD with num_steps steps of 2.5 epsilon / num_steps and attack_samples draws per gradient.
     evaluation/checks.csv takes the verdicts, evaluation/many_draws.csv and the figure many_draws the accuracy against the
@@ -93,6 +93,9 @@ def check(
     rows = [row for subject in subjects for row in _examined(
         subjects, subject, dict(epsilon=epsilon, num_steps=num_steps, attack_samples=subject.draws(attack_samples),
                                 num_samples=subject.draws(num_samples), num_queries=num_queries))]
+    for subject in subjects:
+        verdicts = [row["verdict"] for row in rows if row["run"] == subject.name]
+        print(f"{subject.name}: " + ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts))))
     finish(subjects, rows, command, ["many_draws"],
            {name: lambda row, name=name: row[name] for name in ("check", "verdict", "measured", "expected")})
 

@@ -8,12 +8,13 @@ def robust(rows):
     names = labels(rows)
     lines = [[names[row["run"]], row["norm"], f"{row['epsilon']:g}", records.percent(row, interval=True),
               f"{100 * row['single_draw_accuracy']:.1f}", f"{100 * row['undecided']:.1f}", str(row["attack_samples"]),
-              row["tried"]] for row in rows]
+              f"{row['num_examples']:,}", attacks(row)] for row in rows]
     note = (f"{_shared(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
             "worst case over the attacks, image by image; one draw: the mean accuracy of single draws on the same images; "
             "draws differ: % of the images on which they do not agree.")
     return ("robust", "Accuracy in the worst case over several attacks",
-            ["run", "norm", "ε", "accuracy", "one draw", "draws differ", "draws per gradient", "attacks"], lines, note)
+            ["run", "norm", "ε", "accuracy", "one draw", "draws differ", "draws per gradient", "images", "attacks"], lines,
+            note)
 
 
 def checks(rows):
@@ -22,6 +23,12 @@ def checks(rows):
     lines = [[names[row["run"]], row["check"], row["verdict"], row["measured"], row["expected"]] for row in rows]
     return ("checks", "Signs of a broken evaluation", ["run", "check", "verdict", "measured", "expected"], lines,
             f"{_shared(rows)}. Judged by 95 % intervals; after arXiv 1902.06705, 1802.00420 and 1907.00895.")
+
+
+def attacks(row):
+    """The attacks of an ensemble, with those that had not seen all images when the time was up."""
+    open_ones = [name for name in row["attacks"].split() if name not in (row["tried"] or "").split()]
+    return " ".join(filter(None, (row["tried"], f"(unfinished: {' '.join(open_ones)})" if open_ones else "")))
 
 
 def _shared(rows):

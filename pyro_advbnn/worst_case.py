@@ -4,28 +4,34 @@ An image counts as broken only where the averaged prediction over fresh draws is
 stands for it is judged on one set of draws, and whether that one is broken is counted on another. So no attack gains by
 trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image leaves the later attacks
 where the draws that judge are sure that it is broken, by two standard errors: leaving on a toss-up would favour the defender.
+Less than ENOUGH_DRAWS draws of a random classifier are never sure.
 """
 import hashlib
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 
+from pyro_advbnn.apgd import draws_anew
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, separate_randomness
+from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
 from pyro_advbnn.inputs import (
     check_attacked,
     check_classifier,
     check_images,
     check_labels,
     check_probabilities,
+    check_repeatable,
     check_same_labels,
     logits_of,
+    pair,
 )
 
 CLEAN = "none"
+ENOUGH_DRAWS = 5
 
 
 def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0):
@@ -51,14 +57,18 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     known: a callable (name, indices) that gives these rows where it has them all, else None. stop: a callable that is asked
     before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
-    left, labels = set(), {}
+    check_repeatable(batches)
+    if not isinstance(attacks, Mapping):
+        raise InputError(f"attacks must be a mapping of names to attacks, got a {type(attacks).__name__}")
+    left, labels, may_leave = set(), {}, True
     needs_gradient = any(getattr(attack, "uses_gradient", False) for attack in attacks.values())
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
-        for number, (x, y) in enumerate(batches):
+        for number, (x, y) in enumerate(map(pair, batches)):
             if attack is None:                           # the first of all
                 check_images(x)
                 check_labels(y, check_classifier(classifier, x[:2], gradient=needs_gradient), x)
+                may_leave = num_samples >= ENOUGH_DRAWS or not _is_random(classifier, x[:16])
             check_same_labels(y, labels.setdefault(number, y))
             here = [i for i in range(len(y)) if first + i not in left]
             indices, first = [first + i for i in here], first + len(y)
@@ -69,7 +79,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
                 return
             if rows is None:
                 with separate_randomness(_stream(seed, name, number)):
-                    rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples)
+                    rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples, may_leave)
             left |= {row["index"] for row in rows if row["leaves"]}
             yield name, rows
 
@@ -145,7 +155,7 @@ def unfinished(rows, names, num_images):
     return found
 
 
-def _rows(classifier, name, attack, x, y, indices, num_samples):
+def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
     began, x_adv = time.perf_counter(), x
     if attack is not None:
         x_adv = attack(classifier, x, y)
@@ -153,10 +163,15 @@ def _rows(classifier, name, attack, x, y, indices, num_samples):
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)
     columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
-               "leaves": judged["sure"].int().tolist(), "margin": counted["margin"].tolist(),
+               "leaves": (judged["sure"] & may_leave).int().tolist(), "margin": counted["margin"].tolist(),
                "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
                "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
     return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]
+
+
+def _is_random(classifier, x):
+    with eval_mode(classifier), undisturbed():
+        return draws_anew(classifier, x)
 
 
 def _stream(seed, name, number):

@@ -5,7 +5,8 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import checks, datasets, ensembles
-from pyro_advbnn.checks import FAILED, HELD, UNKNOWN, Examination
+from pyro_advbnn.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
+from pyro_advbnn.errors import InputError
 from pyro_advbnn.training import build_optimizer, train_step
 from pyro_advbnn.worst_case import worst_case_accuracy
 
@@ -88,8 +89,9 @@ def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, ba
     exam = Examination(robust, batches, epsilon=EPSILON)
     assert exam.accuracy(exam.attack)["accuracy"] > 0.6
     found = verdicts(robust, batches)
-    assert found.pop("beats transfer") == UNKNOWN        # nothing to transfer from
-    assert set(found.values()) == {HELD}
+    without = {name for name, verdict in found.items() if verdict == UNFIT}
+    assert without == {"beats transfer", "one draw", "enough draws", "fixed draw"}     # nothing to transfer from, or to draw
+    assert {verdict for name, verdict in found.items() if name not in without} == {HELD}
     assert verdicts(robust, batches, ["beats transfer"], transfer=fragile) == {"beats transfer": HELD}
 
 
@@ -101,7 +103,7 @@ def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_che
     found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws", "paper's attack")}
     assert found["paper's attack"].verdict == FAILED
     assert found["one draw"].verdict == FAILED and "50 draws" in found["one draw"].measured
-    assert found["enough draws"].verdict == FAILED and verdicts(fragile, batches, ["one draw"]) == {"one draw": HELD}
+    assert found["enough draws"].verdict == FAILED and verdicts(fragile, batches, ["one draw"]) == {"one draw": UNFIT}
 
 
 @pytest.mark.parametrize(("masked", "failing"), [
@@ -126,6 +128,13 @@ def test_a_large_scale_of_the_logits_or_rounded_pixels_do_not_stop_the_ensemble(
 def test_too_few_images_cannot_tell(robust, batches):
     few = [(x[:20], y[:20]) for x, y in batches[:1]]
     assert verdicts(robust, few, ["twice the steps", "random starts"]) == {"twice the steps": UNKNOWN, "random starts": UNKNOWN}
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"epsilon": 0}, "epsilon must lie"), ({"num_steps": 0}, "num_steps"),
+                                                   ({"batches": iter([])}, "gone through again")])
+def test_what_cannot_be_examined_is_refused(fragile, batches, settings, message):
+    with pytest.raises(InputError, match=message):
+        Examination(fragile, **{"batches": batches, "epsilon": EPSILON} | settings)
 
 
 def test_a_difference_is_judged_by_the_images_on_which_two_attacks_differ():

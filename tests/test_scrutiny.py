@@ -129,7 +129,7 @@ def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatc
     evaluated(run, "checks")
     rows = tables.read(run, "checks")
     assert [row["check"] for row in rows] == list(checks.CHECKS)
-    assert {row["verdict"] for row in rows} <= {checks.HELD, checks.FAILED, checks.UNKNOWN}
+    assert {row["verdict"] for row in rows} <= {checks.HELD, checks.FAILED, checks.UNKNOWN, checks.UNFIT}
     assert [row["attack_samples"] for row in tables.read(run, "many_draws")] == [1, 3]
     assert (run / "figures" / "many_draws.svg").exists() and "could not tell" in capsys.readouterr().out
     monkeypatch.setattr(checks.Examination, "correct", lambda *_, **__: pytest.fail("measured again"))

@@ -180,6 +180,25 @@ def test_modules_that_are_not_fit_are_refused(answer, message):
         worst_case_accuracy(Wrong(), [batch([0.5, 0.2], [0, 1])], {})
 
 
+def test_few_draws_of_a_random_classifier_are_never_sure():
+    x, y = torch.zeros(300, 1, 2, 2), torch.zeros(300, dtype=torch.int64)
+    nothing = {f"attempt {i}": lambda classifier, x, y: x for i in range(6)}
+    assert worst_case_accuracy(Coin(0.7), [(x, y)], nothing, num_samples=1)["accuracy"] == pytest.approx(0.7, abs=0.08)
+    rows = [row for _, found in attacked(Coin(0.0), [(x, y)], nothing, num_samples=4) for row in found]
+    assert len(rows) == 300                              # this one is wrong alike in each call, so that all leave
+    rows = [row for _, found in attacked(Coin(0.3), [(x, y)], nothing, num_samples=4) for row in found]
+    assert len(rows) == 7 * 300
+
+
+@pytest.mark.parametrize(("batches", "attacks", "message"), [
+    (iter([]), {}, "gone through again"), ([batch([0.5], [0])], [to(0.0)], "mapping of names"),
+    (batch([0.5, 0.2], [0, 1]), {}, "several pairs"),
+])
+def test_batches_and_attacks_that_are_not_fit_are_refused(batches, attacks, message):
+    with pytest.raises(InputError, match=message):
+        worst_case_accuracy(Threshold(), batches, attacks)
+
+
 def test_nothing_outside_is_disturbed():
     state = torch.get_rng_state()
     classifier = Coin(0.5).train()
