@@ -9,6 +9,7 @@ from pyro_advbnn.evaluation import attack_fields
 from pyro_advbnn.subjects import Selection, Subjects
 from pyro_advbnn.verbs import Count, finish
 
+TABLES = ("robust", "robust_examples", "checks", "many_draws")
 PositiveRadius = Annotated[float, Range(0, open_low=True)]
 
 

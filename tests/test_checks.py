@@ -48,6 +48,15 @@ class Saturated(nn.Module):
         return 1e4 * self.network(x)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The networks that are trained here come out alike, whatever the machine's number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def train(adversarial, width):
     """A small convnet on digits, 1,000 images, trained by the package itself."""
     torch.manual_seed(0)

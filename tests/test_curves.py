@@ -55,6 +55,7 @@ def all_tables():
                      for source in runs for run in runs],
         "ensemble": [row(run, 300 + n, epsilon, 10, num_samples=n) for run in (BNN, ADVBNN) for epsilon in (0.0, 0.035)
                      for n in (1, 10, 100)],
+        "many_draws": [row(run, 400 - n, attack_samples=n) for run in runs for n in (1, 10, 50)],
         "steps": [row(run, 500 - n // 10, num_steps=n) for run in runs for n in (3, 20, 1000)],
         "pruning": [row(run, 500 - int(100 * f), fraction=f, prune_by=by, prediction=prediction) for run in (BNN, ADVBNN)
                     for by in ("std", "signal_to_noise") for prediction in ("posterior", "mean") for f in (0.0, 0.5)],

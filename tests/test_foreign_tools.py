@@ -128,7 +128,7 @@ def test_each_tool_breaks_each_classifier_inside_of_the_ball(module, batch, tool
     before = copy.deepcopy(module.state_dict())
     x_adv = attack(module, x, y)
     assert (x_adv - x).abs().max() <= EPSILON + ROUNDING and x_adv.min() >= 0 and x_adv.max() <= 1
-    assert accuracy(module, x, y) - accuracy(module, x_adv, y) > 0.3
+    assert accuracy(module, x, y) - accuracy(module, x_adv, y) > 0.2
     assert not any(inner.training for inner in module.modules())
     assert all(p.requires_grad for p in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import benchmark, cli, datasets, doubt, recipes, records, reproduce, tables, uncertainty
+from pyro_advbnn import benchmark, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
 from pyro_advbnn.acceleration import GraphedAttack
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.elbo import skip_validation
@@ -83,7 +83,8 @@ def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
     cli.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
-    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES) - set(doubt.TABLES)
+    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES) - {
+        *doubt.TABLES, *scrutiny.TABLES}
 
 
 def test_doubt_is_that_of_the_cpu_and_the_attacker_who_hides_runs_on_the_gpu(batch):
