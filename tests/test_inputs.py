@@ -64,7 +64,7 @@ def test_images_that_are_none_are_refused(batch, change, message):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_images_up_to_the_borders_of_their_range_pass_in_every_precision(dtype):
-    inputs.check_images(torch.tensor([0.0, 1.0, 0.5, 1.0], dtype=dtype).view(1, 1, 2, 2))
+    assert inputs.check_images(torch.tensor([0.0, 1.0, 0.5, 1.0], dtype=dtype).view(1, 1, 2, 2)) is None
 
 
 LABELS = {
@@ -177,8 +177,8 @@ def test_images_made_in_inference_mode_pass(batch):
 
 
 def test_one_hot_and_negative_logits_are_not_taken_for_probabilities(batch):
-    inputs.check_classifier(Answering(lambda z: z * 0 + torch.tensor([1.0, 0.0, 0.0])), batch[0])
-    inputs.check_classifier(Answering(lambda z: z * 0 + torch.tensor([1.5, 0.25, -0.75])), batch[0])
+    for logits in ([1.0, 0.0, 0.0], [1.5, 0.25, -0.75]):
+        assert inputs.check_classifier(Answering(lambda z, logits=logits: z * 0 + torch.tensor(logits)), batch[0]) == 3
 
 
 def test_predictions_of_half_precision_logits_are_averaged_in_single_precision(batch):
