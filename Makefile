@@ -1,15 +1,19 @@
-# make demo | test | lint | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
+# make demo | test | torture | lint | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m pyro_advbnn.demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+# Long campaigns of kills, full disks and malformed inputs; they print how many were survived.
+torture: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m torture
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check pyro_advbnn tests
