@@ -2,7 +2,7 @@
 
 A BatchNorm that keeps still is an affine map of each channel: folded into the convolution before it, it costs one pass over
 that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype in memory
-that is kept; autocast itself would make that copy anew in every call.
+that is kept; autocast itself would make that copy anew in every call. 2x2 max-poolings are done by a faster loop.
 """
 import copy
 import warnings
@@ -13,10 +13,12 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from pyro_advbnn.flat import Buffers
+from pyro_advbnn.pooling import MaxPool2x2, is_2x2
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm           # with SyncBatchNorm
 _CAST = (*_CONVOLUTIONS, nn.Linear)                      # whose weights autocast brings to its dtype
+_NOTHING, _MAX_POOL = nn.Identity(), MaxPool2x2()        # stand in for others while a network is called
 
 
 class LeanCalls:
@@ -30,13 +32,15 @@ class LeanCalls:
         self.network = network
         self._shared = set(shared)
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
+        self._poolings = [name for name, module in network.named_modules() if is_2x2(module) and name]
         self._pairs = None
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
         tensors, folded = weights
-        with _without(self.network, folded):
+        poolings = [name for name in self._poolings if not _has_hooks(self.network.get_submodule(name))]
+        with _replaced(self.network, dict.fromkeys(folded, _NOTHING) | dict.fromkeys(poolings, _MAX_POOL)):
             return functional_call(self.network, tensors, (x,), tie_weights=False)
 
     def weights(self, tensors, owned=()):
@@ -112,12 +116,12 @@ def _has_hooks(module):
 
 
 @contextmanager
-def _without(network, names):
-    """Modules of these names pass their input on inside."""
-    places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+def _replaced(network, replacements):
+    """Modules of these names are others, {name: module}, inside."""
+    places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in replacements]
     modules = [parent._modules[leaf] for parent, leaf in places]
-    for parent, leaf in places:
-        parent._modules[leaf] = nn.Identity()
+    for (parent, leaf), replacement in zip(places, replacements.values(), strict=True):
+        parent._modules[leaf] = replacement
     try:
         yield
     finally:

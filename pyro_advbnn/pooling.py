@@ -1,0 +1,89 @@
+"""2x2 max-pooling on the CPU by a compiled loop: torch's own takes one number at a time, an eighth of an attack on a VGG."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pyro_advbnn.flat import in_threads
+
+try:
+    from pyro_advbnn import _max_pool  # compiled at installation, where there is a C compiler
+except ImportError:
+    _max_pool = None
+
+_WINDOWS_PER_THREAD = 1 << 18          # fewer are done before another thread has begun
+
+
+class MaxPool2x2(nn.Module):
+    """What `nn.MaxPool2d(2)` answers, its gradients included, sooner where the loop was compiled and fits the images."""
+
+    def forward(self, x):
+        return max_pool_2x2(x)
+
+
+def max_pool_2x2(x):
+    """`F.max_pool2d(x, 2)` of x (B, C, H, W): the same numbers, and the same one of equals gets the gradient.
+
+    Compiled for contiguous float32 and bfloat16 on the CPU with even H and W; anything else, torch.func's transforms and
+    torch.compile get torch's own.
+    """
+    return _MaxPool2x2.apply(x) if _fits(x) else F.max_pool2d(x, 2)
+
+
+def is_2x2(module):
+    """Whether a module is the max-pooling that `MaxPool2x2` can stand in for."""
+    if type(module) is not nn.MaxPool2d or module.return_indices or module.ceil_mode:
+        return False
+    return [_pair(size) for size in (module.kernel_size, module.stride, module.padding, module.dilation)] == [
+        (2, 2), (2, 2), (0, 0), (1, 1)]
+
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class _MaxPool2x2(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+        which = torch.empty(y.shape, dtype=torch.uint8)  # 0 to 3: the place of the largest in its window
+        _in_parts(_max_pool.forward, x, y, which)
+        ctx.save_for_backward(which)
+        ctx.like = x.new_empty(0)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (which,) = ctx.saved_tensors
+        if torch.is_grad_enabled():                      # the gradient shall have one itself
+            return _spread(grad, which)
+        grad, x = grad.contiguous(), ctx.like.new_empty(ctx.shape)
+        _in_parts(_max_pool.backward, x, grad, which)
+        return x
+
+
+def _fits(x):
+    plain = (type(x) in (torch.Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+             and x.dim() == 4 and x.numel() > 0 and x.is_contiguous() and x.shape[2] % 2 == x.shape[3] % 2 == 0)
+    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return _max_pool is not None and plain and not transformed
+
+
+def _in_parts(loop, x, y, which):
+    addresses, total, width = [t.data_ptr() for t in (x, y, which)], y.numel(), y.shape[-1]
+
+    def part(first):
+        loop(*addresses, first, min(first + size, total), width, x.element_size())
+
+    size = max(_WINDOWS_PER_THREAD, -(-total // torch.get_num_threads()))
+    if size >= total:
+        part(0)
+    else:
+        in_threads(part, range(0, total, size))
+
+
+def _spread(grad, which):
+    """The gradient by operations that autograd can follow."""
+    places = torch.arange(4, dtype=torch.uint8).view(2, 1, 2)          # row and column in the window
+    chosen = which[..., :, None, :, None] == places
+    return (grad[..., :, None, :, None] * chosen).flatten(4, 5).flatten(2, 3)
