@@ -51,6 +51,10 @@ def autocast(device, precision):
 
 
 def batch_format(x, precision):
-    """`x` as the convolutions of a GPU like it best: channels last for bf16 there, unchanged elsewhere."""
-    fits = x.device.type == "cuda" and precision == "bf16" and x.dim() == 4
+    """`x` as convolutions in bf16 like it best, channels last, on a GPU and on a CPU with AMX; unchanged elsewhere.
+
+    On a CPU without AMX channels last was measured to gain nothing.
+    """
+    likes_channels_last = x.device.type == "cuda" or (x.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    fits = precision == "bf16" and x.dim() == 4 and likes_channels_last
     return x.contiguous(memory_format=torch.channels_last) if fits else x

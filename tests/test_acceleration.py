@@ -87,7 +87,14 @@ def test_only_bf16_is_autocast(batch):
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with autocast(CPU, precision):
             assert ab.networks.convnet(width=2)(batch[0]).dtype == dtype
-    assert batch_format(batch[0], "bf16") is batch[0]            # channels last is for GPUs
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_channels_last_is_for_bf16_where_the_cpu_multiplies_tiles(batch, monkeypatch, has_amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    x = torch.rand(2, 3, 4, 4)
+    assert batch_format(x, "bf16").is_contiguous(memory_format=torch.channels_last) == has_amx
+    assert batch_format(x, "fp32") is x and batch_format(x[0], "bf16").is_contiguous()
 
 
 def test_losses_and_weights_of_a_bf16_step_are_float32(batch):
