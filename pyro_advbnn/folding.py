@@ -18,7 +18,6 @@ from pyro_advbnn.pooling import MaxPool2x2, is_2x2
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm           # with SyncBatchNorm
 _CAST = (*_CONVOLUTIONS, nn.Linear)                      # whose weights autocast brings to its dtype
-_NOTHING, _MAX_POOL = nn.Identity(), MaxPool2x2()        # stand in for others while a network is called
 
 
 class LeanCalls:
@@ -40,7 +39,7 @@ class LeanCalls:
         """What the network returns for x with what `weights` made."""
         tensors, folded = weights
         poolings = [name for name in self._poolings if not _has_hooks(self.network.get_submodule(name))]
-        with _replaced(self.network, dict.fromkeys(folded, _NOTHING) | dict.fromkeys(poolings, _MAX_POOL)):
+        with _replaced(self.network, dict.fromkeys(folded, nn.Identity) | dict.fromkeys(poolings, MaxPool2x2)):
             return functional_call(self.network, tensors, (x,), tie_weights=False)
 
     def weights(self, tensors, owned=()):
@@ -93,9 +92,10 @@ def autocast_dtype(device):
 
 def foldable(network):
     """[(name of a convolution, name of the BatchNorm that alone reads its output), ...]; [] where torch.fx cannot trace."""
+    tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}          # are looked at, so need no copies
     try:
         with warnings.catch_warnings(action="ignore"):
-            traced = fx.Tracer().trace(copy.deepcopy(network).eval())
+            traced = fx.Tracer().trace(copy.deepcopy(network, tensors).eval())
     except Exception:                                    # control flow that depends on the images, for one
         return []
     modules, calls = dict(network.named_modules()), [node.target for node in traced.nodes if node.op == "call_module"]
@@ -117,11 +117,11 @@ def _has_hooks(module):
 
 @contextmanager
 def _replaced(network, replacements):
-    """Modules of these names are others, {name: module}, inside."""
+    """Modules of these names are new ones, {name: class}, inside: `functional_call` may leave tensors in them."""
     places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in replacements]
     modules = [parent._modules[leaf] for parent, leaf in places]
     for (parent, leaf), replacement in zip(places, replacements.values(), strict=True):
-        parent._modules[leaf] = replacement
+        parent._modules[leaf] = replacement()
     try:
         yield
     finally:
