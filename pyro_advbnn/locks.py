@@ -59,10 +59,9 @@ def take(folder):
         with suppress(FileExistsError):
             return Lock(path, _new(path, _link))
         with suppress(FileNotFoundError):                # released in the meantime
-            left = _left_behind(path)
+            left, owner = _left_behind(path)
             try:
                 if _is(path, left):                      # nobody else has taken it over in the meantime
-                    owner = _owner(path)
                     return Lock(path, _new(path, os.replace), f"note: {path} is taken over: {owner['what']} has ended")
             finally:
                 os.close(left)
@@ -85,31 +84,33 @@ def held(folder):
 def is_left_behind(folder):
     """Whether `folder` has the lock of a process of this host that has ended."""
     try:
-        os.close(_left_behind(Path(folder) / NAME))
+        handle, _ = _left_behind(Path(folder) / NAME)
+        os.close(handle)
     except (InputError, FileNotFoundError):
         return False
     return True
 
 
 def _left_behind(path):
-    """An open handle, with flock, of the lock file of a dead owner.   Raises InputError as `take` does."""
-    owner, handle = _owner(path), os.open(path, os.O_RDWR)
+    """(open handle with flock, owner) of the lock file of a dead owner.   Raises InputError as `take` does."""
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    owner = _owner(handle)
     try:
         free = _flock(handle)
     except OSError:                                      # a file system without flock: nobody can tell
         free = None
     if free and owner["host"] == socket.gethostname():
-        return handle
+        return handle, owner
     os.close(handle)
     here = owner["host"] == socket.gethostname()
     way_on = "wait for its end, or stop it" if here and free is not None else f"if it has ended, delete {path}"
     raise InputError(f"{path.parent} is in use by {owner['what']}{'' if here else ', another host'}; {way_on}")
 
 
-def _owner(path):
-    """{host, what: the owner in words}; host is None where the file does not say it."""
+def _owner(handle):
+    """{host, what: the owner in words} of a lock file; host is None where it does not say it."""
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(os.pread(handle, 10_000, 0))
         what = f"process {owner['pid']} on {owner['host']} ({owner['command']}, since {owner['since']})"
         return {"host": owner["host"], "what": " ".join(what.split())}
     except (ValueError, KeyError, TypeError):
