@@ -277,5 +277,11 @@ _COLUMNS = {
 VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "steps": steps, "posterior": posterior,
          "gradients": gradients, "robust": robust, "checks": check, "uncertainty": uncertainty, "report": write_report}
 
+
+def main(argv=None):
+    """The command, for words that are given or those of the process."""
+    cli.run(VERBS, argv, way_on="the same command goes on and does not compute again what it has written")
+
+
 if __name__ == "__main__":
-    cli.run(VERBS, way_on="the same command goes on and does not compute again what it has written")
+    main()

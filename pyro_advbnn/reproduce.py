@@ -223,5 +223,11 @@ def _duration(seconds):
 VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5, "alpha": alpha, "prior": prior,
          "lipschitz": lipschitz, "all": everything}
 
+
+def main(argv=None):
+    """The command, for words that are given or those of the process."""
+    cli.run(VERBS, argv, way_on="the same command goes on")
+
+
 if __name__ == "__main__":
-    cli.run(VERBS, way_on="the same command goes on")
+    main()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pyro
@@ -81,10 +82,8 @@ def test_a_lock_of_which_nothing_can_be_known_is_refused_with_the_file_to_delete
 def test_of_many_that_take_over_at_once_one_alone_gets_in(tmp_path, tally):
     def take(barrier, taken):
         barrier.wait()
-        try:
+        with suppress(InputError):
             taken.append(locks.take(tmp_path))
-        except InputError:
-            pass
 
     for round_ in range(60):
         if round_ % 2:
