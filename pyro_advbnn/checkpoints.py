@@ -1,6 +1,8 @@
 """Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
+import errno
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ FORMAT = 1
 def save(path, classifier, config=None, **more):
     """Write classifier and config to `path`, in one step: a crash leaves the old file or the new one.
 
+    The new file takes the old one's place only after it has been read back from the disk and its sums have been right.
+
     config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
     more: further plain values and tensors, such as an optimizer's state.
 
@@ -29,14 +33,32 @@ def save(path, classifier, config=None, **more):
         raise InputError(f"config must hold plain values only: {error}") from None
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
                "state": classifier.state_dict(), **more}
-    with replacing(path) as file:
-        torch.save(content, file)
+    with replacing(path, _prove) as file:
+        _write(content, file)
 
 
 def save_state_dict(path, network):
     """Write the state dict of an nn.Module alone, for `network.load_state_dict(torch.load(path))`, in one step."""
     with replacing(path) as file:
-        torch.save(network.state_dict(), file)
+        _write(network.state_dict(), file)
+
+
+def _write(content, file):
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:                        # torch's, of its own file that was not finished
+        if isinstance(error.__context__, OSError | KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
+def _prove(path):
+    """Raises OSError where the file that has just been written cannot be read."""
+    try:
+        _check_sums(path)
+        read(path, mmap=True)
+    except (InputError, zipfile.BadZipFile) as error:
+        raise OSError(errno.EIO, f"what was written could not be read back ({error})") from None
 
 
 def load(path, network=None, *, prior=None, device="cpu"):
@@ -60,11 +82,13 @@ def load(path, network=None, *, prior=None, device="cpu"):
 def read(path, *, mmap=False):
     """The whole content of a checkpoint as a dict, on the CPU.   Raises InputError as `load` does.
 
-    mmap: leave the tensors in the file until they are used.
+    mmap: leave the tensors in the file until they are used, and their sums unchecked.
     """
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
+        if not mmap:
+            _check_sums(path)
         with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which are refused all the same
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (FileNotFoundError, PermissionError) as error:
@@ -76,6 +100,15 @@ def read(path, *, mmap=False):
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
     return content
+
+
+def _check_sums(path):
+    """Raises BadZipFile where a record of the file has not the CRC-32 that it was written with; torch checks none."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise zipfile.BadZipFile("torch compresses nothing")
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("a record is damaged")
 
 
 def _build(content, network, prior, path):

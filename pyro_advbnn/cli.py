@@ -7,6 +7,7 @@ several commands share are the fields of a keyword-only dataclass, which a comma
 """
 
 import difflib
+import errno
 import functools
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 import fire
 from fire.decorators import SetParseFns
 
-from pyro_advbnn import usage, values
+from pyro_advbnn import signals, usage, values
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.usage import Command, parameters
 from pyro_advbnn.values import Range, number, numbers
@@ -28,38 +29,43 @@ from pyro_advbnn.values import Range, number, numbers
 __all__ = ["Range", "flag_names", "number", "numbers", "run"]
 
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False) -> None:
+def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False,
+        way_on: str = "") -> None:
     """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
 
     Args:
         commands: one function, or functions by verb, of which the first word of argv then names one.
         argv: the words after the program's name; those of the process by default.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
+        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM.
 
     Raises:
-        SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, and
-            141 when nobody reads stdout any more.
+        SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
+            SIGTERM, and 141 when nobody reads stdout any more.
     """
     try:
         if not processes:
             _refuse_processes()
-        _run(commands, list(sys.argv[1:] if argv is None else argv))
+        with signals.raising():
+            _run(commands, list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except InputError as error:
         _end(REFUSED, f"error: {error}")
-    except KeyboardInterrupt:
-        _end(INTERRUPTED, "interrupted")
+    except KeyboardInterrupt as error:
+        code = getattr(error, "code", INTERRUPTED)
+        _end(code, f"{signals.name_of(code - 128)}{'; ' if way_on else ''}{way_on}")
     except BrokenPipeError:
         if not _stdout_is_broken():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of Python
         _end(BROKEN_PIPE)
     except OSError as error:                             # a full disk, a folder that may not be written
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        _end(REFUSED, f"error: {error.filename}: {error.strerror}")
+        _end(REFUSED, f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}")
 
 
 def flag_names(function: Command) -> list[str]:

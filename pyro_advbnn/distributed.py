@@ -3,6 +3,7 @@
 All of it is torch.distributed: tensors on a GPU go through NCCL, tensors on the CPU and plain values through gloo. What is
 collective must be called by every process, in the same order.
 """
+import math
 import os
 import sys
 import time
@@ -89,10 +90,10 @@ def _in_group(command, *arguments):
             return command(*arguments)
     except InputError as error:
         return error if is_main() else InputError(f"[rank {rank()}] {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if is_main():
             raise
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(getattr(error, "code", _INTERRUPTED)) from None
     except RuntimeError as error:
         if "gloo/transport" not in str(error) and "ncclRemoteError" not in str(error):
             raise
@@ -238,11 +239,14 @@ def _as_one_vector(tensors, collective):
             part.copy_(value.view(part.shape))
 
 
-def clock():
-    """Collective: time.monotonic() of rank 0, by which all processes decide alike; no GPU waits for it."""
-    now = torch.tensor(time.monotonic(), dtype=torch.float64)
-    broadcast_([now])
-    return now.item()
+def clock(number=0):
+    """Collective: time.monotonic() of rank 0 and the largest `number`, by which all decide alike; no GPU waits for it."""
+    now = time.monotonic() if is_main() else -math.inf
+    if world_size() == 1:
+        return now, number
+    both = torch.tensor([now, number], dtype=torch.float64)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return both[0].item(), int(both[1])
 
 
 def gather(value):

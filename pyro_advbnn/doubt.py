@@ -7,7 +7,7 @@ from pyro_advbnn import foreign_images, recipes, records, usage
 from pyro_advbnn.cli import Range
 from pyro_advbnn.evaluated_images import image_digest
 from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.subjects import Selection, Subjects
+from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
 from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, draw_figures, warn
 
@@ -16,6 +16,7 @@ FIGURES = ("calibration", "detection", "rejection")
 REJECTED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+@exclusive
 def uncertainty(
     *,
     of: Selection,

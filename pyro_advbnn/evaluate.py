@@ -11,13 +11,14 @@ from pyro_advbnn.cli import Range
 from pyro_advbnn.doubt import uncertainty
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.scrutiny import check, robust
-from pyro_advbnn.subjects import Selection, Subjects
+from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
 
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
 PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
+@exclusive
 def accuracy(
     *,
     of: Selection,
@@ -51,6 +52,7 @@ def accuracy(
     finish(subjects, rows, command, ["accuracy" if against == "epsilon" else against], _COLUMNS)
 
 
+@exclusive
 def transfer(
     *,
     of: Selection,
@@ -88,6 +90,7 @@ def transfer(
     })
 
 
+@exclusive
 def ensemble(
     *,
     of: Selection,
@@ -115,6 +118,7 @@ def ensemble(
     finish(subjects, rows, command, ["ensemble"], _COLUMNS)
 
 
+@exclusive
 def steps(
     *,
     of: Selection,
@@ -148,6 +152,7 @@ def steps(
     finish(subjects, rows, command, ["steps"], _COLUMNS)
 
 
+@exclusive
 def posterior(
     *,
     of: Selection,
@@ -197,6 +202,7 @@ def posterior(
     })
 
 
+@exclusive
 def gradients(*, of: Selection, num_samples: list[Count] = (1, 20)):
     """The mean l_1 norm of the loss's gradient by the image, on training and on test images (Eq. 11 to 13).
 
@@ -218,6 +224,7 @@ def gradients(*, of: Selection, num_samples: list[Count] = (1, 20)):
     })
 
 
+@exclusive
 def write_report(
     *,
     of: Selection,
@@ -270,5 +277,11 @@ _COLUMNS = {
 VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "steps": steps, "posterior": posterior,
          "gradients": gradients, "robust": robust, "checks": check, "uncertainty": uncertainty, "report": write_report}
 
+
+def main(argv=None):
+    """The command, for words that are given or those of the process."""
+    cli.run(VERBS, argv, way_on="the same command goes on and does not compute again what it has written")
+
+
 if __name__ == "__main__":
-    cli.run(VERBS)
+    main()

@@ -8,7 +8,7 @@ from pyro_advbnn.attacks import PGD
 from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.evaluated_images import image_digest, training_images
 from pyro_advbnn.evaluation import attack_fields, robust_accuracy
-from pyro_advbnn.subjects import check_writable
+from pyro_advbnn.run_folders import check_writable
 from pyro_advbnn.sweeps import ensemble_accuracies, gradient_norms, steps_accuracies, transfer_accuracies, transfer_rate
 
 

@@ -1,8 +1,10 @@
 """What a run leaves behind: lines of metrics, JSON, text tables, the environment they came from. No tensors here."""
+import errno
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 from contextlib import contextmanager
 from importlib import metadata
@@ -34,7 +36,7 @@ def percent(row, interval=False):
 
 def append_jsonl(path, row):
     """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
-    with Path(path).open("ab+") as file:
+    with naming(path), Path(path).open("ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(row).encode() + b"\n")
@@ -83,22 +85,60 @@ def _replace(path, text):
 
 
 @contextmanager
-def replacing(path):
-    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one."""
+def replacing(path, prove=None):
+    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one.
+
+    prove: a function of the new file's path, called when it is on the disk; what it raises leaves the old file.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _forget(file)
+            if prove:
+                prove(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)           # left over only where something failed
+
+
+@contextmanager
+def naming(path):
+    """Errors of the system inside name `path`: a full disk names no file, others a temporary one."""
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         if error.errno:
-            error.filename = str(path)                   # a full disk names none, others the temporary one
+            error.filename = str(path)
         raise
+
+
+def sync_folder(folder):
+    """Bring to the disk which names the folder holds; without it a power cut may undo a renaming."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do this by themselves
+            raise
     finally:
-        temporary.unlink(missing_ok=True)               # left over only where something failed
+        os.close(handle)
+
+
+def is_temporary(path):
+    """Whether the name of `path` is that of a file which `replacing` was writing, or a lock, when its process ended."""
+    return bool(re.fullmatch(r"\..+\.\d+\.tmp", Path(path).name))
+
+
+def _forget(file):
+    """Let what is read next come from the disk, not from the system's memory of what was written."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def environment():

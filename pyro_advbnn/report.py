@@ -41,7 +41,7 @@ def write(folder, runs=None):
 def _run_folders(folder):
     if (folder / "config.json").is_file():
         return [folder]
-    return sorted(path.parent for path in folder.glob("runs/*/config.json"))
+    return sorted(path.parent for path in folder.glob("runs/[!.]*/config.json"))  # one with a dot is still being made
 
 
 def _configs(runs):

@@ -5,10 +5,11 @@ evaluations compute only the rows that are not there yet, and reproduce.jsonl te
 command given again goes on, whatever stopped it.
 """
 import time
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from pyro_advbnn import cli, configuration, datasets, networks, records, run_folders, summaries
+from pyro_advbnn import cli, configuration, datasets, locks, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.devices import keep_freed_memory, resolve_device
@@ -16,7 +17,6 @@ from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, separate_randomness
 from pyro_advbnn.plans import PIECES, Plan, Reproduction
-from pyro_advbnn.subjects import check_writable
 from pyro_advbnn.train import train
 
 
@@ -74,27 +74,29 @@ def _reproduce(pieces, wanted):
         torch.set_num_threads(1)                         # networks this small lose by a second thread
     images = _images(wanted)
     plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]))
-    journal = _Journal(plan)
-    waiting = [step for step in plan.steps if not journal.is_done(step)]
-    if not waiting:
+    if not _Journal(plan).waiting():
         return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
-    _print(plan, waiting, _seconds_per_image(plan, images["test"]))
-    if one_thread:
-        print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
-    if wanted.dry_run:
-        return None
+    with nullcontext() if wanted.dry_run else _alone_in(plan.out):
+        journal = _Journal(plan)                         # as it is now that nobody else writes it
+        waiting = journal.waiting()
+        _print(plan, waiting, _seconds_per_image(plan, images["test"]))
+        if one_thread:
+            print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
+        if not wanted.dry_run:
+            _run(plan, journal, waiting, began)
+
+
+def _run(plan, journal, waiting, began):
+    """Run the steps that are waiting, to the end or until --max_minutes are over."""
     journal.open()
-    deadline = began + 60 * wanted.max_minutes if wanted.max_minutes else float("inf")
-    if waiting[-1] is not plan.steps[-1]:
+    max_minutes = plan.wanted.max_minutes
+    deadline = began + 60 * max_minutes if max_minutes else float("inf")
+    if waiting and waiting[-1] is not plan.steps[-1]:
         waiting.append(plan.steps[-1])                   # the report shows what the others have brought
     for number, step in enumerate(waiting, 1):
         print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
-        try:
-            if time.monotonic() > deadline or not journal.run(step, deadline):
-                return print(f"stopped: --max_minutes {wanted.max_minutes:g} are over; the same command goes on")
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on", flush=True)
-            raise
+        if time.monotonic() > deadline or not journal.run(step, deadline):
+            return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
     for summary in summaries.summaries(plan.out):
         if summary.name.startswith("table1"):
             print(f"\n{summaries.as_text(summary)}")
@@ -106,11 +108,21 @@ def _images(wanted):
     return {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
 
 
+@contextmanager
+def _alone_in(out):
+    """The lock of the results' folder, for the time inside."""
+    run_folders.check_writable(out)
+    with locks.held(out) as lock:
+        if lock.notice:
+            print(lock.notice)
+        yield
+
+
 class _Journal:
     """What of a plan is done, in <out>/reproduce.jsonl: one line per finished command. Raises InputError for another plan's."""
 
     def __init__(self, plan):
-        self.path, self.out, self.settings = plan.out / "reproduce.jsonl", plan.out, plan.identity
+        self.path, self.out, self.settings, self._steps = plan.out / "reproduce.jsonl", plan.out, plan.identity, plan.steps
         if not self.path.exists():
             run_folders.refuse_existing(plan.out)
         lines = records.read_jsonl(self.path)
@@ -120,14 +132,14 @@ class _Journal:
         self._done = {line.get("command") for line in lines[1:]}
 
     def open(self):
-        """Make the folder and the journal, where they are not there yet."""
-        check_writable(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Make the journal, where it is not there yet."""
         if not records.read_jsonl(self.path):
             records.write_jsonl(self.path, [{"settings": self.settings}])
 
-    def is_done(self, step):
-        return self._name(step) in self._done and all(path.exists() for path in step.leaves)
+    def waiting(self):
+        """The steps of the plan that are not done, or whose results are lost."""
+        return [step for step in self._steps
+                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)]
 
     def _name(self, step):
         return step.command.replace(str(self.out), "OUT")   # so that the folder may be moved
@@ -211,5 +223,11 @@ def _duration(seconds):
 VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5, "alpha": alpha, "prior": prior,
          "lipschitz": lipschitz, "all": everything}
 
+
+def main(argv=None):
+    """The command, for words that are given or those of the process."""
+    cli.run(VERBS, argv, way_on="the same command goes on")
+
+
 if __name__ == "__main__":
-    cli.run(VERBS)
+    main()

@@ -1,33 +1,96 @@
-"""Run folders: config.json, metrics.jsonl, checkpoint.pt (the last) and best.pt; made once, never overwritten."""
-import re
+"""Run folders: config.json, metrics.jsonl, checkpoint.pt (the last) and best.pt; made once, never overwritten.
+
+A folder is a run from its config.json on, and with that it has a checkpoint, of the run's start at first.
+"""
+import glob
+import os
+import secrets
+import shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, event_files, records
+from pyro_advbnn import checkpoints, distributed, event_files, locks, records
 from pyro_advbnn.errors import InputError
 
 
-def create(folder, config):
-    """Make the new run folder and write config.json.   Raises InputError where it holds something already."""
+def create(folder, config, classifier, start):
+    """Make the new run folder in one step, with config.json and a checkpoint of its start; its `locks.Lock`, taken.
+
+    start: the `Training.state_dict()`.   Raises InputError where the folder holds something already or cannot be made.
+    """
     folder = Path(folder)
-    refuse_existing(folder)
+
+    def write(place):
+        checkpoints.save(place / "checkpoint.pt", classifier, config, training=start, best=None)
+        records.write_json(place / "config.json", config)
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        records.write_json(folder / "config.json", config)
+        return _fill(folder, write) if folder.exists() else _make(folder, write)
     except OSError as error:
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
-    return folder
+
+
+def _make(folder, write):
+    """Make a folder that is not there: it gets its name when all is in it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_beside(folder)
+    unnamed = folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(4)}.new")
+    unnamed.mkdir()
+    try:
+        lock = locks.take(unnamed)
+        try:
+            write(unnamed)
+            refuse_existing(folder)                      # another process may have made it in the meantime
+            os.rename(unnamed, folder)
+        except BaseException:
+            lock.release()
+            raise
+    finally:
+        shutil.rmtree(unnamed, ignore_errors=True)       # left over only where something failed
+    records.sync_folder(folder.parent)
+    return lock.moved(folder)
+
+
+def _fill(folder, write):
+    """Make a run of a folder that is there, and may be one that cannot be renamed; config.json comes last."""
+    refuse_existing(folder)
+    lock = locks.take(folder)
+    try:
+        refuse_existing(folder)                          # it may have been filled before it was locked
+        _sweep(folder)
+        write(folder)
+    except BaseException:
+        if not (folder / "config.json").exists():
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        lock.release()
+        raise
+    return lock
+
+
+def _sweep_beside(folder):
+    """Take away what a process that was killed in `_make` has left of the same folder."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name[:100])}.????????.new"):
+        if locks.is_left_behind(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sweep(folder):
+    """Take away the files that a killed process was writing to a locked folder."""
+    for path in folder.iterdir():
+        if records.is_temporary(path):
+            path.unlink(missing_ok=True)
 
 
 def refuse_existing(folder):
-    """Raises InputError where `folder` exists and is not an empty folder, but for what a crash left of a file."""
+    """Raises InputError where `folder` exists and is not an empty folder, but for what a crash left of a file or a run."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
         raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
 
 
 def _is_leftover(path):
-    return bool(re.fullmatch(r"\..+\.\d+\.tmp", path.name))  # the temporary files of `records.replacing`
+    begun = (path.with_name(locks.NAME).exists() and not path.with_name("config.json").exists())  # killed in `_fill`
+    return records.is_temporary(path) or path.name == locks.NAME or (path.name == "checkpoint.pt" and begun)
 
 
 def read_config(folder):
@@ -52,8 +115,18 @@ def save_position(folder, training, config, best):
 
 
 def has_position(folder):
-    """Whether a run got as far as its first checkpoint."""
+    """Whether a run has a checkpoint; those of version 0.1.0 had none before the end of their first epoch."""
     return (Path(folder) / "checkpoint.pt").exists()
+
+
+def has_begun(folder):
+    """Whether a run has a checkpoint that is later than its start."""
+    return has_position(folder) and not _is_start(_position(folder, mmap=True))
+
+
+def _is_start(content):
+    at = content.get("training")
+    return at is not None and not at["epochs_done"] and not at["steps_done"]
 
 
 def restore_position(folder, training):
@@ -72,10 +145,13 @@ def _position(folder, mmap=False):
     return content
 
 
-def reopen(folder, config, epochs_done):
+def reopen(folder, config, classifier, position):
     """Write the config of a run that goes on, and drop the lines of metrics.jsonl that are later than its position."""
+    _sweep(folder)
+    if not has_position(folder):
+        checkpoints.save(folder / "checkpoint.pt", classifier, config, training=position, best=None)
     metrics = records.read_jsonl(folder / "metrics.jsonl")
-    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= epochs_done])
+    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= position["epochs_done"]])
     records.write_json(folder / "config.json", config)
 
 
@@ -111,6 +187,18 @@ def out_of_patience(best, epochs_done, patience):
     return bool(patience and best and epochs_done - best["epoch"] >= patience)
 
 
+def check_writable(folder):
+    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            break
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be made: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
+                         f"{folder} cannot be written to")
+
+
 def row_fields(config, path, weights):
     """The columns `tables.RUN_FIELDS` of a row: the run of `config`, its checkpoint at `path` and the digest of its weights."""
     run, settings = path.resolve().parent.name, config["settings"]
@@ -127,4 +215,6 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     path = folder / ("best.pt" if checkpoint == "best" and (folder / "best.pt").exists() else "checkpoint.pt")
     if not path.exists():
         raise InputError(f"{folder} has no checkpoint yet")
+    if _is_start(checkpoints.read(path, mmap=True)):
+        raise InputError(f"{folder} has trained nothing yet: its checkpoint is that of its start")
     return checkpoints.load(path, network, device=device), config, path

@@ -6,13 +6,14 @@ from pyro_advbnn import checks, ensembles, recipes, records, scrutiny_summaries,
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.subjects import Selection, Subjects
+from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.verbs import Count, finish
 
 TABLES = ("robust", "robust_examples", "checks", "many_draws")
 PositiveRadius = Annotated[float, Range(0, open_low=True)]
 
 
+@exclusive
 def robust(
     *,
     of: Selection,
@@ -66,6 +67,7 @@ def robust(
     })
 
 
+@exclusive
 def check(
     *,
     of: Selection,

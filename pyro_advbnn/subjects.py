@@ -1,15 +1,15 @@
 """What an evaluation looks at: trained runs, the images they are measured on, and the folder that takes the results."""
-import os
+import functools
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
-from pyro_advbnn import datasets, records, run_folders
+from pyro_advbnn import datasets, locks, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
@@ -78,10 +78,28 @@ class Subject:
         return count if self.is_random else 1
 
 
+_held = []                                               # a stack of locks for each `exclusive` verb that is at work
+
+
+def exclusive(verb):
+    """`verb`, a command, which from its `Subjects` on to its end has the results' folder to itself."""
+
+    @functools.wraps(verb)
+    def command(**flags):
+        with ExitStack() as stack:
+            _held.append(stack)
+            stack.callback(_held.pop)
+            return verb(**flags)
+
+    return command
+
+
 class Subjects(list):
     """The subjects that a `Selection` names, loaded and found fit for one another before any work.
 
-    folder: takes the results. Raises InputError for what cannot be loaded, compared, or written.
+    folder: takes the results; an `exclusive` verb has the lock of its evaluation/ from here on.
+
+    Raises InputError for what cannot be loaded, compared, or written.
     """
 
     def __init__(self, selection, *table_names):
@@ -94,12 +112,19 @@ class Subjects(list):
         _check_alike(folders, configs)
         _check_network(selection.network, folders, configs)
         self.folder = selection.out or _default_out(folders)
-        check_writable(self.folder / "evaluation")
+        run_folders.check_writable(self.folder / "evaluation")
+        self._lock()
         self.tables = [Table(self.folder, name) for name in table_names]
         self._images = {}
         super().__init__(map(self._load, folders, configs))
         self.dataset = configs[0]["dataset"]
         self.began, self.num_rows = time.perf_counter(), 0
+
+    def _lock(self):
+        if _held:
+            lock = _held[-1].enter_context(locks.held(self.folder / "evaluation"))
+            if lock.notice:
+                print(lock.notice)
 
     def _load(self, folder, config):
         classifier, config, path = run_folders.load_classifier(
@@ -152,18 +177,6 @@ class Subjects(list):
             records.append_jsonl(self.folder / "evaluation" / "log.jsonl", {
                 "command": command, "seconds": round(time.perf_counter() - self.began, 1), "rows": self.num_rows,
                 "environment": records.environment() | {"device": describe_device(self.device)}})
-
-
-def check_writable(folder):
-    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            break
-    if not place.is_dir():
-        raise InputError(f"{folder} cannot be made: {place} is no folder")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
-                         f"{folder} cannot be written to")
 
 
 def _folders(selection):

@@ -1,9 +1,10 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, recipes, records, run_folders
+from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, locks, recipes, records, run_folders, signals
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import keep_freed_memory, peak_memory_mib
@@ -145,6 +146,14 @@ def train(
 def _train(flags):
     """Check and prepare all, then write the run folder and train."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
+    with ExitStack() as locked:
+        stopped_by = _train_locked(flags, dry, max_minutes, locked)
+    if stopped_by:
+        raise signals.Interrupted(stopped_by)
+
+
+def _train_locked(flags, dry, max_minutes, locked):
+    """`_train`, whose lock of the run folder goes into the stack `locked`; the signal that stopped it, if one did."""
     with distributed.together():
         resumed, folder = flags.pop("resume", None), flags.pop("out", None)
         if folder and _is_this_jobs(folder, flags):
@@ -152,6 +161,8 @@ def _train(flags):
                 return print(f"{folder} is finished")
             flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
             resumed, folder = folder, None
+        if resumed and not dry and distributed.is_main():
+            _lock(resumed, locked)
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     distributed.require_same(
         [config["images_sha256"], str(resumed), training.epochs_done, training.steps_done],
@@ -159,13 +170,14 @@ def _train(flags):
     if dry:
         return print(records.as_json(config))
     folder = resumed or folder or _default_folder(config)
-    if distributed.is_main():
-        _open(folder, config, training, resumed)
+    _open(folder, config, training, resumed, locked)
     distributed.broadcast_([*training.classifier.parameters(), *training.classifier.buffers()])
     set_precision(config["precision"])
     for note in configuration.accelerate(training, config):
         print(note)
-    _fit(folder, config, training, held_out, best, max_minutes)
+    with signals.asking() as asked:
+        _fit(folder, config, training, held_out, best, max_minutes, asked)
+    return asked.number
 
 
 def _is_this_jobs(folder, flags):
@@ -174,6 +186,17 @@ def _is_this_jobs(folder, flags):
         return False
     config = run_folders.read_config(folder)
     return distributed.is_this_job(config.get("job")) and configuration.is_run_of(config, flags)
+
+
+def _lock(folder, locked):
+    """Take the lock of a run that is to go on, before its checkpoint is read."""
+    run_folders.read_config(folder)                      # no lock is left in a folder that is no run
+    try:
+        lock = locked.enter_context(locks.take(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+    if lock.notice:
+        print(lock.notice, flush=True)
 
 
 def _resume(resumed, folder, flags):
@@ -187,39 +210,51 @@ def _resume(resumed, folder, flags):
 def _begin(folder, flags):
     if folder:
         run_folders.refuse_existing(folder)
+        run_folders.check_writable(folder)
     elif distributed.launched():
         raise InputError("under torchrun --out or --resume must be given: the processes share a folder, also when started anew")
     config, images, held_out = configuration.configure(flags)
     return config, configuration.build(config, images), held_out, None
 
 
-def _open(folder, config, training, resumed):
-    """Write the run folder's config, of a run that begins or goes on."""
+def _open(folder, config, training, resumed, locked):
+    """Collective: make the run folder, or write the config of a run that goes on."""
+    position = training.state_dict()
+    if not distributed.is_main():
+        return
     if not resumed:
-        return run_folders.create(folder, config)
-    run_folders.reopen(folder, config, training.epochs_done)
+        locked.enter_context(run_folders.create(folder, config, training.classifier, position))
+        return
+    run_folders.reopen(folder, config, training.classifier, position)
     if not training.progress:
-        print(f"{folder} has no checkpoint yet and starts from the beginning")
+        print(f"{folder} has trained nothing yet and starts from the beginning")
 
 
 def _default_folder(config):
     return Path("runs") / f"{config['dataset']}-{config['defense']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _fit(folder, config, training, held_out, best, max_minutes):
-    """Train to the end, to max_minutes or until patience runs out; whatever else stops it, the way on is told."""
+def _fit(folder, config, training, held_out, best, max_minutes, asked):
+    """Train to the end, to max_minutes, until patience runs out or a signal asks; whatever stops it, the way on is told."""
     progress = Progress(config, training, folder)
     progress.begin()
     try:
         with run_folders.metrics_writer(folder, config) as write_row:
-            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row)
+            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
     except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
         progress.close()
         if not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
-        none = f"no checkpoint has been written to {folder} yet"
-        raise InputError(f"{error}; {last if run_folders.has_position(folder) else none}") from None
+        none = f"no checkpoint has been written to {folder} yet but that of its start"
+        raise InputError(f"{error}; {last if run_folders.has_begun(folder) else none}") from None
+    except OSError as error:                             # a full disk, a folder that is gone
+        progress.close()
+        if error.filename is None:
+            raise
+        there = run_folders.has_position(folder)
+        way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no checkpoint any more"
+        raise InputError(f"{error.filename}: {error.strerror}; {way_on}") from None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -227,7 +262,7 @@ def _fit(folder, config, training, held_out, best, max_minutes):
         raise InputError(_too_large(training, folder, error)) from None
     except KeyboardInterrupt:
         progress.close()
-        where = folder / "checkpoint.pt" if run_folders.has_position(folder) else "the beginning: it has no checkpoint yet"
+        where = folder / "checkpoint.pt" if run_folders.has_begun(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
 
@@ -244,8 +279,8 @@ def _too_large(training, folder, error):
             f"--micro_batch {fits}")
 
 
-def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row):
-    saved = distributed.clock()
+def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked):
+    saved, _ = distributed.clock()
     deadline = saved + 60 * max_minutes if max_minutes else float("inf")
     while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
         for num_images in training.epoch():
@@ -254,17 +289,22 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress,
                 progress.note(f"--cuda_graphs: none: {training.attack.failure}")
             if training.steps_done == len(training.batches):
                 continue                                 # the epoch is about to be finished and saved
-            now = distributed.clock()
-            if now > deadline:
+            now, asked.number = distributed.clock(asked.number)
+            if asked.number or now > deadline:
                 run_folders.save_position(folder, training, config, best)
-                return progress.stopped(f"--max_minutes {max_minutes:g} are over")
+                return progress.stopped(_why(asked, max_minutes))
             if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
                 saved = now
         best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        if not training.finished and distributed.clock() > deadline:
-            return progress.stopped(f"--max_minutes {max_minutes:g} are over")
+        now, asked.number = distributed.clock(asked.number)
+        if not training.finished and (asked.number or now > deadline):
+            return progress.stopped(_why(asked, max_minutes))
     progress.finished(best)
+
+
+def _why(asked, max_minutes):
+    return signals.name_of(asked.number) if asked.number else f"--max_minutes {max_minutes:g} are over"
 
 
 def _finish_epoch(folder, config, training, held_out, best, progress, write_row):

@@ -186,7 +186,7 @@ def test_a_run_that_dies_before_its_first_checkpoint_starts_again_and_ends_as_th
     with pytest.raises(KeyboardInterrupt):
         run(cut, **flags)
     monkeypatch.undo()
-    assert [row["epoch"] for row in metrics(cut)] == [1] and not (cut / "checkpoint.pt").exists()
+    assert [row["epoch"] for row in metrics(cut)] == [1] and not run_folders.has_begun(cut)
     torch.manual_seed(7)                                 # whatever another process has done to the stream
     train(resume=cut)
     assert_same_run(whole, cut)
@@ -210,14 +210,14 @@ def test_interrupted_before_its_first_checkpoint_a_run_says_how_to_start_it_agai
         cli.run(train, [*map(str, words(TINY)), "--out", str(folder)])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (130, "interrupted\n")
-    assert f"go on with --resume {folder} from the beginning: it has no checkpoint yet" in out
+    assert f"go on with --resume {folder} from the beginning" in out
     monkeypatch.undo()
     before = snapshot(folder)
     train(resume=folder, dry_run=True)
     assert snapshot(folder) == before                    # the row of the epoch that was lost, too
     capsys.readouterr()
     train(resume=folder, max_minutes=SOON)
-    assert f"{folder} has no checkpoint yet and starts from the beginning" in capsys.readouterr().out
+    assert f"{folder} has trained nothing yet and starts from the beginning" in capsys.readouterr().out
     train(resume=folder)
     assert "starts from the beginning" not in capsys.readouterr().out
 
@@ -675,7 +675,7 @@ def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys
     assert snapshot(finished) == before
     (tmp_path / "file").write_text("mine")
     assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", tmp_path / "file")
-    assert "cannot be written" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
+    assert "is no folder" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
     (tmp_path / "empty").mkdir()
     assert (run(tmp_path / "empty", epochs=1, defense="none") / "checkpoint.pt").exists()
 

@@ -1,0 +1,148 @@
+"""Tests of what SIGKILL leaves: always a checkpoint to go on from, and in the end what a run in one piece would have left."""
+import random
+import shutil
+import time
+
+import pyro
+import pytest
+import torch
+from test_train import TINY, assert_same_run, metrics, words
+from victims import Victim
+
+from pyro_advbnn import checkpoints, cli, evaluate, run_folders
+from pyro_advbnn.train import train
+
+FLAGS = {**TINY, "augmentation": "crop_flip", "epochs": 3}
+PLACES = ("os.fsync", "os.replace", "os.rename", "os.link", "torch.save")
+EVALUATE = ["--epsilons", "0,0.1,0.2", "--num_steps", 2, "--num_samples", 2, "--num_test", 60, "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in one piece, and the seconds of it; on one thread, as those that are killed."""
+    folder, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    train(**FLAGS, out=folder)
+    torch.set_num_threads(threads)
+    return folder, time.monotonic() - began
+
+
+def a_fault(chance, most):
+    """A place to be killed at: a call of a function, before, after or inside it."""
+    place = chance.choice(PLACES)
+    when = chance.choice(["before", "after", *(["inside"] * 2 if place == "torch.save" else [])])
+    return place, 1 if place in ("os.rename", "os.link") else chance.randint(1, most), when
+
+
+def killed(verbs, line, out, fault, seconds):
+    """Whether the command was killed, by its fault or after a time; it must not end otherwise than well."""
+    victim = Victim(verbs, line, out, fault, every_step=verbs.endswith(":train"))
+    if fault is None:
+        time.sleep(seconds)
+        victim.process.kill()                            # unless it has ended
+    code = victim.end()
+    assert code in (0, -9), victim.said()
+    return code == -9
+
+
+def check_folder(folder):
+    """A run folder, if there is one, has a config and a checkpoint that loads; whether there is one."""
+    if not folder.exists() or not (folder / "config.json").exists():
+        assert not folder.exists() or not any(folder.glob("*.pt"))
+        return False
+    config, content = run_folders.read_config(folder), checkpoints.read(folder)
+    done, lines = content["training"]["epochs_done"], [row["epoch"] for row in metrics(folder)]
+    assert content["config"]["seed"] == config["seed"]
+    assert lines in (list(range(1, done + 1)), list(range(1, done + 2)))     # the row comes before the checkpoint
+    return True
+
+
+def trainings(folder, whole, kills, seed):
+    """Kill trainings until `kills` have been; each ends as the whole run. How many were killed, and how many ended."""
+    whole, seconds = whole
+    chance, count, number = random.Random(seed), 0, 0
+    while count < kills:
+        run, number, mine = folder / f"run{number}", number + 1, 0
+        while mine < 12 and count < kills:
+            line = ["--resume", run] if check_folder(run) else [*words(FLAGS), "--out", run]
+            fault = a_fault(chance, 16) if chance.random() < 0.7 else None
+            if not killed("pyro_advbnn.train:train", line, folder / "out", fault, chance.uniform(0, 1.2 * seconds)):
+                break
+            mine, count = mine + 1, count + 1
+        if not check_folder(run):
+            train(**FLAGS, out=run)
+        elif not run_folders.is_finished(run):
+            train(resume=run)
+        assert_same_run(whole, run)
+        assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+        assert [row["epoch"] for row in metrics(run)] == [1, 2, 3]
+    return count, number
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, one_thread, tally):
+    count, _ = trainings(tmp_path, whole, 5, seed=0)
+    tally("kills survived by trainings", count)
+
+
+@pytest.mark.torture
+def test_a_training_survives_a_hundred_kills(tmp_path, whole, one_thread, tally):
+    count, runs = trainings(tmp_path, whole, 100, seed=1)
+    tally("kills survived by trainings", count)
+    tally("killed trainings that ended as the run in one piece", runs)
+
+
+@pytest.mark.parametrize("when", ["before", "inside", "after"])
+def test_killed_at_its_first_checkpoint_a_new_run_is_whole_or_not_there(tmp_path, when, one_thread, tally):
+    run = tmp_path / "run"
+    assert killed("pyro_advbnn.train:train", [*words(FLAGS), "--out", run], tmp_path / "out", ("torch.save", 1, when), 0)
+    assert not run.exists()
+    left, = tmp_path.glob(".run.*.new")                  # what it was making, which hinders nobody and goes
+    train(**FLAGS | {"epochs": 1}, out=run)
+    assert check_folder(run) and not left.exists()
+    tally("kills survived by trainings")
+
+
+def evaluations(folder, run, kills, seed):
+    """Kill evaluations until `kills` have been; each ends with the same rows as one in one piece."""
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(folder / "whole"), *map(str, EVALUATE)])
+    expected = (folder / "whole" / "evaluation" / "accuracy.csv").read_bytes()
+    chance, count, number = random.Random(seed), 0, 0
+    while count < kills:
+        out, number = folder / f"out{number}", number + 1
+        line = ["accuracy", "--run", run, "--out", out, *EVALUATE]
+        while count < kills:
+            fault = a_fault(chance, 3) if chance.random() < 0.7 else None
+            fault = fault if fault and fault[0] in ("os.fsync", "os.replace") else None
+            if not killed("pyro_advbnn.evaluate:VERBS", line, folder / "said", fault, chance.uniform(0, 1)):
+                break
+            count += 1
+            table = out / "evaluation" / "accuracy.csv"
+            assert not table.exists() or expected.startswith(table.read_bytes())
+        cli.run(evaluate.VERBS, list(map(str, line)))
+        assert (out / "evaluation" / "accuracy.csv").read_bytes() == expected
+        shutil.rmtree(out)
+    return count
+
+
+def test_an_evaluation_that_is_killed_loses_and_doubles_no_row(tmp_path, whole, one_thread, tally):
+    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], 3, seed=0))
+
+
+@pytest.mark.torture
+def test_an_evaluation_survives_forty_kills(tmp_path, whole, one_thread, tally):
+    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], 40, seed=1))

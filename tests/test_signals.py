@@ -1,0 +1,150 @@
+"""Tests of Ctrl-C and SIGTERM: a training ends its step and is saved, a second one ends it at once, and exit codes tell."""
+import os
+import signal
+import threading
+
+import pyro
+import pytest
+from test_train import TINY, assert_same_run, content, run, snapshot, words
+from victims import Victim
+
+from pyro_advbnn import benchmark, cli, evaluate, evidence, locks, reproduce, run_folders, signals
+from pyro_advbnn.train import train
+from pyro_advbnn.training import Training
+
+ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
+SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def at_step(monkeypatch, step, number):
+    """Send this process a signal in the middle of a step, numbered over the run."""
+    real, count = Training._step, 0
+
+    def step_(self, x, y):
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), number)
+        real(self, x, y)
+
+    monkeypatch.setattr(Training, "_step", step_)
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, code, word, tally):
+    folder = tmp_path / "run"
+    victim = Victim("pyro_advbnn.train:train", [*words(ENDLESS), "--out", folder], tmp_path / "out")
+    victim.wait_for(lambda: "epoch   1/" in victim.said())
+    victim.send(number)
+    assert victim.end() == code
+    lines = victim.said().splitlines()
+    assert lines[-1] == word and f": {word}; go on with --resume {folder}" in lines[-2]
+    assert set(os.listdir(folder)) == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+    done = content(folder)["training"]["epochs_done"]
+    assert done >= 1 and f"stopped in epoch {done + 1} after step {content(folder)['training']['steps_done']}:" in lines[-2]
+    train(resume=folder, max_minutes=1e-9)
+    tally("signals obeyed")
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 8])
+def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(tmp_path, monkeypatch, capsys, step, tally):
+    whole, cut, before = run(tmp_path / "whole"), tmp_path / "cut", handlers()
+    at_step(monkeypatch, step, signal.SIGTERM)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY)), "--out", str(cut)])
+    assert (end.value.code, capsys.readouterr().err) == (143, "terminated\n") and handlers() == before
+    at = content(cut)["training"]
+    assert at["epochs_done"] * 4 + at["steps_done"] == step
+    monkeypatch.undo()
+    if step < 8:
+        train(resume=cut)
+    assert run_folders.is_finished(cut)
+    assert_same_run(whole, cut)
+    tally("signals obeyed")
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_that_was_there(tmp_path):
+    folder = tmp_path / "run"
+    line = [*words(TINY | {"validation": 0}), "--out", folder]           # no best.pt: the third torch.save is of epoch 2
+    victim = Victim("pyro_advbnn.train:train", line, tmp_path / "out", ("torch.save", 3, "hang"))
+    victim.wait_for(victim.hangs.exists)                 # half of the new checkpoint is written
+    before = (folder / "checkpoint.pt").read_bytes()
+    victim.send(signal.SIGINT)
+    victim.send(signal.SIGTERM)                          # two of one kind may arrive as one
+    assert victim.end() in (130, 143)
+    assert f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in victim.said()
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert set(os.listdir(folder)) == {"config.json", "metrics.jsonl", "checkpoint.pt"}
+    train(resume=folder)
+    assert run_folders.is_finished(folder)
+
+
+def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
+    def in_a_thread():
+        with signals.asking(), signals.raising():
+            seen.append(handlers())
+
+    before, seen = handlers(), []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # as nohup and a shell's background do
+    try:
+        with signals.asking():
+            seen.append(signal.getsignal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_IGN, before] and handlers() == before
+
+
+def stopped(monkeypatch, capsys, owner, name, number, main, *line):
+    """(exit code, the last line of stderr) of a command that gets a signal in a call of owner.name; handlers come back."""
+    monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
+    before = handlers()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, line)))
+    assert handlers() == before
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_evaluate_reproduce_and_benchmark_stop_in_one_line_that_says_how_to_go_on(
+    tmp_path, monkeypatch, capsys, number, code, word, tally
+):
+    folder = run(tmp_path / "run", defense="none", epochs=1)
+    line = ["accuracy", "--run", folder, "--num_test", 20, "--device", "cpu"]
+    how = stopped(monkeypatch, capsys, evidence, "robust_accuracy", number, evaluate.main, *line)
+    assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
+    assert not (folder / "evaluation").exists()
+    out = tmp_path / "out"
+    how = stopped(monkeypatch, capsys, reproduce, "train", number, reproduce.main, *SMOKE, "--out", out)
+    assert how == (code, f"{word}; the same command goes on\n")
+    assert not (out / locks.NAME).exists()
+    how = stopped(monkeypatch, capsys, benchmark, "_measure", number, benchmark.main, "--network", "convnet", "--image_size",
+                  8, "--batch_sizes", 4, "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
+    assert how == (code, f"{word}; what was measured is above, and the same command begins anew\n")
+    tally("signals obeyed", 3)
+
+
+def test_a_command_that_a_signal_ends_has_changed_no_file_but_its_own(tmp_path):
+    folder = run(tmp_path / "run", defense="none", epochs=1)
+    before = snapshot(folder)
+    victim = Victim("pyro_advbnn.evaluate:VERBS", ["accuracy", "--run", folder, "--num_test", 300, "--num_steps", 100_000,
+                                                   "--device", "cpu"], tmp_path / "out")
+    victim.wait_for((folder / "evaluation" / locks.NAME).exists)
+    victim.send(signal.SIGTERM)
+    assert victim.end() == 143 and victim.said().splitlines()[-1].startswith("terminated")
+    after = snapshot(folder)
+    assert before.items() <= after.items() and not (folder / "evaluation" / locks.NAME).exists()

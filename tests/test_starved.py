@@ -1,0 +1,227 @@
+"""Tests of disks that are full, read-only or gone: one line, exit code 2, the last checkpoint as it was, and a way on."""
+import contextlib
+import os
+import shutil
+import subprocess
+
+import pyro
+import pytest
+from test_train import TINY, assert_same_run, content, run, snapshot, words
+
+from pyro_advbnn import checkpoints, cli, evaluate, records, run_folders, tables
+from pyro_advbnn import train as train_module
+from pyro_advbnn.train import train
+
+FLAGS = TINY | {"defense": "advbnn"}
+EVALUATE = ["--epsilons", "0,0.1", "--num_steps", "2", "--num_samples", "2", "--num_test", "40", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+class Disk:
+    """A real file system in memory of 1 MiB, mounted at `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def fill(self, leave):
+        """Leave so many bytes free, in whole pages."""
+        self.free()
+        with (self.path / "filler").open("wb") as file, contextlib.suppress(OSError):
+            file.write(bytes(shutil.disk_usage(self.path).free))
+            file.flush()
+        os.truncate(self.path / "filler", (self.path / "filler").stat().st_size - leave)
+
+    def free(self):
+        (self.path / "filler").unlink(missing_ok=True)
+
+    def writable(self, yes):
+        subprocess.run(["mount", "-o", f"remount,{'rw' if yes else 'ro'}", self.path], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk"
+    path.mkdir()
+    if shutil.which("mount") is None or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True
+    ).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield Disk(path)
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def outcome(capsys, verbs, *line):
+    """The exit code of a command, and its one line where it is refused."""
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.run(verbs, [str(word) for word in line])
+    except SystemExit as end:
+        code = end.code
+    err = capsys.readouterr().err
+    assert code in (0, 2) and err.count("\n") == bool(code) and err.startswith("error: " if code else "")
+    return code, err
+
+
+def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_room(tmp_path, disk, capsys, tally):
+    whole, folder = run(tmp_path / "whole", **FLAGS), disk.path / "run"
+    run(folder, **FLAGS, max_minutes=1e-9)
+    size, failed = (folder / "checkpoint.pt").stat().st_size, 0
+    for leave in (0, 4096, 8192, size // 2, size, size + 4096, size + 8192, size + 12288):
+        disk.fill(leave)
+        before = content(folder)["training"]
+        code, err = outcome(capsys, train, "--resume", folder, "--max_minutes", 1e-9)
+        assert content(folder)["training"]["steps_done"] >= before["steps_done"] or not code
+        if code:
+            assert "No space left on device" in err and str(folder) in err
+            assert {path.name for path in folder.iterdir()} <= {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+            failed += 1
+    assert failed >= 4
+    disk.free()
+    if not run_folders.is_finished(folder):
+        train(resume=folder)
+    assert_same_run(whole, folder)
+    tally("full disks survived", failed)
+
+
+def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, capsys, monkeypatch, tally):
+    real, folder = train_module.accuracies, disk.path / "run"
+
+    def fill(*arguments, **more):                        # at the end of the first epoch
+        disk.fill(0)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(train_module, "accuracies", fill)
+    code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
+    assert code == 2 and "best.pt: No space left on device; when that is mended, go on with --resume" in err
+    monkeypatch.undo()
+    disk.free()
+    train(resume=folder)
+    assert_same_run(run(tmp_path / "whole", **FLAGS), folder)
+    tally("full disks survived")
+
+
+def test_a_new_run_on_a_full_disk_leaves_nothing(disk, capsys, tally):
+    for leave in (0, 4096, 16384):
+        disk.fill(leave)
+        code, err = outcome(capsys, train, *words(FLAGS), "--out", disk.path / "run")
+        assert code == 2 and "No space left on device" in err and os.listdir(disk.path) == ["filler"]
+        tally("full disks survived")
+
+
+def test_an_evaluation_on_a_full_disk_keeps_its_rows_and_goes_on(tmp_path, disk, capsys, tally):
+    folder, out, failed = run(tmp_path / "run", defense="none", epochs=1), disk.path / "out", 0
+    line = ["accuracy", "--run", folder, *EVALUATE, "--out"]
+    cli.run(evaluate.VERBS, list(map(str, [*line, tmp_path / "whole"])))
+    for leave in (0, 4096, 12288, 16384, 20480, 65536):
+        known = tables.read(out, "accuracy")
+        disk.fill(leave)
+        code, err = outcome(capsys, evaluate.VERBS, *line, out)
+        assert tables.read(out, "accuracy")[: len(known)] == known
+        assert not [path for path in out.rglob(".*")]
+        if code:
+            assert "No space left on device" in err
+            failed += 1
+    assert failed >= 3
+    disk.free()
+    cli.run(evaluate.VERBS, list(map(str, [*line, out])))
+    assert (out / "evaluation" / "accuracy.csv").read_bytes() == (tmp_path / "whole/evaluation/accuracy.csv").read_bytes()
+    assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "whole/figures").iterdir()}
+    tally("full disks survived", failed)
+
+
+def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, capsys, monkeypatch, tally):
+    folder = run(disk.path / "run", **FLAGS, max_minutes=1e-9)
+    before = snapshot(disk.path)
+    disk.writable(False)
+    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("trained"))
+    for line in [*words(FLAGS), "--out", disk.path / "new"], ["--resume", folder]:
+        code, err = outcome(capsys, train, *line)
+        assert code == 2 and ("cannot be written" in err or "Read-only" in err) and str(disk.path) in err
+    code, err = outcome(capsys, evaluate.VERBS, "accuracy", "--run", folder, *EVALUATE)
+    assert code == 2 and "cannot be written" in err
+    assert snapshot(disk.path) == before
+    monkeypatch.undo()
+    disk.writable(True)
+    train(resume=folder, max_minutes=1e-9)
+    assert content(folder)["training"]["steps_done"] == 2
+    tally("read-only folders refused", 3)
+
+
+def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(disk, capsys, monkeypatch, tally):
+    real, folder = train_module.accuracies, disk.path / "run"
+
+    def protect(*arguments, **more):                     # a second mount, as the first one has a file open: the lock
+        if os.access(folder, os.W_OK):
+            subprocess.run(["mount", "--bind", folder, folder], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(train_module, "accuracies", protect)
+    code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
+    assert code == 2 and f"Read-only file system; when that is mended, go on with --resume {folder}" in err
+    assert not run_folders.has_begun(folder)
+    monkeypatch.undo()
+    subprocess.run(["umount", "-l", folder], check=True)
+    train(resume=folder)                                 # and its lock, which could not be taken away, hinders nobody
+    assert run_folders.is_finished(folder)
+    tally("read-only folders refused")
+
+
+def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch, tally):
+    real, folder = train_module.accuracies, tmp_path / "run"
+
+    def vanish(*arguments, **more):
+        shutil.rmtree(folder, ignore_errors=True)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(train_module, "accuracies", vanish)
+    code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
+    assert code == 2 and f"No such file or directory; {folder} holds no checkpoint any more" in err
+    assert os.listdir(tmp_path) == []
+    tally("vanished folders survived")
+
+
+def test_a_run_in_a_folder_that_is_a_mount_is_whole_or_not_a_run(disk, capsys):
+    leave = 12288                                        # room for the lock, but not for a checkpoint
+    disk.fill(leave)
+    code, err = outcome(capsys, train, *words(FLAGS), "--out", disk.path)
+    assert code == 2 and "is not overwritten" in err     # the filler is not ours
+    filler = disk.path / "filler"
+    filler.rename(left := disk.path / ".checkpoint.pt.1.tmp")            # as a crash leaves it
+    train(**FLAGS | {"epochs": 1}, out=disk.path)
+    assert run_folders.is_finished(disk.path) and not left.exists()
+
+
+def test_a_mount_that_is_too_small_for_a_run_is_left_empty(disk, capsys, tally):
+    subprocess.run(["mount", "-o", "remount,size=16k", disk.path], check=True)
+    code, err = outcome(capsys, train, *words(FLAGS), "--out", disk.path)
+    assert code == 2 and "No space left on device" in err and os.listdir(disk.path) == []
+    tally("full disks survived")
+
+
+def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(tmp_path, capsys, monkeypatch, tally):
+    folder = run(tmp_path / "run", **FLAGS, max_minutes=1e-9)
+    before, real = (folder / "checkpoint.pt").read_bytes(), records.os.fsync
+
+    def fsync(handle):                                   # a disk that says yes and forgets a bit
+        real(handle)
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".pt." + f"{os.getpid()}.tmp"):
+            with open(f"/proc/self/fd/{handle}", "r+b") as file:
+                file.seek(20_000)
+                byte = file.read(1)
+                file.seek(20_000)
+                file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(records.os, "fsync", fsync)
+    code, err = outcome(capsys, train, "--resume", folder, "--max_minutes", 1e-9)
+    assert code == 2 and "what was written could not be read back" in err and "go on with --resume" in err
+    monkeypatch.undo()
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    checkpoints.read(folder)
+    tally("checkpoints that were written wrongly and not taken")
