@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
@@ -49,10 +50,15 @@ def load(path, network=None, *, prior=None, device="cpu"):
     Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
     """
     content = read(path)
-    classifier = _build(content, network, prior, path)
+    try:
+        classifier = _build(content, network, prior, path)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: its settings build no classifier ({_first_lines(error)})") from None
     try:
         classifier.load_state_dict(content["state"])
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network: {_first_lines(error)}") from None
     return classifier.to(device).eval()
 
@@ -65,14 +71,21 @@ def read(path, *, mmap=False):
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
+        size = files.checked_size(path)
+        with path.open("rb") as file:
+            checkpoint_archives.check(file, size)
         with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which are refused all the same
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except InputError:
+        raise
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely
         raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
     if not isinstance(content, dict) or not {"format", "config", "settings", "state"} <= set(content):
         raise InputError(f"{path} is not a checkpoint of this package")
+    if not all(isinstance(content[name], dict) for name in ("config", "settings", "state")):
+        raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state must be mappings")
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
     return content
@@ -80,7 +93,7 @@ def read(path, *, mmap=False):
 
 def _build(content, network, prior, path):
     config, settings = content["config"], content["settings"]
-    network = _named_network(config, path) if network is None else network
+    network = _named_network(config, content["state"], path) if network is None else network
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"network must be an nn.Module, got {network!r}")
     if settings["kind"] != "bayesian":
@@ -91,14 +104,27 @@ def _build(content, network, prior, path):
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"])
 
 
-def _named_network(config, path):
+def _named_network(config, state, path):
     missing = {"network", "num_classes", "in_channels"} - set(config)
     if missing:
         raise InputError(f"{path} does not name its network; pass the same architecture as network")
+    if not isinstance(config["network"], str):
+        raise InputError(f"{path} is damaged: its network must be a name, got {config['network']!r}")
     if is_imported(config["network"]):
         raise InputError(f"{path} needs {config['network']}, code that is not imported from a checkpoint: give "
                          f"--network again, or pass the network")
-    return build_network(config["network"], config["num_classes"], config["in_channels"], config.get("width"))
+    how = config["network"], config["num_classes"], config["in_channels"], config.get("width")
+    _refuse_larger(how, state, path)
+    return build_network(*how)
+
+
+def _refuse_larger(how, state, path):
+    """Refuses a network of more weights than the file holds, before there is memory for any of them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        needed = sum(p.numel() for p in build_network(*how).parameters())
+    found = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
+    if needed > found:
+        raise InputError(f"{path} does not fit the network: {how[0]} has {needed:,} weights, the file holds {found:,} numbers")
 
 
 def _first_lines(error):
