@@ -58,8 +58,9 @@ def _checked(archive, name, where):
     if not shape:
         raise InputError(f"{where} must be an array with one entry per image, got a single value")
     num_bytes = math.prod(shape) * dtype.itemsize
-    if begins + num_bytes != entry.file_size:
-        raise InputError(f"{where} cannot be read: {dtype} {shape} takes {num_bytes:,} bytes, it has {entry.file_size - begins:,}")
+    found = entry.file_size - begins
+    if num_bytes != found:
+        raise InputError(f"{where} cannot be read: {dtype} {shape} takes {num_bytes:,} bytes, it has {found:,}")
     return num_bytes
 
 

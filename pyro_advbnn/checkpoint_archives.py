@@ -12,8 +12,8 @@ import zipfile
 from pathlib import PurePosixPath
 
 PICKLE_LIMIT = 2**26                                     # bytes of structure; that of a large network has 2**16
-_OPCODES = {"PROTO", "STOP", "MARK", "POP", "POP_MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_SET", "TUPLE", "TUPLE1",
-            "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+_OPCODES = {"PROTO", "STOP", "MARK", "POP", "POP_MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
+            "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
             "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINGET", "LONG_BINGET", "BINPUT",
             "LONG_BINPUT", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"}
 _ITEM_SIZES = {"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
@@ -26,6 +26,8 @@ def check(file, size):
     It holds nothing but dicts, lists, plain values and dense tensors, each in a record of its own size, uncompressed.
     """
     with zipfile.ZipFile(file) as archive:
+        if archive.comment:                              # in which another reader may find another archive
+            raise ValueError("it has a comment")
         records = archive.infolist()
         _check_records(records, size)
         sizes = {record.filename: record.file_size for record in records}

@@ -40,9 +40,9 @@ def refuse_link_out(path, folder):
         raise InputError(f"{path}: a link that leads out of {folder}, to {real}; copy what it points to into the folder")
 
 
-def read_text(path):
+def read_text(path, limit=TEXT_LIMIT):
     """The UTF-8 text of a file.   Raises InputError where it is none, FileNotFoundError where it is missing."""
-    checked_size(path, limit=TEXT_LIMIT)
+    checked_size(path, limit=limit)
     try:
         return Path(path).read_text("utf-8")
     except FileNotFoundError:

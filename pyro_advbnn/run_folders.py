@@ -3,7 +3,7 @@ import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, event_files, records
+from pyro_advbnn import checkpoints, config_checks, distributed, event_files, files, records
 from pyro_advbnn.errors import InputError
 
 
@@ -33,13 +33,10 @@ def _is_leftover(path):
 def read_config(folder):
     """The config of a run folder.   Raises InputError where it is none."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not files.is_there(folder / "config.json"):
         raise InputError(f"{folder} is no run folder: it has no config.json")
     config = records.read_json(folder / "config.json")
-    needed = {"dataset", "defense", "network", "settings", "images_sha256", "image_shape", "class_names", "num_classes",
-              "in_channels", "classifier"}
-    if not isinstance(config, dict) or not needed <= set(config):
-        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    config_checks.check(config, folder)
     return config
 
 
@@ -53,28 +50,37 @@ def save_position(folder, training, config, best):
 
 def has_position(folder):
     """Whether a run got as far as its first checkpoint."""
-    return (Path(folder) / "checkpoint.pt").exists()
+    return files.is_there(Path(folder) / "checkpoint.pt")
 
 
 def restore_position(folder, training):
     """Set `training` to where checkpoint.pt stands; the best so far."""
     content = _position(folder)
-    training.classifier.load_state_dict(content["state"])
-    training.load_state_dict(content["training"])
+    try:
+        training.classifier.load_state_dict(content["state"])
+        training.load_state_dict(content["training"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason}") from None
     return content["best"]
 
 
 def _position(folder, mmap=False):
     path = Path(folder) / "checkpoint.pt"
     content = checkpoints.read(path, mmap=mmap)
-    if "training" not in content:
+    if not isinstance(content.get("training"), dict) or "best" not in content:
         raise InputError(f"{path} holds no training to go on with")
+    done, best = content["training"].get("epochs_done"), content["best"]
+    if type(done) is not int or not (best is None or {"epoch", "accuracy", "robust_accuracy"} <= set(best)):
+        raise InputError(f"{path} is damaged: it does not say how far the training is")
     return content
 
 
 def reopen(folder, config, epochs_done):
     """Write the config of a run that goes on, and drop the lines of metrics.jsonl that are later than its position."""
     metrics = records.read_jsonl(folder / "metrics.jsonl")
+    if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in metrics):
+        raise InputError(f"{folder / 'metrics.jsonl'} is damaged: a line has no epoch; move it away to go on without")
     records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= epochs_done])
     records.write_json(folder / "config.json", config)
 
@@ -124,7 +130,7 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     """(classifier, config, path) of a run: its best checkpoint where there is one, or its last."""
     folder = Path(folder)
     config = read_config(folder)
-    path = folder / ("best.pt" if checkpoint == "best" and (folder / "best.pt").exists() else "checkpoint.pt")
-    if not path.exists():
+    path = folder / ("best.pt" if checkpoint == "best" and files.is_there(folder / "best.pt") else "checkpoint.pt")
+    if not files.is_there(path):
         raise InputError(f"{folder} has no checkpoint yet")
     return checkpoints.load(path, network, device=device), config, path

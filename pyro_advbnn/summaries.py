@@ -58,7 +58,7 @@ def as_markdown(summary):
 
 
 def _escaped(text):
-    for sign in "\\|*<":
+    for sign in ("\\", "|", "*", "<", "`", "]("):      # no bracket alone: intervals have them
         text = text.replace(sign, "\\" + sign)
     return text.replace("\n", " ")
 
