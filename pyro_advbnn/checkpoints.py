@@ -120,8 +120,11 @@ def _named_network(config, state, path):
 
 def _refuse_larger(how, state, path):
     """Refuses a network of more weights than the file holds, before there is memory for any of them."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        needed = sum(p.numel() for p in build_network(*how).parameters())
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            needed = sum(p.numel() for p in build_network(*how).parameters())
+    except (InputError, RuntimeError) as error:          # the latter for sizes beyond 64 bits
+        raise InputError(f"{path} is damaged: its network cannot be built ({_first_lines(error)})") from None
     found = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
     if needed > found:
         raise InputError(f"{path} does not fit the network: {how[0]} has {needed:,} weights, the file holds {found:,} numbers")

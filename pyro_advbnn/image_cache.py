@@ -44,10 +44,12 @@ def _fingerprint(paths, image_size):
 
 def _mapped(cache, shape, fingerprint):
     """The array in the file; None where there is no such file, a damaged one, or one made of other images."""
+    if not files.is_there(cache):
+        return None
+    size = files.checked_size(cache, within=cache.parent)
+    if not 0 < size - len(fingerprint) - math.prod(shape) < _MOST_HEADER:
+        return None
     try:
-        size = files.checked_size(cache, within=cache.parent)
-        if not 0 < size - len(fingerprint) - math.prod(shape) < _MOST_HEADER:
-            return None
         with open(cache, "rb") as file:
             file.seek(-len(fingerprint), os.SEEK_END)
             if file.read() != fingerprint:

@@ -74,13 +74,20 @@ def _entries(folder):
 
 
 def _class_folders(folder):
-    names = tuple(entry.name for entry in _entries(folder) if entry.is_dir())
+    names = tuple(entry.name for entry in _entries(folder) if _is(entry.is_dir))
     if not names:
         raise InputError(f"{folder}: there are no class folders in it")
     for name in names:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise InputError(f"{folder}: the class folder {name!r} has control characters in its name, or is not in UTF-8")
     return names
+
+
+def _is(question):
+    try:
+        return question()
+    except OSError:                                      # a ring of links
+        return False
 
 
 def _refuse_different_classes(train_folder, train_names, folder, names):
@@ -101,10 +108,10 @@ def _list_images(folder, class_names, data_dir):
         if not entries:
             raise InputError(f"{folder / name}: there are no images in this class folder")
         for entry in entries:
-            if not entry.is_file():
-                raise InputError(f"{entry.path}: expected an image file")
             if entry.is_symlink():
                 files.refuse_link_out(entry.path, data_dir)
+            if not _is(entry.is_file):
+                raise InputError(f"{entry.path}: expected an image file")
         paths += [entry.path for entry in entries]
         labels += [label] * len(entries)
     return paths, np.array(labels, dtype=np.int64)
