@@ -6,15 +6,17 @@ from pyro_advbnn.errors import InputError
 _COUNT, _COUNT_OR_NONE, _SHARE, _POSITIVE = (int, 1), (int, 0), (float, 0, 1), (float, 0)
 _FIELDS = {
     "dataset": str, "defense": str, "network": str, "settings": dict, "images_sha256": str, "image_shape": [_COUNT],
-    "class_names": [str], "num_classes": _COUNT, "in_channels": _COUNT, "classifier": dict,
+    "class_names": [str], "num_classes": (int, 1, 100_000), "in_channels": (int, 1, 16), "classifier": dict,
 }
 _OPTIONAL = {                                            # older runs lack some, and some may be null
     "data_dir": str, "image_size": _COUNT, "loading": str, "workers": _COUNT_OR_NONE, "subset": _COUNT,
-    "num_train": _COUNT, "num_held_out": _COUNT_OR_NONE, "augmentation": str, "width": _COUNT, "init_from": str, "recipe": str,
+    "num_train": _COUNT, "num_held_out": _COUNT_OR_NONE, "augmentation": str, "width": (int, 1, 4096), "init_from": str, "recipe": str,
     "recipe_settings": dict, "seed": (int, 0, 2**31 - 1), "precision": str, "compile": bool, "cuda_graphs": str,
     "micro_batch": _COUNT, "batch_norm": str, "device": str, "world_size": _COUNT, "patience": _COUNT, "tensorboard": bool,
     "flags": dict, "environment": dict, "num_weights": _COUNT_OR_NONE,
 }
+_KNOWN_TO_ALL = ("data_dir", "image_size", "subset", "num_train", "num_held_out", "augmentation", "width", "init_from", "recipe", "seed",
+                 "device", "patience", "flags")
 _SETTINGS = {
     "batch_size": _COUNT, "epochs": _COUNT, "num_steps": _COUNT_OR_NONE, "attack_samples": _COUNT, "num_samples": _COUNT,
     "validation": _COUNT_OR_NONE, "epsilon": _SHARE, "step_size": _SHARE, "learning_rate": _POSITIVE, "alpha": _POSITIVE,
@@ -33,8 +35,13 @@ def check(config, where):
     optional = {name: kind for name, kind in _OPTIONAL.items() if config.get(name) is not None}
     _check_all(config, _FIELDS | optional, where)
     _check_all(config["settings"], _SETTINGS, f"{where}: settings")
-    for name in ("num_held_out", "seed", "flags", "augmentation"):
-        _require(name in config and config[name] is not None, where, f"{name} is missing")
+    for name in _KNOWN_TO_ALL:
+        _require(name in config, where, f"{name} is missing")
+    for name in ("num_held_out", "seed", "flags", "augmentation", "device"):
+        _require(config[name] is not None, where, f"{name} is missing")
+    for name in ("width", "prior_std", "init_std"):
+        found = config["settings"].get(name, {})
+        _require(found is None or isinstance(found, str) or _is(found, _POSITIVE), where, f"{name} cannot be {_short(found)}")
     _require(len(config["class_names"]) == config["num_classes"], where, "class_names and num_classes differ")
     _require(len(config["image_shape"]) == 3 and config["image_shape"][0] == config["in_channels"], where,
              f"image_shape {config['image_shape']} does not fit in_channels {config['in_channels']}")

@@ -70,10 +70,15 @@ def _position(folder, mmap=False):
     content = checkpoints.read(path, mmap=mmap)
     if not isinstance(content.get("training"), dict) or "best" not in content:
         raise InputError(f"{path} holds no training to go on with")
-    done, best = content["training"].get("epochs_done"), content["best"]
-    if type(done) is not int or not (best is None or {"epoch", "accuracy", "robust_accuracy"} <= set(best)):
+    done = [content["training"].get(name) for name in ("epochs_done", "steps_done")]
+    if not all(type(number) is int and number >= 0 for number in done) or not _is_best(content["best"]):
         raise InputError(f"{path} is damaged: it does not say how far the training is")
     return content
+
+
+def _is_best(best):
+    names = ("epoch", "accuracy", "robust_accuracy")
+    return best is None or isinstance(best, dict) and all(type(best.get(name)) in (int, float) for name in names)
 
 
 def reopen(folder, config, epochs_done):

@@ -36,11 +36,9 @@ from PIL import Image
 
 from pyro_advbnn import (
     checkpoints,
-    cli,
     datasets,
     evaluate,
     image_cache,
-    image_files,
     plots,
     records,
     report,
@@ -49,7 +47,6 @@ from pyro_advbnn import (
     summaries,
     tables,
 )
-from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
 
 ROOT = Path(__file__).parents[1]
