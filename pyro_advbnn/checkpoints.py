@@ -2,11 +2,11 @@
 import errno
 import json
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 
+from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
@@ -55,9 +55,8 @@ def _write(content, file):
 def _prove(path):
     """Raises OSError where the file that has just been written cannot be read."""
     try:
-        _check_sums(path)
-        read(path, mmap=True)
-    except (InputError, zipfile.BadZipFile) as error:
+        read(path, mmap=True, sums=True)
+    except InputError as error:
         raise OSError(errno.EIO, f"what was written could not be read back ({error})") from None
 
 
@@ -71,49 +70,51 @@ def load(path, network=None, *, prior=None, device="cpu"):
     Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
     """
     content = read(path)
-    classifier = _build(content, network, prior, path)
+    try:
+        classifier = _build(content, network, prior, path)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: its settings build no classifier ({_first_lines(error)})") from None
     try:
         classifier.load_state_dict(content["state"])
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network: {_first_lines(error)}") from None
     return classifier.to(device).eval()
 
 
-def read(path, *, mmap=False):
+def read(path, *, mmap=False, sums=None):
     """The whole content of a checkpoint as a dict, on the CPU.   Raises InputError as `load` does.
 
-    mmap: leave the tensors in the file until they are used, and their sums unchecked.
+    mmap: leave the tensors in the file until they are used. sums: whether their check-sums must be right; by default they are
+    looked at where all is read.
     """
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
-        if not mmap:
-            _check_sums(path)
+        size = files.checked_size(path)
+        with path.open("rb") as file:
+            checkpoint_archives.check(file, size, sums=not mmap if sums is None else sums)
         with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which are refused all the same
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except InputError:
+        raise
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely
         raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
     if not isinstance(content, dict) or not {"format", "config", "settings", "state"} <= set(content):
         raise InputError(f"{path} is not a checkpoint of this package")
-    if not isinstance(content["format"], int) or content["format"] > FORMAT:
+    if not all(isinstance(content[name], dict) for name in ("config", "settings", "state")) or "kind" not in content["settings"]:
+        raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state are not those of one")
+    if type(content["format"]) is not int or not 1 <= content["format"] <= FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
     return content
 
 
-def _check_sums(path):
-    """Raises BadZipFile where a record of the file has not the CRC-32 that it was written with; torch checks none."""
-    with zipfile.ZipFile(path) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise zipfile.BadZipFile("torch compresses nothing")
-        if archive.testzip() is not None:
-            raise zipfile.BadZipFile("a record is damaged")
-
-
 def _build(content, network, prior, path):
     config, settings = content["config"], content["settings"]
-    network = _named_network(config, path) if network is None else network
+    network = _named_network(config, content["state"], path) if network is None else network
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"network must be an nn.Module, got {network!r}")
     if settings["kind"] != "bayesian":
@@ -124,14 +125,30 @@ def _build(content, network, prior, path):
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"])
 
 
-def _named_network(config, path):
+def _named_network(config, state, path):
     missing = {"network", "num_classes", "in_channels"} - set(config)
     if missing:
         raise InputError(f"{path} does not name its network; pass the same architecture as network")
+    if not isinstance(config["network"], str):
+        raise InputError(f"{path} is damaged: its network must be a name, got {config['network']!r}")
     if is_imported(config["network"]):
         raise InputError(f"{path} needs {config['network']}, code that is not imported from a checkpoint: give "
                          f"--network again, or pass the network")
-    return build_network(config["network"], config["num_classes"], config["in_channels"], config.get("width"))
+    how = config["network"], config["num_classes"], config["in_channels"], config.get("width")
+    _refuse_larger(how, state, path)
+    return build_network(*how)
+
+
+def _refuse_larger(how, state, path):
+    """Refuses a network of more weights than the file holds, before there is memory for any of them."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            needed = sum(p.numel() for p in build_network(*how).parameters())
+    except (InputError, RuntimeError) as error:          # the latter for sizes beyond 64 bits
+        raise InputError(f"{path} is damaged: its network cannot be built ({_first_lines(error)})") from None
+    found = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
+    if needed > found:
+        raise InputError(f"{path} does not fit the network: {how[0]} has {needed:,} weights, the file holds {found:,} numbers")
 
 
 def _first_lines(error):

@@ -166,7 +166,8 @@ def resume(folder, flags):
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device,
                                            loading=loading_of(config), workers=config.get("workers"))
-    if digest != config["images_sha256"]:
+    if (digest, *images.image_shape, *images.class_names) != (
+            config["images_sha256"], *config["image_shape"], *config["class_names"]):
         raise InputError("the training images are not those that the run began with")
     begun = run_folders.has_position(folder)
     training = build(config | ({"init_from": None} if begun else {}), images)

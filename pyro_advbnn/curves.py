@@ -11,6 +11,8 @@ _DETERMINISTIC = ("none", "adv")
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _NEEDED = ("accuracy", "accuracy_low", "accuracy_high", "l1_norm", "l1_norm_low", "l1_norm_high", "share", "right",
            "num_weights", "log_std_q05", "log_std_median", "log_std_q95", "accuracy_clean", "accuracy_white_box")
+_NEEDED_TEXTS = ("run", "dataset", "network", "defense")
+_SETTINGS = ("alpha", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "num_examples", "seed", "batch_size")
 _OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
 _SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}
@@ -143,7 +145,13 @@ def _in_order(rows, x):
 
 
 def check(row, x=None):
-    """Raises InputError for a row without one of the numbers that every row of its kind has."""
+    """Raises InputError for a row without one of the texts or numbers that every row of its kind has, or with an odd one."""
+    for name in _NEEDED_TEXTS:
+        if row.get(name) is None:
+            raise InputError(f"a csv file is damaged: a row of the run {row['run']} has no {name}")
+    for name in _SETTINGS:
+        if row.get(name) is not None and not 0 <= row[name] < math.inf:
+            raise InputError(f"a csv file is damaged: a row of the run {row['run']} has {name} {row[name]:.40}")
     for name in (x, *_NEEDED):
         number = name in row and name not in ("alpha", "prior_std", "split", "layer")
         if number and (row[name] is None or not math.isfinite(row[name])):

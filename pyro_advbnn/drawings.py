@@ -2,6 +2,7 @@
 import re
 import xml.etree.ElementTree as ET
 
+from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
 
 _NAMESPACE = re.compile(r"\{[^}]*\}")
@@ -15,6 +16,8 @@ _ATTRIBUTES = {"id", "d", "x", "y", "x1", "x2", "y1", "y2", "dx", "dy", "cx", "c
                "font-family", "font-weight", "font-style", "markerWidth", "markerHeight", "refX", "refY", "orient",
                "patternUnits", "patternTransform"}
 _FUNCTIONS = {"url", "rgb", "rgba", "matrix", "translate", "scale", "rotate", "skewx", "skewy"}
+_MOST_DEPTH = 100                                        # what is deeper would end in a RecursionError
+_MOST_BYTES = 2**25
 _COLOURS = {r"#1b1b1b\b": "currentColor", r"#ffffff\b": "none"}
 
 
@@ -41,13 +44,24 @@ def inline_svg(path, prefix, label):
 
 def _parse(path):
     try:
-        text = path.read_text("utf-8")
+        text = files.read_text(path, _MOST_BYTES)
         root = None if "<!ENTITY" in text else ET.fromstring(text)
+    except InputError:
+        raise
     except (OSError, ValueError, ET.ParseError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if root is None or _NAMESPACE.sub("", root.tag) != "svg":
-        raise InputError(f"{path} is no drawing that a report takes: it must be an svg without entities")
+    if root is None or _NAMESPACE.sub("", root.tag) != "svg" or _depth(root) > _MOST_DEPTH:
+        raise InputError(f"{path} is no drawing that a report takes: it must be an svg without entities, "
+                         f"at most {_MOST_DEPTH} elements deep")
     return root
+
+
+def _depth(root):
+    """How deep elements lie in elements, the root at 1."""
+    depth, level = 0, [root]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in node]
+    return depth
 
 
 def _attribute(name, value, tag, names):

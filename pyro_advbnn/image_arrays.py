@@ -9,18 +9,22 @@ import http.client
 import io
 import pickle
 import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10, STL10
 from torchvision.datasets.utils import download_and_extract_archive
 
+from pyro_advbnn import files
+from pyro_advbnn.array_archives import read_arrays
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.image_files import available_memory
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 MAX_CLASSES = 100_000  # far above any real data set; keeps one absurd label from exhausting the memory
+MAX_BATCH_BYTES = 2**26  # of a file of CIFAR-10; the published ones have half of it
+MAX_LABELS = 10**6  # of STL-10, which has 8,000
 
 
 def read_digits():
@@ -38,9 +42,9 @@ def read_cifar10(data_dir, split):
 
     Raises InputError for a file that is missing or whose MD5 is not the published one.
     """
-    folder = _root(CIFAR10, data_dir, "cifar10", [CIFAR10.base_folder]) / CIFAR10.base_folder
-    files = CIFAR10.train_list if split == "train" else CIFAR10.test_list
-    batches = [_cifar10_batch(folder / name, md5) for name, md5 in files]
+    root = _root(CIFAR10, data_dir, "cifar10", [CIFAR10.base_folder])
+    published = CIFAR10.train_list if split == "train" else CIFAR10.test_list
+    batches = [_cifar10_batch(root / CIFAR10.base_folder / name, md5, root) for name, md5 in published]
     images = np.concatenate([images for images, _ in batches])
     return images, np.concatenate([labels for _, labels in batches]), CIFAR10_CLASSES
 
@@ -52,9 +56,9 @@ def read_stl10(data_dir, split):
     """
     root = _root(STL10, data_dir, "stl10", [STL10.base_folder, "stl10.npz"])
     if (root / STL10.base_folder).exists():
-        return *_stl10_binary(root / STL10.base_folder, split), STL10_CLASSES
+        return *_stl10_binary(root / STL10.base_folder, split, root), STL10_CLASSES
     path = root / "stl10.npz"
-    arrays = _npz_arrays(path, [f"x_{split}", f"y_{split}"])
+    arrays = read_arrays(path, [f"x_{split}", f"y_{split}"], within=root)
     images = _channels_first(arrays[f"x_{split}"], f"{path}: x_{split}", size=(96, 96, 3))
     return images, _checked_labels(arrays[f"y_{split}"], len(images), 10, f"{path}: y_{split}"), STL10_CLASSES
 
@@ -65,9 +69,9 @@ def read_npz(path, split):
     The number of classes is the largest training label + 1, for both splits.
     Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range.
     """
-    if not Path(path).is_file():
+    if Path(path).is_dir() or not files.is_there(path):
         raise InputError(f"{path}: no such file; data set npz takes --data_dir FILE.npz")
-    arrays = _npz_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
+    arrays = read_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
     train_labels = _checked_labels(arrays["y_train"], len(arrays["y_train"]), MAX_CLASSES, f"{path}: y_train")
     images = _channels_first(arrays[f"x_{split}"], f"{path}: x_{split}")
     num_classes = int(train_labels.max()) + 1
@@ -92,17 +96,23 @@ def _root(published, data_dir, name, layouts):
     return root
 
 
-def _bytes_of(path):
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+def _size_of(path, root, limit):
+    try:
+        return files.checked_size(path, within=root, limit=limit)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _bytes_of(path, root, limit):
+    _size_of(path, root, limit)
     try:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
 
 
-def _cifar10_batch(path, md5):
-    content = _bytes_of(path)
+def _cifar10_batch(path, md5, root):
+    content = _bytes_of(path, root, MAX_BATCH_BYTES)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise InputError(f"{path}: the file is damaged (its MD5 is {found}, published is {md5})")
@@ -129,38 +139,18 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _stl10_binary(folder, split):
+def _stl10_binary(folder, split, root):
     """Images and labels of one split; the published files store images column by column and count labels from 1."""
     labels_path, images_path = folder / f"{split}_y.bin", folder / f"{split}_X.bin"
-    labels = np.frombuffer(_bytes_of(labels_path), dtype=np.uint8).astype(np.int64) - 1
+    labels = np.frombuffer(_bytes_of(labels_path, root, MAX_LABELS), dtype=np.uint8).astype(np.int64) - 1
     labels = _checked_labels(labels, len(labels), 10, labels_path, first=1)
-    if not images_path.is_file():
-        raise InputError(f"{images_path}: no such file")
-    expected, found = len(labels) * 3 * 96 * 96, images_path.stat().st_size
+    expected = len(labels) * 3 * 96 * 96
+    found = _size_of(images_path, root, available_memory() // 2)             # half, as they are copied once
     if found != expected:
         labels_are = f"the {len(labels)} labels of {labels_path.name}"
         raise InputError(f"{images_path}: expected {expected} bytes for {labels_are}, got {found}")
-    images = np.frombuffer(_bytes_of(images_path), dtype=np.uint8).reshape(-1, 3, 96, 96)
+    images = np.frombuffer(_bytes_of(images_path, root, expected), dtype=np.uint8).reshape(-1, 3, 96, 96)
     return np.ascontiguousarray(images.transpose(0, 1, 3, 2)), labels
-
-
-def _npz_arrays(path, names):
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not an npz file, or a truncated one")
-    try:
-        # Opened here, because np.load leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
-            arrays = {name: archive[name] for name in names if name not in missing}
-            found = archive.files
-    except Exception as error:  # a damaged archive may raise anything, from zlib.error to MemoryError
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
-    if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(found) or 'nothing'}")
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.ndim == 0:
-            raise InputError(f"{path}: {name} must be an array with one entry per image, got a single value")
-    return arrays
 
 
 def _channels_first(images, where, size=None):

@@ -6,15 +6,18 @@ import os
 
 import numpy as np
 
+from pyro_advbnn import files
 from pyro_advbnn.image_files import decode, decode_to
 from pyro_advbnn.records import replacing
+
+_MOST_HEADER = 1000                                      # bytes before the array
 
 
 def decode_once(paths, cache, image_size):
     """`image_files.decode` as an array that is mapped from the file `cache`, written first unless it is up to date.
 
     Up to date is a file that was made of image files of the same names and sizes. Where it cannot be written, the
-    images are decoded into memory.
+    images are decoded into memory. Raises InputError where `cache` is a link out of its folder or no file at all.
     """
     shape, fingerprint = (len(paths), 3, image_size, image_size), _fingerprint(paths, image_size)
     images = _mapped(cache, shape, fingerprint)
@@ -41,6 +44,11 @@ def _fingerprint(paths, image_size):
 
 def _mapped(cache, shape, fingerprint):
     """The array in the file; None where there is no such file, a damaged one, or one made of other images."""
+    if not files.is_there(cache):
+        return None
+    size = files.checked_size(cache, within=cache.parent)
+    if not 0 < size - len(fingerprint) - math.prod(shape) < _MOST_HEADER:
+        return None
     try:
         with open(cache, "rb") as file:
             file.seek(-len(fingerprint), os.SEEK_END)

@@ -49,8 +49,12 @@ def decode_to(store, paths, image_size, size):
 
 @contextmanager
 def no_bombs():
-    """Inside, images that Pillow warns of as decompression bombs are unreadable; the filters belong to the process."""
+    """Inside, images that Pillow warns of as decompression bombs are unreadable; the filters belong to the process.
+
+    Its other warnings, of metadata that nobody reads and of transparency that is left out, are not shown.
+    """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 

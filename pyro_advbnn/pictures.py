@@ -4,6 +4,8 @@ import base64
 from pyro_advbnn import overview, tables, texts
 from pyro_advbnn.elements import element, missing
 
+_MOST_BYTES = 2**24                                      # of a picture; ours have a few thousand
+
 
 def examples(folder):
     """The contents of the section: a row of three pictures for each example in folder/evaluation."""
@@ -57,8 +59,11 @@ def _picture(folder, name, title, lines):
 
 def _data_uri(folder, name):
     """The PNG file folder/name as a data: URI; None where it is not there, lies outside of folder or is no PNG."""
-    path = (folder / (name or "")).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+    try:
+        path = (folder / (name or "")).resolve()
+    except (OSError, RuntimeError, ValueError):          # a ring of links, a name with a zero byte
+        return None
+    if not path.is_relative_to(folder.resolve()) or not path.is_file() or path.stat().st_size > _MOST_BYTES:
         return None
     content = path.read_bytes()
     known = content.startswith(b"\x89PNG\r\n\x1a\n")

@@ -1,6 +1,8 @@
 """Figures of results, drawn from the csv files of a result folder alone; the same files give the same bytes. No torch here."""
 import textwrap
+import warnings
 from pathlib import Path
+from unicodedata import category
 
 from pyro_advbnn import paper, records, tables
 from pyro_advbnn.appearance import GREY, INK, SERIES, STYLE, Look, columns_of, error_bars, finish_figure, start_figure, wrap
@@ -33,7 +35,9 @@ def _write(folder, name, drawing, rows):
     matplotlib = _matplotlib()
     for row in rows:
         check(row)
-    with matplotlib.rc_context():
+    rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
         matplotlib.rcdefaults()                          # nobody's own matplotlibrc changes a figure
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": name})
         figure = drawing(rows)
@@ -45,6 +49,14 @@ def _write(folder, name, drawing, rows):
             with records.replacing(path) as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
+
+
+def _drawable(value):
+    """A text without what no SVG may hold, control characters and surrogates, and without what matplotlib takes for TeX."""
+    if not isinstance(value, str):
+        return value
+    shown = "".join("\N{REPLACEMENT CHARACTER}" if category(letter) in ("Cc", "Cs") else letter for letter in value)
+    return shown.replace("$", r"\$")
 
 
 def _matplotlib():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
 
 
@@ -46,11 +47,10 @@ def append_jsonl(path, row):
 
 def read_jsonl(path):
     """The rows of a JSON-lines file, [] where there is none; a last line that a crash cut short is left out."""
-    path = Path(path)
-    text = path.read_text() if path.exists() else ""
+    text = files.read_text(path) if files.is_there(path) else ""
     try:
         return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
@@ -72,10 +72,12 @@ def as_json(content):
 def read_json(path):
     """The content of a JSON file.   Raises InputError where it is missing or no JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(files.read_text(path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 

@@ -8,13 +8,15 @@ import xml.etree.ElementTree as ET
 from importlib import resources
 from pathlib import Path
 
-from pyro_advbnn import overview, paper, records, summaries, texts
+from pyro_advbnn import files, overview, paper, records, summaries, texts
 from pyro_advbnn.caveats import caveats
 from pyro_advbnn.drawings import inline_svg
 from pyro_advbnn.elements import definitions, element, missing, table
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.pictures import examples
 
+# Control characters are no text of a page, and those that turn the direction of writing make it read as what it is not.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -32,9 +34,10 @@ def write(folder, runs=None):
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = "<!DOCTYPE html>\n" + ET.tostring(_page(folder, configs, log), encoding="unicode", method="html")
+    page = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", page)
     path = folder / "report.html"
     with records.replacing(path) as file:
-        file.write(page.encode("utf-8", "xmlcharrefreplace"))
+        file.write(page.encode())
     return path
 
 
@@ -109,7 +112,7 @@ def _introduction(configs, log):
                   "network is random, believe the attack that averages many draws of the weights in each gradient.",
                   class_="lead")
     defenses = dict.fromkeys(overview.defense(config) for config in configs.values())
-    seconds = [line.get("seconds") for line in log if isinstance(line.get("seconds"), int | float)]
+    seconds = [line.get("seconds") for line in log if texts.duration(line.get("seconds")) != texts.NOTHING]
     yield definitions({"Runs": f"{len(configs)}", "Defences": ", ".join(defenses) or texts.NOTHING,
                        "Evaluations": f"{len(log)}", "Time of the evaluations": texts.duration(sum(seconds))}, "glance")
 
@@ -194,6 +197,7 @@ def _kind(path):
 def _figure(path, number):
     title, source, caption = FIGURES.get(_kind(path), (path.stem, None, ""))
     told = f"In the paper: {source}." if source else "Not in the paper."
+    files.refuse_link_out(path, path.parent)
     drawing = inline_svg(path, f"f{number}", title)
     return element("figure", element("div", drawing, class_="drawing", tabindex="0", role="region", aria_label=title),
                    element("figcaption", element("b", f"Figure {number}. {title}. "), f"{caption} ",

@@ -9,7 +9,7 @@ import shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, event_files, locks, records
+from pyro_advbnn import checkpoints, config_checks, distributed, event_files, files, locks, records
 from pyro_advbnn.errors import InputError
 
 
@@ -96,13 +96,10 @@ def _is_leftover(path):
 def read_config(folder):
     """The config of a run folder.   Raises InputError where it is none."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not files.is_there(folder / "config.json"):
         raise InputError(f"{folder} is no run folder: it has no config.json")
     config = records.read_json(folder / "config.json")
-    needed = {"dataset", "defense", "network", "settings", "images_sha256", "image_shape", "class_names", "num_classes",
-              "in_channels", "classifier"}
-    if not isinstance(config, dict) or not needed <= set(config):
-        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    config_checks.check(config, folder)
     return config
 
 
@@ -116,7 +113,7 @@ def save_position(folder, training, config, best):
 
 def has_position(folder):
     """Whether a run has a checkpoint; those of version 0.1.0 had none before the end of their first epoch."""
-    return (Path(folder) / "checkpoint.pt").exists()
+    return files.is_there(Path(folder) / "checkpoint.pt")
 
 
 def has_begun(folder):
@@ -132,17 +129,29 @@ def _is_start(content):
 def restore_position(folder, training):
     """Set `training` to where checkpoint.pt stands; the best so far."""
     content = _position(folder)
-    training.classifier.load_state_dict(content["state"])
-    training.load_state_dict(content["training"])
+    try:
+        training.classifier.load_state_dict(content["state"])
+        training.load_state_dict(content["training"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason}") from None
     return content["best"]
 
 
 def _position(folder, mmap=False):
     path = Path(folder) / "checkpoint.pt"
     content = checkpoints.read(path, mmap=mmap)
-    if "training" not in content:
+    if not isinstance(content.get("training"), dict) or "best" not in content:
         raise InputError(f"{path} holds no training to go on with")
+    done = [content["training"].get(name) for name in ("epochs_done", "steps_done")]
+    if not all(type(number) is int and number >= 0 for number in done) or not _is_best(content["best"]):
+        raise InputError(f"{path} is damaged: it does not say how far the training is")
     return content
+
+
+def _is_best(best):
+    names = ("epoch", "accuracy", "robust_accuracy")
+    return best is None or isinstance(best, dict) and all(type(best.get(name)) in (int, float) for name in names)
 
 
 def reopen(folder, config, classifier, position):
@@ -151,6 +160,8 @@ def reopen(folder, config, classifier, position):
     if not has_position(folder):
         checkpoints.save(folder / "checkpoint.pt", classifier, config, training=position, best=None)
     metrics = records.read_jsonl(folder / "metrics.jsonl")
+    if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in metrics):
+        raise InputError(f"{folder / 'metrics.jsonl'} is damaged: a line has no epoch; move it away to go on without")
     records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= position["epochs_done"]])
     records.write_json(folder / "config.json", config)
 
@@ -212,8 +223,8 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     """(classifier, config, path) of a run: its best checkpoint where there is one, or its last."""
     folder = Path(folder)
     config = read_config(folder)
-    path = folder / ("best.pt" if checkpoint == "best" and (folder / "best.pt").exists() else "checkpoint.pt")
-    if not path.exists():
+    path = folder / ("best.pt" if checkpoint == "best" and files.is_there(folder / "best.pt") else "checkpoint.pt")
+    if not files.is_there(path):
         raise InputError(f"{folder} has no checkpoint yet")
     if _is_start(checkpoints.read(path, mmap=True)):
         raise InputError(f"{folder} has trained nothing yet: its checkpoint is that of its start")

@@ -3,7 +3,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyro_advbnn import doubt_summaries, paper, records, scrutiny_summaries, tables, verdicts
-from pyro_advbnn.curves import common, curves, defense_name, densities, fraction, labels, place, settings, span, transfer_groups
+from pyro_advbnn.curves import (
+    check,
+    common,
+    curves,
+    defense_name,
+    densities,
+    fraction,
+    labels,
+    place,
+    settings,
+    span,
+    transfer_groups,
+)
 from pyro_advbnn.verdicts import NONE
 
 _MOST_RADII = 7
@@ -26,6 +38,8 @@ def summaries(folder):
     found = []
     for csv_name, makers in _MAKERS.items():
         rows = tables.read(folder, csv_name)
+        for row in rows:
+            check(row)
         for maker in makers if rows else ():
             found += maker(rows, folder)
     return found
@@ -58,7 +72,7 @@ def as_markdown(summary):
 
 
 def _escaped(text):
-    for sign in "\\|*<":
+    for sign in ("\\", "|", "*", "<", "`", "]("):      # no bracket alone: intervals have them
         text = text.replace(sign, "\\" + sign)
     return text.replace("\n", " ")
 

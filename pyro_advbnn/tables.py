@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_advbnn import records
+from pyro_advbnn import files, records
 from pyro_advbnn.errors import InputError
 
 RUN_FIELDS = ("run", "dataset", "network", "defense", "alpha", "prior_std", "checkpoint", "weights")
@@ -138,12 +138,15 @@ def _locked(folder):
 
 
 def _read(path, columns):
-    if not path.exists():
+    if not files.is_there(path):
         return []
     try:
+        files.checked_size(path, limit=files.TEXT_LIMIT)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             lines = list(reader)
+    except InputError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if tuple(reader.fieldnames or ()) != columns:
@@ -170,6 +173,6 @@ def _value(name, cell):
         return cell
     try:
         number = float(cell)
-    except ValueError:
-        raise InputError(f"{name} must be a number, got {cell!r}") from None
-    return int(cell) if cell.lstrip("-").isdigit() else number
+        return int(cell) if cell.lstrip("-").isdigit() else number
+    except ValueError:                                   # int also refuses thousands of digits
+        raise InputError(f"{name} must be a number, got {cell[:40]!r}") from None

@@ -1,4 +1,5 @@
 """The values of records as texts for readers, a dash where there is none."""
+import math
 
 NOTHING = "–"
 
@@ -17,7 +18,7 @@ def count(value):
 
 def fixed(value, digits):
     """A number in the given format."""
-    return f"{value:{digits}}" if isinstance(value, int | float) else NOTHING
+    return f"{value:{digits}}" if _is_number(value) else NOTHING
 
 
 def percent(value):
@@ -32,9 +33,14 @@ def draws(number, per=" per gradient"):
 
 def duration(seconds):
     """A time as people tell it."""
-    if not isinstance(seconds, int | float):
+    if not _is_number(seconds):
         return NOTHING
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
     return f"{minutes[0]} min {minutes[1]:02} s" if minutes[0] < 60 else f"{hours[0]} h {hours[1]:02} min"
+
+
+def _is_number(value):
+    """Whether there is a finite float for it; a record may hold an integer of hundreds of digits."""
+    return isinstance(value, float) and math.isfinite(value) or isinstance(value, int) and abs(value) < 2**63

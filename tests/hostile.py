@@ -1,0 +1,122 @@
+"""What tests of foreign and damaged files share: the smallest run and data sets, and what a refusal must be."""
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from pyro_advbnn import cli, image_folders, records, tables
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.train import train
+
+RUN_FLAGS = ["--defense", "advbnn", "--dataset", "digits", "--epochs", "1", "--num_train", "60", "--validation", "10", "--width",
+             "2", "--num_steps", "1", "--num_samples", "1", "--device", "cpu"]
+
+
+class Bomb:
+    """Whoever unpickles it makes the folder `marker`."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def make_run(folder):
+    cli.run(train, [*RUN_FLAGS, "--out", str(folder)])
+    return folder
+
+
+def refused(call, *arguments, **named):
+    """The message of the InputError with which a call ends; it must be one line and not empty."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **named)
+    message = str(caught.value)
+    assert message.strip() and len(message.splitlines()) == 1
+    return message
+
+
+def refused_command(capsys, commands, *words):
+    """The line with which a command refuses: alone on stderr, with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(commands, [str(word) for word in words])
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    return line
+
+
+def digests(folder):
+    """What every file below a folder holds, so that a change shows."""
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()}
+
+
+def write_npz(path, num=4):
+    images = np.random.default_rng(0).integers(0, 256, (num, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, x_train=images, y_train=np.arange(num) % 2, x_test=images, y_test=np.arange(num) % 2)
+    return path
+
+
+def write_stl10(root, num=3):
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}_X.bin").write_bytes(bytes(num * 3 * 96 * 96))
+        (folder / f"{split}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(num)))
+    return folder
+
+
+def write_cifar10(root, monkeypatch, content=None):
+    """CIFAR-10's files with two images each, or with `content`, and torchvision's list of MD5 sums to fit."""
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = {"data": np.arange(2 * 3072, dtype=np.uint8).reshape(2, -1), "labels": [3, 9]}
+    content = pickle.dumps(batch, protocol=3) if content is None else content
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name in names:
+        (folder / name).write_bytes(content)
+    sums = [[name, hashlib.md5(content).hexdigest()] for name in names]
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
+    return folder
+
+
+def write_folder(root, classes=("cat", "dog"), num=2):
+    for split in ("train", "val"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(num):
+                Image.new("RGB", (8, 8), (10 * i, 20, 30)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def write_imagenet(root, monkeypatch):
+    monkeypatch.setattr(image_folders, "_imagenet143_wnids", lambda: ("n01", "n02"))
+    return write_folder(root, ("n01", "n02"))
+
+
+def write_results(folder):
+    """A result folder with a table, a log, a drawing and a picture, for a report."""
+    row = dict.fromkeys(tables.ROW_FIELDS, "x") | {
+        "alpha": 0.1, "epsilon": 0.2, "num_steps": 20, "step_size": 0.02, "attack_samples": 1, "num_samples": 1, "seed": 0,
+        "num_examples": 360, "batch_size": 500, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6,
+        "reaches_ball": True, "attack": "pgd", "dataset": "digits", "defense": "advbnn"}
+    tables.Table(folder, "accuracy").add([row])
+    records.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": "python -m x", "seconds": 1.5, "rows": 1}])
+    (folder / "figures").mkdir()
+    (folder / "figures" / "accuracy.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>accuracy</text></svg>')
+    return folder
+
+
+def raw_torch(path, content):
+    """A checkpoint as torch.save writes it."""
+    torch.save(content, path)
+    return path

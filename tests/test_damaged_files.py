@@ -1,0 +1,552 @@
+"""Tests of rubbish: damaged, mislabelled and odd files are read right or refused in one line, and never changed."""
+import hashlib
+import io
+import json
+import pickle
+import random
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hostile import (
+    digests,
+    make_run,
+    refused,
+    write_cifar10,
+    write_folder,
+    write_imagenet,
+    write_npz,
+    write_results,
+    write_stl10,
+)
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from pyro_advbnn import checkpoints, configuration, datasets, plots, report, run_folders, subjects, summaries
+from pyro_advbnn.errors import InputError
+
+MALFORMED = "malformed files refused or read right"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run") / "run")
+
+
+def is_sound(images):
+    """Whether a set of images keeps what the rest of the code relies on."""
+    stored = images.in_memory()
+    return (stored.images.dtype == torch.uint8 and stored.images.dim() == 4 and len(stored.images) == len(images.labels) > 0
+            and 0 <= int(images.labels.min()) <= int(images.labels.max()) < images.num_classes)
+
+
+def read_or_refused(call, folder):
+    """The result of a call, or None where it refuses in one line; either way no file below the folder has changed."""
+    before = digests(folder)
+    try:
+        return call()
+    except InputError as error:
+        assert str(error).strip() and len(str(error).splitlines()) == 1
+        return None
+    finally:
+        after = digests(folder)
+        assert {path: after.get(path) for path in before} == before
+
+
+# Every data set
+
+
+def cifar10(root, monkeypatch):
+    write_cifar10(root, monkeypatch)
+    return root, Path(CIFAR10.base_folder) / "data_batch_3"
+
+
+def stl10(name):
+    def make(root, monkeypatch):
+        write_stl10(root)
+        return root, Path("stl10_binary") / name
+    return make
+
+
+def stl10_npz(root, monkeypatch):
+    images = np.zeros((2, 96, 96, 3), np.uint8)
+    np.savez(root / "stl10.npz", x_train=images, y_train=[0, 9], x_test=images, y_test=[0, 9])
+    return root, Path("stl10.npz")
+
+
+def npz(root, monkeypatch):
+    return write_npz(root / "mine.npz"), Path("mine.npz")
+
+
+def folder(root, monkeypatch):
+    return write_folder(root), Path("train/dog/1.png")
+
+
+def imagenet143(root, monkeypatch):
+    return write_imagenet(root, monkeypatch), Path("train/n02/1.png")
+
+
+DATA = {"cifar10": cifar10, "stl10 pixels": stl10("train_X.bin"), "stl10 labels": stl10("train_y.bin"), "stl10 npz": stl10_npz,
+        "npz": npz, "folder": folder, "imagenet143": imagenet143}
+
+
+@pytest.fixture(params=DATA)
+def data(request, tmp_path, monkeypatch):
+    """(name, what --data_dir takes, the file to damage) of a small data set."""
+    data_dir, file = DATA[request.param](tmp_path, monkeypatch)
+    return request.param.split()[0], data_dir, tmp_path / file
+
+
+def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_named(data, tally):
+    name, data_dir, path = data
+    whole = path.read_bytes()
+    assert is_sound(datasets.load(name, "train", data_dir))
+    last = len(whole) * 2 // 3 if path.suffix == ".png" else len(whole) - 1          # what ends a PNG says nothing
+    for cut in (0, 1, len(whole) // 3, len(whole) // 2, last):
+        for cache in path.parents[2].glob("imagenet143-*.npy"):
+            cache.unlink()
+        path.write_bytes(whole[:cut])
+        message = refused(datasets.load, name, "train", data_dir)
+        assert str(path.parent) in message and (path.name in message or path.with_suffix("").name in message)
+        tally(MALFORMED)
+    path.unlink()
+    if name in ("folder", "imagenet143"):
+        assert len(datasets.load(name, "train", data_dir)) == 3         # one image fewer is no damage
+    else:
+        assert str(path) in refused(datasets.load, name, "train", data_dir)
+    tally(MALFORMED)
+
+
+def test_a_file_of_every_data_set_with_one_byte_more_is_refused_or_read_as_before(data, tally):
+    name, data_dir, path = data
+    before = datasets.load(name, "train", data_dir).images.clone()
+    for more in (b"\0", b"x" * 1000):
+        path.write_bytes(path.read_bytes() + more)
+        found = read_or_refused(lambda: datasets.load(name, "train", data_dir).images, path.parent)
+        assert found is None or torch.equal(found, before)       # a picture ends where it says
+        tally(MALFORMED)
+
+
+def test_flipped_bytes_in_a_file_of_every_data_set_give_sound_images_or_a_refusal(data, tally):
+    name, data_dir, path = data
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(30):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 20))):
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        for cache in path.parents[2].glob("imagenet143-*.npy"):
+            cache.unlink()
+        found = read_or_refused(lambda: datasets.load(name, "train", data_dir), path.parent)
+        assert found is None or is_sound(found)
+        tally(MALFORMED)
+
+
+BAD_LABELS = {
+    "none": [], "one fewer": [1], "one more": [0, 1, 1], "negative": [-1, 0], "too large": [0, 10], "fractions": [0.5, 1.0],
+    "NaN": [float("nan"), 1.0], "texts": ["0", "1"], "nested": [[0, 1]], "objects": [None, 1], "a number": 1, "a mapping": {"a": 1},
+    "beyond 64 bits": [0, 2**63], "complex": [1j, 0],
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_mislabelled_batches_and_arrays_are_refused(tmp_path, monkeypatch, kind, tally):
+    labels = BAD_LABELS[kind]
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": labels}
+    write_cifar10(tmp_path, monkeypatch, pickle.dumps(batch, protocol=2 if kind == "complex" else 3))
+    assert "data_batch_1" in refused(datasets.load, "cifar10", "train", tmp_path)
+    images = np.zeros((2, 96, 96, 3), np.uint8)
+    as_array = np.array(labels, dtype=object) if kind in ("objects", "a mapping") else np.array(labels)
+    for name, place in (("npz", tmp_path / "stl10.npz"), ("stl10", tmp_path)):
+        with np.errstate(all="ignore"):
+            np.savez(tmp_path / "stl10.npz", x_train=images, y_train=as_array, x_test=images, y_test=[0, 1])
+        if kind == "too large" and name == "npz":
+            continue                                         # eleven classes are fine there
+        assert "stl10.npz: y_train" in refused(datasets.load, name, "train", place)
+        tally(MALFORMED, 2)
+
+
+@pytest.mark.parametrize("label", [0, 11, 255])
+def test_wrong_labels_of_the_published_stl10_are_refused(tmp_path, label, tally):
+    path = write_stl10(tmp_path) / "train_y.bin"
+    path.write_bytes(bytes([1, label, 2]))
+    assert f"{path}: labels must be from 1 to 10, got {label} for image 1" in refused(datasets.load, "stl10", "train", tmp_path)
+    tally(MALFORMED)
+
+
+@pytest.mark.parametrize("images", [
+    np.zeros((2, 8, 8, 3), np.float32), np.full((2, 8, 8, 3), np.nan), np.zeros((2, 8, 8, 3), np.int8), np.zeros((2, 8, 8, 4), np.uint8),
+    np.zeros((2, 8, 8, 2), np.uint8), np.zeros((2, 8, 0, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), np.zeros(2, np.uint8),
+    np.zeros((2, 8, 8, 3), bool), np.zeros((2, 8, 8, 3), ">u2"), np.zeros((2, 8, 8), [("r", "u1"), ("g", "u1"), ("b", "u1")]),
+    np.zeros((1, 2, 8, 8, 3), np.uint8)], ids=lambda images: f"{images.dtype}-{images.shape}".replace(" ", ""))
+def test_arrays_that_are_no_images_are_refused(tmp_path, images, tally):
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=[0, 1], x_test=images, y_test=[0, 1])
+    assert "x_train must be uint8" in refused(datasets.load, "npz", "train", tmp_path / "a.npz")
+    tally(MALFORMED)
+
+
+# Images
+
+
+RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
+
+
+def animated(kind):
+    def save(path):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+        frames[0].save(path, kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+    return save
+
+
+def with_orientation(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6                                         # turned by 90 degrees
+    image = Image.new("RGB", (8, 8), RED)
+    image.paste(GREEN, (0, 0, 8, 4))
+    image.save(path, "PNG", exif=exif)
+
+
+def with_broken_exif(path):
+    Image.new("RGB", (8, 8), RED).save(path, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(8))
+
+
+def transparent_palette(path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, *RED, *GREEN])
+    image.save(path, "PNG", transparency=b"\x00\x80\xff")
+
+
+def sixteen_bit_colours(path):
+    """A PNG of 16 bits per channel, which Pillow cannot write; the upper bytes are those of RED."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"\0" + struct.pack(">3H", *(value * 256 + 200 for value in RED)) * 8
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+                     + chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b""))
+
+
+READ_AS = {                                                  # a way to write 8x8 pixels, what they are read as
+    "grey": (lambda path: Image.new("L", (8, 8), 77).save(path, "PNG"), (77, 77, 77)),
+    "black and white": (lambda path: Image.new("1", (8, 8), 1).save(path, "PNG"), (255, 255, 255)),
+    "grey with alpha": (lambda path: Image.new("LA", (8, 8), (77, 3)).save(path, "PNG"), (77, 77, 77)),
+    "palette": (lambda path: Image.new("RGB", (8, 8), RED).quantize(4).save(path, "PNG"), RED),
+    "transparent palette": (transparent_palette, RED),
+    "RGBA": (lambda path: Image.new("RGBA", (8, 8), (*RED, 0)).save(path, "PNG"), RED),
+    "CMYK": (lambda path: Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, "TIFF"), (255, 0, 0)),
+    "animated GIF": (animated("GIF"), RED), "animated WebP": (animated("WEBP"), RED), "animated PNG": (animated("PNG"), RED),
+    "several pages": (animated("TIFF"), RED),
+    "turned by EXIF": (with_orientation, GREEN), "broken EXIF": (with_broken_exif, RED),
+    "16-bit colours": (sixteen_bit_colours, RED),
+    "another ending": (lambda path: Image.new("RGB", (8, 8), RED).save(path, "BMP"), RED),
+}
+REFUSED = {
+    "no bytes": lambda path: path.touch(),
+    "a text": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "16-bit grey": lambda path: Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(path, "PNG"),
+    "floats": lambda path: Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(path, "TIFF"),
+    "32-bit integers": lambda path: Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path, "TIFF"),
+    "SVG": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    "PDF": lambda path: path.write_bytes(b"%PDF-1.4\n%%EOF"),
+    "ICO": lambda path: Image.new("RGB", (16, 16), RED).save(path, "ICO"),
+}
+
+
+def image_folder(root, save):
+    path = root / "train" / "a" / "0.png"
+    path.parent.mkdir(parents=True)
+    save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", READ_AS)
+def test_odd_images_are_read_as_documented_in_memory_and_streamed(tmp_path, kind, tally):
+    save, colour = READ_AS[kind]
+    image_folder(tmp_path, save)
+    in_memory = datasets.load("folder", "train", tmp_path).images
+    assert in_memory.shape == (1, 3, 8, 8)
+    assert np.abs(in_memory[0, :, 1, 1].numpy().astype(int) - colour).max() <= (2 if kind in ("palette", "animated GIF") else 0)
+    streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
+    assert torch.equal(next(iter(streamed.read([torch.arange(1)])))[0], in_memory)
+    tally(MALFORMED)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_image_of_eight_bits_is_refused_in_memory_and_streamed(tmp_path, kind, tally):
+    path = image_folder(tmp_path, REFUSED[kind])
+    assert refused(datasets.load, "folder", "train", tmp_path, image_size=8).startswith(f"{path}: not a readable image")
+    streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
+    assert str(path) in refused(lambda: list(streamed.read([torch.arange(1)])))
+    tally(MALFORMED)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2000, 3)])
+def test_images_of_any_shape_are_brought_to_one_size(tmp_path, size):
+    image_folder(tmp_path, lambda path: Image.new("RGB", size, RED).save(path, "PNG"))
+    images = datasets.load("folder", "train", tmp_path, image_size=4).images
+    assert images.shape == (1, 3, 4, 4) and images[0, :, 2, 2].tolist() == list(RED)
+
+
+# Runs
+
+
+CONFIG_VALUES = [None, [], {}, "", "x", -1, 0, 0.5, 10**400, float("nan"), float("inf"), True, [None], ["a", 1], {"a": {}}, "x" * 10**5]
+
+
+def resumed(run):
+    return configuration.resume(run, {"epochs": 2})
+
+
+def evaluated(run):
+    return subjects.Subjects(subjects.Selection(run=run, num_test=10, device="cpu"))
+
+
+def copied(finished, to):
+    to.mkdir(parents=True)
+    for path in finished.iterdir():
+        if path.is_file():
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def places(value, at=()):
+    """The keys that lead to every value in a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def replaced(document, place, value):
+    document = json.loads(json.dumps(document))
+    holder = document
+    for key in place[:-1]:
+        holder = holder[key]
+    if value is KeyError:
+        del holder[place[-1]]
+    else:
+        holder[place[-1]] = value
+    return document
+
+
+def test_a_config_with_any_value_missing_or_of_another_kind_is_refused_or_harmless(finished, tmp_path, tally):
+    run = copied(finished, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    chance = random.Random(0)
+    for place in places(config):
+        if place[0] == "environment" or (place[0] in ("flags", "recipe_settings") and len(place) > 2):
+            continue
+        for value in (KeyError, *chance.sample(CONFIG_VALUES, 2)):
+            (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
+            read_or_refused(lambda: resumed(run), run)
+            tally(MALFORMED)
+
+
+def test_a_config_cannot_ask_for_absurd_sizes(finished, tmp_path, tally):
+    run = copied(finished, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    for place, value in {("width",): 10**6, ("settings", "attack_samples"): 0, ("image_shape",): [1, 10**9, 8], ("num_classes",): 10**9,
+                         ("settings", "batch_size"): -5, ("settings", "epochs"): float("nan"), ("seed",): 2**70,
+                         ("subset",): 10**12, ("num_held_out",): 10**9, ("device",): "cuda:99999999999999999999",
+                         ("settings", "prior"): "evil", ("augmentation",): "evil", ("defense",): "evil",
+                         ("dataset",): "../evil"}.items():
+        (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
+        assert read_or_refused(lambda: resumed(run), run) is None, place
+        tally(MALFORMED)
+
+
+@pytest.mark.parametrize("name", ["format", "config", "settings", "state", "training", "best"])
+def test_a_checkpoint_with_any_part_missing_or_of_another_kind_is_refused(finished, tmp_path, name, tally):
+    run = copied(finished, tmp_path / "run")
+    content = checkpoints.read(run / "checkpoint.pt")
+    for value in (KeyError, *CONFIG_VALUES[:9], torch.ones(3)):
+        changed = {key: item for key, item in content.items() if key != name} | ({} if value is KeyError else {name: value})
+        torch.save(changed, run / "checkpoint.pt")
+        found = read_or_refused(lambda: resumed(run), run)
+        assert found is None or name == "config" or (name == "best" and value is None)
+        tally(MALFORMED)
+
+
+def spoil_tensors(value, chance):
+    """The content of a checkpoint with one of its tensors or values in a hundred replaced, and keys left out."""
+    if isinstance(value, dict):
+        return {key: spoil_tensors(item, chance) for key, item in value.items() if chance.random() > 0.01}
+    if isinstance(value, list | tuple):
+        return [spoil_tensors(item, chance) for item in value]
+    if chance.random() > 0.03:
+        return value
+    return chance.choice([None, "x", -1, 10**6, [], {}, torch.ones(2), torch.ones(0), torch.tensor(3), torch.full((1210,), torch.nan),
+                          torch.zeros(5056, dtype=torch.uint8)])
+
+
+# Fuzz
+
+
+def mutated(content, chance):
+    """Bytes with one to eight changes: bits flipped, parts cut, doubled, swapped, filled or put in."""
+    content = bytearray(content)
+    for _ in range(chance.randrange(1, 9)):
+        at, length = chance.randrange(len(content) + 1), chance.choice((1, 1, 2, 4, 30, 300))
+        part = content[at:at + length]
+        kind = chance.randrange(6)
+        if kind == 0 and at < len(content):
+            content[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del content[at:at + length]
+        elif kind == 2:
+            content[at:at] = part
+        elif kind == 3:
+            content[at:at + length] = bytes(chance.randrange(256) for _ in part)
+        elif kind == 4:
+            content[at:at + length] = bytes([chance.choice((0, 255, 10, 34, 44, 46))]) * len(part)
+        elif chance.random() < 0.2:
+            del content[at:]
+    return bytes(content)
+
+
+def mutated_records(content, chance):
+    """A zip in which one record is changed and its sum is right, so that the damage is found further in."""
+    if chance.random() < 0.3:
+        return mutated(content, chance)
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, "w") as copy:
+        names = archive.namelist()
+        weak = chance.choice([name for name in names if name.endswith(("data.pkl", ".npy"))] * 5 + names)
+        for name in names:
+            part = archive.read(name)
+            head = chance.choice((100, 10**9))
+            copy.writestr(name, mutated(part[:head], chance) + part[head:] if name == weak else part)
+    return file.getvalue()
+
+
+def mutated_json(content, chance):
+    if chance.random() < 0.3:
+        return mutated(content, chance)
+    lines = [json.loads(line) for line in content.decode().splitlines()] if content.count(b"\n{") else [json.loads(content)]
+    for _ in range(chance.choice((1, 1, 3))):
+        number = chance.randrange(len(lines))
+        found = list(places(lines[number]))
+        if found:
+            lines[number] = replaced(lines[number], chance.choice(found), chance.choice([KeyError, *CONFIG_VALUES]))
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def mutated_csv(content, chance):
+    if chance.random() < 0.3:
+        return mutated(content, chance)
+    lines = [line.split(",") for line in content.decode().splitlines()]
+    for _ in range(chance.choice((1, 1, 4))):
+        line = chance.choice(lines[1:])
+        line[chance.randrange(len(line))] = chance.choice(["", "nan", "-inf", "1e400", "-1", "x", "9" * 5000, "--5", "²", "\x00", "0", "3",
+                                                           "\"a\nb\"", "1.5", "true", "$", "pgd", "self", "mean", "pool:3"])
+    return "\n".join(map(",".join, lines)).encode() + b"\n"
+
+
+def load_all(name, data_dir):
+    found = [datasets.load(name, split, data_dir) for split in datasets.SPLITS]
+    assert all(map(is_sound, found))
+
+
+def load_checkpoint(root):
+    run_folders.load_classifier(root / "run", "last")
+    resumed(root / "run")
+    run_folders.is_finished(root / "run")
+
+
+def reported(root):
+    report.write(root / "results", [root / "run"])
+    summaries.summaries(root / "results")
+    plots.draw(root / "results")
+
+
+FUZZ = {                                                     # the file, how it is changed, what reads it
+    "npz": ("mine.npz", mutated_records, lambda root: load_all("npz", root / "mine.npz")),
+    "checkpoint": ("run/checkpoint.pt", mutated_records, load_checkpoint),
+    "config": ("run/config.json", mutated_json, lambda root: (resumed(root / "run"), evaluated(root / "run"))),
+    "config for a report": ("run/config.json", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
+    "metrics": ("run/metrics.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
+    "log": ("results/evaluation/log.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
+    "csv": ("results/evaluation/accuracy.csv", mutated_csv, reported),
+    "svg": ("results/figures/accuracy.svg", mutated, lambda root: report.write(root / "results", [root / "run"])),
+    "png": ("folder/train/cat/0.png", mutated, lambda root: load_all("folder", root / "folder")),
+    "jpeg": ("folder/train/dog/0.png", mutated, lambda root: load_all("folder", root / "folder")),
+    "cifar10": ("cifar10/cifar-10-batches-py/test_batch", mutated, lambda root: datasets.load("cifar10", "test", root / "cifar10")),
+    "stl10": ("stl10/stl10_binary/train_y.bin", mutated, lambda root: load_all("stl10", root / "stl10")),
+    "cache": ("imagenet143/imagenet143-64-train.npy", mutated, lambda root: load_all("imagenet143", root / "imagenet143")),
+}
+WRITTEN = ("report.html", "accuracy.svg", "accuracy.png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
+
+
+@pytest.fixture(scope="module")
+def fuzzed(finished, tmp_path_factory):
+    """A folder with one of everything."""
+    root = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        copied(finished, root / "run")
+        write_results(root / "results")
+        write_npz(root / "mine.npz")
+        write_folder(root / "folder")
+        Image.new("RGB", (8, 8), RED).save(root / "folder/train/dog/0.png", "JPEG")
+        write_stl10(root / "stl10")
+        write_cifar10(root / "cifar10", patch)
+        write_imagenet(root / "imagenet143", patch)
+        for split in datasets.SPLITS:
+            datasets.load("imagenet143", split, root / "imagenet143")
+        yield root
+
+
+def fuzz(root, kind, seed, tally):
+    """One malformed file: read or refused in one line, and nothing that was there before is another afterwards."""
+    name, change, call = FUZZ[kind]
+    path, chance = root / name, random.Random(seed)
+    whole = path.read_bytes()
+    content = change(whole, chance)
+    try:
+        path.write_bytes(content)
+        if kind == "cifar10":                                # as if the published file were like this
+            CIFAR10.test_list[:] = [["test_batch", hashlib.md5(content).hexdigest()]]
+        before = {name: value for name, value in digests(root).items() if not name.endswith(WRITTEN)}
+        try:
+            call(root)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+        after = digests(root)
+        assert {name: after.get(name) for name in before} == before
+    finally:
+        path.write_bytes(whole)
+    tally(MALFORMED)
+
+
+FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None,
+               suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+@pytest.mark.parametrize("kind", FUZZ)
+@FEW
+@given(seed=st.integers(0, 2**32))
+def test_no_malformed_file_ends_in_anything_but_a_line(fuzzed, kind, seed, tally):
+    fuzz(fuzzed, kind, seed, tally)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("kind", FUZZ)
+@settings(FEW, max_examples=1500)
+@given(seed=st.integers(0, 2**32))
+def test_none_of_thousands_of_malformed_files_ends_in_anything_but_a_line(fuzzed, kind, seed, tally):
+    fuzz(fuzzed, kind, seed, tally)
+
+
+@pytest.mark.parametrize("num", [40, pytest.param(3000, marks=pytest.mark.torture)])
+def test_checkpoints_of_wrong_values_end_in_a_line(finished, tmp_path, num, tally):
+    run = copied(finished, tmp_path / "run")
+    content = checkpoints.read(run / "checkpoint.pt")
+    for seed in range(num):
+        torch.save(spoil_tensors(content, random.Random(seed)), run / "checkpoint.pt")
+        read_or_refused(lambda: load_checkpoint(tmp_path), run)
+        tally(MALFORMED)
