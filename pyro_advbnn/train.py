@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, nonfinite, recipes, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import is_nondeterministic, keep_freed_memory, only_deterministic, peak_memory_mib
+from pyro_advbnn.devices import describe_device, is_nondeterministic, keep_freed_memory, only_deterministic, peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
@@ -207,6 +207,9 @@ def _open(folder, config, training, resumed):
     if not resumed:
         return run_folders.create(folder, config)
     run_folders.reopen(folder, config, training.epochs_done)
+    now, then = describe_device(training.device), config["environment"].get("device")
+    if config["deterministic"] and now != then:
+        print(f"note: the run began on {then}, this is {now}: its end will not have the same bits")
     if not training.progress:
         print(f"{folder} has no checkpoint yet and starts from the beginning")
 
