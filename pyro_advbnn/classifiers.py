@@ -33,6 +33,7 @@ from pyro_advbnn.skeletons import (
 )
 
 LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
+_HUGE_STD = 9.99                     # near the bound: from here on a std comes to it without exploding
 
 
 class Classifier(nn.Module):
@@ -88,6 +89,10 @@ class Classifier(nn.Module):
 
     def constrain_(self):
         """Bring the parameters back into their range, after an optimizer step."""
+
+    def exploded(self):
+        """Whether a std has come to its upper bound, a bool scalar tensor; None where nothing can explode."""
+        return None
 
     def release_buffers(self):
         """Give back the work memory that calls keep; the next call takes it anew."""
@@ -173,6 +178,7 @@ class BayesianClassifier(Classifier):
         self.log_std = nn.Parameter(self._initial_log_std(network, init_std))
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
+        self._may_explode = math.exp(self.log_std.detach().max()) < _HUGE_STD and not self._has_wide_prior()
         self._work = Buffers()
         self._shared = shared_modules(network)
 
@@ -211,6 +217,10 @@ class BayesianClassifier(Classifier):
     def constrain_(self):
         """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""
         self.log_std.clamp_(*LOG_STD_RANGE)
+
+    def exploded(self):
+        """Whether a weight's std is at its upper bound of 10, or NaN; None where init_std or prior_std put it there."""
+        return ~(self.log_std.detach().max() < LOG_STD_RANGE[1]) if self._may_explode else None
 
     @torch.no_grad()
     def draw(self):
@@ -294,6 +304,10 @@ class BayesianClassifier(Classifier):
                 raise InputError(f"init_std must lie between 1e-8 and 10, got {std}")
             log_std[start:stop] = math.log(std)
         return log_std
+
+    def _has_wide_prior(self):
+        stds = [self._settings["prior_std"]] if isinstance(self.prior, ElementwisePrior) else [s for *_, s in self.prior.pieces]
+        return any(isinstance(std, int | float) and std >= _HUGE_STD for std in stds)
 
     def _counted(self, network, kl_over):
         if kl_over == "all":

@@ -17,7 +17,7 @@ from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
-            "cuda_graphs": "auto", "batch_norm": "sync"}
+            "cuda_graphs": "auto", "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
@@ -67,7 +67,8 @@ def _how_to_compute(flags, device):
     if flags.get("micro_batch") and flags["batch_norm"] == "sync" and distributed.world_size() > 1:
         raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
-            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"]}
+            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"],
+            "on_nonfinite": flags["on_nonfinite"], "deterministic": flags["deterministic"]}
 
 
 def is_run_of(config, flags):
@@ -129,7 +130,7 @@ def build(config, images):
         torch.manual_seed(distributed.own_seed(config["seed"]))
     return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
                     augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
-                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
+                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"], on_nonfinite=config["on_nonfinite"])
 
 
 def accelerate(training, config):
@@ -179,9 +180,9 @@ def resume(folder, flags):
 
 
 MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
-                        "precision", "compile", "cuda_graphs", "micro_batch")
+                        "precision", "compile", "cuda_graphs", "micro_batch", "on_nonfinite")
 DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
-                          "batch_norm": "sync"}
+                          "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
 
 
 def _check_resume_flags(folder, config, flags):

@@ -1,8 +1,10 @@
 """Which device a command runs on, and what it is."""
 import ctypes
 import gc
+import os
 import resource
 import sys
+from contextlib import contextmanager
 
 import torch
 
@@ -45,6 +47,36 @@ def keep_freed_memory():
     if mallopt and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+@contextmanager
+def only_deterministic(on):
+    """torch inside takes only algorithms that give the same bits each time on one machine, and raises where it knows none.
+
+    cuBLAS reads its variable when it is first used in a process: what ran on the GPU before may have fixed it. Nothing
+    changes where `on` is false.
+    """
+    if not on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    places = (torch.backends.cudnn, "benchmark", False), (torch.utils.deterministic, "fill_uninitialized_memory", False)
+    values = [getattr(place, name) for place, name, _ in places]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    for place, name, value in places:                    # filling would only cost time: nothing reads what it has not written
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        for (place, name, _), value in zip(places, values, strict=True):
+            setattr(place, name, value)
+
+
+def is_nondeterministic(error):
+    """Whether torch raised it because `only_deterministic` leaves it no algorithm."""
+    return isinstance(error, RuntimeError) and "deterministic" in str(error)
 
 
 def give_back_freed_memory():

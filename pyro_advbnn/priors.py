@@ -26,6 +26,8 @@ class NormalPrior(TorchDistribution):
 
     pieces: [(start, stop, std), ...] that cover [0, d) in order. counted: the range (start, stop) that the log density
     and the KL count.
+
+    Raises InputError for a std outside [1e-15, 1e15]: its square and the inverse of that must be numbers in float32.
     """
 
     arg_constraints = {}
@@ -33,6 +35,9 @@ class NormalPrior(TorchDistribution):
     has_rsample = True
 
     def __init__(self, pieces, counted=None, like=None):
+        for *_, std in pieces:
+            if not 1e-15 <= std <= 1e15:
+                raise InputError(f"prior_std must lie between 1e-15 and 1e15, got {std}")
         self.pieces = pieces
         self.counted = (0, pieces[-1][1]) if counted is None else counted
         self._like = torch.empty(0) if like is None else like    # its dtype and device are those of a draw

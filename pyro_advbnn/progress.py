@@ -78,7 +78,8 @@ class Progress:
             accuracy = "adversarial accuracy" if self.training.attack else "accuracy"
             self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
                                       f"{accuracy} {100 * now['batch_accuracy']:.1f} %, "
-                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
+                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left"
+                                      f"{_skipped(self.training.skipped_steps)}")
 
     def images_per_second(self):
         """Images trained on per second in this epoch, evaluation not counted."""
@@ -96,7 +97,8 @@ class Progress:
         kl = f"  kl {row['kl']:.4g}" if self.config["classifier"]["kind"] == "bayesian" else ""
         print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}{kl}  "
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
-              f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
+              f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left"
+              f"{_skipped(row['skipped_steps'])}", flush=True)
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def stopped(self, why):
@@ -121,3 +123,7 @@ class Progress:
         text = "" if best is None else (f"; best on the held-out images: epoch {best['epoch']}, clean "
                                         f"{100 * best['accuracy']:.1f} %, PGD {100 * best['robust_accuracy']:.1f} %")
         print(f"done: {self.training.epochs_done} epochs{text}")
+
+
+def _skipped(steps):
+    return f", {steps} steps skipped so far" if steps else ""

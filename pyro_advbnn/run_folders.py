@@ -104,8 +104,8 @@ def read_config(folder):
 
 
 def save_position(folder, training, config, best):
-    """Collective: write checkpoint.pt, the classifier and all that `--resume` needs.   Raises NotFinite for lost weights."""
-    training.check_weights()
+    """Collective: write checkpoint.pt, the classifier and all that `--resume` needs.   Raises NotFinite as `training.check`."""
+    training.check()
     state = training.state_dict()
     if distributed.is_main():
         checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=state, best=best)

@@ -4,10 +4,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, locks, recipes, records, run_folders, signals
+from pyro_advbnn import (
+    checkpoints,
+    cli,
+    configuration,
+    datasets,
+    distributed,
+    locks,
+    nonfinite,
+    recipes,
+    records,
+    run_folders,
+    signals,
+)
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import keep_freed_memory, peak_memory_mib
+from pyro_advbnn.devices import describe_device, is_nondeterministic, keep_freed_memory, only_deterministic, peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
@@ -66,6 +78,8 @@ def train(
     cuda_graphs: Literal["auto", "on", "off"] | None = None,
     micro_batch: Count = None,
     batch_norm: Literal["sync", "broadcast"] | None = None,
+    on_nonfinite: Literal[nonfinite.POLICIES] | None = None,
+    deterministic: bool | None = None,
     out: Path | None = None,
     resume: Path | None = None,
     tensorboard: bool = False,
@@ -128,16 +142,22 @@ def train(
             the same gradient, but for BatchNorm, which then normalises each part by itself.
         batch_norm: of several processes: sync (statistics of the joined batch; the default), or broadcast (of each
             process's own part; the running statistics are those of rank 0).
+        on_nonfinite: at a step whose loss or gradient is not finite: stop (the default; the last good checkpoint stays), or
+            skip: leave weights, optimizer and BatchNorm as they were, count it in skipped_steps, and stop only where a
+            whole epoch is skipped. A std that explodes stops the training always.
+        deterministic: only algorithms that give the same bits each time on one machine; slower on a GPU. An operation that has
+            none stops the training.
         out: the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which goes on with it
             when it starts the processes anew.
         resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, workers,
-            precision, compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet starts from the
-            beginning.
+            precision, compile, cuda_graphs, micro_batch and on_nonfinite may be given too. A run without a checkpoint yet
+            starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
             its single precision; needs the package tensorboard. A resumed run goes on doing so.
         dry_run: print the configuration and stop.
     """
-    flags = {name: value for name, value in locals().items() if value is not None and value is not False}
+    flags = {name: value for name, value in locals().items() if value is not None}
+    flags = {name: value for name, value in flags.items() if value or name not in ("tensorboard", "dry_run")}
     skip_validation()
     keep_freed_memory()
     distributed.run(_train, flags)
@@ -173,9 +193,9 @@ def _train_locked(flags, dry, max_minutes, locked):
     _open(folder, config, training, resumed, locked)
     distributed.broadcast_([*training.classifier.parameters(), *training.classifier.buffers()])
     set_precision(config["precision"])
-    for note in configuration.accelerate(training, config):
-        print(note)
-    with signals.asking() as asked:
+    with only_deterministic(config["deterministic"]), signals.asking() as asked:
+        for note in configuration.accelerate(training, config):
+            print(note)
         _fit(folder, config, training, held_out, best, max_minutes, asked)
     return asked.number
 
@@ -226,6 +246,9 @@ def _open(folder, config, training, resumed, locked):
         locked.enter_context(run_folders.create(folder, config, training.classifier, position))
         return
     run_folders.reopen(folder, config, training.classifier, position)
+    now, then = describe_device(training.device), config["environment"].get("device")
+    if config["deterministic"] and now != then:
+        print(f"note: the run began on {then}, this is {now}: its end will not have the same bits")
     if not training.progress:
         print(f"{folder} has trained nothing yet and starts from the beginning")
 
@@ -256,6 +279,9 @@ def _fit(folder, config, training, held_out, best, max_minutes, asked):
         way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no checkpoint any more"
         raise InputError(f"{error.filename}: {error.strerror}; {way_on}") from None
     except Exception as error:
+        if is_nondeterministic(error) and config["deterministic"]:
+            progress.close()
+            raise InputError(f"--deterministic: {' '.join(str(error).split())[:300]}") from None
         if not is_out_of_memory(error):
             raise
         progress.close()
@@ -337,8 +363,8 @@ def _metrics(training, held_out, config, progress):
     held = accuracies(training.classifier, held_out, settings, **how) if held_out else (None, None)
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
-            "held_out_robust_accuracy": held[1], "learning_rate": rate, "images_per_second": speed,
-            "peak_memory_mib": peak_memory_mib(training.device)}
+            "held_out_robust_accuracy": held[1], "learning_rate": rate, "skipped_steps": training.skipped_steps,
+            "images_per_second": speed, "peak_memory_mib": peak_memory_mib(training.device)}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the loop that can stop anywhere."""
+from contextlib import contextmanager
+
 import torch
 
 from pyro_advbnn import datasets, distributed
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.elbo import objective
-from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, count_correct, separate_randomness
 from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces, largest_that_fits
+from pyro_advbnn.nonfinite import NotFinite, Watch, largest
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.recipes import learning_rate_factor
 
 
-def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=None):
+def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=None, veto=None):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     attack: a callable (classifier, x, y) -> x_adv, None for clean training. Gradients, optimizer state, parameters and
@@ -19,15 +21,29 @@ def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro
     network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
+    veto: a function of the Objective, called when the gradients are there, whose scalar tensor is 1 where parameters and
+    optimizer state shall stay as they are, and 0 elsewhere; only torch's fused optimizers can do that.
     """
     optimizer.zero_grad()
     parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
                       share=1.0 if share is None else share)
     if share is not None:
         distributed.sum_gradients_(optimizer)
-    optimizer.step()
+    if veto is None:
+        optimizer.step()
+    else:
+        _step_unless(optimizer, veto(parts))
     classifier.constrain_()
     return parts
+
+
+def _step_unless(optimizer, found_inf):
+    """`optimizer.step()` as torch.amp.GradScaler has it done: nothing changes where found_inf is 1."""
+    optimizer.grad_scale, optimizer.found_inf = None, found_inf
+    try:
+        optimizer.step()
+    finally:
+        optimizer.found_inf = None
 
 
 def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=1.0):
@@ -47,16 +63,15 @@ def build_optimizer(classifier, settings):
     if settings["optimizer"] == "adam":
         on_gpu = next(classifier.parameters()).device.type == "cuda"
         return torch.optim.Adam(classifier.parameters(), **choice, capturable=on_gpu)
-    return torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
+    optimizer = torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
+    for p in classifier.parameters():                    # or a first step that is left out would leave uninitialised memory
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def build_attack(settings):
     """The PGD attack of `settings`: epsilon, step_size, num_steps and attack_samples."""
     return PGD(**{name: settings[name] for name in ("epsilon", "step_size", "num_steps", "attack_samples")})
-
-
-class NotFinite(InputError):
-    """A loss or a weight is no finite number any more, so there is nothing to go on with."""
 
 
 class Training:
@@ -71,11 +86,15 @@ class Training:
 
     settings: a resolved recipe. adversarial: whether batches are attacked. images: the training set, on the device.
     batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
-    `train_step`. On a GPU no step waits for the device: a loss that is not finite is found by `check_loss`.
+    `train_step`.
+
+    A step whose loss or gradient is not finite (`nonfinite.Watch`) leaves weights and optimizer as they were. on_nonfinite:
+    "stop" ends the training there, on a GPU, where no step waits for the device, at the next `check`; "skip" counts the
+    step, which leaves BatchNorm's statistics as they were too, and goes on with the next batch.
     """
 
     def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32",
-                 batch_norm="sync", micro_batch=None):
+                 batch_norm="sync", micro_batch=None, on_nonfinite="stop"):
         self.classifier, self.settings, self.precision = classifier, settings, precision
         self.batch_norm, self.micro_batch = batch_norm, micro_batch
         self.device = images.device
@@ -91,7 +110,7 @@ class Training:
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
-        self._first_bad = torch.full((3,), torch.nan, dtype=torch.float64, device=self.device)
+        self._watch = Watch(self.device, on_nonfinite)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
 
@@ -120,7 +139,8 @@ class Training:
     def epoch(self):
         """The rest of the current epoch, a generator that yields after every step the number of images in its batch.
 
-        Raises NotFinite at the first loss that is not finite, and where the epoch ends with weights that are not.
+        Raises NotFinite at the first step whose numbers go wrong, where the epoch ends with weights that are not finite, and
+        where all of its steps were left out.
         """
         self.classifier.train()
         self._order.set_state(self._order_at_start)
@@ -129,8 +149,8 @@ class Training:
             self._step(x, y)
             self.steps_done += 1
             yield num_images
-        self.check_loss()
-        self.check_weights()
+        self.check()
+        self._check_that_a_step_counts()
         self.epochs_done += 1
         self.steps_done = 0
         self._order_at_start = self._order.get_state()
@@ -144,32 +164,56 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
-        with autocast(self.device, self.precision):
-            parts = train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
-                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
+        with autocast(self.device, self.precision), self._statistics_kept():
+            train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
+                       kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,
+                       veto=lambda parts: self._veto(parts, y))
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
-        self._remember(parts, y)
+        exploded = self.classifier.exploded()
+        if exploded is not None:
+            self._watch.judge_std(self.steps_done + 1, exploded)
         if self._check_every_step:
-            self.check_loss()
+            self.check_steps()
 
-    def _remember(self, parts, y):
-        """Add the step to the sums of all processes, and keep the first loss that is not finite; without waiting for a GPU."""
+    def _veto(self, parts, y):
+        """1 where the step must change nothing, else 0, the same in all processes; its numbers are added to the sums if 0."""
         correct = (parts.logits.argmax(-1) == y).sum()
         sums = [value.detach().double() * len(y) for value in (parts.loss, parts.nll, parts.kl)]
         loss, nll, kl, correct = distributed.sum_(torch.stack([*sums, correct.double()]))
         num_images = torch.full_like(nll, self._num_images())
-        self._sums += torch.stack([nll, kl, correct, num_images])
-        bad = torch.isnan(self._first_bad[0]) & ~torch.isfinite(loss)
-        now = torch.stack([torch.full_like(nll, self.steps_done + 1), nll / num_images, kl / num_images])
-        self._first_bad = torch.where(bad, now, self._first_bad)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._left_out = self._watch.judge(self.steps_done + 1, nll / num_images, kl / num_images, loss / num_images,
+                                           largest(gradients))
+        self._sums += torch.where(self._left_out, 0.0, torch.stack([nll, kl, correct, num_images]))
+        return self._left_out.float()
 
-    def check_loss(self):
-        """Raises NotFinite, in all processes, where a loss of this epoch, so far, was not finite; waits for the device."""
-        step, nll, kl = self._first_bad.tolist()
-        if step == step:                                 # not NaN: there was one
-            raise NotFinite(f"the loss is not finite (nll {nll:g}, kl {kl:g}) at step {step:.0f} of epoch "
-                            f"{self.epochs_done + 1}")
+    @contextmanager
+    def _statistics_kept(self):
+        """BatchNorm's statistics afterwards as before, where the step inside was left out; only --on_nonfinite skip goes on."""
+        buffers = list(self.classifier.network.buffers()) if self._watch.skips else []
+        before = [buffer.clone() for buffer in buffers]
+        yield
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(self._left_out, old, buffer))
+
+    @property
+    def skipped_steps(self):
+        """How many steps of the run were left out; waits for the device."""
+        return self._watch.skipped
+
+    def check(self):
+        """Raises NotFinite, in all processes, where a step of this epoch went wrong or the weights are lost."""
+        self.check_steps()
+        self.check_weights()
+
+    def check_steps(self):
+        """Raises NotFinite, in all processes, where a step of this epoch, so far, went wrong; waits for the device."""
+        self._watch.check(self.epochs_done + 1)
+
+    def _check_that_a_step_counts(self):
+        if not self._sums[-1]:                           # no images
+            raise NotFinite(f"no step of epoch {self.epochs_done + 1} had a finite loss and gradient: all were skipped")
 
     def check_weights(self):
         """Raises NotFinite where the classifier's state holds a number that is not finite."""
@@ -227,7 +271,8 @@ class Training:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         rng, *others = distributed.gather(rng)
         return {"optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
-                "steps_done": self.steps_done, "sums": self._sums, "rng": rng, "rng_of_others": others}
+                "steps_done": self.steps_done, "skipped_steps": self.skipped_steps, "sums": self._sums, "rng": rng,
+                "rng_of_others": others}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()`; the global random streams are set too.
@@ -241,6 +286,7 @@ class Training:
                 group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         self._sums = state["sums"].to(self.device)
+        self._watch.skipped = state.get("skipped_steps", 0)         # older checkpoints do not know of any
         rngs = [state["rng"], *state.get("rng_of_others", [])]      # older checkpoints do not know others
         self._order_at_start, self.streams_left_by = rngs[0]["order"], len(rngs)
         if len(rngs) == distributed.world_size():

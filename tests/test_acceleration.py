@@ -117,11 +117,12 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier, lambda n: ab.BayesianClassifier(n, kl_over="last")])
-def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap):
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap, on_nonfinite):
     skip_validation()
     _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 32})
     training = Training(wrap(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings, adversarial=True,
-                        augmentation="crop_flip")
+                        augmentation="crop_flip", on_nonfinite=on_nonfinite)
     training._check_every_step = False
     with Reads() as reads:
         next(training.epoch())
@@ -134,7 +135,7 @@ def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
     training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings,
                         adversarial=False)
     training._check_every_step = False
-    with pytest.raises(NotFinite, match="the loss is not finite .nll nan, .* at step 2 of epoch 1"):
+    with pytest.raises(NotFinite, match="the loss is not finite: nll and kl .nll nan, .* at step 2 of epoch 1"):
         for _ in training.epoch():
             training.classifier.mean.data.fill_(torch.nan)
 

@@ -3,12 +3,14 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import benchmark, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
+from pyro_advbnn import benchmark, checkpoints, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
 from pyro_advbnn.acceleration import GraphedAttack
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.micro_batches import is_out_of_memory
+from pyro_advbnn.nonfinite import NotFinite
 from pyro_advbnn.precision import set_precision
+from pyro_advbnn.train import train
 from pyro_advbnn.training import Training, gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -129,13 +131,14 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
 
 
 @pytest.mark.parametrize("defense", ["adv", "advbnn"])
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_an_epoch_never_waits_for_the_gpu(defense, precision):
+@pytest.mark.parametrize(("precision", "on_nonfinite"), [
+    ("fp32", "stop"), ("tf32", "stop"), ("bf16", "stop"), ("bf16", "skip")])
+def test_an_epoch_never_waits_for_the_gpu(defense, precision, on_nonfinite):
     _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     skip_validation()
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
-                        augmentation="crop_flip", precision=precision)
+                        augmentation="crop_flip", precision=precision, on_nonfinite=on_nonfinite)
     training.attack = GraphedAttack(training.attack)
     set_precision(precision)
     for _ in training.epoch():                           # captures
@@ -149,6 +152,39 @@ def test_an_epoch_never_waits_for_the_gpu(defense, precision):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert training.attack.failure is None
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_bad_step_on_the_gpu_changes_nothing_and_is_named_when_the_training_asks(optimizer):
+    _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01})
+    images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
+    skip_validation()
+    for policy in ("stop", "skip"):
+        training = Training(build_classifier("bnn", ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=False,
+                            on_nonfinite=policy)
+        steps = training.epoch()
+        next(steps)
+        before = {name: value.clone() for name, value in training.classifier.state_dict().items()}
+        handle = training.classifier.network.register_forward_hook(lambda module, inputs, logits: logits * torch.nan)
+        next(steps)
+        handle.remove()
+        for name, value in training.classifier.state_dict().items():
+            assert torch.equal(value, before[name]) or (policy == "stop" and ("running" in name or "tracked" in name)), name
+        if policy == "stop":
+            with pytest.raises(NotFinite, match="at step 2 of epoch 1"):
+                list(steps)
+        else:
+            list(steps)
+            assert training.skipped_steps == 1
+
+
+def test_deterministic_trainings_on_the_gpu_end_with_equal_bits(tmp_path):
+    ends = []
+    for name in "ab":
+        train(dataset="digits", width=4, num_train=200, validation=20, epochs=2, num_steps=2, device="cuda", deterministic=True,
+              out=tmp_path / name)
+        ends.append(checkpoints.read(tmp_path / name / "checkpoint.pt")["state"])
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_micro_batches_have_the_gradient_of_the_whole_on_the_gpu(batch):

@@ -326,7 +326,8 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
     for row in map(json.loads, lines):
         assert row.keys() == {
             "epoch", "nll", "kl", "batch_accuracy", "kl_weight", "loss", "train_accuracy", "train_robust_accuracy",
-            "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "images_per_second", "peak_memory_mib"}
+            "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "skipped_steps", "images_per_second",
+            "peak_memory_mib"}
         assert all(0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy"))
         assert row["loss"] == row["nll"] + row["kl_weight"] * row["kl"]
         assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
@@ -575,7 +576,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last
         cli.run(train, [*map(str, words(TINY | {"learning_rate": 1e30, "schedule": "constant"})), "--out", str(folder)])
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
-    assert "at step 2 of epoch 1" in err and f"no checkpoint has been written to {folder} yet" in err
+    assert "the std explodes" in err and "at step 1 of epoch 1" in err
+    assert f"no checkpoint has been written to {folder} yet" in err
 
 
 def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,203 @@
+"""Tests that equal seeds give equal bits, and that what only looks at a training does not change it."""
+import os
+import warnings
+
+import pyro
+import pytest
+import torch
+from test_streaming import folder  # noqa: F401  (a fixture)
+from test_train import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
+
+from pyro_advbnn import cli, configuration, devices, records
+from pyro_advbnn import train as train_module
+from pyro_advbnn.devices import describe_device, is_nondeterministic, only_deterministic
+from pyro_advbnn.train import train
+
+STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15, "loading": "stream"}
+
+
+@pytest.fixture(autouse=True)
+def process_as_before(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def weights(path):
+    return content(path)["state"], content(path)["training"]["optimizer"]
+
+
+# --deterministic
+
+
+def settings():
+    return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory)
+
+
+def test_inside_only_deterministic_algorithms_are_taken_and_afterwards_all_is_as_before(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before = settings()
+    with only_deterministic(True):
+        assert settings() == (True, False, False, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError) as raised:
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+        assert is_nondeterministic(raised.value)
+    assert settings() == before
+    with only_deterministic(False):
+        assert settings() == before
+
+
+def test_a_cublas_workspace_that_the_user_chose_stays(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with only_deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_the_whole_training_is_computed_so_and_nothing_after_it(tmp_path, monkeypatch):
+    seen, real = [], train_module.accuracies
+    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
+    run(tmp_path / "run", deterministic=True, epochs=1)
+    assert seen == [True, True] and not settings()[0]
+
+
+@pytest.mark.parametrize("flags", [{"defense": "advbnn", "augmentation": "crop_flip"}, {"defense": "advrse"},
+                                   {"defense": "bnn", "prior": "scale_mixture", "prior_std": 0.5, "precision": "bf16"},
+                                   {"defense": "adv", "optimizer": "sgd", "micro_batch": 10}], ids=str)
+def test_equal_seeds_give_equal_bits_and_on_a_cpu_the_same_ones_as_without_the_flag(flags, tmp_path):
+    a, b, without = (run(tmp_path / name, deterministic=name != "without", **flags) for name in ("a", "b", "without"))
+    assert_same_run(a, b)
+    assert_same_run(a, without)
+
+
+@pytest.mark.slow
+def test_equal_seeds_give_equal_bits_with_workers_that_stream(tmp_path, folder):  # noqa: F811
+    flags = STREAMED | {"data_dir": tmp_path / "data", "augmentation": "crop_flip", "deterministic": True}
+    a, b = (run(tmp_path / name, workers=workers, **flags) for name, workers in (("a", 2), ("b", 2)))
+    assert_same_run(a, b)
+
+
+@pytest.mark.slow
+def test_equal_seeds_give_equal_bits_with_compile(tmp_path, capsys):
+    with warnings.catch_warnings(action="ignore"):       # torch's own, while it looks at tensors
+        a, b = (run(tmp_path / name, defense="bnn", width=2, num_train=50, validation=0, num_steps=0, epochs=1, compile=True,
+                    deterministic=True) for name in "ab")
+    assert "not compiled" not in capsys.readouterr().out
+    assert equal(content(a)["state"], content(b)["state"]) and equal(content(a)["training"], content(b)["training"])
+
+
+def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_path, capsys, monkeypatch):
+    a, b = (run(tmp_path / name, deterministic=flag) for name, flag in (("a", True), ("b", None)))
+    assert [records.read_json(path / "config.json")["deterministic"] for path in (a, b)] == [True, False]
+    capsys.readouterr()
+    for path, flag in (a, "false"), (b, "true"):
+        line = refusal(capsys, "--resume", path, "--epochs", 3, "--deterministic", flag)
+        assert "--deterministic cannot be given with --resume" in line
+    seen = []
+    monkeypatch.setattr(train_module, "_fit_epochs", lambda *a: seen.append(settings()[0]))
+    for path in a, b:
+        train(resume=path, epochs=3)
+    assert seen == [True, False]
+
+
+def test_an_operation_without_a_deterministic_algorithm_stops_the_training_in_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "putting.py").write_text("""
+from torch import nn, arange
+class Putting(nn.Linear):
+    def forward(self, x):
+        logits = super().forward(x.flatten(1))
+        return logits.clone().put_(arange(logits.numel()), logits.flatten())
+def putting(num_classes):
+    return Putting(64, num_classes)
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = TINY | {"network": "putting:putting", "defense": "none", "out": tmp_path / "run"}
+    flags.pop("width")
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(flags)), "--deterministic"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert err.startswith("error: --deterministic: put_ does not have a deterministic implementation")
+    train(**flags | {"out": tmp_path / "other"})
+
+
+def test_a_resumption_on_another_device_or_with_other_threads_says_that_bits_will_differ(tmp_path, capsys, monkeypatch):
+    for name, told in ("a", True), ("b", False):
+        path = run(tmp_path / name, deterministic=told, epochs=1)
+        assert "same bits" not in capsys.readouterr().out
+        began = describe_device(torch.device("cpu"))
+        with monkeypatch.context() as other:
+            other.setattr(torch, "get_num_threads", lambda: 77)
+            train(resume=path, epochs=2)
+        out = capsys.readouterr().out
+        assert (f"note: the run began on {began}, this is cpu, 77 threads: its end will not have the same bits" in out) == told
+
+
+def test_a_switch_can_be_turned_off_when_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: None)
+    path = run(tmp_path / "run", compile=True, epochs=1)
+    train(resume=path, epochs=2)
+    assert records.read_json(path / "config.json")["compile"] is True
+    cli.run(train, ["--resume", str(path), "--epochs", "3", "--compile", "false"])
+    assert records.read_json(path / "config.json")["compile"] is False
+
+
+# What looks at a training does not change it
+
+
+LOOKING = {
+    "more draws in held-out predictions": {"num_samples": 5},
+    "tensorboard": {"tensorboard": True},
+    "patience": {"patience": 2},
+    "time": {"max_minutes": 1000},
+    "skipping": {"on_nonfinite": "skip"},
+}
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "advrse"])
+@pytest.mark.parametrize("flags", LOOKING.values(), ids=LOOKING)
+def test_looking_at_a_training_in_another_way_leaves_its_bits(defense, flags, tmp_path):
+    if "tensorboard" in flags:
+        pytest.importorskip("tensorboard")
+    plain, other = (run(tmp_path / name, defense=defense, augmentation="crop_flip", **more)
+                    for name, more in (("plain", {}), ("other", flags)))
+    assert equal(weights(plain), weights(other)) and equal(content(plain)["training"]["rng"], content(other)["training"]["rng"])
+    assert [row["nll"] for row in metrics(plain)] == [row["nll"] for row in metrics(other)]
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 19])
+def test_how_many_images_are_measured_on_leaves_the_bits_of_a_training_on_the_same_images(held_out, tmp_path, monkeypatch):
+    plain, real = run(tmp_path / "plain"), configuration.load_images
+
+    def load_images(*arguments, **settings):
+        images, held, digest = real(*arguments, **settings)
+        return images, held.take(range(held_out)) if held_out else None, digest
+
+    monkeypatch.setattr(configuration, "load_images", load_images)
+    assert equal(weights(plain), weights(run(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "advrse"])
+def test_how_often_is_measured_and_saved_leaves_the_bits(defense, tmp_path, monkeypatch):
+    plain, steps = run(tmp_path / "plain", defense=defense), []
+    real, measure = train_module.Progress.step, train_module.accuracies
+
+    def step(progress, num_images):
+        real(progress, num_images)
+        training = progress.training
+        steps.append(measure(training.classifier, training.images.take(range(30)), training.settings, seed=len(steps)))
+
+    monkeypatch.setattr(train_module.Progress, "step", step)
+    monkeypatch.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    assert equal(weights(plain), weights(run(tmp_path / "often", defense=defense))) and len(steps) == 2 * STEPS_PER_EPOCH
+
+
+def test_what_draws_from_the_trainings_own_stream_would_be_seen(tmp_path, monkeypatch):
+    plain, real = run(tmp_path / "plain"), train_module.accuracies
+    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
+    assert not equal(weights(plain), weights(run(tmp_path / "disturbed")))
+
+
+def test_the_device_in_words_names_the_threads_that_decide_the_bits():
+    assert devices.describe_device(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
