@@ -355,7 +355,8 @@ def test_a_config_cannot_ask_for_absurd_sizes(finished, tmp_path, tally):
     config = json.loads((run / "config.json").read_text())
     for place, value in {("width",): 10**6, ("settings", "attack_samples"): 0, ("image_shape",): [1, 10**9, 8],
                          ("num_classes",): 10**9, ("settings", "batch_size"): -5, ("settings", "epochs"): float("nan"),
-                         ("seed",): 2**70, ("subset",): 10**12, ("num_held_out",): 10**9, ("device",): "cuda:99999999999999999999",
+                         ("seed",): 2**70,
+                         ("subset",): 10**12, ("num_held_out",): 10**9, ("device",): "cuda:99999999999999999999",
                          ("settings", "prior"): "evil", ("augmentation",): "evil", ("defense",): "evil",
                          ("dataset",): "../evil"}.items():
         (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
@@ -439,8 +440,8 @@ def mutated_json(content, chance):
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-ODD_CELLS = ["", "nan", "-inf", "1e400", "-1", "x", "9" * 5000, "--5", "²", "\x00", "0", "3", "\"a\nb\"", "1.5", "true", "$", "pgd",
-             "self", "mean", "pool:3"]
+ODD_CELLS = ["", "nan", "-inf", "1e400", "-1", "x", "9" * 5000, "--5", "²", "\x00", "0", "3", "\"a\nb\"", "1.5", "true", "$",
+             "pgd", "self", "mean", "pool:3"]
 
 
 def mutated_csv(content, chance):
