@@ -31,9 +31,10 @@ def read_arrays(path, names, within=None):
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             found = [name.removesuffix(".npy") for name in archive.namelist()]
-            missing = [name for name in names if name not in found]
+            missing = [name for name in dict.fromkeys(names) if name not in found]
             if missing:
-                raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(found) or 'nothing'}")
+                holds = ", ".join(name if name.isprintable() else ascii(name) for name in found[:20]) or "nothing"
+                raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {holds}{', and more' * (len(found) > 20)}")
             _refuse_too_large(path, [_checked(archive, name, f"{path}: {name}") for name in names])
             return {name: _array(archive, name) for name in names}
     except InputError:

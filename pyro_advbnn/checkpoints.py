@@ -105,7 +105,8 @@ def read(path, *, mmap=False, sums=None):
         raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
     if not isinstance(content, dict) or not {"format", "config", "settings", "state"} <= set(content):
         raise InputError(f"{path} is not a checkpoint of this package")
-    if not all(isinstance(content[name], dict) for name in ("config", "settings", "state")) or "kind" not in content["settings"]:
+    mappings = all(isinstance(content[name], dict) for name in ("config", "settings", "state"))
+    if not mappings or "kind" not in content["settings"]:
         raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state are not those of one")
     if type(content["format"]) is not int or not 1 <= content["format"] <= FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")

@@ -10,13 +10,13 @@ _FIELDS = {
 }
 _OPTIONAL = {                                            # older runs lack some, and some may be null
     "data_dir": str, "image_size": _COUNT, "loading": str, "workers": _COUNT_OR_NONE, "subset": _COUNT,
-    "num_train": _COUNT, "num_held_out": _COUNT_OR_NONE, "augmentation": str, "width": (int, 1, 4096), "init_from": str, "recipe": str,
-    "recipe_settings": dict, "seed": (int, 0, 2**31 - 1), "precision": str, "compile": bool, "cuda_graphs": str,
-    "micro_batch": _COUNT, "batch_norm": str, "device": str, "world_size": _COUNT, "patience": _COUNT, "tensorboard": bool,
-    "flags": dict, "environment": dict, "num_weights": _COUNT_OR_NONE,
+    "num_train": _COUNT, "num_held_out": _COUNT_OR_NONE, "augmentation": str, "width": (int, 1, 4096), "init_from": str,
+    "recipe": str, "recipe_settings": dict, "seed": (int, 0, 2**31 - 1), "precision": str, "compile": bool,
+    "cuda_graphs": str, "micro_batch": _COUNT, "batch_norm": str, "device": str, "world_size": _COUNT, "patience": _COUNT,
+    "tensorboard": bool, "flags": dict, "environment": dict, "num_weights": _COUNT_OR_NONE,
 }
-_KNOWN_TO_ALL = ("data_dir", "image_size", "subset", "num_train", "num_held_out", "augmentation", "width", "init_from", "recipe", "seed",
-                 "device", "patience", "flags")
+_KNOWN_TO_ALL = ("data_dir", "image_size", "subset", "num_train", "num_held_out", "augmentation", "width", "init_from",
+                 "recipe", "seed", "device", "patience", "flags")
 _SETTINGS = {
     "batch_size": _COUNT, "epochs": _COUNT, "num_steps": _COUNT_OR_NONE, "attack_samples": _COUNT, "num_samples": _COUNT,
     "validation": _COUNT_OR_NONE, "epsilon": _SHARE, "step_size": _SHARE, "learning_rate": _POSITIVE, "alpha": _POSITIVE,
@@ -39,6 +39,7 @@ def check(config, where):
         _require(name in config, where, f"{name} is missing")
     for name in ("num_held_out", "seed", "flags", "augmentation", "device"):
         _require(config[name] is not None, where, f"{name} is missing")
+    _require(isinstance(config["classifier"].get("kind"), str), where, "classifier has no kind")
     for name in ("width", "prior_std", "init_std"):
         found = config["settings"].get(name, {})
         _require(found is None or isinstance(found, str) or _is(found, _POSITIVE), where, f"{name} cannot be {_short(found)}")

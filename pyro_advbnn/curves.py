@@ -12,7 +12,8 @@ _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _NEEDED = ("accuracy", "accuracy_low", "accuracy_high", "l1_norm", "l1_norm_low", "l1_norm_high", "share", "right",
            "num_weights", "log_std_q05", "log_std_median", "log_std_q95", "accuracy_clean", "accuracy_white_box")
 _NEEDED_TEXTS = ("run", "dataset", "network", "defense")
-_SETTINGS = ("alpha", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "num_examples", "seed", "batch_size")
+_SETTINGS = ("alpha", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "num_examples", "seed",
+             "batch_size")
 _OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
 _SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}

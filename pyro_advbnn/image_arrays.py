@@ -118,7 +118,7 @@ def _cifar10_batch(path, md5, root):
         raise InputError(f"{path}: the file is damaged (its MD5 is {found}, published is {md5})")
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-        images = batch["data"].reshape(-1, 3, 32, 32)
+        images = batch["data"].as_bytes().reshape(-1, 3, 32, 32)
         labels = np.asarray(batch["labels"])
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(f"{path}: not a CIFAR-10 batch ({_reason(error)})") from error
@@ -126,17 +126,31 @@ def _cifar10_batch(path, md5, root):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads lists, dicts, strings and NumPy arrays, and nothing that could run code."""
+    """Reads lists, dicts, strings and, as a `_PickledArray`, NumPy arrays, and nothing that could run code."""
 
     def find_class(self, module, name):
-        if (module, name) == ("numpy", "dtype"):
-            # The published files give align and copy as integers, which NumPy 2.4 warns about.
-            return lambda code, align=False, copy=False: np.dtype(code, bool(align), bool(copy))
-        if (module, name) == ("numpy", "ndarray") or (
-            module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct"
-        ):
-            return super().find_class(module, name)
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in (
+                "dtype", "ndarray", "_reconstruct"):
+            return _PickledArray
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+class _PickledArray:
+    """What a pickle says of an array, or of its type; NumPy itself crashes on some that are damaged."""
+
+    def __init__(self, *arguments):
+        self.arguments, self.state = arguments, ()
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def as_bytes(self):
+        """The array, uint8 in any shape.   Raises ValueError for another one."""
+        _, shape, kind, is_fortran, content = self.state
+        content = content.encode("latin1") if isinstance(content, str) else content     # of Python 2's pickles
+        if kind.arguments[0] != "u1" or is_fortran:
+            raise ValueError("its data must be uint8, row after row")
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _stl10_binary(folder, split, root):

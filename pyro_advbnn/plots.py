@@ -38,6 +38,7 @@ def _write(folder, name, drawing, rows):
     rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", "constrained_layout not applied")          # names of hundreds of letters
         matplotlib.rcdefaults()                          # nobody's own matplotlibrc changes a figure
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": name})
         figure = drawing(rows)

@@ -14,8 +14,8 @@ from pyro_advbnn import cli, image_folders, records, tables
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
 
-RUN_FLAGS = ["--defense", "advbnn", "--dataset", "digits", "--epochs", "1", "--num_train", "60", "--validation", "10", "--width",
-             "2", "--num_steps", "1", "--num_samples", "1", "--device", "cpu"]
+RUN_FLAGS = ["--defense", "advbnn", "--dataset", "digits", "--epochs", "1", "--num_train", "60", "--validation", "10",
+             "--width", "2", "--num_steps", "1", "--num_samples", "1", "--device", "cpu"]
 
 
 class Bomb:

@@ -156,7 +156,8 @@ def test_neither_resuming_nor_starting_from_nor_evaluating_a_run_runs_its_code(r
         for name in ("checkpoint.pt", "best.pt"):
             (run / name).write_bytes(content)
         before = digests(run)
-        for commands, words in ((train, ["--resume", run]), (train, [*RUN_FLAGS, "--init_from", run, "--out", tmp_path / "new"]),
+        for commands, words in ((train, ["--resume", run]),
+                                (train, [*RUN_FLAGS, "--init_from", run, "--out", tmp_path / "new"]),
                                 (evaluate.VERBS, ["accuracy", "--run", run, "--num_test", "10"])):
             assert str(run) in refused_command(capsys, commands, *words)
             tally(FILES)
@@ -586,7 +587,8 @@ def test_a_pipe_a_folder_a_device_or_a_dead_link_in_place_of_a_file_neither_hang
 
 
 EVIL = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "javascript:alert(1)", "]]><!--", "&lt;script&gt;",
-        "x\x00\x07\x1b[2Jy", "\u202egnp.exe\u2066", "`|a](javascript:alert(1))", "</title></style></script>", "\ud800", "\u2028"]
+        "x\x00\x07\x1b[2Jy", "\u202egnp.exe\u2066", "`|a](javascript:alert(1))", "</title></style></script>", "\ud800",
+        "\u2028"]
 SVG = ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 9 9" onload="alert(1)">'
        '<script>alert(1)</script><style>*{{}}</style><foreignObject><iframe src="javascript:alert(1)"/></foreignObject>'
        '<a xlink:href="javascript:alert(1)"><text>a</text></a><use xlink:href="javascript:alert(1)"/>'
@@ -674,8 +676,8 @@ def test_no_name_becomes_markup_of_a_drawing_or_a_summary(tmp_path, evil):
     table.add(rows)
     (folder / "figures" / "accuracy.svg").unlink()
     plots.draw(folder, ["accuracy"])
-    known = {"svg", "g", "defs", "path", "use", "clipPath", "rect", "text", "style", "metadata", "RDF", "Work", "type", "date", "format",
-             "creator", "Agent", "title", "tspan"}
+    known = {"svg", "g", "defs", "path", "use", "clipPath", "rect", "text", "style", "metadata", "RDF", "Work", "type", "date",
+             "format", "creator", "Agent", "title", "tspan"}
     for path in (folder / "figures").glob("*.svg"):
         tags = {re.sub("{.*}", "", node.tag) for node in ET.parse(path).iter()}
         assert tags <= known, tags - known
