@@ -84,7 +84,7 @@ class Examination:
             check_same_labels(y, self._labels[number])
             with separate_randomness(self.seed + number):
                 x_adv = x if attack is None else attack(through, x, y)
-                check_attacked(x_adv, x)
+                check_attacked(x_adv, x, attack)
                 found.append(~opinions(judge, x_adv, y, self.num_samples)["broken"])
         return torch.cat(found)
 
@@ -289,7 +289,8 @@ def _no_loss(base, other, measured, reverse=False):
     low, high = _difference(base, other)
     if reverse:
         low, high = -high, -low
-    return Finding(_verdict(low, high, TOLERANCE), measured,
+    lost, won = (base & ~other).sum().item(), (other & ~base).sum().item()
+    return Finding(_verdict(low, high, TOLERANCE), f"{measured}; they differ on {lost} + {won} of {len(base)} images",
                    f"{'no more' if reverse else 'no loss of more'} than {_points(TOLERANCE)}")
 
 

@@ -79,7 +79,7 @@ class Doubts:
     def __init__(self, subjects, subject, num_samples, rejected):
         self.subjects, self.subject, self.rejected = subjects, subject, sorted(set(rejected))
         self.num_samples = subject.draws(num_samples)
-        self.by = SCORES if subject.is_random else SCORES[:1]    # without draws there is no mutual information
+        self.by = SCORES if subject.is_random and self.num_samples > 1 else SCORES[:1]   # one draw has no mutual information
         self.told, self.detected = [], []
 
     def measure(self, pgd=None, **more):
@@ -94,9 +94,14 @@ class Doubts:
             self._write(rejections, [wanted | {"score": score} | row for score in self.by
                                      for row in rejection(found[score], found["correct"], self.rejected)])
             self._write(bins, [wanted | row for row in reliability(found["confidence"], found["correct"])])
-            self._write(told, [wanted | summary(found)])
+            self._write(told, [wanted | summary(found) | self.unknown()])
         self.told.append(told.find(wanted))
         self.detected += map(detected.find, detections)
+
+    def unknown(self):
+        """The columns that one draw of a random network cannot tell: their 0 would be no finding."""
+        alone = self.subject.is_random and self.num_samples == 1
+        return dict.fromkeys(("mutual_information", "variation_ratio")) if alone else {}
 
     def detect(self, name, images):
         """The rows that tell foreign images from clean ones."""
@@ -145,6 +150,8 @@ class Doubts:
 def _show(subject, doubts):
     print(f"{subject.name}, {doubts.num_samples} {'draws' if doubts.num_samples > 1 else 'draw'} per prediction")
     print(records.table(doubts.told, _TOLD))
+    if doubts.unknown():
+        print("note: mutual information needs several draws per prediction: --num_samples 2 or more")
     if doubts.detected:
         print(records.table(doubts.detected, _DETECTED))
 

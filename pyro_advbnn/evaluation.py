@@ -55,7 +55,7 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
         x_adv = x
         if attack is not None:
             x_adv = attack(target if source is None else source, x, y)
-            check_attacked(x_adv, x)
+            check_attacked(x_adv, x, attack)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)
         if progress:

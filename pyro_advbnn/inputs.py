@@ -7,6 +7,10 @@ from torch import nn
 
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.norms import BALLS
+
+_ROUNDING = 1e-5                                         # of pixels in float32, with room for other people's attacks
+_ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
 
 
 def check_images(x, name="images"):
@@ -82,13 +86,22 @@ def check_probabilities(probabilities):
                          f"{len(probabilities)} images")
 
 
-def check_attacked(x_adv, x):
-    """Raises InputError where an attack returned something else than images in [0, 1] like those that it got."""
+def check_attacked(x_adv, x, attack=None):
+    """Raises InputError where an attack returned something else than images in [0, 1] like those that it got.
+
+    attack: where it has an epsilon, a number, all must lie within that of x, by its norm ("linf" where it has none).
+    """
     alike = isinstance(x_adv, torch.Tensor) and (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
     if not alike:
         got = f"{_kind(x_adv)}, {x_adv.dtype}, {x_adv.device}" if isinstance(x_adv, torch.Tensor) else _kind(x_adv)
         raise InputError(f"the attack must return a tensor like its images, {_kind(x)}, {x.dtype}, {x.device}, got {got}")
     check_images(x_adv, "attacked images")
+    epsilon, norm = getattr(attack, "epsilon", None), getattr(attack, "norm", "linf")
+    if isinstance(epsilon, int | float) and norm in BALLS:
+        farthest = BALLS[norm].size(x_adv.double() - x.double()).max().item()
+        if farthest > epsilon + _ROUNDING * max(1.0, epsilon):
+            raise InputError(f"the attack must stay within its epsilon {epsilon:g} of the images ({norm}), its farthest is "
+                             f"{farthest:g} away")
 
 
 def pair(batch):
@@ -128,6 +141,9 @@ def _check_values(logits):
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
                          "out, or return their log")
+    if logits.numel() >= _ENOUGH_NUMBERS and ((logits >= 0) & (logits <= 1)).all() and (logits % 1 > 0).any():
+        raise InputError("the classifier must return logits, these all lie between 0 and 1, as after a sigmoid: leave it out; "
+                         "subtract 1 from what are logits all the same")
 
 
 def _check_gradient(logits, x):

@@ -159,7 +159,7 @@ def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
     began, x_adv = time.perf_counter(), x
     if attack is not None:
         x_adv = attack(classifier, x, y)
-        check_attacked(x_adv, x)
+        check_attacked(x_adv, x, attack)
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)
     columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
