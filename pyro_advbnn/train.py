@@ -3,13 +3,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, distributed, recipes, records, run_folders
+from pyro_advbnn import checkpoints, cli, configuration, contradictions, datasets, distributed, recipes, records, run_folders
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import keep_freed_memory, peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
+from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
+from pyro_advbnn.memory import is_out_of_memory
+from pyro_advbnn.micro_batches import release_frames
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
@@ -17,8 +19,6 @@ from pyro_advbnn.training import accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
-Count = Annotated[int | None, Range(1)]
-CountOrNone = Annotated[int | None, Range(0)]
 Std = Annotated[float, Range(0, open_low=True)] | str | None
 SECONDS_BETWEEN_CHECKPOINTS = 600
 
@@ -30,10 +30,10 @@ def train(
     defense: Literal[tuple(DEFENSES)] | None = None,
     network: str | None = None,
     recipe: Literal[tuple(recipes.RECIPES)] | None = None,
-    epochs: Count = None,
-    max_minutes: Positive = None,
-    patience: Count = None,
-    batch_size: Count = None,
+    epochs: Epochs | None = None,
+    max_minutes: Minutes | None = None,
+    patience: Epochs | None = None,
+    batch_size: BatchSize | None = None,
     optimizer: Literal["adam", "sgd"] | None = None,
     learning_rate: Positive = None,
     weight_decay: NotNegative = None,
@@ -48,22 +48,22 @@ def train(
     initialization: Literal["default", "authors"] | None = None,
     epsilon: Annotated[float | None, Range(0, 1)] = None,
     step_size: Annotated[float, Range(0, 1)] | Literal["auto"] | None = None,
-    num_steps: CountOrNone = None,
-    attack_samples: Count = None,
-    num_samples: Count = None,
+    num_steps: CountOrNone | None = None,
+    attack_samples: Count | None = None,
+    num_samples: Count | None = None,
     augmentation: Literal[tuple(datasets.AUGMENTATIONS)] | None = None,
-    num_train: Count = None,
-    validation: CountOrNone = None,
-    width: Count = None,
-    image_size: Count = None,
+    num_train: Images | None = None,
+    validation: ImagesOrNone | None = None,
+    width: Width | None = None,
+    image_size: Side | None = None,
     loading: Literal[datasets.LOADINGS] | None = None,
-    workers: CountOrNone = None,
-    seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
+    workers: Workers | None = None,
+    seed: Seed | None = None,
     device: str | None = None,
     precision: Literal[PRECISIONS] | None = None,
     compile: bool | None = None,
     cuda_graphs: Literal["auto", "on", "off"] | None = None,
-    micro_batch: Count = None,
+    micro_batch: BatchSize | None = None,
     batch_norm: Literal["sync", "broadcast"] | None = None,
     out: Path | None = None,
     resume: Path | None = None,
@@ -150,7 +150,7 @@ def _train(flags):
         if folder and _is_this_jobs(folder, flags):
             if run_folders.is_finished(folder):
                 return print(f"{folder} is finished")
-            flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
+            flags = {name: value for name, value in flags.items() if name in contradictions.MAY_CHANGE_ON_RESUME}
             resumed, folder = folder, None
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     distributed.require_same(

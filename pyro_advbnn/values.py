@@ -11,9 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pyro_advbnn import quoting
 from pyro_advbnn.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
+MAX_DIGITS = 100  # _DECIMAL would look at a long word again from each of its digits
 # Three digits of exponent are enough for any float, and keep Fraction from computing 10**1000000000.
 _DECIMAL = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _ROUNDING = Fraction(1, 10**9)  # of one step: how near a range must come to its stop in order to hit it
@@ -85,8 +87,8 @@ def read(text: str, annotation: Any) -> Any:
     Raises:
         InputError: it has none; the message goes on from the name of the argument: "must be ..., got ...".
     """
-    reason = ""
-    for form in forms(annotation):
+    reason = quoting.flaw(text)
+    for form in forms(annotation) if not reason else ():
         try:
             value = form.read(text)
         except ValueError as error:
@@ -97,7 +99,7 @@ def read(text: str, annotation: Any) -> Any:
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
     words = expected(annotation).removesuffix(" or none")
-    raise InputError(f"must be {words}, got {text!r}{because}{_nearest_choice(text, annotation)}")
+    raise InputError(f"must be {words}, got {quoting.quoted(text)}{because}{_nearest_choice(text, annotation)}")
 
 
 def expected(annotation: Any) -> str:
@@ -175,6 +177,8 @@ def _list_form(element: tuple[Any, Range], *others: tuple[Any, Range]) -> Form:
 
 
 def _exact(text: str) -> Fraction:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too many digits")
     parts = text.strip().split("/")
     if len(parts) > 2 or not all(map(_DECIMAL.fullmatch, parts)):
         raise ValueError
@@ -230,8 +234,9 @@ def _choice(text: str, choices: dict[str, Any]) -> Any:
 
 
 def _path(text: str) -> Path:
-    if not text:
-        raise ValueError("an empty path would mean the current folder")
+    flaw = quoting.flaw_of_path(text)
+    if flaw:
+        raise ValueError(flaw)
     return Path(text)
 
 
@@ -241,6 +246,8 @@ def _within(value: Any, bounds: Range) -> bool:
 
 
 def _nearest_choice(text: str, annotation: Any) -> str:
+    if len(text) > MAX_DIGITS:
+        return ""
     choices = [choice for form in forms(annotation) for choice in form.choices]
     wrong = [word.strip() for word in text.split(",") if word.strip() not in choices]
     near = [match for word in wrong for match in difflib.get_close_matches(word, choices, 1)]
