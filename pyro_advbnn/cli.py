@@ -13,7 +13,7 @@ import re
 import select
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ from pyro_advbnn.quoting import one_line, quoted
 from pyro_advbnn.usage import Command, parameters
 from pyro_advbnn.values import Range, number, numbers
 
-__all__ = ["Range", "flag_names", "number", "numbers", "run"]
+__all__ = ["Range", "checked", "flag_names", "number", "numbers", "run"]
 
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
@@ -70,6 +70,16 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         _end(REFUSED, f"error: out of memory; smaller batches or a smaller --width may fit: {error}")
 
 
+def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Command]:
+    """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
+
+    def mark(function: Command) -> Command:
+        function.check_flags = check
+        return function
+
+    return mark
+
+
 def flag_names(function: Command) -> list[str]:
     """The names of the flags of a command, as in its signature, without dashes."""
     return list(parameters(function))
@@ -87,6 +97,7 @@ def _run(commands: Command | dict[str, Command], words: list[str], under: str) -
         _show(usage.of_function(function, f"{under} {verb}".strip()))
     try:
         texts = _texts(function, words)
+        _check_together(function, texts)
     except InputError:
         _leave_to_the_first()
         raise
@@ -170,6 +181,12 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
         needs = [f"--{name} ({values.expected(known[name].annotation)})" for name in missing]
         raise InputError(f"missing {', '.join(needs)}")
     return texts
+
+
+def _check_together(function: Command, texts: dict[str, str]) -> None:
+    check = getattr(function, "check_flags", None)
+    if check:
+        check({name: values.read(text, parameters(function)[name].annotation) for name, text in texts.items()})
 
 
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:

@@ -7,7 +7,6 @@ import torch
 
 from pyro_advbnn import batch_norm, datasets, distributed, event_files, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
-from pyro_advbnn.contradictions import check_meaning, check_patience, check_resume_flags
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
@@ -29,7 +28,6 @@ def configure(flags):
     """
     flags = DEFAULTS | flags
     dataset, defense, recipe, seed = (flags[name] for name in ("dataset", "defense", "recipe", "seed"))
-    check_meaning(defense, flags)
     device = resolve_device(flags["device"])
     how = _how_to_compute(flags, device)
     if flags.get("tensorboard"):
@@ -38,7 +36,7 @@ def configure(flags):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
-    check_patience(flags.get("patience"), settings["validation"])
+    _check_patience(flags.get("patience"), settings["validation"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
                                              cap="validation" not in flags, loading=flags.get("loading", "auto"),
@@ -156,11 +154,11 @@ def resume(folder, flags):
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
-    check_resume_flags(folder, config, flags)
+    _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
-    check_patience(config["patience"], config["num_held_out"])
+    _check_patience(config["patience"], config["num_held_out"])
     if config["tensorboard"]:
         event_files.require()
     device = resolve_device(flags.get("device", config["device"]))
@@ -172,15 +170,32 @@ def resume(folder, flags):
         raise InputError("the training images are not those that the run began with")
     begun = run_folders.has_position(folder)
     training = build(config | ({"init_from": None} if begun else {}), images)
-    best = run_folders.restore_position(folder, training) if begun else None
+    best = run_folders.restore_position(folder, training, config) if begun else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")
     return config, training, held_out, best
 
 
+MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
+                        "precision", "compile", "cuda_graphs", "micro_batch")
 DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
                           "batch_norm": "sync"}
+
+
+def _check_resume_flags(folder, config, flags):
+    refused = sorted(set(flags) - set(MAY_CHANGE_ON_RESUME))
+    if refused:
+        raise InputError(f"--{refused[0]} cannot be given with --resume: {folder}/config.json says it")
+    if flags.get("network", config["network"]) != config["network"]:
+        raise InputError(f"the run has the network {config['network']}, not {flags['network']}")
+    if networks.is_imported(config["network"]) and "network" not in flags:
+        raise InputError(f"the run uses code of yours: give --network {config['network']} again to have it imported")
+
+
+def _check_patience(patience, num_held_out):
+    if patience and not num_held_out:
+        raise InputError(f"--patience {patience} needs held-out images, and --validation is 0")
 
 
 def _start_from(network, name, run):

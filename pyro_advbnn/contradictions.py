@@ -1,12 +1,9 @@
-"""Flags that say nothing beside the others, and what contradicts a run that goes on: refused before any work."""
+"""Flags that say nothing beside the others, and checkpoints that contradict their run: refused before any work."""
 import json
 
-from pyro_advbnn import networks
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
 
-MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
-                        "precision", "compile", "cuda_graphs", "micro_batch")
 _OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warmup")
 _OF_DRAWS = ("attack_samples", "num_samples")
 # What a run's config.json and its checkpoints must both say, in config and in its settings but for the epochs.
@@ -24,23 +21,6 @@ def check_meaning(defense, flags):
     for name in _OF_DRAWS:
         if flags.get(name) not in (None, 1) and kind == "deterministic":
             raise InputError(f"--{name} {flags[name]} means nothing for --defense {defense}, whose draws are all the same")
-
-
-def check_resume_flags(folder, config, flags):
-    """Raises InputError for flags that the run of config, in folder, cannot go on with."""
-    refused = sorted(set(flags) - set(MAY_CHANGE_ON_RESUME))
-    if refused:
-        raise InputError(f"--{refused[0]} cannot be given with --resume: {folder}/config.json says it")
-    if flags.get("network", config["network"]) != config["network"]:
-        raise InputError(f"the run has the network {config['network']}, not {flags['network']}")
-    if networks.is_imported(config["network"]) and "network" not in flags:
-        raise InputError(f"the run uses code of yours: give --network {config['network']} again to have it imported")
-
-
-def check_patience(patience, num_held_out):
-    """Raises InputError where patience has nothing to look at."""
-    if patience and not num_held_out:
-        raise InputError(f"--patience {patience} needs held-out images, and --validation is 0")
 
 
 def check_same_run(folder, config, path, saved):

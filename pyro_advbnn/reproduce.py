@@ -16,6 +16,7 @@ from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, separate_randomness
 from pyro_advbnn.plans import PIECES, Plan, Reproduction
+from pyro_advbnn.precision import resolve_precision
 from pyro_advbnn.subjects import check_writable
 from pyro_advbnn.train import train
 
@@ -72,7 +73,9 @@ def _reproduce(pieces, wanted):
     one_thread = wanted.scale == "smoke" and resolve_device(wanted.device).type == "cpu"
     if one_thread:
         torch.set_num_threads(1)                         # networks this small lose by a second thread
+    resolve_precision(wanted.precision, resolve_device(wanted.device))
     images = _images(wanted)
+    _check_numbers(wanted, images)
     plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]))
     journal = _Journal(plan)
     waiting = [step for step in plan.steps if not journal.is_done(step)]
@@ -104,6 +107,14 @@ def _reproduce(pieces, wanted):
 def _images(wanted):
     """The two splits, which tell whether the data are there before any work."""
     return {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
+
+
+def _check_numbers(wanted, images):
+    """Raises InputError for more images than there are; those that a scale takes are fewer where the data set is small."""
+    for name, split in (("num_train", "train"), ("num_test", "test")):
+        asked, there = getattr(wanted, name), len(images[split])
+        if asked and asked > there:
+            raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
 
 
 class _Journal:

@@ -3,7 +3,8 @@ import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, event_files, records
+from pyro_advbnn import checkpoints, distributed, event_files, records, run_configs
+from pyro_advbnn.contradictions import check_same_run
 from pyro_advbnn.errors import InputError
 
 
@@ -36,10 +37,9 @@ def read_config(folder):
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no run folder: it has no config.json")
     config = records.read_json(folder / "config.json")
-    needed = {"dataset", "defense", "network", "settings", "images_sha256", "image_shape", "class_names", "num_classes",
-              "in_channels", "classifier"}
-    if not isinstance(config, dict) or not needed <= set(config):
+    if not isinstance(config, dict) or not {"dataset", "defense", "settings"} <= set(config):
         raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    run_configs.check(config, folder / "config.json")
     return config
 
 
@@ -56,9 +56,11 @@ def has_position(folder):
     return (Path(folder) / "checkpoint.pt").exists()
 
 
-def restore_position(folder, training):
-    """Set `training` to where checkpoint.pt stands; the best so far."""
+def restore_position(folder, training, config=None):
+    """Set `training`, of the run of config where that is given, to where checkpoint.pt stands; the best so far."""
     content = _position(folder)
+    if config is not None:
+        check_same_run(folder, config, Path(folder) / "checkpoint.pt", content["config"])
     training.classifier.load_state_dict(content["state"])
     training.load_state_dict(content["training"])
     return content["best"]
@@ -103,7 +105,7 @@ def is_finished(folder):
         return False
     config, content = read_config(folder), _position(folder, mmap=True)
     epochs_done = content["training"]["epochs_done"]
-    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config["patience"])
+    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config.get("patience"))
 
 
 def out_of_patience(best, epochs_done, patience):
@@ -127,4 +129,6 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     path = folder / ("best.pt" if checkpoint == "best" and (folder / "best.pt").exists() else "checkpoint.pt")
     if not path.exists():
         raise InputError(f"{folder} has no checkpoint yet")
+    content = checkpoints.read(path, mmap=True)
+    check_same_run(folder, config, path, content["config"])
     return checkpoints.load(path, network, device=device), config, path

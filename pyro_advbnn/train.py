@@ -23,6 +23,7 @@ Std = Annotated[float, Range(0, open_low=True)] | str | None
 SECONDS_BETWEEN_CHECKPOINTS = 600
 
 
+@cli.checked(lambda flags: contradictions.check_meaning((configuration.DEFAULTS | flags)["defense"], flags))
 def train(
     *,
     dataset: Literal[datasets.DATASETS] | None = None,
@@ -150,7 +151,7 @@ def _train(flags):
         if folder and _is_this_jobs(folder, flags):
             if run_folders.is_finished(folder):
                 return print(f"{folder} is finished")
-            flags = {name: value for name, value in flags.items() if name in contradictions.MAY_CHANGE_ON_RESUME}
+            flags = {name: value for name, value in flags.items() if name in configuration.MAY_CHANGE_ON_RESUME}
             resumed, folder = folder, None
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     distributed.require_same(

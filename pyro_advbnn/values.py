@@ -104,7 +104,7 @@ def read(text: str, annotation: Any) -> Any:
 
 def expected(annotation: Any) -> str:
     """What a value under annotation looks like, in words: "a number >= 0 or auto"."""
-    return " or ".join(_form(member, bounds).expected for member, bounds in _members(annotation))
+    return " or ".join(_form(member, bounds).expected for member, bounds in members(annotation))
 
 
 def forms(annotation: Any) -> list[Form]:
@@ -113,17 +113,17 @@ def forms(annotation: Any) -> list[Form]:
     Raises:
         TypeError: the annotation is not one of those that flags know.
     """
-    members = sorted(_members(annotation), key=lambda member: _order(member[0]))
-    return [_form(member, bounds) for member, bounds in members]
+    ordered = sorted(members(annotation), key=lambda member: _order(member[0]))
+    return [_form(member, bounds) for member, bounds in ordered]
 
 
-def _members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
+def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
     """The plain annotations of which annotation is a union, each with its range."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
-        return _members(inner, next((extra for extra in extras if isinstance(extra, Range)), bounds))
+        return members(inner, next((extra for extra in extras if isinstance(extra, Range)), bounds))
     if get_origin(annotation) in (Union, types.UnionType):
-        return [pair for member in get_args(annotation) for pair in _members(member, bounds)]
+        return [pair for member in get_args(annotation) for pair in members(member, bounds)]
     return [(annotation, bounds)]
 
 
@@ -138,7 +138,7 @@ def _form(member: Any, bounds: Range) -> Form:
         noun = {int: "an integer", float: "a number"}[member]
         return Form(f"{noun} {bounds}".strip(), lambda text: _converted(_exact(text), member), bounds)
     if get_origin(member) is list:
-        return _list_form(*_members(get_args(member)[0], bounds))
+        return _list_form(*members(get_args(member)[0], bounds))
     if get_origin(member) is Literal:
         return _choice_form({str(choice): choice for choice in get_args(member)})
     plain = {
