@@ -154,6 +154,7 @@ def resume(folder, flags):
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
+    run_folders.check_position(folder, config)
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
@@ -170,7 +171,7 @@ def resume(folder, flags):
         raise InputError("the training images are not those that the run began with")
     begun = run_folders.has_position(folder)
     training = build(config | ({"init_from": None} if begun else {}), images)
-    best = run_folders.restore_position(folder, training, config) if begun else None
+    best = run_folders.restore_position(folder, training) if begun else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")

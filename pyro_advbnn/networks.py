@@ -121,7 +121,7 @@ def _torchvision(name, num_classes, in_channels):
     from torchvision import models
     known = models.list_models(module=models)
     if name not in known:
-        raise InputError(f"torchvision has no classification model {name!r}; it has {', '.join(known)}")
+        raise InputError(f"network: torchvision has no classification model {name!r}; it has {', '.join(known)}")
     if in_channels != 3:
         raise InputError(f"torchvision:{name} takes 3 channels, the images have {in_channels}")
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}

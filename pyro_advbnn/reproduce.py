@@ -17,7 +17,6 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, separate_randomness
 from pyro_advbnn.plans import PIECES, Plan, Reproduction
 from pyro_advbnn.precision import resolve_precision
-from pyro_advbnn.subjects import check_writable
 from pyro_advbnn.train import train
 
 
@@ -132,7 +131,7 @@ class _Journal:
 
     def open(self):
         """Make the folder and the journal, where they are not there yet."""
-        check_writable(self.out)
+        run_folders.check_writable(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         if not records.read_jsonl(self.path):
             records.write_jsonl(self.path, [{"settings": self.settings}])

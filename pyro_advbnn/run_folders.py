@@ -1,4 +1,5 @@
 """Run folders: config.json, metrics.jsonl, checkpoint.pt (the last) and best.pt; made once, never overwritten."""
+import os
 import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,10 +22,25 @@ def create(folder, config):
 
 
 def refuse_existing(folder):
-    """Raises InputError where `folder` exists and is not an empty folder, but for what a crash left of a file."""
+    """Raises InputError where `folder` cannot be made, or is not empty, but for what a crash left of a file."""
     folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"--out {folder} is a link that leads nowhere")
     if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
         raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
+    check_writable(folder)
+
+
+def check_writable(folder):
+    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
+    for place in (folder, *folder.absolute().parents):
+        if os.path.lexists(place):                       # a link that leads nowhere is something, too
+            break
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be made: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
+                         f"{folder} cannot be written to")
 
 
 def _is_leftover(path):
@@ -56,11 +72,15 @@ def has_position(folder):
     return (Path(folder) / "checkpoint.pt").exists()
 
 
-def restore_position(folder, training, config=None):
-    """Set `training`, of the run of config where that is given, to where checkpoint.pt stands; the best so far."""
+def check_position(folder, config):
+    """Raises InputError where checkpoint.pt, if there is one, cannot be read or is not of the run of config."""
+    if has_position(folder):
+        check_same_run(folder, config, Path(folder) / "checkpoint.pt", _position(folder, mmap=True)["config"])
+
+
+def restore_position(folder, training):
+    """Set `training` to where checkpoint.pt stands; the best so far."""
     content = _position(folder)
-    if config is not None:
-        check_same_run(folder, config, Path(folder) / "checkpoint.pt", content["config"])
     training.classifier.load_state_dict(content["state"])
     training.load_state_dict(content["training"])
     return content["best"]

@@ -18,6 +18,7 @@ from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
 from pyro_advbnn.evaluation import separate_randomness
 from pyro_advbnn.limits import BatchSize, Images, Seed
 from pyro_advbnn.networks import build_network, is_imported
+from pyro_advbnn.run_folders import check_writable
 from pyro_advbnn.tables import Table
 
 
@@ -152,18 +153,6 @@ class Subjects(list):
             records.append_jsonl(self.folder / "evaluation" / "log.jsonl", {
                 "command": command, "seconds": round(time.perf_counter() - self.began, 1), "rows": self.num_rows,
                 "environment": records.environment() | {"device": describe_device(self.device)}})
-
-
-def check_writable(folder):
-    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            break
-    if not place.is_dir():
-        raise InputError(f"{folder} cannot be made: {place} is no folder")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
-                         f"{folder} cannot be written to")
 
 
 def _folders(selection):

@@ -144,7 +144,7 @@ def _form(member: Any, bounds: Range) -> Form:
     plain = {
         bool: Form("true or false", lambda text: _choice(text.lower(), {"true": True, "false": False}), is_bool=True),
         types.NoneType: Form("none", lambda text: _choice(text, {"none": None})),
-        str: Form("text", str),
+        str: Form("text", _not_empty),
         Path: Form("a path", _path),
     }
     if member not in plain:
@@ -231,6 +231,12 @@ def _choice(text: str, choices: dict[str, Any]) -> Any:
     if text not in choices:
         raise ValueError
     return choices[text]
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
 
 
 def _path(text: str) -> Path:
