@@ -329,6 +329,11 @@ def test_runs_that_differ_and_starts_from_other_networks_are_refused(place, tmp_
     assert "has no posterior" in refusal("evaluate posterior", ["--run", "plain"], place)
 
 
+def test_a_download_that_fails_leaves_no_folder_behind(place, idle):
+    for name in ("train", "reproduce table1"):
+        assert "the download failed (no network)" in refusal(name, ["--dataset=cifar10"], place)
+
+
 # In a process of its own
 
 
@@ -350,6 +355,10 @@ def idle(monkeypatch):
     """Commands stop where the work would begin: after all their checks."""
     def reached(*arguments, **more):
         raise Reached
+    def no_network(url, root, **more):
+        root.mkdir(exist_ok=True)
+        raise OSError("no network")
+    monkeypatch.setattr("pyro_advbnn.image_arrays.download_and_extract_archive", no_network)
     for module, names in {"evaluate.evidence": ["white_box", "transfer_from", "ensemble", "steps", "describe_posterior",
                                                 "gradients", "examples"],
                           "evaluate": ["_reported"], "evaluate.summaries": ["write"], "scrutiny": ["_break", "_examined"],
