@@ -21,7 +21,7 @@ lint: $(INSTALLED)
 # The stamp comes last, so that an installation that broke off is done again.
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -r requirements.lock
+	$(VENV)/bin/python -m pip install --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -18,6 +18,7 @@ from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_devi
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.elsewhere import Elsewhere
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.limits import Count, CountOrNone, Repeats, Side
 from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
 from pyro_advbnn.precision import PRECISIONS, resolve_precision
 from pyro_advbnn.run_folders import refuse_existing
@@ -27,12 +28,12 @@ def benchmark(
     *,
     network: str = "vgg16",
     contestants: list[Literal[tuple(CONTESTANTS)]] = ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction"),
-    batch_sizes: list[Annotated[int, Range(1)]] = (32, 128),
+    batch_sizes: list[Annotated[int, Range(1, 65_536)]] = (32, 128),
     precisions: list[Literal[PRECISIONS]] = ("fp32", "bf16"),
-    image_size: Annotated[int, Range(1)] = 32,
-    num_steps: Annotated[int, Range(0)] = 10,
-    num_samples: Annotated[int, Range(1)] = 20,
-    repeats: Annotated[int, Range(1)] = 3,
+    image_size: Side = 32,
+    num_steps: CountOrNone = 10,
+    num_samples: Count = 20,
+    repeats: Repeats = 3,
     device: str = "auto",
     cuda_graphs: Literal["auto", "on", "off"] = "auto",
     compile: bool = False,

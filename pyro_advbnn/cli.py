@@ -14,7 +14,7 @@ import re
 import select
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, NoReturn
 
@@ -23,22 +23,25 @@ from fire.decorators import SetParseFns
 
 from pyro_advbnn import signals, usage, values
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.memory import is_out_of_memory
+from pyro_advbnn.quoting import one_line, quoted
 from pyro_advbnn.usage import Command, parameters
 from pyro_advbnn.values import Range, number, numbers
 
-__all__ = ["Range", "flag_names", "number", "numbers", "run"]
+__all__ = ["Range", "checked", "flag_names", "number", "numbers", "run"]
 
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False,
-        way_on: str = "") -> None:
+        under: str = "", way_on: str = "") -> None:
     """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
 
     Args:
         commands: one function, or functions by verb, of which the first word of argv then names one.
         argv: the words after the program's name; those of the process by default.
+        under: the word of the command line that chose commands, for its help.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
         way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM.
 
@@ -50,7 +53,7 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         if not processes:
             _refuse_processes()
         with signals.raising():
-            _run(commands, list(sys.argv[1:] if argv is None else argv))
+            _run(commands, list(sys.argv[1:] if argv is None else argv), under)
         sys.stdout.flush()
     except InputError as error:
         _end(REFUSED, f"error: {error}")
@@ -66,6 +69,20 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         if error.filename is None and error.errno not in _FULL:
             raise
         _end(REFUSED, f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _end(REFUSED, f"error: out of memory; smaller batches or a smaller --width may fit: {error}")
+
+
+def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Command]:
+    """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
+
+    def mark(function: Command) -> Command:
+        function.check_flags = check
+        return function
+
+    return mark
 
 
 def flag_names(function: Command) -> list[str]:
@@ -73,18 +90,19 @@ def flag_names(function: Command) -> list[str]:
     return list(parameters(function))
 
 
-def _run(commands: Command | dict[str, Command], words: list[str]) -> None:
+def _run(commands: Command | dict[str, Command], words: list[str], under: str) -> None:
     words = _with_help_as_flag(words)
     verb, function = "", commands
     if isinstance(commands, dict):
         if _asks_for_help(words) and words[0] not in commands:
-            _show(usage.of_verbs(commands))
+            _show(usage.of_verbs(commands, under))
         verb, function = _verb(words, commands)
         words = _with_help_as_flag(words[1:])
     if _asks_for_help(words):
-        _show(usage.of_function(function, verb))
+        _show(usage.of_function(function, f"{under} {verb}".strip()))
     try:
         texts = _texts(function, words)
+        _check_together(function, texts)
     except InputError:
         _leave_to_the_first()
         raise
@@ -119,7 +137,7 @@ def _show(text: str) -> NoReturn:
 
 def _end(code: int, line: str = "") -> NoReturn:
     if line:
-        print(" ".join(part.strip() for part in line.splitlines()), file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
     sys.exit(code)
 
 
@@ -138,7 +156,7 @@ def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]
     verbs = ", ".join([*near, *(verb for verb in commands if verb not in near)])
     if not word or _is_flag(word):
         raise InputError(f"a verb must come first; choose one of: {verbs}")
-    raise InputError(f"unknown verb {word!r}; choose one of: {verbs}")
+    raise InputError(f"unknown verb {quoted(word)}; choose one of: {verbs}")
 
 
 def _is_flag(word: str) -> bool:
@@ -170,10 +188,16 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
     return texts
 
 
+def _check_together(function: Command, texts: dict[str, str]) -> None:
+    check = getattr(function, "check_flags", None)
+    if check:
+        check({name: values.read(text, parameters(function)[name].annotation) for name, text in texts.items()})
+
+
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     """The name of the flag that word gives, and its text if that is in the same word."""
     if not _is_flag(word):
-        raise InputError(f"unexpected {word!r}: only flags are taken, as --name value{_flag_for(word, known)}")
+        raise InputError(f"unexpected {quoted(word)}: only flags are taken, as --name value{_flag_for(word, known)}")
     given, equals, text = word.partition("=")
     name = given.removeprefix("--").replace("-", "_")
     if name in known:
@@ -185,7 +209,7 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
         return positive, "false"
     near = difflib.get_close_matches(name.strip("_"), known)
     hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else _all_flags(known)
-    raise InputError(f"unknown flag {given}; {hint}")
+    raise InputError(f"unknown flag {given[:100]}; {hint}")
 
 
 def _flag_for(word: str, known: dict[str, Parameter]) -> str:

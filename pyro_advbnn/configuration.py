@@ -155,6 +155,7 @@ def resume(folder, flags):
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
+    run_folders.check_position(folder, config)
     _check_resume_flags(folder, config, flags)
     config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}

@@ -145,6 +145,8 @@ def _check_load_arguments(name, split, data_dir, image_size):
         raise InputError(f"data_dir must be a path, got {data_dir!r}")
     if data_dir is None and name in ("imagenet143", "folder", "npz"):
         raise InputError(f"dataset {name} needs --data_dir, the {'file' if name == 'npz' else 'folder'} that holds it")
+    if data_dir is not None and name == "digits":
+        raise InputError("--data_dir means nothing for dataset digits, which comes with scikit-learn")
     if image_size is not None and name != "folder":
         raise InputError(f"image_size is only for dataset folder; {name} has its own size")
     if image_size is not None:

@@ -1,20 +1,19 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
 from pyro_advbnn import cli, evidence, records, run_folders
 from pyro_advbnn.attacks import PGD
-from pyro_advbnn.cli import Range
+from pyro_advbnn.limits import Seed
 from pyro_advbnn.subjects import Selection, Subjects
 from pyro_advbnn.train import train
 
 _DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
 
 
-def demo(*, seed: Annotated[int, Range(0, 2**31 - 1)] = 0, out: Path | None = None):
+def demo(*, seed: Seed = 0, out: Path | None = None):
     """Train no defence, adversarial training and Adv-BNN on digits, then attack them on the 360 test images.
 
     Args:

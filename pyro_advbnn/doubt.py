@@ -24,7 +24,7 @@ def uncertainty(
     attack: Attack = TWENTY_STEPS,
     attack_samples: Count = 10,
     num_samples: Count = 20,
-    confidence_weight: Annotated[float, Range(0)] = 3.0,
+    confidence_weight: Annotated[float, Range(0, 1_000_000)] = 3.0,
     ood: list[Literal[foreign_images.NAMES]] | None = foreign_images.MADE,
     ood_dir: Path | None = None,
     rejected: list[Annotated[float, Range(0, 1, open_high=True)]] = REJECTED,

@@ -89,9 +89,12 @@ def _root(published, data_dir, name, layouts):
     advice = f"unpack {published.url} in a folder and give that folder as --data_dir"
     if data_dir is not None:
         raise InputError(f"{absent}; {advice}")
+    new = not root.exists()
     try:
         download_and_extract_archive(published.url, root, filename=published.filename, md5=published.tgz_md5)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
+        if new and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()                                 # a download makes it before it fails
         raise InputError(f"{absent}, and the download failed ({_reason(error)}); {advice}") from error
     return root
 

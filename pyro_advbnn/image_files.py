@@ -1,5 +1,4 @@
 """Image files: one as pixels, many decoded at once, and what fits in the memory."""
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.memory import available_memory
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 
@@ -89,15 +89,6 @@ def centre_square(image, size):
     starts = [round((length - size) / 2) for length in scaled]
     box = [edge[i] * image.size[i] / scaled[i] for edge in (starts, [start + size for start in starts]) for i in (0, 1)]
     return image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
-
-
-def available_memory():
-    """Bytes that can be used without swapping (Linux); elsewhere the whole memory of the machine."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _refuse_too_large(num, height, width, folder):

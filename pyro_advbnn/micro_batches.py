@@ -12,6 +12,7 @@ from pyro_advbnn.classifiers import BayesianClassifier
 from pyro_advbnn.devices import give_back_freed_memory
 from pyro_advbnn.elbo import Objective, objective
 from pyro_advbnn.evaluation import undisturbed
+from pyro_advbnn.memory import is_out_of_memory
 
 
 def attack_in_pieces(attack, classifier, x, y, size):
@@ -48,12 +49,6 @@ def largest_that_fits(step, size):
                 raise
             release_frames(error)
     return None
-
-
-def is_out_of_memory(error):
-    """Whether torch, or oneDNN beneath it, found no memory; on the CPU only the message tells."""
-    told = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
 
 
 def release_frames(error):

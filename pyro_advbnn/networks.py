@@ -4,10 +4,13 @@ Nothing here is Bayesian or adversarial. Inputs are not normalised, as in the au
 normalisation layer in front where you want one.
 """
 import importlib
+import math
 
+import torch
 from torch import fx, nn
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.memory import available_memory
 
 _VGG_STAGES = {  # convolutions per stage; every stage ends with a 2x2 max-pool
     "vgg11": (1, 1, 2, 2, 2),
@@ -74,9 +77,11 @@ def build_network(name, num_classes, in_channels=3, width=None):
     "package.module:function" (called with num_classes alone; this imports the user's code).
     width: base number of channels, for NETWORKS only; None keeps the network's own.
 
-    Raises InputError for an unknown name, and for a width or channel number that the network cannot have.
+    Raises InputError for an unknown name, and for a width or channel number that the network cannot have or the memory
+    cannot hold.
     """
     if name in NETWORKS:
+        _check_fits(name, num_classes, in_channels, width)
         return NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
     package, colon, function = name.partition(":")
     if not colon:
@@ -89,16 +94,34 @@ def build_network(name, num_classes, in_channels=3, width=None):
     return _imported(package, function, num_classes)
 
 
+def num_weights(name, num_classes, in_channels=3, width=None):
+    """The number of weights of a network of NETWORKS, found without making them."""
+    with torch.device("meta"):
+        network = NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
+    return sum(p.numel() for p in network.parameters())
+
+
 def is_imported(name):
     """True where building `name` runs code of the user's own, which a checkpoint must not bring about by itself."""
     return name not in NETWORKS and not name.startswith("torchvision:")
+
+
+def _check_fits(name, num_classes, in_channels, width):
+    try:
+        needed = 4 * num_weights(name, num_classes, in_channels, width)
+    except RuntimeError:                                 # sizes beyond 64 bits
+        needed = math.inf
+    if needed > available_memory():
+        size = f"{needed / 2**30:,.0f} GiB" if needed < 2**70 else "no machine's memory"
+        raise InputError(f"--width {width} makes a {name} whose weights need {size}; {available_memory() / 2**30:.1f} GiB are "
+                         f"available")
 
 
 def _torchvision(name, num_classes, in_channels):
     from torchvision import models
     known = models.list_models(module=models)
     if name not in known:
-        raise InputError(f"torchvision has no classification model {name!r}; it has {', '.join(known)}")
+        raise InputError(f"network: torchvision has no classification model {name!r}; it has {', '.join(known)}")
     if in_channels != 3:
         raise InputError(f"torchvision:{name} takes 3 channels, the images have {in_channels}")
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -108,11 +131,11 @@ def _torchvision(name, num_classes, in_channels):
 def _imported(package, function, num_classes):
     try:
         build = getattr(importlib.import_module(package), function)
-    except Exception as error:                           # whatever the user's module does
-        raise InputError(f"network {package}:{function} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:             # whatever the user's module does
+        raise InputError(f"network {package}:{function} cannot be imported: {error or type(error).__name__}") from error
     try:
         network = build(num_classes)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"network {package}:{function} fails when called with {num_classes}, the number of classes: "
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):

@@ -1,11 +1,11 @@
 """What has to be run for each piece of the paper's evidence: commands, in order, with what they leave and what they cost."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pyro_advbnn import datasets, evaluate, recipes, usage
-from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
 from pyro_advbnn.precision import PRECISIONS
 from pyro_advbnn.subjects import Selection
 from pyro_advbnn.train import train
@@ -14,7 +14,6 @@ PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz
 FIVE = ("none", "adv", "rse", "bnn", "advbnn")
 ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
-Count = Annotated[int | None, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +45,17 @@ class Reproduction:
     scale: Literal["smoke", "small", "paper"] = "smoke"
     recipe: Literal[tuple(recipes.RECIPES)] | None = None
     network: str | None = None
-    width: Count = None
-    epochs: Count = None
-    batch_size: Count = None
-    num_train: Count = None
-    num_test: Count = None
-    attack_samples: Count = None
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    width: Width | None = None
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    num_train: Images | None = None
+    num_test: Images | None = None
+    attack_samples: Count | None = None
+    seed: Seed = 0
     device: str = "auto"
     precision: Literal[PRECISIONS] = "fp32"
     out: Path | None = None
-    max_minutes: Annotated[float | None, Range(0, open_low=True)] = None
+    max_minutes: Minutes | None = None
     dry_run: bool = False
 
 

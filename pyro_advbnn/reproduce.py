@@ -17,6 +17,7 @@ from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, separate_randomness
 from pyro_advbnn.plans import PIECES, Plan, Reproduction
+from pyro_advbnn.precision import resolve_precision
 from pyro_advbnn.train import train
 
 
@@ -72,7 +73,9 @@ def _reproduce(pieces, wanted):
     one_thread = wanted.scale == "smoke" and resolve_device(wanted.device).type == "cpu"
     if one_thread:
         torch.set_num_threads(1)                         # networks this small lose by a second thread
+    resolve_precision(wanted.precision, resolve_device(wanted.device))
     images = _images(wanted)
+    _check_numbers(wanted, images)
     plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]))
     if not _Journal(plan).waiting():
         return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
@@ -116,6 +119,12 @@ def _alone_in(out):
         if lock.notice:
             print(lock.notice)
         yield
+def _check_numbers(wanted, images):
+    """Raises InputError for more images than there are; those that a scale takes are fewer where the data set is small."""
+    for name, split in (("num_train", "train"), ("num_test", "test")):
+        asked, there = getattr(wanted, name), len(images[split])
+        if asked and asked > there:
+            raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
 
 
 class _Journal:

@@ -9,7 +9,8 @@ import shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, config_checks, distributed, event_files, files, locks, records
+from pyro_advbnn import checkpoints, distributed, event_files, files, locks, records, run_configs
+from pyro_advbnn.contradictions import check_same_run
 from pyro_advbnn.errors import InputError
 
 
@@ -82,10 +83,25 @@ def _sweep(folder):
 
 
 def refuse_existing(folder):
-    """Raises InputError where `folder` exists and is not an empty folder, but for what a crash left of a file or a run."""
+    """Raises InputError where `folder` cannot be made, or is not empty, but for what a crash left of a file or a run."""
     folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"--out {folder} is a link that leads nowhere")
     if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
         raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
+    check_writable(folder)
+
+
+def check_writable(folder):
+    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
+    for place in (folder, *folder.absolute().parents):
+        if os.path.lexists(place):                       # a link that leads nowhere is something, too
+            break
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be made: {place} is no folder")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
+                         f"{folder} cannot be written to")
 
 
 def _is_leftover(path):
@@ -99,7 +115,9 @@ def read_config(folder):
     if not files.is_there(folder / "config.json"):
         raise InputError(f"{folder} is no run folder: it has no config.json")
     config = records.read_json(folder / "config.json")
-    config_checks.check(config, folder)
+    if not isinstance(config, dict) or not {"dataset", "defense", "settings"} <= set(config):
+        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    run_configs.check(config, folder / "config.json")
     return config
 
 
@@ -124,6 +142,12 @@ def has_begun(folder):
 def _is_start(content):
     at = content.get("training")
     return at is not None and not at["epochs_done"] and not at["steps_done"]
+
+
+def check_position(folder, config):
+    """Raises InputError where checkpoint.pt, if there is one, cannot be read or is not of the run of config."""
+    if has_position(folder):
+        check_same_run(folder, config, Path(folder) / "checkpoint.pt", _position(folder, mmap=True)["config"])
 
 
 def restore_position(folder, training):
@@ -190,24 +214,12 @@ def is_finished(folder):
         return False
     config, content = read_config(folder), _position(folder, mmap=True)
     epochs_done = content["training"]["epochs_done"]
-    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config["patience"])
+    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config.get("patience"))
 
 
 def out_of_patience(best, epochs_done, patience):
     """Whether `patience` epochs have gone by since the best one; never without a patience or a best."""
     return bool(patience and best and epochs_done - best["epoch"] >= patience)
-
-
-def check_writable(folder):
-    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            break
-    if not place.is_dir():
-        raise InputError(f"{folder} cannot be made: {place} is no folder")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
-                         f"{folder} cannot be written to")
 
 
 def row_fields(config, path, weights):
@@ -226,6 +238,8 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     path = folder / ("best.pt" if checkpoint == "best" and files.is_there(folder / "best.pt") else "checkpoint.pt")
     if not files.is_there(path):
         raise InputError(f"{folder} has no checkpoint yet")
-    if _is_start(checkpoints.read(path, mmap=True)):
+    content = checkpoints.read(path, mmap=True)
+    if _is_start(content):
         raise InputError(f"{folder} has trained nothing yet: its checkpoint is that of its start")
+    check_same_run(folder, config, path, content["config"])
     return checkpoints.load(path, network, device=device), config, path

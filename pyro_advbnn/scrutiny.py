@@ -6,11 +6,12 @@ from pyro_advbnn import checks, ensembles, recipes, records, scrutiny_summaries,
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import attack_fields
+from pyro_advbnn.limits import Minutes, Queries
 from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.verbs import Count, finish
 
 TABLES = ("robust", "robust_examples", "checks", "many_draws")
-PositiveRadius = Annotated[float, Range(0, open_low=True)]
+PositiveRadius = Annotated[float, Range(0, 10_000, open_low=True)]
 
 
 @exclusive
@@ -23,9 +24,9 @@ def robust(
     num_steps: Count = 40,
     attack_samples: Count = 20,
     average: Literal["gradient", "probability"] = "gradient",
-    num_queries: Count = 1000,
+    num_queries: Queries = 1000,
     num_samples: Count = 20,
-    max_minutes: Annotated[float | None, Range(0, open_low=True)] = None,
+    max_minutes: Minutes | None = None,
 ):
     """Accuracy in the worst case over an ensemble of attacks at one radius, image by image.
 
@@ -75,7 +76,7 @@ def check(
     num_steps: Count = 20,
     attack_samples: Count = 20,
     num_samples: Count = 20,
-    num_queries: Count = 500,
+    num_queries: Queries = 500,
 ):
     """The signs of a broken evaluation, each measured: held, did not hold, could not tell, does not apply.
 

@@ -1,22 +1,23 @@
 """What an evaluation looks at: trained runs, the images they are measured on, and the folder that takes the results."""
 import functools
+import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from pyro_advbnn import datasets, locks, records, run_folders
-from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
 from pyro_advbnn.evaluation import separate_randomness
+from pyro_advbnn.limits import BatchSize, Images, Seed
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.tables import Table
 
@@ -43,12 +44,12 @@ class Selection:
     runs: list[Path] | None = None
     out: Path | None = None
     split: Literal["test", "held_out"] = "test"
-    num_test: Annotated[int | None, Range(1)] = None
-    batch_size: Annotated[int, Range(1)] = 500
+    num_test: Images | None = None
+    batch_size: BatchSize = 500
     checkpoint: Literal["best", "last"] = "best"
     data_dir: Path | None = None
     network: str | None = None
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    seed: Seed = 0
     device: str = "auto"
 
 
@@ -183,7 +184,7 @@ def _folders(selection):
     if (selection.run is None) == (selection.runs is None):
         raise InputError("give --run DIR, or --runs A,B,... to compare several")
     folders = [selection.run] if selection.run else selection.runs
-    names = [folder.resolve().name for folder in folders]
+    names = [Path(os.path.realpath(folder)).name for folder in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"--runs: two runs are called {twice[0]}, and rows tell runs apart by the names of their folders")
@@ -191,7 +192,7 @@ def _folders(selection):
 
 
 def _default_out(folders):
-    homes = {folder.resolve().parent for folder in folders}
+    homes = {Path(os.path.realpath(folder)).parent for folder in folders}
     if len(folders) > 1 and len(homes) > 1:
         raise InputError("--runs lie in several folders: give --out DIR for the results")
     return folders[0] if len(folders) == 1 else folders[0].parent

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_advbnn.errors import InputError
 
+MAX_POOL = 10_000                                        # copies of the weights
 
 def surrogate(classifier, source):
     """The module that `source` names: "self" the classifier, "mean" its mean network, "pool:m" a `Pool` of m >= 1 draws.
@@ -88,9 +89,9 @@ def parse_source(source):
     kind, colon, size = str(source).partition(":")
     if kind in ("self", "mean") and not colon:
         return kind, None
-    if kind == "pool" and size.isascii() and size.isdigit() and int(size) > 0:
+    if kind == "pool" and size.isascii() and size.isdigit() and len(size) < 9 and 0 < int(size) <= MAX_POOL:
         return kind, int(size)
-    raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, got {source!r}")
+    raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, at most {MAX_POOL}, got {source!r}")
 
 
 _SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball")    # of evaluation.attack_fields

@@ -8,6 +8,7 @@ from pyro_advbnn import (
     checkpoints,
     cli,
     configuration,
+    contradictions,
     datasets,
     distributed,
     locks,
@@ -22,7 +23,9 @@ from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, is_nondeterministic, keep_freed_memory, only_deterministic, peak_memory_mib
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.micro_batches import is_out_of_memory, release_frames
+from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
+from pyro_advbnn.memory import is_out_of_memory
+from pyro_advbnn.micro_batches import release_frames
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
 from pyro_advbnn.progress import Progress
@@ -30,12 +33,11 @@ from pyro_advbnn.training import accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
-Count = Annotated[int | None, Range(1)]
-CountOrNone = Annotated[int | None, Range(0)]
 Std = Annotated[float, Range(0, open_low=True)] | str | None
 SECONDS_BETWEEN_CHECKPOINTS = 600
 
 
+@cli.checked(lambda flags: contradictions.check_meaning((configuration.DEFAULTS | flags)["defense"], flags))
 def train(
     *,
     dataset: Literal[datasets.DATASETS] | None = None,
@@ -43,10 +45,10 @@ def train(
     defense: Literal[tuple(DEFENSES)] | None = None,
     network: str | None = None,
     recipe: Literal[tuple(recipes.RECIPES)] | None = None,
-    epochs: Count = None,
-    max_minutes: Positive = None,
-    patience: Count = None,
-    batch_size: Count = None,
+    epochs: Epochs | None = None,
+    max_minutes: Minutes | None = None,
+    patience: Epochs | None = None,
+    batch_size: BatchSize | None = None,
     optimizer: Literal["adam", "sgd"] | None = None,
     learning_rate: Positive = None,
     weight_decay: NotNegative = None,
@@ -61,22 +63,22 @@ def train(
     initialization: Literal["default", "authors"] | None = None,
     epsilon: Annotated[float | None, Range(0, 1)] = None,
     step_size: Annotated[float, Range(0, 1)] | Literal["auto"] | None = None,
-    num_steps: CountOrNone = None,
-    attack_samples: Count = None,
-    num_samples: Count = None,
+    num_steps: CountOrNone | None = None,
+    attack_samples: Count | None = None,
+    num_samples: Count | None = None,
     augmentation: Literal[tuple(datasets.AUGMENTATIONS)] | None = None,
-    num_train: Count = None,
-    validation: CountOrNone = None,
-    width: Count = None,
-    image_size: Count = None,
+    num_train: Images | None = None,
+    validation: ImagesOrNone | None = None,
+    width: Width | None = None,
+    image_size: Side | None = None,
     loading: Literal[datasets.LOADINGS] | None = None,
-    workers: CountOrNone = None,
-    seed: Annotated[int | None, Range(0, 2**31 - 1)] = None,
+    workers: Workers | None = None,
+    seed: Seed | None = None,
     device: str | None = None,
     precision: Literal[PRECISIONS] | None = None,
     compile: bool | None = None,
     cuda_graphs: Literal["auto", "on", "off"] | None = None,
-    micro_batch: Count = None,
+    micro_batch: BatchSize | None = None,
     batch_norm: Literal["sync", "broadcast"] | None = None,
     on_nonfinite: Literal[nonfinite.POLICIES] | None = None,
     deterministic: bool | None = None,

@@ -65,11 +65,11 @@ def _groups(function: Command) -> dict[str, type]:
     return {name: hints[name] for name in inspect.signature(function).parameters if dataclasses.is_dataclass(hints[name])}
 
 
-def of_verbs(commands: dict[str, Command]) -> str:
+def of_verbs(commands: dict[str, Command], under: str = "") -> str:
     """The help of several commands: each verb with the first line of its docstring."""
     width = max(map(len, commands))
     verbs = [f"  {verb:{width}}  {_doc(command).partition(chr(10))[0]}" for verb, command in commands.items()]
-    usage = f"usage: {_program()} VERB --flag value ..."
+    usage = f"usage: {_program()} {under} VERB --flag value ...".replace("  ", " ")
     return "\n".join([usage, "", "verbs:", *verbs, "", "VERB --help tells the flags of a verb."])
 
 
@@ -88,7 +88,10 @@ def of_function(function: Command, verb: str = "") -> str:
 
 def _program() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
+    if spec:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
 
 
 def _doc(function: Command) -> str:

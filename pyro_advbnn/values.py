@@ -11,9 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pyro_advbnn import quoting
 from pyro_advbnn.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
+MAX_DIGITS = 100  # _DECIMAL would look at a long word again from each of its digits
 # Three digits of exponent are enough for any float, and keep Fraction from computing 10**1000000000.
 _DECIMAL = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _ROUNDING = Fraction(1, 10**9)  # of one step: how near a range must come to its stop in order to hit it
@@ -85,8 +87,8 @@ def read(text: str, annotation: Any) -> Any:
     Raises:
         InputError: it has none; the message goes on from the name of the argument: "must be ..., got ...".
     """
-    reason = ""
-    for form in forms(annotation):
+    reason = quoting.flaw(text)
+    for form in forms(annotation) if not reason else ():
         try:
             value = form.read(text)
         except ValueError as error:
@@ -97,12 +99,12 @@ def read(text: str, annotation: Any) -> Any:
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
     words = expected(annotation).removesuffix(" or none")
-    raise InputError(f"must be {words}, got {text!r}{because}{_nearest_choice(text, annotation)}")
+    raise InputError(f"must be {words}, got {quoting.quoted(text)}{because}{_nearest_choice(text, annotation)}")
 
 
 def expected(annotation: Any) -> str:
     """What a value under annotation looks like, in words: "a number >= 0 or auto"."""
-    return " or ".join(_form(member, bounds).expected for member, bounds in _members(annotation))
+    return " or ".join(_form(member, bounds).expected for member, bounds in members(annotation))
 
 
 def forms(annotation: Any) -> list[Form]:
@@ -111,17 +113,17 @@ def forms(annotation: Any) -> list[Form]:
     Raises:
         TypeError: the annotation is not one of those that flags know.
     """
-    members = sorted(_members(annotation), key=lambda member: _order(member[0]))
-    return [_form(member, bounds) for member, bounds in members]
+    ordered = sorted(members(annotation), key=lambda member: _order(member[0]))
+    return [_form(member, bounds) for member, bounds in ordered]
 
 
-def _members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
+def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
     """The plain annotations of which annotation is a union, each with its range."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
-        return _members(inner, next((extra for extra in extras if isinstance(extra, Range)), bounds))
+        return members(inner, next((extra for extra in extras if isinstance(extra, Range)), bounds))
     if get_origin(annotation) in (Union, types.UnionType):
-        return [pair for member in get_args(annotation) for pair in _members(member, bounds)]
+        return [pair for member in get_args(annotation) for pair in members(member, bounds)]
     return [(annotation, bounds)]
 
 
@@ -136,13 +138,13 @@ def _form(member: Any, bounds: Range) -> Form:
         noun = {int: "an integer", float: "a number"}[member]
         return Form(f"{noun} {bounds}".strip(), lambda text: _converted(_exact(text), member), bounds)
     if get_origin(member) is list:
-        return _list_form(*_members(get_args(member)[0], bounds))
+        return _list_form(*members(get_args(member)[0], bounds))
     if get_origin(member) is Literal:
         return _choice_form({str(choice): choice for choice in get_args(member)})
     plain = {
         bool: Form("true or false", lambda text: _choice(text.lower(), {"true": True, "false": False}), is_bool=True),
         types.NoneType: Form("none", lambda text: _choice(text, {"none": None})),
-        str: Form("text", str),
+        str: Form("text", _not_empty),
         Path: Form("a path", _path),
     }
     if member not in plain:
@@ -175,6 +177,8 @@ def _list_form(element: tuple[Any, Range], *others: tuple[Any, Range]) -> Form:
 
 
 def _exact(text: str) -> Fraction:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too many digits")
     parts = text.strip().split("/")
     if len(parts) > 2 or not all(map(_DECIMAL.fullmatch, parts)):
         raise ValueError
@@ -229,9 +233,16 @@ def _choice(text: str, choices: dict[str, Any]) -> Any:
     return choices[text]
 
 
-def _path(text: str) -> Path:
+def _not_empty(text: str) -> str:
     if not text:
-        raise ValueError("an empty path would mean the current folder")
+        raise ValueError
+    return text
+
+
+def _path(text: str) -> Path:
+    flaw = quoting.flaw_of_path(text)
+    if flaw:
+        raise ValueError(flaw)
     return Path(text)
 
 
@@ -241,6 +252,8 @@ def _within(value: Any, bounds: Range) -> bool:
 
 
 def _nearest_choice(text: str, annotation: Any) -> str:
+    if len(text) > MAX_DIGITS:
+        return ""
     choices = [choice for form in forms(annotation) for choice in form.choices]
     wrong = [word.strip() for word in text.split(",") if word.strip() not in choices]
     near = [match for word in wrong for match in difflib.get_close_matches(word, choices, 1)]

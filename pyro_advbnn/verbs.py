@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pyro_advbnn import plots, recipes, records
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
+from pyro_advbnn.limits import Count
 
 Radius = Annotated[float, Range(0, 1)]
-Count = Annotated[int, Range(1)]
 StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
 
 

@@ -117,7 +117,8 @@ def test_memory_is_measured_on_a_short_call_of_the_same_precision(monkeypatch):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    ("--batch_size=2", "--batch_sizes"), ("--batch_sizes=0", ">= 1"), ("--repeats=0", ">= 1"), ("--num_samples=0", ">= 1"),
+    ("--batch_size=2", "--batch_sizes"), ("--batch_sizes=0", "[1, 65536]"), ("--repeats=0", "[1, 10000]"),
+    ("--num_samples=0", "[1, 100000]"),
     ("--precisions=fp8", "fp32, tf32, bf16"), ("--contestants=adv", "adv-bnn"), ("vgg16", "only flags"),
     ("--network=resnet18", "torchvision:NAME"), ("--device=tpu", "cpu, cuda"), ("--precisions=tf32", "tf32 needs a GPU"),
     ("--cuda_graphs=on", "needs a GPU"),

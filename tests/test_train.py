@@ -623,8 +623,8 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
 
 @pytest.mark.parametrize(("given", "message"), [
     ("--epoch 2", "did you mean --epochs?"),
-    ("--epochs two", "--epochs must be an integer >= 1"),
-    ("--epochs 0", "--epochs must be an integer >= 1"),
+    ("--epochs two", "--epochs must be an integer in [1, 1000000]"),
+    ("--epochs 0", "--epochs must be an integer in [1, 1000000]"),
     ("--learning_rate 0", "--learning_rate must be a number > 0"),
     ("--epsilon 8/2x", "--epsilon must be a number in [0, 1]"),
     ("--epsilon 8", "--epsilon must be a number in [0, 1]"),

@@ -1,0 +1,36 @@
+"""pyro-advbnn COMMAND, or python -m pyro_advbnn COMMAND: all commands under one name, each imported when it is called."""
+import sys
+from importlib import import_module
+
+from pyro_advbnn import cli
+
+_FIRST_LINES = {
+    "train": "Train one defence on one data set into a run folder.",
+    "evaluate": "What trained runs are worth, each figure of the paper, and one page of it all; takes a verb.",
+    "reproduce": "The paper's evidence from nothing, each piece by one command; takes a verb.",
+    "benchmark": "Time Adv-BNN, the same network without Bayes, and Adv-BNN written otherwise.",
+    "demo": "Train three defences on digits and attack them: minutes on two cores.",
+}
+
+
+def main():
+    """Run the command that the first word of the process names, with the words after it."""
+    words = sys.argv[1:]
+    words = [*words[1:], "--help"] if words[:1] == ["help"] else words
+    name = words[0] if words else ""
+    if name not in _FIRST_LINES:
+        return cli.run({name: _described(line) for name, line in _FIRST_LINES.items()}, words)
+    command = import_module(f"pyro_advbnn.{name}")
+    return cli.run(getattr(command, "VERBS", None) or getattr(command, name), words[1:], processes=name == "train", under=name)
+
+
+def _described(line):
+    """Something that the list of commands can describe without importing what torch needs seconds for."""
+    def command():
+        raise AssertionError("only its docstring is used")
+    command.__doc__ = line
+    return command
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the config.json of a run must hold, so that one that was edited by hand is refused where it is read, not later."""
+import math
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pyro_advbnn import datasets, values
+from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Seed, Side, Width, Workers
+from pyro_advbnn.nonfinite import POLICIES
+from pyro_advbnn.precision import PRECISIONS
+from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.values import Range
+
+Dimension = Annotated[int, Range(1, 1_000_000)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Std = Annotated[float, Range(0, open_low=True)] | str
+
+_NEEDED = {
+    "dataset": Literal[datasets.DATASETS], "data_dir": str | None, "image_size": Side | None, "subset": Images | None,
+    "num_train": Images, "num_held_out": ImagesOrNone, "images_sha256": str, "image_shape": list[Dimension],
+    "class_names": list[str], "augmentation": Literal[tuple(datasets.AUGMENTATIONS)],
+    "defense": Literal[tuple(DEFENSES)], "network": str, "width": Width | None, "num_classes": Dimension,
+    "in_channels": Dimension, "init_from": str | None, "settings": dict, "seed": Seed, "device": str, "flags": dict,
+    "classifier": dict,
+}
+_OF_NEWER_RUNS = {
+    "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
+    "cuda_graphs": Literal["auto", "on", "off"], "micro_batch": BatchSize | None, "patience": Epochs | None,
+    "batch_norm": Literal["sync", "broadcast"], "tensorboard": bool, "deterministic": bool,
+    "on_nonfinite": Literal[POLICIES],
+}
+_SETTINGS = {
+    "batch_size": BatchSize, "validation": ImagesOrNone, "num_steps": CountOrNone, "attack_samples": Count,
+    "num_samples": Count, "weight_decay": NotNegative, "prior": Literal[tuple(PRIORS)], "kl_warmup": Share,
+    "kl_over": Literal["all", "last"], "initialization": Literal["default", "authors"],
+    "schedule": Literal["stages", "cosine", "constant"], "epsilon": Share, "step_size": NotNegative,
+    "stages": list[Annotated[float, Range(0, open_low=True)]], "optimizer": Literal["adam", "sgd"],
+    "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,
+    "epochs": Epochs,
+}
+
+
+def check(config, path):
+    """Raises InputError where config, a dict read from path, lacks something, or holds what no training writes."""
+    _check_values(config, _NEEDED, path, "")
+    _check_values(config, {name: kind for name, kind in _OF_NEWER_RUNS.items() if name in config}, path, "")
+    _check_values(config["settings"], _SETTINGS, path, "settings.")
+    shape, names = config["image_shape"], config["class_names"]
+    if len(shape) != 3 or shape[0] != config["in_channels"] or len(names) != config["num_classes"]:
+        raise InputError(f"{path}: image_shape, class_names, in_channels and num_classes contradict one another")
+    kind = DEFENSES[config["defense"]].kind
+    if (config["classifier"].get("kind") == "bayesian") != (kind == "bayesian"):
+        raise InputError(f"{path}: classifier and defense contradict one another")
+
+
+def _check_values(found, kinds, path, prefix):
+    for name, kind in kinds.items():
+        if name not in found:
+            raise InputError(f"{path} lacks {prefix}{name}")
+        if not fits(found[name], kind):
+            shown = repr(found[name])
+            raise InputError(f"{path}: {prefix}{name} must be {_expected(kind)}, got {shown[:100]}")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value, as JSON has it, is one that annotation allows."""
+    return any(_is(value, member, bounds) for member, bounds in values.members(annotation))
+
+
+def _is(value, member, bounds):
+    if member is NoneType:
+        return value is None
+    if get_origin(member) is Literal:
+        return isinstance(value, str) and value in get_args(member)
+    if get_origin(member) is list:
+        return isinstance(value, list) and all(fits(element, get_args(member)[0]) for element in value)
+    if member is float:
+        return type(value) in (int, float) and math.isfinite(value) and value in bounds
+    return type(value) is member and (member is not int or value in bounds)
+
+
+def _expected(kind):
+    return "an object" if kind is dict else values.expected(kind)

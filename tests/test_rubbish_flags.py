@@ -1,0 +1,440 @@
+"""Tests of all commands with rubbish for flags: one line, exit code 2, nothing written; enumerated, then at random."""
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import NoneType
+from typing import Literal, get_origin
+
+import pyro
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyro_advbnn import benchmark, cli, demo, evaluate, reproduce, run_configs, usage, values
+from pyro_advbnn.train import train
+
+ROOT = Path(__file__).parents[1]
+TINY = {"width": 4, "num_train": 60, "validation": 10, "num_steps": 1, "epochs": 1, "batch_size": 25, "num_samples": 2,
+        "device": "cpu"}
+FUNCTIONS = {"train": train, "benchmark": benchmark.benchmark, "demo": demo.demo,
+             **{f"evaluate {verb}": function for verb, function in evaluate.VERBS.items()},
+             **{f"reproduce {verb}": function for verb, function in reproduce.VERBS.items()}}
+COMMANDS = {"train": train, "benchmark": benchmark.benchmark, "demo": demo.demo, "evaluate": evaluate.VERBS,
+            "reproduce": reproduce.VERBS}
+NO_UPPER_BOUND = {"learning_rate", "weight_decay", "alpha", "prior_std", "init_std"}   # a loss that overflows stops the run
+GARBLED = ["", "\0", "1\n2", "\x1b[31m", "\x85", "\u2028", "\udcff", "x" * 100_000]
+NO_NUMBERS = ["x", "nan", "inf", "-inf", "1e400", "-1", "-1e300", "٣", "1" * 100_000, "1" * 5_000 + "x", "0x10", "1__0", "1/0",
+              "1:2", "1,,2", "true", "[1]"]
+NO_PATHS = ["x" * 300, "y/" * 3_000]
+NO_TEXTS = {
+    "device": ["gpu", "cuda:99", "cuda:-1", "cuda:٣", "cuda:99999999999999999999", "cpu:x", "meta"],
+    "network": ["nonsense", ":", "os:", "torchvision:", "torchvision:nonsense", "no_such_module:f", ".x:y", "math:pi"],
+    "prior_std": ["nonsense", "fan_out", "fan_in/0", "fan_in*x", "fan_in/٣", "0", "-1", "nan"],
+    "init_std": ["nonsense", "fan_in/0", "0", "-1", "inf", "50"],
+    "attacks": ["nonsense", "pgd,pgd", "@", "pgd@", "pgd@pool:0", "pgd@pool:x", "pgd@pool:1000000000", "cw"],
+}
+WRONG_PLACES = {                                         # of each path: what is no such thing
+    "run": ["nowhere", "file", "loop", "/dev/null", "empty"], "runs": ["nowhere", "file,empty", "run,run", ",", "loop"],
+    "resume": ["nowhere", "file", "loop", "/dev/null", "empty"], "init_from": ["nowhere", "file", "loop", "empty"],
+    "data_dir": ["nowhere", "file", "loop", "empty"], "ood_dir": ["nowhere", "file", "empty"],
+    "out": ["file", "file/below", "loop", "/dev/null"],
+}
+
+
+class Reached(BaseException):
+    """The work has begun: all checks are over."""
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a trained run and with things that are none."""
+    folder = tmp_path_factory.mktemp("place")
+    train(**TINY, out=folder / "run")
+    train(**TINY | {"num_samples": 1}, defense="none", out=folder / "plain")
+    (folder / "file").write_text("mine")
+    (folder / "empty").mkdir()
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+def digest(folder):
+    """What is there; that a lock came and went in a folder is left out."""
+    stats = {path: path.lstat() for path in sorted(folder.rglob("*"))}
+    return {path: (stat.st_ino, *([] if path.is_dir() else [stat.st_size, stat.st_mtime_ns])) for path, stat in stats.items()}
+
+
+def outcome(name, words):
+    """(exit code or None, stdout, stderr) of a command in this process; an exception that shows itself is a bug."""
+    command, *verb = name.split()
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run(COMMANDS[command], [*verb, *words])
+        except SystemExit as end:
+            code = end.code
+        except Reached:
+            pass
+    return code, out.getvalue(), err.getvalue()
+
+
+def refusal(name, words, folder=None):
+    """The line with which a command refuses words, as it must."""
+    before = digest(folder) if folder else None
+    code, out, err = outcome(name, words)
+    shown = (name, [word[:60] for word in words], code, out[:200], err[:300])
+    assert code == 2 and out == "", shown
+    assert err.startswith("error: ") and err.endswith("\n") and err[:-1].isprintable() and len(err) < 10_000, shown
+    assert not folder or digest(folder) == before, shown
+    return err
+
+
+def context(name):
+    """Flags with which a command would run, but for the one under test."""
+    return {"evaluate": ["--run=run", "--num_test=10"], "benchmark": ["--network=convnet", "--image_size=8"]}.get(
+        name.split()[0], [])
+
+
+def rubbish(flag, annotation):
+    """Texts that no flag of this annotation may take."""
+    forms, members = values.forms(annotation), [member for member, _ in values.members(annotation)]
+    numeric = [form for form in forms if form.bounds != values.EVERY_NUMBER]
+    found = list(GARBLED)
+    if str in members or list[str] in members:
+        return found + NO_TEXTS[flag]
+    if Path in members or list[Path] in members:
+        return found + NO_PATHS
+    found += ["nonsense", "٣", "None"] + (["maybe", "2"] if bool in members else [])
+    if numeric:
+        found += NO_NUMBERS
+        assert math.isfinite(numeric[0].bounds.high) == (flag not in NO_UPPER_BOUND), f"--{flag} needs an upper bound"
+        found += [str(10**30), "1e300"] if flag not in NO_UPPER_BOUND else []
+        found += ["1.5"] if int in members else []
+    else:
+        assert set(members) & {bool} or any(get_origin(member) in (Literal, list) for member in members)
+    return found
+
+
+# Enumerated
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_flag_refuses_every_kind_of_rubbish_in_one_line_and_writes_nothing(name, place, idle, tally):
+    for flag, parameter in usage.parameters(FUNCTIONS[name]).items():
+        others = [word for word in context(name) if not word.startswith(f"--{flag}=")]
+        others = [] if flag == "runs" else others
+        for text in rubbish(flag, parameter.annotation):
+            assert flag.split("_")[0] in refusal(name, [*others, f"--{flag}={text}"]), (flag, text[:50])
+            tally("malformed command lines refused")
+        for words in ([f"--{flag}"], [f"--{flag}", "--seed"]) if not is_bool(parameter) else ():
+            assert f"--{flag} needs a value" in refusal(name, words)
+        good = "true" if is_bool(parameter) else spell(parameter.annotation)
+        assert f"--{flag} is given twice" in refusal(name, [f"--{flag}={good}", f"--{flag}", good])
+        assert "unknown flag" in refusal(name, [f"--{flag}s_"]) and "unknown flag" in refusal(name, [f"--x{flag}=1"])
+        tally("malformed command lines refused", 5 - 2 * is_bool(parameter))
+
+
+def is_bool(parameter):
+    return bool in [member for member, _ in values.members(parameter.annotation)]
+
+
+def spell(annotation):
+    """A text that is good for a flag."""
+    for text in ("1", "0.5", "some"):
+        with contextlib.suppress(ValueError):
+            values.read(text, annotation)
+            return text
+    return next(choice for form in values.forms(annotation) for choice in form.choices)
+
+
+@pytest.mark.parametrize("name", ["train", "benchmark", "demo", "evaluate accuracy", "evaluate transfer",
+                                  "evaluate uncertainty", "reproduce fig4"])
+def test_paths_of_the_wrong_kind_are_refused_and_left_as_they_are(name, place, idle, tally):
+    for flag in set(usage.parameters(FUNCTIONS[name])) & set(WRONG_PLACES):
+        others = context(name) if flag not in ("run", "runs") else []
+        others += {"data_dir": ["--dataset=npz"], "ood_dir": ["--ood=npz"]}.get(flag, []) if name[:8] != "evaluate" or (
+            flag == "ood_dir") else []
+        for text in WRONG_PLACES[flag]:
+            refusal(name, [*others, f"--{flag}={text}"], place)
+            tally("malformed command lines refused")
+
+
+def test_a_number_of_a_hundred_thousand_digits_is_refused_without_being_looked_at_for_long():
+    began = time.process_time()
+    for text in ("1" * 60_000 + "x", "1_" * 30_000, "1," * 30_000, "9" * 60_000):
+        for annotation in (int, float, list[float]):
+            with pytest.raises(ValueError, match="too many digits|more than 10000 numbers|an element is empty"):
+                values.read(text, annotation)
+    assert time.process_time() - began < 10              # of the processor's own time; without the limit it was minutes
+
+
+def test_a_message_shows_no_more_of_a_text_than_anybody_reads():
+    assert len(refusal("train", ["--dataset", "d" * 50_000])) < 1_000
+    assert "... (50000 characters)" in refusal("train", ["--epochs", "1" * 50_000])
+    assert len(refusal("evaluate", ["v" * 50_000])) < 1_000
+    assert refusal("train", ["--e\x1b[2Jpochs", "1"]).startswith("error: unknown flag --e\\x1b[2Jpochs; ")
+
+
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
+    for words in (["train"], ["reproduce table1", "--num_train=50"]):
+        name, *flags = words
+        err = refusal(name, [*flags, "--network=vgg19", "--width=4096"])
+        assert "weights need 3" in err and "GiB are available" in err
+
+
+# Flags that mean nothing, and contradictions
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--defense adv --alpha 1", "--alpha means nothing for --defense adv"),
+    ("--defense none --prior normal", "--prior means nothing for --defense none"),
+    ("--prior_std 0.1 --defense none", "--prior_std means nothing for --defense none"),
+    ("--defense rse --init_std fan_in", "--init_std means nothing for --defense rse"),
+    ("--defense advrse --kl_over all", "--kl_over means nothing for --defense advrse"),
+    ("--defense adv --kl_warmup 0", "--kl_warmup means nothing for --defense adv"),
+    ("--defense adv --num_samples 5", "--num_samples 5 means nothing for --defense adv"),
+    ("--defense none --attack_samples 2", "--attack_samples 2 means nothing for --defense none"),
+    ("--data_dir empty", "--data_dir means nothing for dataset digits"),
+    ("--dataset npz", "dataset npz needs --data_dir"),
+    ("--resume run --out other", "--out cannot be given with --resume"),
+])
+def test_flags_that_mean_nothing_or_contradict_one_another_are_refused(words, says, place, tally):
+    assert says in refusal("train", [*words.split(), "--dry_run"], place)
+    tally("malformed command lines refused")
+
+
+@pytest.mark.parametrize("words", ["--alpha 1", "--defense bnn --prior_std 0.1", "--defense rse --num_samples 5",
+                                   "--defense adv --num_samples 1 --epsilon 0.1", "--defense none --num_steps 3"])
+def test_flags_that_mean_something_are_taken(words):
+    assert outcome("train", [*words.split(), "--dry_run", "--num_train", "60"])[0] is None
+
+
+def test_no_flag_but_those_that_may_change_goes_with_resume(place):
+    may = {"epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers", "precision",
+           "compile", "cuda_graphs", "micro_batch", "on_nonfinite", "resume", "dry_run"}
+    for flag, parameter in usage.parameters(train).items():
+        if flag not in may:
+            good = "true" if is_bool(parameter) else spell(parameter.annotation)
+            says = refusal("train", ["--resume", "run", f"--{flag}={good}"], place)
+            assert f"--{flag} cannot be given with --resume" in says
+
+
+def test_reproduce_refuses_more_images_than_there_are_and_a_precision_that_is_not_there(place):
+    assert "--num_train 1438 is more than the 1437" in refusal("reproduce fig4", ["--num_train=1438", "--dry_run"], place)
+    assert "--num_test 361 is more than the 360" in refusal("reproduce fig4", ["--num_test=361", "--dry_run"], place)
+    assert "tf32 needs a GPU" in refusal("reproduce fig4", ["--precision=tf32", "--device=cpu", "--dry_run"], place)
+
+
+# config.json edited by hand
+
+
+@pytest.fixture
+def edited(place, tmp_path):
+    """A function that gives a copy of the run, its config.json changed by a function."""
+    def edit(change):
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(place / "run", folder)
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+    return edit
+
+
+ODD = [math.nan, math.inf, -1, 10**30, 1.5, True, None, "nonsense", [], {}, [[1]], "x" * 10_000]
+
+
+@pytest.mark.parametrize("within", ["", "settings"])
+def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(within, edited, tally):
+    kinds = run_configs._SETTINGS if within else run_configs._NEEDED | run_configs._OF_NEWER_RUNS
+    for name, kind in kinds.items():
+        where = (lambda config: config[within]) if within else (lambda config: config)
+        if name not in run_configs._OF_NEWER_RUNS:
+            folder = edited(lambda config, name=name, where=where: where(config).pop(name))
+            says = "config.json is not that of a training" if name in ("dataset", "defense", "settings") else f"{name}"
+            assert says in refusal("evaluate accuracy", ["--run", str(folder)], folder)
+        for value in ODD:
+            if not run_configs.fits(value, kind):
+                folder = edited(lambda config, name=name, value=value, where=where: where(config).update({name: value}))
+                assert f"{name} must be" in refusal("train", ["--resume", str(folder), "--epochs=2"], folder)
+                tally("malformed inputs refused")
+
+
+def test_nothing_of_a_config_may_be_a_number_that_is_none():
+    for kind in [*run_configs._NEEDED.values(), *run_configs._OF_NEWER_RUNS.values(), *run_configs._SETTINGS.values()]:
+        assert not run_configs.fits(math.nan, kind) and not run_configs.fits(math.inf, kind) and not run_configs.fits(-1, kind)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"num_classes": 5}, "contradict one another"),
+    ({"num_classes": 5, "class_names": list("abcde")}, "checkpoint.pt is not of the run"),
+    ({"image_shape": [3, 8, 8]}, "contradict one another"),
+    ({"defense": "adv"}, "classifier and defense contradict one another"),
+    ({"network": "vgg11"}, "their network differ"),
+    ({"network": "nonsense"}, "their network differ"),
+    ({"width": 8}, "their width differ"),
+    ({"seed": 1}, "their seed differ"),
+    ({"subset": 61}, "their subset differ"),
+    ({"image_shape": [1, 16, 16]}, "their image_shape differ"),
+    ({"dataset": "cifar10"}, "their dataset differ"),
+])
+def test_a_config_of_another_run_than_its_checkpoint_is_refused(change, says, edited, tally):
+    folder = edited(lambda config: config.update(change))
+    before = digest(folder)
+    told = [refusal("train", ["--resume", str(folder), "--epochs=2"]),
+            refusal("evaluate accuracy", ["--run", str(folder), "--checkpoint=last"])]
+    assert all(says in line for line in told) and digest(folder) == before
+    tally("malformed inputs refused", 2)
+
+
+def test_a_setting_changed_by_hand_contradicts_the_checkpoint(edited):
+    for name, value in (("learning_rate", 0.123), ("alpha", 7), ("batch_size", 24), ("num_steps", 2)):
+        folder = edited(lambda config, name=name, value=value: config["settings"].update({name: value}))
+        assert f"their settings.{name} differ" in refusal("train", ["--resume", str(folder), "--epochs=2"], folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", "[" * 100_000, '{"a": NaN}', "\ud7ff", '"text"', "{}" * 2])
+def test_a_config_that_is_none_at_all_is_refused(text, place, tmp_path, tally):
+    (tmp_path / "config.json").write_bytes(text.encode("utf-16" if text == "\ud7ff" else "utf-8"))
+    for name, words in (("train", ["--resume"]), ("train", ["--init_from"]), ("evaluate report", ["--run"])):
+        assert "config.json" in refusal(name, [*words, str(tmp_path)], tmp_path)
+        tally("malformed inputs refused")
+
+
+def test_runs_that_differ_and_starts_from_other_networks_are_refused(place, tmp_path, edited):
+    def other_classes(config):
+        config["class_names"] = [f"class {i}" for i in range(10)]
+    folder = edited(other_classes)
+    os.rename(folder, tmp_path / "other")
+    words = ["--runs", f"{place / 'run'},{tmp_path / 'other'}", "--out", str(tmp_path / "out")]
+    assert "their class_names differ" in refusal("evaluate accuracy", words, tmp_path)
+    assert "is not the one that is to be trained" in refusal("train", ["--init_from", "run", "--width", "8"], place)
+    assert "has no posterior" in refusal("evaluate posterior", ["--run", "plain"], place)
+
+
+def test_a_download_that_fails_leaves_no_folder_behind(place, idle):
+    for name in ("train", "reproduce table1"):
+        assert "the download failed (no network)" in refusal(name, ["--dataset=cifar10"], place)
+
+
+# In a process of its own
+
+
+def test_a_process_refuses_as_the_function_does(place):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    before = digest(place)
+    for words in (["pyro_advbnn.train", "--defense=adv", "--alpha=1"], ["pyro_advbnn", "evaluate", "accuracy", "--run", "loop"],
+                  ["pyro_advbnn.benchmark", "--repeats=1000000000000"]):
+        end = subprocess.run([sys.executable, "-m", *words], cwd=place, env=environment, capture_output=True, text=True)
+        assert (end.returncode, end.stdout) == (2, "") and end.stderr.count("\n") == 1 and end.stderr.startswith("error: ")
+    assert digest(place) == before
+
+
+# At random
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Commands stop where the work would begin: after all their checks."""
+    def reached(*arguments, **more):
+        raise Reached
+    def no_network(url, root, **more):
+        root.mkdir(exist_ok=True)
+        raise OSError("no network")
+    monkeypatch.setattr("pyro_advbnn.image_arrays.download_and_extract_archive", no_network)
+    for module, names in {"evaluate.evidence": ["white_box", "transfer_from", "ensemble", "steps", "describe_posterior",
+                                                "gradients", "examples"],
+                          "evaluate": ["_reported"], "evaluate.summaries": ["write"], "scrutiny": ["_break", "_examined"],
+                          "doubt.Doubts": ["measure"], "benchmark": ["_measure"], "demo": ["_demo"], "train": ["_open"],
+                          "reproduce._Journal": ["open"]}.items():
+        for name in names:
+            monkeypatch.setattr(f"pyro_advbnn.{module}.{name}", reached)
+    return reached
+
+
+GOOD_TEXTS = {"device": ["cpu", "auto"], "network": ["convnet", "vgg16"], "prior_std": ["0.1", "fan_in/2"], "init_std": ["0.1"],
+              "attacks": ["pgd", "noise,fgsm"]}
+
+
+def good_texts(flag, annotation, place):
+    """Texts that may be good for a flag."""
+    members = [member for member, _ in values.members(annotation)]
+    choices = [choice for form in values.forms(annotation) for choice in form.choices]
+    if flag in GOOD_TEXTS:
+        return GOOD_TEXTS[flag]
+    if Path in members or list[Path] in members:
+        return ["run", "plain", "empty", "file", "new"]
+    numbers = ["0", "1", "2", "8", "0.01", "8/255", "1,2"] if not choices or set(members) & {int, float} else []
+    return choices + numbers + ["none"] * (NoneType in members) + ["true", "false"] * (bool in members)
+
+
+@st.composite
+def command_lines(draw, place):
+    """(name of a command, its words, whether some of them are certainly wrong)."""
+    name = draw(st.sampled_from(sorted(FUNCTIONS)))
+    known = usage.parameters(FUNCTIONS[name])
+    words, wrong, taken = [], False, set()
+    for _ in range(draw(st.integers(0, 4))):
+        flag = draw(st.sampled_from(sorted(known)))
+        bad = draw(st.integers(0, 3)) == 0
+        pool = rubbish(flag, known[flag].annotation) if bad else good_texts(flag, known[flag].annotation, place)
+        text = draw(st.sampled_from(pool) if draw(st.integers(0, 9)) else st.text(max_size=20))
+        wrong |= flag in taken or (bad and text in pool)
+        taken.add(flag)
+        words += [f"--{flag}={text}"] if draw(st.booleans()) or text.startswith("-") or not text else [f"--{flag}", text]
+    if not draw(st.integers(0, 9)):
+        words.append(draw(st.sampled_from(["--nonsense", "stray", "-", "--=", "--no-seed", "-x", ""])))
+        wrong = True
+    taken |= {"run"} if "runs" in taken else set()
+    words += [word for word in context(name) if word[2:].partition("=")[0] not in taken]
+    words += ["--dry_run"] if name.startswith(("train", "reproduce")) and "dry_run" not in taken else []
+    return name, words, wrong
+
+
+def try_at_random(place, tally, examples, derandomize):
+    @settings(max_examples=examples, deadline=None, derandomize=derandomize, database=None,
+              suppress_health_check=list(HealthCheck))
+    @given(command_lines(place))
+    def check(line):
+        name, words, wrong = line
+        before = digest(place)
+        code, out, err = outcome(name, words)
+        assert code in (None, 2) and not (wrong and code is None), (name, words, code, out, err)
+        if code == 2:
+            assert err.startswith("error: ") and err.count("\n") == 1 and err[:-1].isprintable(), (name, words, err)
+            tally("malformed command lines refused")
+        after = digest(place)
+        assert code is None or after == before, (name, words)
+        for path in set(after) - set(before):            # a folder that a command made before its work
+            assert path.is_dir() and code is None
+            path.rmdir()
+        assert digest(place).keys() == before.keys() and all(after[path] == before[path] for path in before if path.is_file())
+
+    check()
+
+
+def test_no_random_command_line_ends_in_a_traceback_or_in_success_or_changes_a_file(place, idle, tally):
+    try_at_random(place, tally, 100, derandomize=True)
+
+
+@pytest.mark.torture
+def test_thousands_of_random_command_lines_end_as_they_must(place, idle, tally):
+    try_at_random(place, tally, 5_000, derandomize=False)
