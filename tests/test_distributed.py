@@ -610,6 +610,7 @@ def test_torchruns_sigterm_leaves_a_checkpoint_of_one_step_of_all(tmp_path, torc
     process.terminate()
     out, _ = process.communicate(timeout=60)
     stop = re.search(r"stopped in epoch (\d+) after step (\d+): terminated; go on with --resume", out)
+    assert stop, out
     at = content(folder)["training"]
     assert (at["epochs_done"] + 1, at["steps_done"]) == (int(stop[1]), int(stop[2]))
     assert not (folder / ".lock").exists()
