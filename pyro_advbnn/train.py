@@ -185,6 +185,7 @@ def _train_locked(flags, dry, max_minutes, locked):
             resumed, folder = folder, None
         if resumed and not dry and distributed.is_main():
             _lock(resumed, locked)
+    with distributed.together():                         # apart, as loading has the others wait for the first process
         config, training, held_out, best = _resume(resumed, folder, flags) if resumed else _begin(folder, flags)
     distributed.require_same(
         [config["images_sha256"], str(resumed), training.epochs_done, training.steps_done],

@@ -1,6 +1,7 @@
 """Tests of checkpoints: what is saved comes back bit for bit, and no file can do harm."""
 import os
 import pickle
+import random
 import warnings
 from pathlib import Path
 
@@ -182,3 +183,48 @@ def test_a_config_that_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(ab.InputError, match="plain values"):
         ab.save(tmp_path / "c.pt", classifier, {"network": print})
     assert not list(tmp_path.iterdir())
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+def flips(path, number, seed, tally):
+    """Flip a random bit of a checkpoint, `number` times: it is refused in one line, or what it holds is what it held."""
+    checkpoints.save(path, trained(ab.BayesianClassifier(convnet())), CONFIG)
+    whole, content, refused, chance = path.read_bytes(), checkpoints.read(path), 0, random.Random(seed)
+    for _ in range(number):
+        at = chance.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1:])
+        try:
+            assert same(checkpoints.read(path), content)
+        except InputError as refusal:
+            assert str(path) in str(refusal) and "\n" not in str(refusal)
+            refused += 1
+    assert refused > number / 3                          # the rest fell between the records
+    tally("flipped bits: checkpoints refused", refused)
+    tally("flipped bits: checkpoints with all that they held", number - refused)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, tally):
+    flips(tmp_path / "c.pt", 300, 0, tally)
+
+
+@pytest.mark.torture
+def test_thousands_of_flipped_bits_are_refused_or_change_nothing(tmp_path, tally):
+    flips(tmp_path / "c.pt", 20_000, 1, tally)
+
+
+def test_a_bit_of_the_weights_that_is_flipped_is_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    classifier = ab.BayesianClassifier(convnet())
+    checkpoints.save(path, classifier, CONFIG)
+    weights, content = classifier.mean.detach().numpy().tobytes(), bytearray(path.read_bytes())
+    content[content.index(weights) + len(weights) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoints.load(path)

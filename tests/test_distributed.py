@@ -21,7 +21,7 @@ from test_train import metrics as rows
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import batch_norm, checkpoints, cli, configuration, datasets, distributed, evaluate, records, training
+from pyro_advbnn import batch_norm, checkpoints, cli, configuration, datasets, distributed, evaluate, locks, records, training
 from pyro_advbnn import train as train_module
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
@@ -582,3 +582,64 @@ def test_a_killed_process_ends_the_others_within_seconds_and_a_restart_goes_on_f
     done = content(folder)["training"]["epochs_done"]
     train(resume=folder, epochs=done + 1)
     assert [row["epoch"] for row in rows(folder)] == list(range(1, done + 2))
+
+
+def signalled(words, rank, step):
+    """`train`, in which the process `rank` alone gets a SIGTERM in the middle of a step."""
+    real, count = training.Training._step, 0
+
+    def step_(self, x, y):
+        nonlocal count
+        count += 1
+        if (count, distributed.rank()) == (step, rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, x, y)
+
+    training.Training._step = step_
+    try:
+        return command(train, words, processes=True)
+    finally:
+        training.Training._step = real
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, rank, tally):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    processes(train_command, words(whole))
+    (code, out, err), other = processes(signalled, words(folder), rank, 1)
+    assert (code, err, other) == (143, "terminated\n", (143, "", ""))
+    assert f"stopped in epoch 1 after step 1: terminated; go on with --resume {folder}" in out
+    assert [content(folder)["training"][name] for name in ("epochs_done", "steps_done")] == [0, 1]
+    (code, _, err), other = processes(train_command, ["--resume", folder])
+    assert (code, err, other) == (0, "", (0, "", ""))
+    for part in ("state", "training", "best"):
+        assert equal(content(whole)[part], content(folder)[part]), part
+    assert rows(whole) == rows(folder)
+    tally("signals obeyed")
+
+
+def test_rank_0_holds_the_lock_of_a_run_and_a_refusal_ends_all(tmp_path):
+    folder = tmp_path / "run"
+    processes(train_command, words(folder, max_minutes=SOON))
+    assert not (folder / ".lock").exists()
+    with locks.take(folder):
+        (code, out, err), other = processes(train_command, ["--resume", folder])
+    assert (code, out, other) == (2, "", (0, "", "")) and err.startswith(f"error: {folder} is in use by process")
+    assert content(folder)["training"]["steps_done"] == 1
+
+
+@pytest.mark.slow
+def test_torchruns_sigterm_leaves_a_checkpoint_of_one_step_of_all(tmp_path, torchrun, tally):
+    folder = tmp_path / "run"
+    process = torchrun(*words(folder, epochs=10_000))
+    read_until(process, "epoch   2/")
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    stop = re.search(r"stopped in epoch (\d+) after step (\d+): terminated; go on with --resume", out)
+    assert stop, out
+    at = content(folder)["training"]
+    assert (at["epochs_done"] + 1, at["steps_done"]) == (int(stop[1]), int(stop[2]))
+    assert not (folder / ".lock").exists()
+    train(resume=folder, epochs=at["epochs_done"] + 1)
+    assert [row["epoch"] for row in rows(folder)] == list(range(1, at["epochs_done"] + 2))
+    tally("signals obeyed")
