@@ -141,7 +141,8 @@ def _check_values(logits):
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
                          "out, or return their log")
-    if logits.numel() >= _ENOUGH_NUMBERS and ((logits >= 0) & (logits <= 1)).all() and (logits % 1 > 0).any():
+    after_sigmoid = ((logits > 0) & (logits <= 1)).all() and (logits < 1).any()           # a ReLU leaves zeros
+    if after_sigmoid and logits.numel() >= _ENOUGH_NUMBERS:
         raise InputError("the classifier must return logits, these all lie between 0 and 1, as after a sigmoid: leave it out; "
                          "subtract 1 from what are logits all the same")
 

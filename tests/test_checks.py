@@ -104,6 +104,12 @@ def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, ba
     assert verdicts(robust, batches, ["beats transfer"], transfer=fragile) == {"beats transfer": HELD}
 
 
+def test_what_two_attacks_differ_on_is_told_with_the_verdict():
+    base, other = torch.tensor([True] * 6 + [False] * 4), torch.tensor([True] * 3 + [False] * 5 + [True] * 2)
+    finding = checks._no_loss(base, other, "60.0 %, with other 50.0 %")
+    assert finding.measured == "60.0 %, with other 50.0 %; they differ on 3 + 2 of 10 images"
+
+
 def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_checks_expose_it(fragile, batches, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 50))
     exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_samples=5)

@@ -82,6 +82,21 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
         assert sum(row["num_in_bin"] for row in bins) == 60 == bins[0]["num_examples"]
 
 
+def test_one_draw_of_a_random_network_tells_no_mutual_information_and_a_line_says_so(run, tmp_path, capsys):
+    words = ["--run", run, "--out", tmp_path, *QUICK[:4], "--num_test", 60, "--epsilon", 0.2, "--ood", "noise"]
+    for _ in range(2):                                   # the second time the rows are there
+        cli.run(evaluate.VERBS, ["uncertainty", *map(str, words), "--num_samples", "1"])
+        rows = {name: tables.read(tmp_path, name) for name in doubt.TABLES}
+        assert [(row["mutual_information"], row["variation_ratio"]) for row in rows["uncertainty"]] == 3 * [(None, None)]
+        assert {row["score"] for name in ("detection", "rejection") for row in rows[name]} == {"entropy"}
+        out = capsys.readouterr().out
+        assert "note: mutual information needs several draws per prediction" in out and "added" in out
+    evaluated(run, tmp_path / "more", "--ood", "noise", "--epsilon", 0)
+    assert "needs several draws" not in capsys.readouterr().out
+    plots_and_tables = [summary.name for summary in summaries.summaries(tmp_path)]
+    assert {"uncertainty", "detection"} <= set(plots_and_tables)
+
+
 def test_clean_and_blind_accuracy_are_those_of_the_verb_accuracy(run, whole, tmp_path):
     words = [*QUICK, "--epsilons", "0,0.2"]
     cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(tmp_path), *words])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import inputs
+from pyro_advbnn import inputs, uncertainty
 from pyro_advbnn.errors import InputError
 
 Outputs = namedtuple("Outputs", "logits auxiliary")
@@ -169,6 +169,24 @@ def test_unusual_logits_pass(batch, change):
     assert inputs.check_classifier(Answering(change), batch[0]) == 3
 
 
+def test_outputs_of_a_sigmoid_are_refused_unless_they_are_too_few_to_tell(batch):
+    x = torch.rand(6, 1, 2, 2)
+    message = refusal(lambda: inputs.check_classifier(Answering(torch.sigmoid), x))
+    assert "must return logits, these all lie between 0 and 1, as after a sigmoid: leave it out" in message
+    saturated = Answering(lambda z: torch.sigmoid(z * 0 + torch.tensor([50.0, 0.1, -5.0])))
+    assert "as after a sigmoid" in refusal(lambda: inputs.check_classifier(saturated, x))
+    for passes in (lambda z: torch.sigmoid(z) - 1, lambda z: 0.01 * z.relu() / z.abs().max(), lambda z: z * 0 + 1.0):
+        assert inputs.check_classifier(Answering(passes), x) == 3
+    assert inputs.check_classifier(Answering(torch.sigmoid), batch[0]) == 3
+
+
+def test_sigmoid_outputs_of_ten_classes_are_refused_by_the_two_images_that_a_module_is_tried_on():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid())
+    batches = [(torch.rand(4, 1, 8, 8), torch.arange(4))]
+    assert "as after a sigmoid" in refusal(lambda: ab.robust_accuracy(network, batches))
+    assert "as after a sigmoid" in refusal(lambda: ab.worst_case_accuracy(network, batches, {"pgd": ab.PGD(0.1)}))
+
+
 def test_images_made_in_inference_mode_pass(batch):
     with torch.inference_mode():
         x, y = batch[0].clone(), batch[1]
@@ -244,6 +262,36 @@ ATTACKED = {
 @pytest.mark.parametrize(("change", "message"), ATTACKED.values(), ids=ATTACKED)
 def test_attacks_that_return_something_else_are_refused(batch, change, message):
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [batch], lambda c, x, y: change(x)))
+
+
+def moved(distance, **told):
+    """An attack that moves one pixel of the last image so far, to where there is room, and tells what it is told to."""
+    def attack(classifier, x, y):
+        x_adv = x.clone()
+        x_adv[-1, 0, 0, 0] += distance if x[-1, 0, 0, 0] < 0.5 else -distance
+        return x_adv
+    vars(attack).update(told)
+    return attack
+
+
+@pytest.mark.parametrize(("attack", "farthest"), [
+    (moved(0.2, epsilon=0.1), "0.1 of the images (linf), its farthest is 0.2 away"),
+    (moved(0.3, epsilon=0), "0 of the images (linf), its farthest is 0.3 away"),
+    (moved(0.2, epsilon=0.1, norm="l2"), "0.1 of the images (l2), its farthest is 0.2 away"),
+])
+def test_an_attack_that_leaves_the_ball_that_it_names_is_refused(batch, attack, farthest):
+    message = f"the attack must stay within its epsilon {farthest}"
+    assert message in refusal(lambda: ab.robust_accuracy(Answering(), [batch], attack))
+    assert message in refusal(lambda: ab.worst_case_accuracy(Answering(), [batch], {"own": attack}))
+    assert message in refusal(lambda: uncertainty.scores(Answering(), [batch], attack, num_samples=2))
+
+
+@pytest.mark.parametrize("attack", [
+    moved(0.2), moved(0.2, epsilon=None), moved(0.2, epsilon=0.2), moved(0.2, epsilon=float("inf"), norm="l2"),
+    moved(0.2, epsilon=0.1, norm="l0"), ab.PGD(0.3, norm="l2", num_steps=3), ab.PGD(0.3, num_steps=3, random_start=True),
+    ab.APGD(0.3, 4, norm="l2"), ab.CarliniWagner(0.4, num_steps=5), ab.Square(0.3, 5)])
+def test_attacks_that_keep_to_their_ball_or_name_none_pass(batch, attack):
+    assert ab.robust_accuracy(Answering(), [batch], attack)["num_examples"] == 4
 
 
 def test_one_batch_in_place_of_several_is_refused(batch):
