@@ -318,22 +318,30 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress,
                 progress.note(f"--cuda_graphs: none: {training.attack.failure}")
             if training.steps_done == len(training.batches):
                 continue                                 # the epoch is about to be finished and saved
-            now, asked.number = distributed.clock(asked.number)
-            if asked.number or now > deadline:
+            now, stop = _agree(asked)
+            if stop or now > deadline:
                 run_folders.save_position(folder, training, config, best)
-                return progress.stopped(_why(asked, max_minutes))
+                return progress.stopped(_why(stop, max_minutes))
             if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
                 saved = now
         best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        now, asked.number = distributed.clock(asked.number)
-        if not training.finished and (asked.number or now > deadline):
-            return progress.stopped(_why(asked, max_minutes))
+        now, stop = _agree(asked)
+        if not training.finished and (stop or now > deadline):
+            return progress.stopped(_why(stop, max_minutes))
     progress.finished(best)
 
 
-def _why(asked, max_minutes):
-    return signals.name_of(asked.number) if asked.number else f"--max_minutes {max_minutes:g} are over"
+def _agree(asked):
+    """Collective: (rank 0's time, the signal that asks to stop or 0); a signal that comes meanwhile is for the next time."""
+    now, number = distributed.clock(asked.number)
+    if number:                                           # else what `asked` holds now must not be lost
+        asked.number = number
+    return now, number
+
+
+def _why(number, max_minutes):
+    return signals.name_of(number) if number else f"--max_minutes {max_minutes:g} are over"
 
 
 def _finish_epoch(folder, config, training, held_out, best, progress, write_row):

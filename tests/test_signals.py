@@ -8,7 +8,7 @@ import pytest
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 from victims import Victim
 
-from pyro_advbnn import benchmark, cli, evaluate, evidence, locks, reproduce, run_folders, signals
+from pyro_advbnn import benchmark, cli, distributed, evaluate, evidence, locks, reproduce, run_folders, signals
 from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
 
@@ -72,6 +72,23 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     assert run_folders.is_finished(cut)
     assert_same_run(whole, cut)
     tally("signals obeyed")
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path, monkeypatch, capsys):
+    real, calls = distributed.clock, []
+
+    def clock(number=0):
+        told = real(number)
+        calls.append(number)
+        if len(calls) == 2:                              # after it has told the others that there is none
+            os.kill(os.getpid(), signal.SIGTERM)
+        return told
+
+    monkeypatch.setattr(distributed, "clock", clock)
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(ENDLESS)), "--out", str(tmp_path / "run"), "--max_minutes", "1"])
+    assert end.value.code == 143 and calls == [0, 0, signal.SIGTERM]
+    assert content(tmp_path / "run")["training"]["steps_done"] == 2
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_that_was_there(tmp_path):
