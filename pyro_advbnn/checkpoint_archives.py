@@ -17,7 +17,8 @@ _OPCODES = {"PROTO", "STOP", "MARK", "POP", "POP_MARK", "EMPTY_DICT", "EMPTY_LIS
             "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINGET", "LONG_BINGET", "BINPUT",
             "LONG_BINPUT", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"}
 _ITEM_SIZES = {"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
-               "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1}
+               "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+               "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16}
 
 
 def check(file, size, *, sums=True):

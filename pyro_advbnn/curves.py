@@ -152,7 +152,7 @@ def check(row, x=None):
             raise InputError(f"a csv file is damaged: a row of the run {row['run']} has no {name}")
     for name in _SETTINGS:
         if row.get(name) is not None and not 0 <= row[name] < math.inf:
-            raise InputError(f"a csv file is damaged: a row of the run {row['run']} has {name} {row[name]:.40}")
+            raise InputError(f"a csv file is damaged: a row of the run {row['run']} has {name} {row[name]!r:.40}")
     for name in (x, *_NEEDED):
         number = name in row and name not in ("alpha", "prior_std", "split", "layer")
         if number and (row[name] is None or not math.isfinite(row[name])):

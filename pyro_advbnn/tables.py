@@ -144,12 +144,12 @@ def _read(path, columns):
         files.checked_size(path, limit=files.TEXT_LIMIT)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            lines = list(reader)
+            lines, found = list(reader), tuple(reader.fieldnames or ())      # an empty file is asked for them again
     except InputError:
         raise
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if tuple(reader.fieldnames or ()) != columns:
+    if found != columns:
         raise InputError(f"{path} is not a table of this version: its columns differ; move it away")
     if any(None in line or None in line.values() for line in lines):
         raise InputError(f"{path} is damaged: a line has not {len(columns)} cells")

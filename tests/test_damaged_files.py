@@ -344,7 +344,7 @@ def test_a_config_with_any_value_missing_or_of_another_kind_is_refused_or_harmle
     for place in places(config):
         if place[0] == "environment" or (place[0] in ("flags", "recipe_settings") and len(place) > 2):
             continue
-        for value in (KeyError, *chance.sample(CONFIG_VALUES, 2)):
+        for value in (KeyError, chance.choice(CONFIG_VALUES)):
             (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
             read_or_refused(lambda: resumed(run), run)
             tally(MALFORMED)

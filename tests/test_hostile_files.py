@@ -334,7 +334,7 @@ def larger_than_its_record(path):
 CHECKPOINTS = {
     "compressed": compressed_checkpoint,
     "larger than its record": larger_than_its_record,
-    "one number a billion times": lambda path: plain(path, state={"x": torch.zeros(1).expand(2**40)}),
+    "one number a billion times": lambda path: plain(path, {"width": 10**5}, {"x": torch.zeros(1).expand(2**40)}),
     "memo": lambda path: with_structure(path, b"}r" + struct.pack("<I", 2**29)),
     "bytearray": lambda path: with_structure(path, b"c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**30) + b"\x85R"),
     "wide": lambda path: plain(path, {"width": 10**5}),
@@ -592,7 +592,7 @@ EVIL = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "javasc
 SVG = ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 9 9" onload="alert(1)">'
        '<script>alert(1)</script><style>*{{}}</style><foreignObject><iframe src="javascript:alert(1)"/></foreignObject>'
        '<a xlink:href="javascript:alert(1)"><text>a</text></a><use xlink:href="javascript:alert(1)"/>'
-       '<image xlink:href="http://x/y.png"/><rect style="fill:url(javascript:alert(1))" onclick="alert(1)"/>'
+       '<image xlink:href="http://x/y.png"/><rect style="fill:url(javascript:alert(1))" onclick="alert(1)" onmouseover="x=1"/>'
        '<set attributeName="href" to="javascript:alert(1)"/><text font-family="{quoted}">{text}</text></svg>')
 
 

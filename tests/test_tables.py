@@ -119,6 +119,7 @@ def test_an_unknown_column_is_a_mistake_of_ours_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
+    ("", "its columns differ"),
     ("a,b\n1,2\n", "its columns differ"),
     ("{header}\n1,2\n", "has not 23 cells"),
     ("{header}\n" + "x," * 27 + "\n", "has not 23 cells"),
