@@ -96,7 +96,8 @@ def replacing(path, prove=None):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)           # a leftover, or a link that somebody planted
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

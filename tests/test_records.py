@@ -81,3 +81,11 @@ def test_the_environment_names_versions_commit_and_hardware():
     environment = records.environment()
     assert environment["versions"]["torch"].startswith("2.") and environment["hardware"]["cpu_cores"] >= 1
     assert json.loads(json.dumps(environment)) == environment
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / f".config.json.{os.getpid()}.tmp").symlink_to(tmp_path / "mine")
+    records.write_json(tmp_path / "config.json", {"a": 1})
+    assert records.read_json(tmp_path / "config.json") == {"a": 1} and not (tmp_path / "config.json").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
