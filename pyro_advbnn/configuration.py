@@ -72,8 +72,8 @@ def _how_to_compute(flags, device):
 
 
 def is_run_of(config, flags):
-    """Whether `configure` made config of these flags."""
-    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
+    """Whether `configure` made config of these flags, by an older version maybe, which knew fewer defaults."""
+    return DEFAULTS | config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
 
 
 def _place(device):

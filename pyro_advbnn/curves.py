@@ -70,7 +70,7 @@ def defense_name(row):
 
 def settings(row, x=None):
     """{name: text} of what a row was measured with, without `x` and without what means nothing for it."""
-    draws = row["defense"] not in _DETERMINISTIC and row.get("prediction") != "mean"
+    draws = _draws(row)
     averaged = " per gradient" if "l1_norm" in row else " per prediction"
     texts = {
         "dataset": paper.DATASET_NAMES.get(row["dataset"], row["dataset"]), "network": row["network"],
@@ -93,12 +93,26 @@ def settings(row, x=None):
 
 
 def common(rows, x=None):
-    """{name: text} of the settings that all rows share, as far as they have them; nothing about their networks."""
+    """{name: text} of the settings that all rows share, as far as they have them; nothing about their networks.
+
+    A text that means nothing for some of the rows says for which it does: "10 draws per gradient where random".
+    """
     seen = {}
     for row in rows:
         for name, text in settings(row, x).items():
             seen.setdefault(name, set()).add(text)
-    return {name: seen[name].pop() for name in _SHARED if len(seen.get(name, ())) == 1}
+    return {name: seen[name].pop() + _where(rows, name) for name in _SHARED if len(seen.get(name, ())) == 1}
+
+
+def _where(rows, name):
+    if name in ("attack_samples", "num_samples") and not all(map(_draws, rows)):
+        return " where random"
+    return " where Bayesian" if name in ("alpha", "prior_std") and any(row.get(name) is None for row in rows) else ""
+
+
+def _draws(row):
+    """Whether the numbers of draws mean something for a row."""
+    return row["defense"] not in _DETERMINISTIC and row.get("prediction") != "mean"
 
 
 def fraction(value):

@@ -9,7 +9,7 @@ from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.norms import BALLS
 
-_ROUNDING = 1e-5                                         # of pixels in float32, with room for other people's attacks
+_ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
 _ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
 
 
@@ -99,7 +99,7 @@ def check_attacked(x_adv, x, attack=None):
     epsilon, norm = getattr(attack, "epsilon", None), getattr(attack, "norm", "linf")
     if isinstance(epsilon, int | float) and norm in BALLS:
         farthest = BALLS[norm].size(x_adv.double() - x.double()).max().item()
-        if farthest > epsilon + _ROUNDING * max(1.0, epsilon):
+        if farthest > epsilon + max(_ROUNDING, torch.finfo(x.dtype).eps) * (x[0].numel() ** 0.5 if norm == "l2" else 1):
             raise InputError(f"the attack must stay within its epsilon {epsilon:g} of the images ({norm}), its farthest is "
                              f"{farthest:g} away")
 

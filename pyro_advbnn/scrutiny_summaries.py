@@ -1,6 +1,9 @@
 """The tables of scrutiny for a report: (name, title, columns, rows, note) from the rows of robust.csv and checks.csv."""
 from pyro_advbnn import records
-from pyro_advbnn.curves import common, labels
+from pyro_advbnn.curves import common, labels, settings
+
+_RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num_queries": "queries of Square",
+           "num_examples": "images"}
 
 
 def robust(rows):
@@ -32,4 +35,9 @@ def attacks(row):
 
 
 def _shared(rows):
-    return ", ".join(common(rows).values())
+    """The settings that all rows share, and the range of those that no column shows where they differ."""
+    ranges = []
+    for name, noun in _RANGES.items():                   # of draws per prediction only where there is something to draw
+        values = {row[name] for row in rows if row.get(name) is not None and (name in settings(row) or name == "num_queries")}
+        ranges += [f"{min(values):,} to {max(values):,} {noun}"] if len(values) > 1 else []
+    return ", ".join([*common(rows).values(), *ranges])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import curves, records
+from pyro_advbnn import curves, records, scrutiny_summaries
 from pyro_advbnn.tables import TABLES, Table
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +124,25 @@ def test_a_step_that_follows_the_radius_keeps_a_curve_in_one_piece():
     rows = [row(ADV, 500, epsilon, step_size=2.5 * epsilon / 20) for epsilon in (0.01, 0.02, 0.04)]
     curve, = curves.curves(rows, "epsilon")
     assert len(curve.rows) == 3 and curves.common(rows, "epsilon")["step_size"] == "step 2.5 ε / steps"
+
+
+def test_a_setting_that_means_nothing_for_some_rows_says_for_which_it_does():
+    rows = [row(ADV, 400), row(ADVBNN, 500, draws=10), row(ADVBNN, 600, 0.0)]
+    shared = curves.common(rows)
+    assert shared["attack_samples"] == "10 draws per gradient where random"
+    assert shared["num_samples"] == "20 draws per prediction where random"
+    assert (shared["alpha"], shared["prior_std"]) == ("α = 1/10 where Bayesian", "prior std 0.05 where Bayesian")
+    assert curves.common(rows[1:]) == {name: text.partition(" where")[0] for name, text in shared.items()} | {
+        "num_steps": "20 PGD steps", "step_size": "step 0.007"}
+
+
+def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_shows():
+    more = {"check": "noise", "verdict": "held", "measured": "", "expected": "", "num_queries": 100}
+    random, certain = ({**row(run, 400), **more} for run in (ADVBNN, ADV))
+    note = scrutiny_summaries.checks([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])[-1]
+    for told in ("20 to 40 PGD steps", "100 to 500 queries of Square", "20 to 50 draws per prediction", "where Bayesian"):
+        assert told in note
+    assert " to " not in scrutiny_summaries.checks([random, certain])[-1].partition(". Judged")[0]
 
 
 def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():

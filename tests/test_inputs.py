@@ -294,6 +294,15 @@ def test_attacks_that_keep_to_their_ball_or_name_none_pass(batch, attack):
     assert ab.robust_accuracy(Answering(), [batch], attack)["num_examples"] == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_rounding_of_any_precision_does_not_leave_the_ball(dtype, norm):
+    x = torch.rand(20, 1, 8, 8).to(dtype)
+    attack = ab.PGD(0.3, num_steps=3, norm=norm)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to(dtype)
+    assert inputs.check_attacked(attack(network, x, torch.zeros(20, dtype=torch.int64)), x, attack) is None
+
+
 def test_one_batch_in_place_of_several_is_refused(batch):
     message = refusal(lambda: ab.robust_accuracy(Answering(), batch))
     assert re.fullmatch(r"batches must be several pairs .* got a tensor \(4, 1, 2, 2\) for a pair", message)

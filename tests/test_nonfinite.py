@@ -283,6 +283,7 @@ def test_a_checkpoint_that_does_not_know_of_skipped_steps_goes_on_with_none(tmp_
     for name in ("on_nonfinite", "deterministic"):
         del config[name], config["flags"][name]
     records.write_json(folder / "config.json", config)
+    assert configuration.is_run_of(config, TINY) and not configuration.is_run_of(config, TINY | {"deterministic": True})
     train(resume=folder, epochs=3)
     assert metrics(folder)[-1]["skipped_steps"] == 0
     assert records.read_json(folder / "config.json")["on_nonfinite"] == "stop"
