@@ -16,6 +16,8 @@
 #define ROUNDS 10
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#define HAS_AVX512_VERSION
 #define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDEST
@@ -25,7 +27,7 @@
 
 /* x[j][i]: word j of the block with counter LANES * block + i, as Random123's philox4x32 with ten rounds. The word is the lower
    half of a lane; what is left in the upper half is never read, which spares the packing. */
-static inline __attribute__((always_inline)) void philox(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
+static void philox(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint64_t first = block * LANES;
     EACH_LANE { x[0][i] = first + i; x[1][i] = first >> 32; x[2][i] = 0; x[3][i] = 0; }
@@ -41,6 +43,34 @@ static inline __attribute__((always_inline)) void philox(uint64_t x[4][LANES], u
         k1 += 0xBB67AE85u;
     }
 }
+
+#ifdef HAS_AVX512_VERSION
+/* The same with the one instruction for 32-bit factors, which compilers miss: their 64-bit product takes three times as long. */
+__attribute__((target("avx512f"))) static void philox_avx512(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
+    const __m512i first_factor = _mm512_set1_epi64(0xD2511F53u), second_factor = _mm512_set1_epi64(0xCD9E8D57u);
+    for (size_t start = 0; start < LANES; start += 8) {
+        __m512i first = _mm512_add_epi64(_mm512_set1_epi64((int64_t)(block * LANES + start)),
+                                         _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+        __m512i x0 = first, x1 = _mm512_srli_epi64(first, 32), x2 = _mm512_setzero_si512(), x3 = x2;
+        uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+        for (int round = 0; round < ROUNDS; round++) {
+            __m512i a = _mm512_mul_epu32(x0, first_factor), b = _mm512_mul_epu32(x2, second_factor);
+            x0 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(b, 32), x1), _mm512_set1_epi64(k0));
+            x1 = b;
+            x2 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(a, 32), x3), _mm512_set1_epi64(k1));
+            x3 = a;
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        _mm512_storeu_si512(x[0] + start, x0);
+        _mm512_storeu_si512(x[1] + start, x1);
+        _mm512_storeu_si512(x[2] + start, x2);
+        _mm512_storeu_si512(x[3] + start, x3);
+    }
+}
+#endif
+
+static void (*best_philox)(uint64_t x[4][LANES], uint64_t block, uint64_t key) = philox;
 
 /* -2 ln u for u = (bits / 2 + 1/2) / 2^31 in (0, 1]; series of ln((1 + t) / (1 - t)), |t| < 0.172: error below 2 ulp. */
 static inline __attribute__((always_inline)) float minus_two_log(uint32_t bits) {
@@ -76,7 +106,7 @@ WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint
     float z[BLOCK];
     for (int64_t start = 0; start < size; start += BLOCK, block++) {
         size_t count = size - start < BLOCK ? size - start : BLOCK;
-        philox(x, block, key);
+        best_philox(x, block, key);
         EACH_LANE box_muller((uint32_t)x[0][i], (uint32_t)x[1][i], z + i, z + LANES + i);
         EACH_LANE box_muller((uint32_t)x[2][i], (uint32_t)x[3][i], z + 2 * LANES + i, z + 3 * LANES + i);
         if (mean)
@@ -113,4 +143,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_normals", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__normals(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__normals(void) {
+#ifdef HAS_AVX512_VERSION
+    if (__builtin_cpu_supports("avx512f")) best_philox = philox_avx512;
+#endif
+    return PyModule_Create(&definition);
+}
