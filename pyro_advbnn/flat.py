@@ -20,14 +20,9 @@ _STREAM = 1 << 20             # normals from one generator, or to one thread at 
 _BLOCK = 128                  # normals that `_normals` makes from one value of its counter
 
 
-def chunk_size(device):
-    """How many floats of a long pass are best worked on at a time."""
-    return _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
-
-
 def chunks(start, stop, device):
     """Slices of at most one chunk that cover [start, stop)."""
-    size = chunk_size(device)
+    size = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 

@@ -49,30 +49,17 @@ class LeanCalls:
         """
         tensors, folded = dict(tensors), self._still_pairs()
         with torch.no_grad():
-            for convolution, norm in folded:
-                tensors |= self._folded(tensors, convolution, norm, owned)
-            return self._autocast(tensors), [norm for _, norm in folded]
+            for (convolution, norm), *modules in folded:
+                tensors |= _folded(tensors, convolution, norm, *modules, owned)
+            return self._autocast(tensors), [norm for (_, norm), *_ in folded]
 
     def _still_pairs(self):
         if self._pairs is None:
             pairs = foldable(self.network)
             self._pairs = [pair for pair in pairs if not self._shared & set(pair)]
-        modules = [(pair, *map(self.network.get_submodule, pair)) for pair in self._pairs]
-        return [pair for pair, convolution, norm in modules
+        pairs = [(pair, *map(self.network.get_submodule, pair)) for pair in self._pairs]
+        return [(pair, convolution, norm) for pair, convolution, norm in pairs
                 if not norm.training and norm.running_mean is not None and not _has_hooks(convolution) | _has_hooks(norm)]
-
-    def _folded(self, tensors, convolution, norm, owned):
-        """The weight and bias with which the convolution gives what the BatchNorm after it would."""
-        module, name = self.network.get_submodule(norm), f"{convolution}.weight"
-        weight, bias, gamma, beta = (
-            tensors.get(f"{at}.{leaf}", getattr(self.network.get_submodule(at), leaf))
-            for at in (convolution, norm) for leaf in ("weight", "bias"))
-        scale = (module.running_var + module.eps).rsqrt()
-        scale = scale if gamma is None else scale * gamma
-        shift = -module.running_mean if bias is None else bias - module.running_mean
-        per_channel = scale.view(-1, *[1] * (weight.dim() - 1))
-        return {name: weight.mul_(per_channel) if name in owned else weight * per_channel,
-                f"{convolution}.bias": shift * scale if beta is None else torch.addcmul(beta, shift, scale)}
 
     def _autocast(self, tensors):
         names = [name for name in self._cast if name in tensors and tensors[name].dtype == torch.float32]
@@ -83,6 +70,23 @@ class LeanCalls:
         pieces = self._buffers.take(tensors[names[0]].new_empty(0, dtype=dtype), sum(sizes)).split(sizes)
         return tensors | {name: piece.view(tensors[name].shape).copy_(tensors[name])
                           for name, piece in zip(names, pieces, strict=True)}
+
+
+def _folded(tensors, convolution, norm, convolution_module, norm_module, owned):
+    """The weight and bias with which the convolution gives what the BatchNorm after it would."""
+
+    def tensor(name, module, leaf):
+        full = f"{name}.{leaf}"
+        return tensors[full] if full in tensors else getattr(module, leaf)
+
+    weight, bias = (tensor(convolution, convolution_module, leaf) for leaf in ("weight", "bias"))
+    gamma, beta = (tensor(norm, norm_module, leaf) for leaf in ("weight", "bias"))
+    scale = (norm_module.running_var + norm_module.eps).rsqrt()
+    scale = scale if gamma is None else scale * gamma
+    shift = -norm_module.running_mean if bias is None else bias - norm_module.running_mean
+    name, per_channel = f"{convolution}.weight", scale.view(-1, *[1] * (weight.dim() - 1))
+    return {name: weight.mul_(per_channel) if name in owned else weight * per_channel,
+            f"{convolution}.bias": shift * scale if beta is None else torch.addcmul(beta, shift, scale)}
 
 
 def autocast_dtype(device):

@@ -82,8 +82,9 @@ class _Draw(torch.autograd.Function):
         for part, prior_std in _parts(prior, len(mean), counted, mean.device):
             std = log_std[part].exp()
             if prior_std is not None:
-                log_prob -= 0.5 * shift[part].dot(shift[part]) + log_std[part].sum()
-                kl += _kl(mean[part], log_std[part], std, prior_std)
+                sum_log_std = log_std[part].sum()
+                log_prob -= 0.5 * shift[part].dot(shift[part]) + sum_log_std
+                kl += _kl(mean[part], sum_log_std, std, prior_std)
             torch.add(mean[part], shift[part].mul_(std), out=weights[part])
         log_prob -= 0.5 * math.log(2 * math.pi) * (counted[1] - counted[0])
         ctx.save_for_backward(mean, log_std, shift)
@@ -107,7 +108,7 @@ class _Draw(torch.autograd.Function):
                 grad_mean[part] = grad[part]
                 continue
             torch.addcmul(grad[part], mean[part], grad_kl, value=prior_std**-2, out=grad_mean[part])
-            ratio = (log_std[part] - math.log(prior_std)).mul_(2).exp_().sub_(1)
+            ratio = torch.add(log_std.new_tensor(-2 * math.log(prior_std)), log_std[part], alpha=2).exp_().sub_(1)
             grad_log_std[part].addcmul_(ratio, grad_kl)
         return grad_mean, grad_log_std, None, None, None
 
@@ -120,10 +121,10 @@ def _parts(prior, size, counted, device):
             *((part, None) for part in chunks(counted[1], size, device))]
 
 
-def _kl(mean, log_std, std, prior_std):
+def _kl(mean, sum_log_std, std, prior_std):
     """Eq. (6) summed over one part."""
     squares = (std.dot(std) + mean.dot(mean)) / (2 * prior_std**2)
-    return squares - log_std.sum() + (math.log(prior_std) - 0.5) * len(mean)
+    return squares - sum_log_std + (math.log(prior_std) - 0.5) * len(mean)
 
 
 class _LogDensity(torch.autograd.Function):
