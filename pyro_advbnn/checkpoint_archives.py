@@ -52,6 +52,8 @@ def _check_records(records, size):
         raise ValueError("the name of a record leads out of the archive")
     if any(record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size for record in records):
         raise ValueError("a record is compressed")
+    if any(record.external_attr for record in records):  # torch takes a record that is marked as a folder for an empty one
+        raise ValueError("a record is marked as something other than data")
     if sum(record.file_size for record in records) > size:
         raise ValueError("its records are larger than the file")
 

@@ -27,10 +27,8 @@ def save(path, classifier, config=None, **more):
 
     Raises InputError for a config of other values, OSError where the file cannot be written.
     """
-    try:
-        json.dumps(config)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config must hold plain values only: {error}") from None
+    if not _is_plain(config):
+        raise InputError(f"config must hold plain values only, got {config!r:.200}")
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
                "state": classifier.state_dict(), **more}
     with replacing(path, _prove) as file:
@@ -108,9 +106,20 @@ def read(path, *, mmap=False, sums=None):
     mappings = all(isinstance(content[name], dict) for name in ("config", "settings", "state"))
     if not mappings or "kind" not in content["settings"]:
         raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state are not those of one")
+    if not _is_plain(content["config"]):
+        raise InputError(f"{path} is not a checkpoint of this package: its config holds more than plain values")
     if type(content["format"]) is not int or not 1 <= content["format"] <= FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads up to {FORMAT}")
     return content
+
+
+def _is_plain(config):
+    """Whether JSON can hold it."""
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _build(content, network, prior, path):

@@ -1,5 +1,5 @@
 """What the config.json of a run must hold, so that one that was edited by hand is refused where it is read, not later."""
-import math
+import sys
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -77,7 +77,7 @@ def _is(value, member, bounds):
     if get_origin(member) is list:
         return isinstance(value, list) and all(fits(element, get_args(member)[0]) for element in value)
     if member is float:
-        return type(value) in (int, float) and math.isfinite(value) and value in bounds
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max and value in bounds
     return type(value) is member and (member is not int or value in bounds)
 
 

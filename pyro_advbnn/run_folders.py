@@ -141,7 +141,7 @@ def has_begun(folder):
 
 def _is_start(content):
     at = content.get("training")
-    return at is not None and not at["epochs_done"] and not at["steps_done"]
+    return isinstance(at, dict) and all(type(at.get(name)) is int and at[name] == 0 for name in ("epochs_done", "steps_done"))
 
 
 def check_position(folder, config):

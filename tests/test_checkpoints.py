@@ -219,6 +219,15 @@ def test_thousands_of_flipped_bits_are_refused_or_change_nothing(tmp_path, tally
     flips(tmp_path / "c.pt", 20_000, 1, tally)
 
 
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
+    checkpoints.save(tmp_path / "c.pt", ab.BayesianClassifier(convnet()), CONFIG)
+    content = (tmp_path / "c.pt").read_bytes()
+    entry = content.rindex(b"archive/data/0") - 46       # of the directory, whose byte 38 holds the attributes of MS-DOS
+    (tmp_path / "c.pt").write_bytes(content[:entry + 38] + b"\x10" + content[entry + 39:])
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoints.load(tmp_path / "c.pt")
+
+
 def test_a_bit_of_the_weights_that_is_flipped_is_refused(tmp_path):
     path = tmp_path / "c.pt"
     classifier = ab.BayesianClassifier(convnet())
