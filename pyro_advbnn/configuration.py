@@ -165,6 +165,7 @@ def resume(folder, flags):
         event_files.require()
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
+    run_folders.refuse_lost_position(folder)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device,
                                            loading=loading_of(config), workers=config.get("workers"))

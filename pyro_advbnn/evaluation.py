@@ -54,7 +54,7 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
     for x, y in batches:
         x_adv = x
         if attack is not None:
-            x_adv = attack(target if source is None else source, x, y)
+            x_adv = attack(target if source is None else source, x.clone(), y.clone())   # it may work in place
             check_attacked(x_adv, x, attack)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)

@@ -2,6 +2,8 @@
 
 Each check raises InputError with one line that says what was expected and what came.
 """
+import math
+
 import torch
 from torch import nn
 
@@ -89,19 +91,32 @@ def check_probabilities(probabilities):
 def check_attacked(x_adv, x, attack=None):
     """Raises InputError where an attack returned something else than images in [0, 1] like those that it got.
 
-    attack: where it has an epsilon, a number, all must lie within that of x, by its norm ("linf" where it has none).
+    attack: where it has an epsilon, all must lie within that of x, by its norm: "linf", also where it has none, "l2", or inf
+        and 2; by another one nothing is checked.
     """
     alike = isinstance(x_adv, torch.Tensor) and (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
     if not alike:
         got = f"{_kind(x_adv)}, {x_adv.dtype}, {x_adv.device}" if isinstance(x_adv, torch.Tensor) else _kind(x_adv)
         raise InputError(f"the attack must return a tensor like its images, {_kind(x)}, {x.dtype}, {x.device}, got {got}")
     check_images(x_adv, "attacked images")
-    epsilon, norm = getattr(attack, "epsilon", None), getattr(attack, "norm", "linf")
-    if isinstance(epsilon, int | float) and norm in BALLS:
+    norm = str(getattr(attack, "norm", "linf")).lower()
+    norm = norm if norm.startswith("l") else f"l{norm}"
+    if getattr(attack, "epsilon", None) is not None and norm in BALLS:
+        epsilon = _radius(attack.epsilon)
         farthest = BALLS[norm].size(x_adv.double() - x.double()).max().item()
         if farthest > epsilon + max(_ROUNDING, torch.finfo(x.dtype).eps) * (x[0].numel() ** 0.5 if norm == "l2" else 1):
             raise InputError(f"the attack must stay within its epsilon {epsilon:g} of the images ({norm}), its farthest is "
                              f"{farthest:g} away")
+
+
+def _radius(epsilon):
+    try:
+        number = float(epsilon)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0:
+        raise InputError(f"the epsilon of an attack must be a number >= 0, got {epsilon!r}")
+    return number
 
 
 def pair(batch):

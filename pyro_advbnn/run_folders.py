@@ -134,6 +134,14 @@ def has_position(folder):
     return files.is_there(Path(folder) / "checkpoint.pt")
 
 
+def refuse_lost_position(folder):
+    """Raises InputError where a run has trained, as best.pt or metrics.jsonl tell, but its checkpoint.pt is gone."""
+    folder = Path(folder)
+    left = [name for name in ("best.pt", "metrics.jsonl") if files.is_there(folder / name)]
+    if left and not has_position(folder):
+        raise InputError(f"{folder} has trained, but its checkpoint.pt is gone: move {' and '.join(left)} away to begin anew")
+
+
 def has_begun(folder):
     """Whether a run has a checkpoint that is later than its start."""
     return has_position(folder) and not _is_start(_position(folder, mmap=True))

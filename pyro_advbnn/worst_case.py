@@ -158,7 +158,7 @@ def unfinished(rows, names, num_images):
 def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
     began, x_adv = time.perf_counter(), x
     if attack is not None:
-        x_adv = attack(classifier, x, y)
+        x_adv = attack(classifier, x.clone(), y.clone())   # it may work in place
         check_attacked(x_adv, x, attack)
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)

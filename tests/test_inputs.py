@@ -1,7 +1,9 @@
 """Tests of inputs: what a stranger's images, labels and modules may be, and the one line that says where they are wrong."""
 import re
 from collections import namedtuple
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -314,3 +316,37 @@ def test_memory_that_runs_out_is_told_as_what_it_is(batch):
 
     with pytest.raises(torch.OutOfMemoryError):
         inputs.check_classifier(Answering(exhausted), batch[0])
+
+
+@pytest.mark.parametrize("epsilon", [np.float32(0.2), torch.tensor(0.2), "0.2", 0, 0.2])
+@pytest.mark.parametrize("norm", ["linf", "Linf", "inf", float("inf"), "l2", "L2", 2])
+def test_an_epsilon_of_any_kind_of_number_binds_its_attack(epsilon, norm):
+    x = torch.full((2, 1, 2, 2), 0.1)
+    with pytest.raises(InputError, match="stay within its epsilon"):
+        inputs.check_attacked(1 - x, x, SimpleNamespace(epsilon=epsilon, norm=norm))
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ({"epsilon": float("nan")}, "number >= 0"), ({"epsilon": "x"}, "number >= 0"), ({"epsilon": -1}, "number >= 0")])
+def test_an_epsilon_that_binds_nothing_is_refused(more, says):
+    x = torch.full((2, 1, 2, 2), 0.1)
+    with pytest.raises(InputError, match=says):
+        inputs.check_attacked(x, x, SimpleNamespace(**more))
+
+
+def test_an_attack_that_works_in_place_changes_nobodys_images_and_labels():
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    images, labels = x.clone(), y.clone()
+
+    def attack(classifier, x, y):
+        y.add_(1)
+        return x.copy_(1 - x)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    nn.init.zeros_(network[1].weight)
+    network[1].bias.data = torch.tensor([1.0, 0.0])      # right about every clean image
+    attack.epsilon = 0.01
+    for measure in (ab.robust_accuracy, ab.worst_case_accuracy):
+        with pytest.raises(InputError, match="stay within its epsilon"):
+            measure(network, [(x, y)], attack if measure is ab.robust_accuracy else {"own": attack}, num_samples=1)
+    assert torch.equal(x, images) and torch.equal(y, labels)

@@ -22,6 +22,14 @@ def validation_as_before():
     pyro.enable_validation(True)                         # commands turn it off for their process
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Where the tests run in the background, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def handlers():
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 

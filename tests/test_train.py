@@ -747,3 +747,12 @@ def test_a_process_that_is_killed_is_resumed_by_another_with_the_same_end(tmp_pa
     assert content(tmp_path / "cut")["training"]["epochs_done"] < 8
     train(resume=tmp_path / "cut")
     assert_same_run(run(tmp_path / "whole", epochs=8), tmp_path / "cut")
+
+
+def test_a_run_that_has_lost_its_checkpoint_is_not_taken_for_one_that_has_trained_nothing(tmp_path):
+    folder = run(tmp_path / "run")
+    (folder / "checkpoint.pt").unlink()
+    before = snapshot(folder)
+    with pytest.raises(InputError, match="checkpoint.pt is gone: move best.pt and metrics.jsonl away"):
+        train(resume=folder, epochs=5)
+    assert snapshot(folder) == before

@@ -51,6 +51,7 @@ class Victim:
 
 def _be(verbs, words, out, fault, every_step):
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)         # where the tests run in the background it is ignored
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes
