@@ -23,11 +23,11 @@ _NEEDED = {
     "class_names": list[str], "augmentation": Literal[tuple(datasets.AUGMENTATIONS)],
     "defense": Literal[tuple(DEFENSES)], "network": str, "width": Width | None, "num_classes": Dimension,
     "in_channels": Dimension, "init_from": str | None, "settings": dict, "seed": Seed, "device": str, "flags": dict,
-    "classifier": dict,
+    "classifier": dict, "patience": Epochs | None,
 }
 _OF_NEWER_RUNS = {
     "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
-    "cuda_graphs": Literal["auto", "on", "off"], "micro_batch": BatchSize | None, "patience": Epochs | None,
+    "cuda_graphs": Literal["auto", "on", "off"], "micro_batch": BatchSize | None,
     "batch_norm": Literal["sync", "broadcast"], "tensorboard": bool, "deterministic": bool,
     "on_nonfinite": Literal[POLICIES],
 }

@@ -114,7 +114,7 @@ def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_che
     monkeypatch.setattr(checks, "COUNTS", (1, 50))
     exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_samples=5)
     clean, weak, strong = (exam.accuracy(attack)["accuracy"] for attack in (None, *checks.many_draws(exam)))
-    assert clean > 0.9 and weak > 0.6 and strong < weak - 0.3
+    assert clean > 0.9 and weak > 0.6 and strong < weak - 0.25
     found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws", "paper's attack")}
     assert found["paper's attack"].verdict == FAILED
     assert found["one draw"].verdict == FAILED and "50 draws" in found["one draw"].measured
