@@ -7,7 +7,7 @@ import numpy as np
 
 from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_files import available_memory
+from pyro_advbnn.memory import available_memory
 
 MOST_INFLATION = 100                                     # of an array; photographs shrink to a half, drawings to a tenth
 FREE_INFLATION = 2**26                                   # bytes that may come of any number of bytes, for sorted labels

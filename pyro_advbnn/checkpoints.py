@@ -73,11 +73,11 @@ def load(path, network=None, *, prior=None, device="cpu"):
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged: its settings build no classifier ({_first_lines(error)})") from None
+        raise InputError(f"{path} is damaged: its settings build no classifier ({first_lines(error)})") from None
     try:
         classifier.load_state_dict(content["state"])
     except (AttributeError, RuntimeError, TypeError) as error:
-        raise InputError(f"{path} does not fit the network: {_first_lines(error)}") from None
+        raise InputError(f"{path} does not fit the network: {first_lines(error)}") from None
     return classifier.to(device).eval()
 
 
@@ -155,11 +155,12 @@ def _refuse_larger(how, state, path):
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             needed = sum(p.numel() for p in build_network(*how).parameters())
     except (InputError, RuntimeError) as error:          # the latter for sizes beyond 64 bits
-        raise InputError(f"{path} is damaged: its network cannot be built ({_first_lines(error)})") from None
+        raise InputError(f"{path} is damaged: its network cannot be built ({first_lines(error)})") from None
     found = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
     if needed > found:
         raise InputError(f"{path} does not fit the network: {how[0]} has {needed:,} weights, the file holds {found:,} numbers")
 
 
-def _first_lines(error):
+def first_lines(error):
+    """The message of an error on one line, cut where it is long."""
     return " ".join(str(error).split())[:200]

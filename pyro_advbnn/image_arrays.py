@@ -18,7 +18,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from pyro_advbnn import files
 from pyro_advbnn.array_archives import read_arrays
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_files import available_memory
+from pyro_advbnn.memory import available_memory
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")

@@ -165,7 +165,7 @@ def restore_position(folder, training):
         training.classifier.load_state_dict(content["state"])
         training.load_state_dict(content["training"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = checkpoints.first_lines(error)
         raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason}") from None
     return content["best"]
 
@@ -222,7 +222,7 @@ def is_finished(folder):
         return False
     config, content = read_config(folder), _position(folder, mmap=True)
     epochs_done = content["training"]["epochs_done"]
-    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config.get("patience"))
+    return epochs_done >= config["settings"]["epochs"] or out_of_patience(content["best"], epochs_done, config["patience"])
 
 
 def out_of_patience(best, epochs_done, patience):

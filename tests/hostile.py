@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -114,9 +113,3 @@ def write_results(folder):
     (folder / "figures" / "accuracy.svg").write_text(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>accuracy</text></svg>')
     return folder
-
-
-def raw_torch(path, content):
-    """A checkpoint as torch.save writes it."""
-    torch.save(content, path)
-    return path

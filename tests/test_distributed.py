@@ -1,5 +1,4 @@
 """Tests of training in several processes: real processes and gloo, on the CPU."""
-import multiprocessing
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ import torch
 from test_train import equal
 from test_train import metrics as rows
 from torch import nn
+from victims import FORKSERVER
 
 import pyro_advbnn as ab
 from pyro_advbnn import batch_norm, checkpoints, cli, configuration, datasets, distributed, evaluate, locks, records, training
@@ -30,8 +30,6 @@ ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "num_train": 88, "validation": 21, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
 SOON = 1e-9                                              # minutes
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest", "sklearn.datasets"])
 
 
 @pytest.fixture(autouse=True)
