@@ -36,14 +36,20 @@ class Victim:
     def end(self):
         """The exit code; -9 after SIGKILL."""
         self.process.join(PATIENCE)
-        assert self.process.exitcode is not None, "the process does not end"
+        self._give_up_unless(self.process.exitcode is not None)
         return self.process.exitcode
 
     def wait_for(self, condition):
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert self.process.exitcode is None and time.monotonic() < deadline, self.said()
+            self._give_up_unless(self.process.exitcode is None and time.monotonic() < deadline)
             time.sleep(0.005)
+
+    def _give_up_unless(self, good):
+        if not good:
+            self.process.kill()                          # or the tests that come later would find it
+            self.process.join()
+            raise AssertionError(f"the process does not do what it should: {self.said()}")
 
     def said(self):
         return self.out.read_text() if self.out.exists() else ""
@@ -52,6 +58,7 @@ class Victim:
 def _be(verbs, words, out, fault, every_step):
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)         # where the tests run in the background it is ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})      # `streaming` blocks it in a fork server that it starts
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes
