@@ -1,9 +1,11 @@
-"""Counts for README's reliability table: what a test survived, injected or tried, printed when the session ends."""
+"""One thread for all tests; and counts for README's reliability table, of what was survived or tried, printed at the end."""
+import os
 from collections import Counter
 
 import pytest
 
-_COUNTS = Counter()
+os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
+_COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
 
 
 @pytest.fixture
