@@ -15,6 +15,7 @@ from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
 
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
+_TABLES = {"epsilon": "accuracy", "alpha": "alpha", "prior_std": "prior_std", "run": "runs"}      # of accuracy, by --against
 PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
@@ -26,7 +27,7 @@ def accuracy(
     attack: Attack = TWENTY_STEPS,
     attack_samples: list[Count] = (1,),
     num_samples: Count = 20,
-    against: Literal["epsilon", "alpha", "prior_std"] = "epsilon",
+    against: Literal[tuple(_TABLES)] = "epsilon",
 ):
     """Accuracy of averaged predictions under white-box PGD, of one run or several in one figure (Table 1, Fig. 2).
 
@@ -37,10 +38,11 @@ def accuracy(
         attack_samples: weight draws averaged in each attack gradient, one number or several; 1 is the paper's weak
             attack, 10 and more are honest.
         num_samples: weight draws averaged in each prediction.
-        against: what the figure has on its axis, for runs that differ in alpha or prior_std; names the csv file too.
+        against: what the figure has on its axis, for runs that differ in alpha or prior_std, or "run" for a table of runs of
+            any kind, evaluation/runs.csv, without a figure; names the csv file too.
     """
     command = usage.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
-    subjects = Subjects(of, "accuracy" if against == "epsilon" else against)
+    subjects = Subjects(of, _TABLES[against])
     epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else epsilons
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
@@ -49,7 +51,7 @@ def accuracy(
             for epsilon in epsilons:
                 pgd = attack.pgd(subjects.dataset, epsilon, draws)
                 rows.append(evidence.white_box(subjects, subject, pgd, num_samples))
-    finish(subjects, rows, command, ["accuracy" if against == "epsilon" else against], _COLUMNS)
+    finish(subjects, rows, command, [] if against == "run" else [_TABLES[against]], _COLUMNS)
 
 
 @exclusive

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pyro_advbnn import datasets, evaluate, recipes, usage
+from pyro_advbnn import datasets, evaluate, recipes, scrutiny, trials, usage
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
 from pyro_advbnn.precision import PRECISIONS
@@ -11,6 +11,7 @@ from pyro_advbnn.subjects import Selection
 from pyro_advbnn.train import train
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
+BEYOND_THE_PAPER = ("kl", "beyond")
 FIVE = ("none", "adv", "rse", "bnn", "advbnn")
 ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
@@ -23,7 +24,8 @@ class Reproduction:
     Args:
         dataset: digits comes with scikit-learn; the others read data_dir.
         data_dir: folder of the data set, as in train.
-        scale: smoke (minutes, with digits), small (a subset and a narrow network), paper (the real thing).
+        scale: smoke (minutes, with digits), small (a subset and a narrow network), paper (all images and the paper's network,
+            in 30 epochs of one cycle with batches of 256).
         recipe: paper, authors or ours, as in train; default ours, at scale paper authors.
         network: as in train; default by data set and scale.
         width: base number of channels.
@@ -34,7 +36,7 @@ class Reproduction:
         attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
         seed: of all random streams.
         device: auto (cuda if present), cpu, cuda or cuda:N.
-        precision: of the training: fp32, tf32 (GPUs only) or bf16.
+        precision: of the training: fp32, tf32 (GPUs only) or bf16; default fp32, at scale paper as in train.
         out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
         max_minutes: stop a training after this time, or start no further step; the same command goes on.
         dry_run: print the plan and stop.
@@ -53,21 +55,22 @@ class Reproduction:
     attack_samples: Count | None = None
     seed: Seed = 0
     device: str = "auto"
-    precision: Literal[PRECISIONS] = "fp32"
+    precision: Literal[PRECISIONS] | None = None
     out: Path | None = None
     max_minutes: Minutes | None = None
     dry_run: bool = False
 
 
 # Per scale: the flags of train and num_test, where nobody chose them; num_few is the number of test images for what takes
-# many passes (1000 steps, pruning), num_honest for 1000 steps of many draws, which the other scales leave out. On digits all
-# images and the convnet as it is are small enough for "smoke".
+# many passes (1000 steps, pruning), num_honest for 1000 steps of many draws, which the other scales leave out, and num_worst
+# for the ensemble of attacks. On digits all images and the convnet as it is are small enough for "smoke".
 _SCALES = {
     "smoke": {"recipe": "ours", "epochs": 8, "num_train": 600, "num_test": 100, "num_few": 100, "width": 8, "validation": 60,
               "attack_samples": 10},
     "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
               "width": 12, "validation": 500, "attack_samples": 10},
-    "paper": {"recipe": "authors", "attack_samples": 20, "num_honest": 500},
+    "paper": {"recipe": "authors", "epochs": 30, "schedule": "cosine", "batch_size": 256, "attack_samples": 20,
+              "num_honest": 500, "trial_epochs": 10, "num_worst": 1000},
 }
 _CHOICES = ("recipe", "network", "width", "epochs", "batch_size", "num_train", "num_test", "attack_samples")
 _SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
@@ -98,10 +101,10 @@ class Step:
 class Plan:
     """The steps for some pieces of evidence, in order, each needed step once.
 
-    wanted: a `Reproduction`. num_train, num_test: sizes of the data set's splits.
+    wanted: a `Reproduction`. num_train, num_test: sizes of the data set's splits. on_gpu: whether it is to run on one.
     """
 
-    def __init__(self, pieces, wanted, num_train, num_test):
+    def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False):
         self.wanted, self.out = wanted, wanted.out or Path("runs") / f"reproduce-{wanted.dataset}-{wanted.scale}"
         scale = _SCALES[wanted.scale] | (_DIGITS.get(wanted.scale, {}) if wanted.dataset == "digits" else {})
         own = {name: getattr(wanted, name) for name in _CHOICES if getattr(wanted, name) is not None}
@@ -113,18 +116,19 @@ class Plan:
             self.settings["validation"] = min(self.settings["validation"], self.num_train // 5)
         if ":" in (wanted.network or "") and wanted.width is None:
             self.settings["width"] = None                # only our own networks have one
+        self.precision = wanted.precision or ("bf16" if on_gpu and wanted.scale == "paper" else "fp32")
         self.draws = (1, self.settings["attack_samples"])
         self.steps, self._runs = [], {}
         for piece in pieces:
             getattr(self, f"_{piece}")()
-        self._report()
+        self._report(pieces)
         self.steps = list({step.command: step for step in self.steps}.values())
 
     @property
     def identity(self):
         """What two plans for one folder must have in common: all that changes a result, as plain values."""
         wanted = self.wanted
-        return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": wanted.precision,
+        return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
                 **self.settings, "num_train": self.num_train, "num_test": self.num_test, "num_few": self.num_few}
 
     # Pieces
@@ -171,7 +175,37 @@ class Plan:
         runs = [self._run(defense) for defense in FIVE]
         self._evaluate(evaluate.gradients, runs, ["gradients"], gradients=5 * 2 * 21 * self.num_test)
 
+    def _kl(self):
+        """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
+        for name, flags in trials.KL_OF_ALL_WEIGHTS.items():
+            flags = {"epochs": self.settings.get("trial_epochs"), **flags}
+            self._compared(self._named_run("advbnn", f"kl-{name}", flags))
+
+    def _beyond(self):
+        baseline = self._named_run("adv", "adv-tuned", trials.BASELINE)
+        self._compared(baseline)
+        runs = [baseline]
+        for name, flags in trials.CONTENDERS.items():
+            runs.append(self._named_run("advbnn", f"advbnn-{name}", flags))
+            self._compared(runs[-1])
+        count = min(self.settings.get("num_worst") or self.num_few, self.num_test)
+        for run in runs:
+            self._evaluate(scrutiny.robust, [run], ["robust"], num_test=count, epsilon=self._radii()[-1],
+                           gradients=3 * 40 * 20 * count, forwards=1000 * 20 * count)
+
+    def _radii(self):
+        """Clean, and the radii of the two comparisons that are wanted: the paper's 0.035, and 8/255."""
+        own = recipes.training_epsilon(self.wanted.dataset)
+        return [0.0, 0.035, 8 / 255] if self.wanted.dataset in ("cifar10", "stl10") else [0.0, own]
+
     # Steps
+
+    def _compared(self, run):
+        """A line of the table of runs: clean and attacked, with one and with many draws."""
+        radii = self._radii()
+        cost = 20 * sum(self.draws) * self.num_test
+        self._evaluate(evaluate.accuracy, [run], ["runs"], against="run", epsilons=radii, attack_samples=list(self.draws),
+                       gradients=cost * (len(radii) - 1), forwards=20 * len(radii) * len(self.draws) * self.num_test)
 
     def _compare(self, name, values):
         """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run."""
@@ -184,18 +218,25 @@ class Plan:
 
     def _run(self, defense, **flags):
         """The folder of a run, whose training becomes a step where it is none yet."""
-        name = "-".join([defense, *(f"{flag}-{value:g}" for flag, value in flags.items())])
+        return self._named_run(defense, "-".join([defense, *(f"{flag}-{value:g}" for flag, value in flags.items())]), flags)
+
+    def _named_run(self, defense, name, flags):
+        """`_run` with a name of its own; flags stand over the plan's settings, and init_from names another run."""
+        flags = {flag: value for flag, value in flags.items() if value is not None}
+        if "init_from" in flags:
+            source = flags["init_from"]
+            flags |= {"init_from": self._runs.get(source) or self._run(source)}
         folder = self.out / "runs" / name
         if name not in self._runs:
             self._runs[name] = folder
             wanted = self.wanted
-            arguments = {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense, **flags,
+            arguments = {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense,
                          "recipe": self.settings["recipe"], "validation": self.settings.get("validation"),
-                         **{name: self.settings[name] for name in ("network", "width", "epochs", "batch_size")},
+                         **{name: self.settings.get(name) for name in ("network", "width", "epochs", "batch_size", "schedule")},
                          "num_train": self.num_train if self.settings["num_train"] else None, "seed": wanted.seed,
-                         "device": wanted.device, "precision": wanted.precision, "out": folder}
+                         "device": wanted.device, "precision": self.precision, "out": folder, **flags}
             self.steps.append(Step(program="pyro_advbnn.train", function=train, arguments=arguments, is_training=True,
-                                   leaves=(folder / "config.json",), **self._training_cost(defense)))
+                                   leaves=(folder / "config.json",), **self._training_cost(arguments)))
         return folder
 
     def _default_network(self):
@@ -206,10 +247,11 @@ class Plan:
         own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["network"]
         return self.settings["network"] or own or recipes.default_network(side)
 
-    def _training_cost(self, defense):
-        settings = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, defense)
-        epochs = self.settings["epochs"] or settings["epochs"]
-        held_out = self.settings.get("validation") or settings["validation"]
+    def _training_cost(self, arguments):
+        defense = arguments["defense"]
+        settings = recipes.RECIPES[arguments["recipe"]](self.wanted.dataset, defense)
+        settings |= {name: arguments[name] for name in settings if arguments.get(name) is not None}
+        epochs, held_out = settings["epochs"], settings["validation"]
         attack = settings["num_steps"] * settings["attack_samples"]
         per_image = 1.5 + attack * DEFENSES[defense].adversarial     # an update's gradient is by weights and input
         return {"gradients": epochs * (self.num_train * per_image + 2 * held_out * attack),
@@ -232,8 +274,10 @@ class Plan:
             forwards=forwards, leaves=(*(self.out / "evaluation" / f"{table}.csv" for table in tables),
                                        *(self.out / name for name in leaves))))
 
-    def _report(self):
+    def _report(self, pieces):
         """The last step: the page with all that the plan's runs brought, as far as it is there."""
-        five = [self._runs[name] for name in FIVE if name in self._runs] or list(self._runs.values())
+        five = [self._runs[name] for name in FIVE if name in self._runs]
+        if not five or set(pieces) & set(BEYOND_THE_PAPER):
+            five = list(self._runs.values())
         self._evaluate(evaluate.write_report, five, [], gradients=20 * 6 * len(five), forwards=40 * 6 * len(five),
                        leaves=("report.html", "figures", "tables"))

@@ -138,6 +138,20 @@ def _accuracy(rows, _):
                     ["curve", "ε", "ours", "published"], lines, note)]
 
 
+def _runs(rows, _):
+    """Runs of any kind side by side, in the order in which they were measured: clean, and attacked with one and many draws."""
+    radii = sorted({row["epsilon"] for row in rows})
+    order = list(dict.fromkeys(row["run"] for row in rows))
+    found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
+    for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
+        cells = {row["epsilon"]: records.percent(row, interval=True) for row in curve.rows}
+        lines.append([curve.label, defense_name(curve.rows[-1]), str(curve.rows[-1]["attack_samples"] or NONE),
+                      *(cells.get(radius, NONE) for radius in radii)])
+    note = f"{_shared(rows, 'epsilon')}. {_INTERVALS}; ε = 0: clean; {NONE}: not measured. What a run is: its config.json."
+    return [Summary("runs", "Runs compared: accuracy (%) under white-box PGD",
+                    ["run", "defence", "draws per gradient", *(f"ε = {radius:.4g}" for radius in radii)], lines, note)]
+
+
 def _transfer(rows, _):
     names, defenses = labels(rows), {row["run"]: row["defense"] for row in rows}
     lines, agree = [], []
@@ -254,6 +268,7 @@ _SAME = "Agrees: the 95 % interval of the change holds 0."
 _RUNS = ("run", "checkpoint", "weights")
 _MAKERS = {
     "accuracy": (_table1, _accuracy),
+    "runs": (_runs,),
     "transfer": (_transfer,),
     "ensemble": (_wide("ensemble", "Accuracy by draws per prediction (Fig. 5, left)", "num_samples", "draws per prediction",
                        verdicts.check_ensemble, f"Change: from the fewest draws in that range to the most measured. {_SAME}"),),

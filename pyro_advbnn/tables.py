@@ -24,6 +24,7 @@ TABLES = {
     "accuracy": ROW_FIELDS,
     "alpha": ROW_FIELDS,
     "prior_std": ROW_FIELDS,
+    "runs": ROW_FIELDS,
     "ensemble": ROW_FIELDS,
     "steps": ROW_FIELDS,
     "transfer": (*ROW_FIELDS, "source_checkpoint", "source_weights", "accuracy_clean", "accuracy_white_box", "rho", "note"),

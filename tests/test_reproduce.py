@@ -12,8 +12,8 @@ import pyro
 import pytest
 import torch
 
-from pyro_advbnn import cli, doubt, evaluate, evidence, records, reproduce, scrutiny, tables, train
-from pyro_advbnn.plans import PIECES, Plan, Reproduction
+from pyro_advbnn import cli, doubt, evaluate, evidence, records, reproduce, scrutiny, tables, train, trials
+from pyro_advbnn.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
@@ -55,6 +55,8 @@ def defenses(steps):
     ("alpha", ["advbnn"] * 4, ["accuracy", "report"]),
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
+    ("kl", [*["advbnn"] * 6, "adv", "advbnn"], ["accuracy", "report"]),
+    ("beyond", ["adv", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
 ])
 def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):
     steps = plan(piece).steps
@@ -97,9 +99,45 @@ def test_the_paper_scale_takes_all_images_and_the_authors_recipe():
     for step in plan("table1", scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps:
         if step.is_training:
             assert step.arguments["recipe"] == "authors"
-            assert {step.arguments[name] for name in ("num_train", "epochs", "width", "network")} == {None}
+            assert {step.arguments[name] for name in ("num_train", "width", "network")} == {None}
+            assert [step.arguments[name] for name in ("epochs", "batch_size", "schedule")] == [30, 256, "cosine"]
         else:
             assert step.arguments["of"].num_test is None
+
+
+def test_the_paper_scale_trains_in_bfloat16_on_a_gpu_and_what_the_user_says_stands():
+    for scale, wanted, on_gpu, precision in (("paper", None, True, "bf16"), ("paper", None, False, "fp32"),
+                                             ("small", None, True, "fp32"), ("paper", "tf32", True, "tf32")):
+        made = Plan(["table1"], Reproduction(scale=scale, dataset="cifar10", precision=wanted), 50_000, 10_000, on_gpu=on_gpu)
+        assert {step.arguments["precision"] for step in made.steps if step.is_training} == {precision}
+        assert made.identity["precision"] == precision
+
+
+@pytest.mark.parametrize("piece", BEYOND_THE_PAPER)
+def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece):
+    steps = plan(piece, scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps
+    compared = 0
+    for step, following in zip(steps, steps[1:], strict=False):
+        if step.is_training and step.arguments["out"].name != "adv":
+            assert following.arguments["of"].runs == [step.arguments["out"]] and following.arguments["against"] == "run"
+            assert following.arguments["epsilons"] == [0.0, 0.035, 8 / 255] and following.arguments["attack_samples"] == [1, 20]
+            compared += 1
+    assert compared == {"kl": len(trials.KL_OF_ALL_WEIGHTS), "beyond": 1 + len(trials.CONTENDERS)}[piece]
+
+
+def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_the_plan():
+    runs = {step.arguments["out"].name: step.arguments for step in plan("table1", "kl", "beyond", scale="paper",
+                                                                       dataset="cifar10").steps if step.is_training}
+    assert len(runs) == 2 + len(trials.KL_OF_ALL_WEIGHTS) + 1 + len(trials.CONTENDERS)   # adv is that of table1
+    assert (runs["kl-as-printed"]["recipe"], runs["kl-as-printed"]["epochs"]) == ("paper", 10)
+    assert runs["kl-warm-start"]["init_from"] == runs["adv"]["out"] and runs["adv"]["recipe"] == "authors"
+    assert runs["advbnn-many-draws"]["init_from"] == runs["adv-tuned"]["out"]
+    assert (runs["advbnn-many-draws"]["attack_samples"], runs["advbnn-many-draws"]["epochs"]) == (4, 30)
+
+
+def test_more_draws_in_training_cost_more():
+    cost = {step.arguments["out"].name: step.gradients for step in plan("beyond").steps if step.is_training}
+    assert cost["advbnn-many-draws"] > 3 * cost["advbnn-from-baseline"]
 
 
 def test_flags_stand_over_the_scale():
@@ -160,7 +198,7 @@ def whole(tmp_path_factory):
 
 def test_all_leaves_every_table_figure_and_the_report(whole):
     assert {path.stem for path in (whole / "evaluation").glob("*.csv")} == set(tables.TABLES) - {
-        *doubt.TABLES, *scrutiny.TABLES}
+        *doubt.TABLES, *scrutiny.TABLES, "runs"}
     assert {path.stem for path in (whole / "figures").glob("*.svg")} == {
         "accuracy", "alpha", "prior_std", "transfer", "ensemble", "steps", "log_std", "log_std_by_layer",
         "signal_to_noise", "pruning", "gradients"}
@@ -170,6 +208,20 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
     alphas = {row["alpha"] for row in tables.read(whole, "alpha")}
     stds = {float(row["prior_std"]) for row in tables.read(whole, "prior_std")}
     assert (alphas, stds) == ({1, 0.1, 0.02, 0}, {0.05, 0.1, 0.15})
+
+
+def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path):
+    run("beyond", *TINY, "--out", tmp_path / "out")
+    names = ["adv-tuned", *(f"advbnn-{name}" for name in trials.CONTENDERS)]
+    rows = tables.read(tmp_path / "out", "runs")
+    assert list(dict.fromkeys(row["run"] for row in rows)) == names
+    assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == names[1]] == [
+        (0, 1), (0.2, 1), (0, 2), (0.2, 2)]
+    assert [row["run"] for row in tables.read(tmp_path / "out", "robust")] == names
+    lines = (tmp_path / "out" / "tables" / "runs.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| a")] == ["| adv-tuned", *(
+        f"| {name}" for name in names[1:] for _ in range(2))]
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == set()
 
 
 def test_every_row_names_its_checkpoint_and_attack(whole):
