@@ -191,7 +191,8 @@ class Plan:
         count = min(self.settings.get("num_worst") or self.num_few, self.num_test)
         for run in runs:
             self._evaluate(scrutiny.robust, [run], ["robust"], num_test=count, epsilon=self._radii()[-1],
-                           gradients=3 * 40 * 20 * count, forwards=1000 * 20 * count)
+                           attack_samples=self.draws[1], gradients=3 * 40 * self.draws[1] * count,
+                           forwards=1000 * self.draws[1] * count)
 
     def _radii(self):
         """Clean, and the radii of the two comparisons that are wanted: the paper's 0.035, and 8/255."""
