@@ -2,6 +2,11 @@
 
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

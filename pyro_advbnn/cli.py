@@ -54,7 +54,7 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
             _refuse_processes()
         with signals.raising():
             _run(commands, list(sys.argv[1:] if argv is None else argv), under)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except InputError as error:
         _end(REFUSED, f"error: {error}")
     except KeyboardInterrupt as error:
@@ -117,7 +117,7 @@ def _refuse_processes() -> None:
 
 def _leave_to_the_first() -> None:
     """Of several processes of torchrun the first says what all would say; the others end in silence."""
-    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+    if not signals.speaks():
         _end(0)
 
 

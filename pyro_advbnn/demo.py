@@ -1,4 +1,9 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 import tempfile
 from pathlib import Path
 

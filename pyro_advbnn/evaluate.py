@@ -3,6 +3,11 @@
 Every verb adds rows to a csv file below the results' folder as soon as it knows them, and never computes a row that is
 there already: what was stopped goes on where it was.
 """
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 from typing import Annotated, Literal
 
 from pyro_advbnn import cli, evidence, recipes, records, report, summaries, usage, weights

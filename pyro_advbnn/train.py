@@ -1,4 +1,9 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 import time
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,12 @@
 """Tests of Ctrl-C and SIGTERM: a training ends its step and is saved, a second one ends it at once, and exit codes tell."""
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pyro
 import pytest
@@ -13,6 +18,10 @@ from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
 
 ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ["-m", "pyro_advbnn"]
+SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 
 
@@ -46,6 +55,71 @@ def at_step(monkeypatch, step, number):
         real(self, x, y)
 
     monkeypatch.setattr(Training, "_step", step_)
+
+
+class Starting:
+    """A command that has just begun to import, as a process of its own: SIGTERM is handled, and torch is not there yet."""
+
+    def __init__(self, *line, **environment):
+        self.process = subprocess.Popen([sys.executable, *map(str, line)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+        while not self.has("SigCgt", signal.SIGTERM) and "libtorch" not in self._proc("maps"):
+            time.sleep(0.001)
+        early = "libtorch" not in self._proc("maps")
+        if not early:
+            self.process.kill()
+        assert early, "torch is there before SIGTERM is handled"
+
+    def has(self, mask, number):
+        """Whether a signal is among those of a line of /proc/PID/status: SigCgt, that are handled, or SigIgn, ignored."""
+        return bool(int(re.search(rf"{mask}:\s*(\w+)", self._proc("status"))[1], 16) >> (number - 1) & 1)
+
+    def _proc(self, name):
+        return Path(f"/proc/{self.process.pid}/{name}").read_text()
+
+    def ends_at(self, number, seconds=0.0):
+        """(exit code, stderr) after a signal that is sent when the seconds have gone by."""
+        time.sleep(seconds)
+        self.process.send_signal(number)
+        _, err = self.process.communicate()
+        return self.process.returncode, err
+
+
+@pytest.mark.parametrize("number", WORDS)
+@pytest.mark.parametrize("line", [["-m", "pyro_advbnn.train"], ["-m", "pyro_advbnn.evaluate"], ["-m", "pyro_advbnn.reproduce"],
+                                  ["-m", "pyro_advbnn.benchmark"], ["-m", "pyro_advbnn.demo"], PACKAGE, SCRIPT])
+def test_every_command_ends_in_one_line_from_before_torch_is_imported(line, number, tally):
+    assert Starting(*line, "train").ends_at(number) == (128 + number, f"{WORDS[number]}\n")
+    tally("signals obeyed")
+
+
+@pytest.mark.parametrize("number", WORDS)
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.8, 1.5, 3])
+def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_path, number, seconds, tally):
+    line = [*words(ENDLESS), "--out", tmp_path / "run"]
+    for program in (["-m", "pyro_advbnn.train"], [*PACKAGE, "train"]):
+        assert Starting(*program, *line).ends_at(number, seconds) == (128 + number, f"{WORDS[number]}\n")
+        line[-1] = tmp_path / "other"
+        tally("signals obeyed")
+
+
+def test_what_is_ignored_at_the_start_stays_ignored_and_of_several_processes_one_speaks():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # as nohup and a shell's background do; a new process has it, too
+    starting = Starting("-m", "pyro_advbnn.train", "--dry_run")
+    assert starting.has("SigIgn", signal.SIGINT) and not starting.has("SigCgt", signal.SIGINT)
+    starting.process.send_signal(signal.SIGINT)
+    assert starting.ends_at(signal.SIGTERM, 0.1) == (143, "terminated\n")
+    first = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="0", RANK="0", WORLD_SIZE="2")
+    assert first.ends_at(signal.SIGTERM) == (143, "terminated\n")
+    second = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="1", RANK="1", WORLD_SIZE="2")
+    assert second.ends_at(signal.SIGTERM) == (143, "")
+
+
+def test_a_program_that_imports_the_package_keeps_its_signals():
+    code = ("import signal\nfrom pyro_advbnn import demo, evaluate, reproduce, benchmark, train, __main__\n"
+            "print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15) is signal.SIG_DFL)")
+    said = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert said.stdout == b"True True\n"
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
