@@ -118,6 +118,14 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_pa
         tally("signals obeyed")
 
 
+@pytest.mark.parametrize("number", WORDS)
+def test_when_the_command_runs_it_says_how_to_go_on_again(number):
+    code = (f"import os\nfrom pyro_advbnn import cli, signals\nsignals.end_at_once()\ndef command():\n"
+            f"    os.kill(os.getpid(), {number:d})\ncli.run(command, [], way_on='go on')")
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (ended.returncode, ended.stderr.decode()) == (128 + number, f"{WORDS[number]}; go on\n")
+
+
 def test_what_is_ignored_at_the_start_stays_ignored_and_of_several_processes_one_speaks():
     signal.signal(signal.SIGINT, signal.SIG_IGN)         # as nohup and a shell's background do; a new process has it, too
     starting = Starting("-m", "pyro_advbnn.train", "--dry_run")
