@@ -121,9 +121,10 @@ def _alone_in(out):
     """The lock of the results' folder, for the time inside."""
     run_folders.check_writable(out)
     with locks.held(out) as lock:
-        if lock.notice:
-            print(lock.notice)
+        lock.announce()
         yield
+
+
 def _check_numbers(wanted, images):
     """Raises InputError for more images than there are; those that a scale takes are fewer where the data set is small."""
     for name, split in (("num_train", "train"), ("num_test", "test")):
