@@ -43,7 +43,8 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         argv: the words after the program's name; those of the process by default.
         under: the word of the command line that chose commands, for its help.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
-        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM.
+        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM; where there is none it is the
+            `state` of the `signals.Interrupted`.
 
     Raises:
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
@@ -59,7 +60,7 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         _end(REFUSED, f"error: {error}")
     except KeyboardInterrupt as error:
         code = getattr(error, "code", INTERRUPTED)
-        _end(code, f"{signals.name_of(code - 128)}{'; ' if way_on else ''}{way_on}")
+        _end(code, "; ".join(filter(None, [signals.name_of(code - 128), way_on or getattr(error, "state", "")])))
     except BrokenPipeError:
         if not _stdout_is_broken():
             raise

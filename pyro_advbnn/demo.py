@@ -64,4 +64,4 @@ def _print(rows_by_defense):
 
 
 if __name__ == "__main__":
-    cli.run(demo)
+    cli.run(demo, way_on="without --out its runs are gone")

@@ -1,4 +1,6 @@
 """The course of a training in its run folder: epochs, measurements, checkpoints, and what stops it before its end."""
+import signal
+
 import torch
 
 from pyro_advbnn import checkpoints, datasets, distributed, run_folders, signals
@@ -15,12 +17,15 @@ SECONDS_BETWEEN_CHECKPOINTS = 600
 
 
 def fit(folder, config, training, held_out, best, max_minutes, asked):
-    """Train to the end, to max_minutes, until patience runs out or a signal asks; whatever stops it, the way on is told."""
+    """Train to the end, to max_minutes, until patience runs out or a signal asks; whether the run is finished.
+
+    Whatever stops it, the way on is told.   asked: the `signals.Asked`, which after it holds the signal, if one came.
+    """
     progress = Progress(config, training, folder)
     progress.begin()
     try:
         with run_folders.metrics_writer(folder, config) as write_row:
-            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
+            return _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
     except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
         progress.close()
         if not distributed.is_main():
@@ -43,8 +48,11 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
             raise
         progress.close()
         raise InputError(_too_large(training, folder, error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         progress.close()
+        if run_folders.is_finished(folder):              # the last checkpoint is written, there is nothing to go on with
+            asked.number = getattr(error, "number", signal.SIGINT)
+            return True
         where = folder / "checkpoint.pt" if run_folders.has_begun(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
@@ -65,7 +73,7 @@ def _too_large(training, folder, error):
 def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked):
     saved, _ = distributed.clock()
     deadline = saved + 60 * max_minutes if max_minutes else float("inf")
-    while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
+    while not _is_over(training, best, config):
         for num_images in training.epoch():
             progress.step(num_images)
             if getattr(training.attack, "failure", None):
@@ -75,15 +83,22 @@ def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress,
             now, stop = _agree(asked)
             if stop or now > deadline:
                 run_folders.save_position(folder, training, config, best)
-                return progress.stopped(_why(stop, max_minutes))
+                progress.stopped(_why(stop, max_minutes))
+                return False
             if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 run_folders.save_position(folder, training, config, best)
                 saved = now
         best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
         now, stop = _agree(asked)
-        if not training.finished and (stop or now > deadline):
-            return progress.stopped(_why(stop, max_minutes))
+        if not _is_over(training, best, config) and (stop or now > deadline):
+            progress.stopped(_why(stop, max_minutes))
+            return False
     progress.finished(best)
+    return True
+
+
+def _is_over(training, best, config):
+    return training.finished or run_folders.out_of_patience(best, training.epochs_done, config["patience"])
 
 
 def _agree(asked):

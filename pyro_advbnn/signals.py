@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command.   number: of the signal; code: the exit code, as a shell reports it."""
+    """A signal that ends the command.   number: of the signal; code: the exit code, as a shell reports it.
 
-    def __init__(self, number):
+    state: what the command leaves, in words for the user; for `cli.run`, where it has no way_on.
+    """
+
+    def __init__(self, number, state=""):
         super().__init__(number)
-        self.number, self.code = number, 128 + number
+        self.number, self.code, self.state = number, 128 + number, state
 
 
 class Asked:

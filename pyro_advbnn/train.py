@@ -169,13 +169,13 @@ def _train(flags):
     """Check and prepare all, then write the run folder and train."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
     with ExitStack() as locked:
-        stopped_by = _train_locked(flags, dry, max_minutes, locked)
-    if stopped_by:
-        raise signals.Interrupted(stopped_by)
+        interrupted = _train_locked(flags, dry, max_minutes, locked)
+    if interrupted:
+        raise interrupted
 
 
 def _train_locked(flags, dry, max_minutes, locked):
-    """`_train`, whose lock of the run folder goes into the stack `locked`; the signal that stopped it, if one did."""
+    """`_train`, whose lock of the run folder goes into the stack `locked`; the `Interrupted` to raise, if a signal came."""
     with distributed.together():
         resumed, folder = flags.pop("resume", None), flags.pop("out", None)
         if folder and _is_this_jobs(folder, flags):
@@ -199,8 +199,8 @@ def _train_locked(flags, dry, max_minutes, locked):
     with only_deterministic(config["deterministic"]), signals.asking() as asked:
         for note in configuration.accelerate(training, config):
             print(note)
-        fitting.fit(folder, config, training, held_out, best, max_minutes, asked)
-    return asked.number
+        finished = fitting.fit(folder, config, training, held_out, best, max_minutes, asked)
+    return signals.Interrupted(asked.number, f"{folder} is finished" if finished else "") if asked.number else None
 
 
 def _is_this_jobs(folder, flags):

@@ -13,7 +13,21 @@ import pytest
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 from victims import PATIENCE, Victim
 
-from pyro_advbnn import benchmark, cli, distributed, evaluate, evidence, locks, reproduce, run_folders, signals
+from pyro_advbnn import (
+    benchmark,
+    cli,
+    distributed,
+    evaluate,
+    evidence,
+    fitting,
+    locks,
+    records,
+    reproduce,
+    run_folders,
+    signals,
+)
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.progress import Progress
 from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
 
@@ -168,7 +182,9 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         cli.run(train, [*map(str, words(TINY)), "--out", str(cut)])
-    assert (end.value.code, capsys.readouterr().err) == (143, "terminated\n") and handlers() == before
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (143, f"terminated; {cut} is finished\n" if step == 8 else "terminated\n")
+    assert ("--resume" in out) == (step < 8) == ("done: 2 epochs" not in out) and handlers() == before
     at = content(cut)["training"]
     assert at["epochs_done"] * 4 + at["steps_done"] == step
     monkeypatch.undo()
@@ -177,6 +193,76 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     assert run_folders.is_finished(cut)
     assert_same_run(whole, cut)
     tally("signals obeyed")
+
+
+def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **flags):
+    """(exit code, stdout, stderr) of a training that gets signals after a call of owner.name."""
+    real, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **more):
+        result = real(*arguments, **more)
+        calls.append(name)
+        if len(calls) == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY | flags)), "--out", str(folder)])
+    monkeypatch.undo()
+    return end.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "numbers"), [
+    (fitting, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
+    (run_folders, "save_position", 2, [signal.SIGINT, signal.SIGINT]),   # the last checkpoint is written
+    (Progress, "finished", 1, [signal.SIGINT, signal.SIGINT]),
+    (Progress, "finished", 1, [signal.SIGINT]),
+])
+def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
+    tmp_path, monkeypatch, capsys, owner, name, call, numbers, tally
+):
+    whole, folder = run(tmp_path / "whole"), tmp_path / "run"
+    code, out, err = interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder)
+    assert (code, err) == (130, f"interrupted; {folder} is finished\n") and "--resume" not in out
+    assert_same_run(whole, folder)
+    with pytest.raises(InputError, match="has done 2 epochs of 2"):
+        train(resume=folder)
+    tally("signals obeyed")
+
+
+def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path, monkeypatch, capsys):
+    flags = {"patience": 1, "epochs": 9}
+    monkeypatch.setattr(fitting, "_is_better", lambda clean, robust, best, *, adversarial: best is None)
+    code, out, err = interrupted_at(monkeypatch, capsys, Progress, "epoch", 2, [signal.SIGTERM], tmp_path / "run", **flags)
+    assert (code, err) == (143, f"terminated; {tmp_path / 'run'} is finished\n")
+    assert "done: 2 epochs" in out and "--resume" not in out and run_folders.is_finished(tmp_path / "run")
+
+
+def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    twice = [signal.SIGTERM, signal.SIGTERM]
+    code, out, err = interrupted_at(monkeypatch, capsys, fitting, "accuracies", 4, twice, folder)
+    assert (code, err) == (143, "terminated\n") and f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in out
+    train(resume=folder)
+    assert_same_run(run(tmp_path / "whole"), folder)
+
+
+def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_train_it_again(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    at_step(monkeypatch, 1, signal.SIGTERM)              # the only one, in a smoke reproduction with 90 training images
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        reproduce.main([*SMOKE, "--out", str(out)])
+    assert (end.value.code, capsys.readouterr().err) == (143, "terminated; the same command goes on\n")
+    trained = [path.parent for path in out.rglob("checkpoint.pt")]
+    assert [run_folders.is_finished(folder) for folder in trained] == [True]
+    assert len(records.read_jsonl(out / "reproduce.jsonl")) == 1         # the settings
+    before = (trained[0] / "checkpoint.pt").stat()
+    reproduce.main([*SMOKE, "--out", str(out)])
+    assert (trained[0] / "checkpoint.pt").stat() == before and (out / "report.html").exists()
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path, monkeypatch, capsys):
