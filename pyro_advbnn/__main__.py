@@ -23,8 +23,7 @@ def main():
     name = words[0] if words else ""
     if name not in _FIRST_LINES:
         return cli.run({name: _described(line) for name, line in _FIRST_LINES.items()}, words)
-    command = import_module(f"pyro_advbnn.{name}")
-    return cli.run(getattr(command, "VERBS", None) or getattr(command, name), words[1:], processes=name == "train", under=name)
+    return import_module(f"pyro_advbnn.{name}").main(words[1:], under=name)
 
 
 def _described(line):

@@ -217,9 +217,9 @@ class _Report:
             print("\n\n".join(filter(None, texts)), flush=True)
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(benchmark, argv, way_on="what was measured is above, and the same command begins anew")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(benchmark, argv, under=under, way_on="what was measured is above, and the same command begins anew")
 
 
 if __name__ == "__main__":

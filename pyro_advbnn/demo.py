@@ -63,5 +63,10 @@ def _print(rows_by_defense):
     }))
 
 
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(demo, argv, under=under, way_on="without --out its runs are gone")
+
+
 if __name__ == "__main__":
-    cli.run(demo, way_on="without --out its runs are gone")
+    main()

@@ -283,9 +283,9 @@ VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "step
          "gradients": gradients, "robust": robust, "checks": check, "uncertainty": uncertainty, "report": write_report}
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(VERBS, argv, way_on="the same command goes on and does not compute again what it has written")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(VERBS, argv, under=under, way_on="the same command goes on and does not compute again what it has written")
 
 
 if __name__ == "__main__":

@@ -239,9 +239,9 @@ VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig
          "lipschitz": lipschitz, "all": everything}
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(VERBS, argv, way_on="the same command goes on")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(VERBS, argv, under=under, way_on="the same command goes on")
 
 
 if __name__ == "__main__":

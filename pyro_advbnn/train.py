@@ -259,5 +259,10 @@ def _default_folder(config):
     return Path("runs") / f"{config['dataset']}-{config['defense']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(train, argv, processes=True, under=under)
+
+
 if __name__ == "__main__":
-    cli.run(train, processes=True)
+    main()

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pyro
 import pytest
+import torch
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 from victims import PATIENCE, Victim
 
 from pyro_advbnn import (
+    __main__,
     benchmark,
     cli,
+    demo,
     distributed,
     evaluate,
     evidence,
@@ -316,34 +319,43 @@ def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
     assert seen == [signal.SIG_IGN, before] and handlers() == before
 
 
-def stopped(monkeypatch, capsys, owner, name, number, main, *line):
-    """(exit code, the last line of stderr) of a command that gets a signal in a call of owner.name; handlers come back."""
-    monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
-    before = handlers()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, line)))
-    assert handlers() == before
-    return end.value.code, capsys.readouterr().err
+@pytest.fixture(params=["python -m", "pyro-advbnn"])
+def call(request, monkeypatch):
+    """A function that calls a command by its module, with words, in one of the two ways to call it."""
+    monkeypatch.setattr(signals, "end_at_once", lambda: None)            # not of this process
+
+    def by_the_package(command, line):
+        monkeypatch.setattr(sys, "argv", ["pyro-advbnn", command.__name__.partition(".")[2], *line])
+        __main__.main()
+
+    return by_the_package if request.param == "pyro-advbnn" else lambda command, line: command.main(line)
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
-def test_evaluate_reproduce_and_benchmark_stop_in_one_line_that_says_how_to_go_on(
-    tmp_path, monkeypatch, capsys, number, code, word, tally
-):
-    folder = run(tmp_path / "run", defense="none", epochs=1)
-    line = ["accuracy", "--run", folder, "--num_test", 20, "--device", "cpu"]
-    how = stopped(monkeypatch, capsys, evidence, "robust_accuracy", number, evaluate.main, *line)
+@pytest.mark.parametrize("number", WORDS)
+def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call, tally):
+    def stopped(owner, name, command, *line):
+        """(exit code, stderr) of a command that gets a signal in a call of owner.name; the handlers come back."""
+        monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
+        before = handlers()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            call(command, list(map(str, line)))
+        assert handlers() == before
+        tally("signals obeyed")
+        return end.value.code, capsys.readouterr().err
+
+    code, word = 128 + number, WORDS[number]
+    folder, out = run(tmp_path / "run", defense="none", epochs=1), tmp_path / "out"
+    how = stopped(evidence, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
     assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
     assert not (folder / "evaluation").exists()
-    out = tmp_path / "out"
-    how = stopped(monkeypatch, capsys, reproduce, "train", number, reproduce.main, *SMOKE, "--out", out)
-    assert how == (code, f"{word}; the same command goes on\n")
+    assert stopped(reproduce, "train", reproduce, *SMOKE, "--out", out) == (code, f"{word}; the same command goes on\n")
     assert not (out / locks.NAME).exists()
-    how = stopped(monkeypatch, capsys, benchmark, "_measure", number, benchmark.main, "--network", "convnet", "--image_size",
-                  8, "--batch_sizes", 4, "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
+    how = stopped(benchmark, "_measure", benchmark, "--network", "convnet", "--image_size", 8, "--batch_sizes", 4,
+                  "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
     assert how == (code, f"{word}; what was measured is above, and the same command begins anew\n")
-    tally("signals obeyed", 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert stopped(demo, "train", demo) == (code, f"{word}; without --out its runs are gone\n")
 
 
 def test_a_command_that_a_signal_ends_has_changed_no_file_but_its_own(tmp_path):
