@@ -26,8 +26,8 @@ _NAMES = {
     "evaluation": ("predict", "robust_accuracy"),
     "noise": ("AdditiveNoise", "add_noise"),
     "square": ("Square",),
+    "steps": ("train_step",),
     "surrogates": ("Through", "surrogate"),
-    "training": ("train_step",),
     "worst_case": ("worst_case_accuracy",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -2,6 +2,11 @@
 
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -212,9 +217,9 @@ class _Report:
             print("\n\n".join(filter(None, texts)), flush=True)
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(benchmark, argv, way_on="what was measured is above, and the same command begins anew")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(benchmark, argv, under=under, way_on="what was measured is above, and the same command begins anew")
 
 
 if __name__ == "__main__":

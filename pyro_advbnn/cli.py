@@ -43,7 +43,8 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         argv: the words after the program's name; those of the process by default.
         under: the word of the command line that chose commands, for its help.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
-        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM.
+        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM; where there is none it is the
+            `state` of the `signals.Interrupted`.
 
     Raises:
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
@@ -54,12 +55,12 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
             _refuse_processes()
         with signals.raising():
             _run(commands, list(sys.argv[1:] if argv is None else argv), under)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except InputError as error:
         _end(REFUSED, f"error: {error}")
     except KeyboardInterrupt as error:
         code = getattr(error, "code", INTERRUPTED)
-        _end(code, f"{signals.name_of(code - 128)}{'; ' if way_on else ''}{way_on}")
+        _end(code, "; ".join(filter(None, [signals.name_of(code - 128), way_on or getattr(error, "state", "")])))
     except BrokenPipeError:
         if not _stdout_is_broken():
             raise
@@ -117,7 +118,7 @@ def _refuse_processes() -> None:
 
 def _leave_to_the_first() -> None:
     """Of several processes of torchrun the first says what all would say; the others end in silence."""
-    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+    if not signals.speaks():
         _end(0)
 
 

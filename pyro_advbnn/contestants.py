@@ -14,7 +14,7 @@ from pyro_advbnn.evaluation import count_correct, predict
 from pyro_advbnn.measurement import Stopwatch, count_flops
 from pyro_advbnn.peers import AuthorsStyle, PlainPyro
 from pyro_advbnn.precision import arithmetic, batch_format
-from pyro_advbnn.training import build_optimizer, train_step
+from pyro_advbnn.steps import build_optimizer, train_step
 
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
 EVALUATION_STEPS = 20
@@ -49,7 +49,7 @@ def random_workload(batch_size, image_size, num_steps, num_samples, device):
 
 
 class TrainingStep:
-    """One step of Algorithm 1 by `training.train_step`, whose time is cut into PARTS.
+    """One step of Algorithm 1 by `steps.train_step`, whose time is cut into PARTS.
 
     draws: the share of the attack that passes between a call of the classifier and that of its network: new weights, and
     what is folded into them. forward: of the ELBO, up to the logits. optimizer: its step and what is clamped after it.

@@ -1,4 +1,9 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 import tempfile
 from pathlib import Path
 
@@ -58,5 +63,10 @@ def _print(rows_by_defense):
     }))
 
 
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(demo, argv, under=under, way_on="without --out its runs are gone")
+
+
 if __name__ == "__main__":
-    cli.run(demo)
+    main()

@@ -3,6 +3,11 @@
 Every verb adds rows to a csv file below the results' folder as soon as it knows them, and never computes a row that is
 there already: what was stopped goes on where it was.
 """
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 from typing import Annotated, Literal
 
 from pyro_advbnn import cli, evidence, recipes, records, report, summaries, usage, weights
@@ -280,9 +285,9 @@ VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "step
          "gradients": gradients, "robust": robust, "checks": check, "uncertainty": uncertainty, "report": write_report}
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(VERBS, argv, way_on="the same command goes on and does not compute again what it has written")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(VERBS, argv, under=under, way_on="the same command goes on and does not compute again what it has written")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ class Lock:
         self.path = Path(folder) / NAME
         return self
 
+    def announce(self):
+        """Print the notice, if there is one; for commands."""
+        if self.notice:
+            print(self.notice, flush=True)
+
     def release(self):
         """Take the file away, where it is still this lock's; a second call does nothing."""
         if self._handle not in _handles:

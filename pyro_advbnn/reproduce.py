@@ -4,6 +4,11 @@ A plan is a list of `train` and `evaluate` commands that anyone could give by ha
 evaluations compute only the rows that are not there yet, and reproduce.jsonl tells which commands are finished: the same
 command given again goes on, whatever stopped it.
 """
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 import time
 from contextlib import contextmanager, nullcontext
 
@@ -127,9 +132,10 @@ def _alone_in(out):
     """The lock of the results' folder, for the time inside."""
     run_folders.check_writable(out)
     with locks.held(out) as lock:
-        if lock.notice:
-            print(lock.notice)
+        lock.announce()
         yield
+
+
 def _check_numbers(wanted, images):
     """Raises InputError for more images than there are; those that a scale takes are fewer where the data set is small."""
     for name, split in (("num_train", "train"), ("num_test", "test")):
@@ -244,9 +250,9 @@ VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig
          "lipschitz": lipschitz, "kl": kl, "beyond": beyond, "all": everything}
 
 
-def main(argv=None):
-    """The command, for words that are given or those of the process."""
-    cli.run(VERBS, argv, way_on="the same command goes on")
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(VERBS, argv, under=under, way_on="the same command goes on")
 
 
 if __name__ == "__main__":

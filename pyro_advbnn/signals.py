@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command.   number: of the signal; code: the exit code, as a shell reports it."""
+    """A signal that ends the command.   number: of the signal; code: the exit code, as a shell reports it.
 
-    def __init__(self, number):
+    state: what the command leaves, in words for the user; for `cli.run`, where it has no way_on.
+    """
+
+    def __init__(self, number, state=""):
         super().__init__(number)
-        self.number, self.code = number, 128 + number
+        self.number, self.code, self.state = number, 128 + number, state
 
 
 class Asked:
@@ -25,14 +28,39 @@ def name_of(number):
     return "interrupted" if number == signal.SIGINT else "terminated"
 
 
+def speaks():
+    """Whether this process tells the user why it ends: of several processes of torchrun only the first one does."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def end_at_once():
+    """From now on Ctrl-C and SIGTERM end this process on the spot, in one line; the first act of a command, before its imports.
+
+    While torch is imported, for seconds, nothing has begun that would have to be finished, and an exception would come out of
+    the import as a traceback, or be swallowed in it. `raising` and `asking` take over for their time. It is for the process's
+    own program (`__name__ == "__main__"`): a library that is imported leaves signals alone. Before the first line of the
+    package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence.
+    """
+
+    def end(number, _):
+        try:
+            if speaks():
+                os.write(sys.stderr.fileno(), f"{name_of(number)}\n".encode())
+        finally:
+            os._exit(128 + number)
+
+    for number in _heeded(signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
 @contextmanager
 def raising():
-    """SIGTERM raises Interrupted inside, as Ctrl-C raises KeyboardInterrupt anyway."""
+    """Ctrl-C and SIGTERM raise Interrupted inside."""
 
     def stop(number, _):
         raise Interrupted(number)
 
-    with _handling(stop, signal.SIGTERM):
+    with _handling(stop, signal.SIGINT, signal.SIGTERM):
         yield
 
 
@@ -54,10 +82,7 @@ def asking():
 
 @contextmanager
 def _handling(handler, *numbers):
-    """`handler` inside; in other threads than the main one, and of signals that are ignored, nothing changes."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in numbers if main}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    before = _heeded(*numbers)
     try:
         for number in before:
             signal.signal(number, handler)
@@ -65,3 +90,11 @@ def _handling(handler, *numbers):
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _heeded(*numbers):
+    """The handlers, by number, of those signals that may be given another: none in other threads than the main one, and none
+    of signals that are ignored, as nohup and a shell's background have it."""
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers if main}
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

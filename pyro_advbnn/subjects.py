@@ -123,9 +123,7 @@ class Subjects(list):
 
     def _lock(self):
         if _held:
-            lock = _held[-1].enter_context(locks.held(self.folder / "evaluation"))
-            if lock.notice:
-                print(lock.notice)
+            _held[-1].enter_context(locks.held(self.folder / "evaluation")).announce()
 
     def _load(self, folder, config):
         classifier, config, path = run_folders.load_classifier(

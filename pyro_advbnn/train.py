@@ -1,16 +1,21 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
+if __name__ == "__main__":                               # before torch is imported, which takes seconds
+    from pyro_advbnn import signals
+
+    signals.end_at_once()
+
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pyro_advbnn import (
-    checkpoints,
     cli,
     configuration,
     contradictions,
     datasets,
     distributed,
+    fitting,
     locks,
     nonfinite,
     recipes,
@@ -20,21 +25,16 @@ from pyro_advbnn import (
 )
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, is_nondeterministic, keep_freed_memory, only_deterministic, peak_memory_mib
+from pyro_advbnn.devices import describe_device, keep_freed_memory, only_deterministic
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
-from pyro_advbnn.memory import is_out_of_memory
-from pyro_advbnn.micro_batches import release_frames
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
-from pyro_advbnn.progress import Progress
-from pyro_advbnn.training import accuracies, is_better
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
 Std = Annotated[float, Range(0, open_low=True)] | str | None
-SECONDS_BETWEEN_CHECKPOINTS = 600
 
 
 @cli.checked(lambda flags: contradictions.check_meaning((configuration.DEFAULTS | flags)["defense"], flags))
@@ -169,13 +169,13 @@ def _train(flags):
     """Check and prepare all, then write the run folder and train."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
     with ExitStack() as locked:
-        stopped_by = _train_locked(flags, dry, max_minutes, locked)
-    if stopped_by:
-        raise signals.Interrupted(stopped_by)
+        interrupted = _train_locked(flags, dry, max_minutes, locked)
+    if interrupted:
+        raise interrupted
 
 
 def _train_locked(flags, dry, max_minutes, locked):
-    """`_train`, whose lock of the run folder goes into the stack `locked`; the signal that stopped it, if one did."""
+    """`_train`, whose lock of the run folder goes into the stack `locked`; the `Interrupted` to raise, if a signal came."""
     with distributed.together():
         resumed, folder = flags.pop("resume", None), flags.pop("out", None)
         if folder and _is_this_jobs(folder, flags):
@@ -199,8 +199,8 @@ def _train_locked(flags, dry, max_minutes, locked):
     with only_deterministic(config["deterministic"]), signals.asking() as asked:
         for note in configuration.accelerate(training, config):
             print(note)
-        _fit(folder, config, training, held_out, best, max_minutes, asked)
-    return asked.number
+        finished = fitting.fit(folder, config, training, held_out, best, max_minutes, asked)
+    return signals.Interrupted(asked.number, f"{folder} is finished" if finished else "") if asked.number else None
 
 
 def _is_this_jobs(folder, flags):
@@ -218,8 +218,7 @@ def _lock(folder, locked):
         lock = locked.enter_context(locks.take(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
-    if lock.notice:
-        print(lock.notice, flush=True)
+    lock.announce()
 
 
 def _resume(resumed, folder, flags):
@@ -260,123 +259,10 @@ def _default_folder(config):
     return Path("runs") / f"{config['dataset']}-{config['defense']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _fit(folder, config, training, held_out, best, max_minutes, asked):
-    """Train to the end, to max_minutes, until patience runs out or a signal asks; whatever stops it, the way on is told."""
-    progress = Progress(config, training, folder)
-    progress.begin()
-    try:
-        with run_folders.metrics_writer(folder, config) as write_row:
-            _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
-    except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
-        progress.close()
-        if not distributed.is_main():
-            distributed.leave()                          # rank 0 has the same sums and weights, and says it
-        last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
-        none = f"no checkpoint has been written to {folder} yet but that of its start"
-        raise InputError(f"{error}; {last if run_folders.has_begun(folder) else none}") from None
-    except OSError as error:                             # a full disk, a folder that is gone
-        progress.close()
-        if error.filename is None:
-            raise
-        there = run_folders.has_position(folder)
-        way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no checkpoint any more"
-        raise InputError(f"{error.filename}: {error.strerror}; {way_on}") from None
-    except Exception as error:
-        if is_nondeterministic(error) and config["deterministic"]:
-            progress.close()
-            raise InputError(f"--deterministic: {' '.join(str(error).split())[:300]}") from None
-        if not is_out_of_memory(error):
-            raise
-        progress.close()
-        raise InputError(_too_large(training, folder, error)) from None
-    except KeyboardInterrupt:
-        progress.close()
-        where = folder / "checkpoint.pt" if run_folders.has_begun(folder) else "the beginning"
-        print(f"go on with --resume {folder} from {where}", flush=True)
-        raise
-
-
-def _too_large(training, folder, error):
-    release_frames(error)
-    tried = training.images_at_a_time
-    if distributed.world_size() > 1:                     # trying would have to be done by all processes alike
-        return f"out of memory with {tried} images at a time in a process; a smaller --batch_size or --micro_batch may fit"
-    fits = training.micro_batch_that_fits()
-    if fits is None:
-        return f"out of memory, and not even one image at a time fits: {error}"
-    return (f"out of memory with {tried} images at a time, while {fits} would fit: go on with --resume {folder} "
-            f"--micro_batch {fits}")
-
-
-def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked):
-    saved, _ = distributed.clock()
-    deadline = saved + 60 * max_minutes if max_minutes else float("inf")
-    while not training.finished and not run_folders.out_of_patience(best, training.epochs_done, config["patience"]):
-        for num_images in training.epoch():
-            progress.step(num_images)
-            if getattr(training.attack, "failure", None):
-                progress.note(f"--cuda_graphs: none: {training.attack.failure}")
-            if training.steps_done == len(training.batches):
-                continue                                 # the epoch is about to be finished and saved
-            now, stop = _agree(asked)
-            if stop or now > deadline:
-                run_folders.save_position(folder, training, config, best)
-                return progress.stopped(_why(stop, max_minutes))
-            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                run_folders.save_position(folder, training, config, best)
-                saved = now
-        best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        now, stop = _agree(asked)
-        if not training.finished and (stop or now > deadline):
-            return progress.stopped(_why(stop, max_minutes))
-    progress.finished(best)
-
-
-def _agree(asked):
-    """Collective: (rank 0's time, the signal that asks to stop or 0); a signal that comes meanwhile is for the next time."""
-    now, number = distributed.clock(asked.number)
-    if number:                                           # else what `asked` holds now must not be lost
-        asked.number = number
-    return now, number
-
-
-def _why(number, max_minutes):
-    return signals.name_of(number) if number else f"--max_minutes {max_minutes:g} are over"
-
-
-def _finish_epoch(folder, config, training, held_out, best, progress, write_row):
-    """Measure, write the row, best.pt and checkpoint.pt; the best so far.
-
-    The row comes before the checkpoint: after a crash in between, the epoch is done again and the row replaced.
-    """
-    row = _metrics(training, held_out, config, progress)
-    measured = (row["held_out_accuracy"], row["held_out_robust_accuracy"])
-    adversarial = training.attack is not None
-    if held_out and is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
-        best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
-        if distributed.is_main():
-            checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
-    write_row(row)
-    run_folders.save_position(folder, training, config, best)
-    progress.epoch(row)
-    return best
-
-
-def _metrics(training, held_out, config, progress):
-    settings, seed, epoch = training.settings, config["seed"], training.epochs_done
-    rate, kl_weight = training.last_learning_rate, training.last_kl_weight
-    averages, speed = training.averages(), progress.images_per_second()
-    training.restart_averages()
-    sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
-    how = {"seed": seed + epoch, "precision": training.precision,
-           "batch_size": training.images_at_a_time if training.micro_batch else None}
-    clean, robust = accuracies(training.classifier, sample, settings, **how)
-    held = accuracies(training.classifier, held_out, settings, **how) if held_out else (None, None)
-    return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
-            "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
-            "held_out_robust_accuracy": held[1], "learning_rate": rate, "skipped_steps": training.skipped_steps,
-            "images_per_second": speed, "peak_memory_mib": peak_memory_mib(training.device)}
+def main(argv=None, under=""):
+    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    cli.run(train, argv, processes=True, under=under)
 
 
 if __name__ == "__main__":
-    cli.run(train, processes=True)
+    main()

@@ -7,7 +7,7 @@ import pyro_advbnn as ab
 from pyro_advbnn import checks, datasets, ensembles
 from pyro_advbnn.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.training import build_optimizer, train_step
+from pyro_advbnn.steps import build_optimizer, train_step
 from pyro_advbnn.worst_case import worst_case_accuracy
 
 EPSILON = 0.1

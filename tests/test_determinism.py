@@ -8,8 +8,7 @@ import torch
 from test_streaming import folder  # noqa: F401  (a fixture)
 from test_train import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
 
-from pyro_advbnn import cli, configuration, devices, records
-from pyro_advbnn import train as train_module
+from pyro_advbnn import cli, configuration, devices, fitting, records
 from pyro_advbnn.devices import describe_device, is_nondeterministic, only_deterministic
 from pyro_advbnn.train import train
 
@@ -56,8 +55,8 @@ def test_a_cublas_workspace_that_the_user_chose_stays(monkeypatch):
 
 
 def test_the_whole_training_is_computed_so_and_nothing_after_it(tmp_path, monkeypatch):
-    seen, real = [], train_module.accuracies
-    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
+    seen, real = [], fitting.accuracies
+    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
     run(tmp_path / "run", deterministic=True, epochs=1)
     assert seen == [True, True] and not settings()[0]
 
@@ -95,7 +94,7 @@ def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_p
         line = refusal(capsys, "--resume", path, "--epochs", 3, "--deterministic", flag)
         assert "--deterministic cannot be given with --resume" in line
     seen = []
-    monkeypatch.setattr(train_module, "_fit_epochs", lambda *a: seen.append(settings()[0]))
+    monkeypatch.setattr(fitting, "_fit_epochs", lambda *a: seen.append(settings()[0]))
     for path in a, b:
         train(resume=path, epochs=3)
     assert seen == [True, False]
@@ -182,21 +181,21 @@ def test_how_many_images_are_measured_on_leaves_the_bits_of_a_training_on_the_sa
 @pytest.mark.parametrize("defense", ["advbnn", "advrse"])
 def test_how_often_is_measured_and_saved_leaves_the_bits(defense, tmp_path, monkeypatch):
     plain, steps = run(tmp_path / "plain", defense=defense), []
-    real, measure = train_module.Progress.step, train_module.accuracies
+    real, measure = fitting.Progress.step, fitting.accuracies
 
     def step(progress, num_images):
         real(progress, num_images)
         training = progress.training
         steps.append(measure(training.classifier, training.images.take(range(30)), training.settings, seed=len(steps)))
 
-    monkeypatch.setattr(train_module.Progress, "step", step)
-    monkeypatch.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    monkeypatch.setattr(fitting.Progress, "step", step)
+    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     assert equal(weights(plain), weights(run(tmp_path / "often", defense=defense))) and len(steps) == 2 * STEPS_PER_EPOCH
 
 
 def test_what_draws_from_the_trainings_own_stream_would_be_seen(tmp_path, monkeypatch):
-    plain, real = run(tmp_path / "plain"), train_module.accuracies
-    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
+    plain, real = run(tmp_path / "plain"), fitting.accuracies
+    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
     assert not equal(weights(plain), weights(run(tmp_path / "disturbed")))
 
 

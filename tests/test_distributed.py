@@ -21,7 +21,20 @@ from torch import nn
 from victims import FORKSERVER
 
 import pyro_advbnn as ab
-from pyro_advbnn import batch_norm, checkpoints, cli, configuration, datasets, distributed, evaluate, locks, records, training
+from pyro_advbnn import (
+    batch_norm,
+    checkpoints,
+    cli,
+    configuration,
+    datasets,
+    distributed,
+    evaluate,
+    fitting,
+    locks,
+    records,
+    steps,
+    training,
+)
 from pyro_advbnn import train as train_module
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
@@ -274,7 +287,7 @@ def test_a_batch_that_leaves_a_process_fewer_than_two_images_is_refused_before_a
 def measured(defense):
     config, images, held_out = configuration.configure({**TINY, "defense": defense})
     classifier = configuration.build(config, images).classifier
-    return [training.accuracies(classifier, sample, config["settings"], seed=1)
+    return [fitting.accuracies(classifier, sample, config["settings"], seed=1)
             for sample in (held_out, images, held_out.take([0]))]
 
 
@@ -362,13 +375,13 @@ def test_one_process_of_a_machine_goes_first_and_the_others_wait_for_it():
 
 
 def lost_on_rank_1(words):
-    real = training.gradients
+    real = steps.gradients
 
     def gradients(*arguments, **settings):
         parts = real(*arguments, **settings)
         return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() else parts
 
-    training.gradients = gradients
+    steps.gradients = gradients
     return train_command(words)
 
 
@@ -382,18 +395,18 @@ def test_a_loss_that_is_lost_in_one_process_ends_all(tmp_path):
 def skipping_on_rank_1():
     """A training of which rank 1 has no finite nll in its second step: weights, what is skipped and averages at the end."""
     config, images, _ = configuration.configure({**TINY, "defense": "bnn", "on_nonfinite": "skip"})
-    run, real, steps = configuration.build(config, images), training.gradients, []
+    run, real, done = configuration.build(config, images), steps.gradients, []
 
     def gradients(*arguments, **settings):
         parts = real(*arguments, **settings)
-        steps.append(parts)
-        return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() and len(steps) == 2 else parts
+        done.append(parts)
+        return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() and len(done) == 2 else parts
 
-    training.gradients = gradients
+    steps.gradients = gradients
     weights = []
     for _ in run.epoch():
         weights.append(run.classifier.mean.detach().clone())
-    training.gradients = real
+    steps.gradients = real
     return weights, run.skipped_steps, list(run.averages().values()), int(run.optimizer.state[run.classifier.mean]["step"])
 
 

@@ -10,8 +10,9 @@ from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.micro_batches import is_out_of_memory
 from pyro_advbnn.nonfinite import NotFinite
 from pyro_advbnn.precision import set_precision
+from pyro_advbnn.steps import gradients
 from pyro_advbnn.train import train
-from pyro_advbnn.training import Training, gradients
+from pyro_advbnn.training import Training
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -183,6 +183,17 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     assert {path.name for path in (folder / "evaluation").iterdir()} == {"accuracy.csv", "log.jsonl"}
 
 
+def test_every_command_that_takes_over_the_lock_of_a_dead_process_says_so_once(tmp_path, capsys, a_run):
+    results, out = tmp_path / "results" / "evaluation", tmp_path / "out"
+    for folder, verbs, line in ((a_run, train, ["--resume", a_run, "--epochs", 2]),
+                                (results, evaluate.VERBS, ["accuracy", "--run", a_run, "--out", results.parent, *ACCURACY]),
+                                (out, reproduce.VERBS, [*SMOKE, "--out", out, "--max_minutes", "1e-9"])):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = left_by(folder)
+        cli.run(verbs, list(map(str, line)))
+        assert capsys.readouterr().out.count(f"note: {path} is taken over: process 12345 on") == 1 and not path.exists()
+
+
 @pytest.mark.parametrize("verb", evaluate.VERBS)
 def test_every_verb_of_evaluate_asks_for_the_results_folder(capsys, verb, a_run):
     with locks.held(a_run / "evaluation"):

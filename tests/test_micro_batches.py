@@ -13,7 +13,8 @@ from pyro_advbnn import datasets, recipes
 from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.micro_batches import is_out_of_memory, largest_that_fits
 from pyro_advbnn.noise import add_noise
-from pyro_advbnn.training import Training, gradients
+from pyro_advbnn.steps import gradients
+from pyro_advbnn.training import Training
 
 ATTACK = ab.PGD(0.1, 0.03, 3)
 

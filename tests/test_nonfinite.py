@@ -14,8 +14,8 @@ from pyro_advbnn import cli, configuration, records, run_folders
 from pyro_advbnn.classifiers import LOG_STD_RANGE
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
+from pyro_advbnn.steps import build_optimizer
 from pyro_advbnn.train import train
-from pyro_advbnn.training import build_optimizer
 
 STEPS_PER_EPOCH = 4
 BROKEN = """

@@ -9,7 +9,7 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import flat, posteriors
 from pyro_advbnn.peers import AuthorsStyle, PlainPyro
-from pyro_advbnn.training import build_optimizer
+from pyro_advbnn.steps import build_optimizer
 
 PEERS = [PlainPyro, AuthorsStyle]
 ATTACK = ab.PGD(0.1, 0.03, 4)

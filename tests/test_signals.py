@@ -1,18 +1,44 @@
 """Tests of Ctrl-C and SIGTERM: a training ends its step and is saved, a second one ends it at once, and exit codes tell."""
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pyro
 import pytest
+import torch
 from test_train import TINY, assert_same_run, content, run, snapshot, words
-from victims import Victim
+from victims import PATIENCE, Victim
 
-from pyro_advbnn import benchmark, cli, distributed, evaluate, evidence, locks, reproduce, run_folders, signals
+from pyro_advbnn import (
+    __main__,
+    benchmark,
+    cli,
+    demo,
+    distributed,
+    evaluate,
+    evidence,
+    fitting,
+    locks,
+    records,
+    reproduce,
+    run_folders,
+    signals,
+)
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.progress import Progress
 from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
 
 ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ["-m", "pyro_advbnn"]
+SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 
 
@@ -48,6 +74,94 @@ def at_step(monkeypatch, step, number):
     monkeypatch.setattr(Training, "_step", step_)
 
 
+class Starting:
+    """A command as a process of its own that handles SIGTERM already, which is how it shows that it has begun to import."""
+
+    def __init__(self, *line, path="", **environment):
+        environment = os.environ | {"PYTHONPATH": f"{path}:{ROOT}"} | environment
+        self.process = subprocess.Popen([sys.executable, *map(str, line)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True, env=environment)
+        self.wait_for(lambda: self.has("SigCgt", signal.SIGTERM))
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                pytest.fail(str(self.process.communicate()))
+            time.sleep(0.001)
+
+    def has(self, mask, number):
+        """Whether a signal is among those of a line of /proc/PID/status: SigCgt, that are handled, or SigIgn, ignored."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return any(int(found, 16) >> (number - 1) & 1 for found in re.findall(rf"^{mask}:\s*(\w+)", status, re.MULTILINE))
+
+    def ends_at(self, number, seconds=0.0):
+        """(exit code, stderr) after a signal that is sent when the seconds have gone by."""
+        time.sleep(seconds)
+        self.process.send_signal(number)
+        _, err = self.process.communicate()
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A folder with a torch and a Fire that make the file `reached` when they are imported, and then are never done."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    for name in ("torch", "fire"):
+        (folder / f"{name}.py").write_text(f"import pathlib, time\npathlib.Path({str(folder / 'reached')!r}).touch()\n"
+                                           f"time.sleep({PATIENCE / 4})\n")
+    return folder
+
+
+@pytest.mark.parametrize("number", WORDS)
+@pytest.mark.parametrize("line", [["-m", "pyro_advbnn.train"], ["-m", "pyro_advbnn.evaluate"], ["-m", "pyro_advbnn.reproduce"],
+                                  ["-m", "pyro_advbnn.benchmark"], ["-m", "pyro_advbnn.demo"], PACKAGE, SCRIPT])
+def test_every_command_ends_in_one_line_from_before_torch_is_imported(line, number, slow, tally):
+    starting = Starting(*line, "train", path=slow)
+    starting.wait_for((slow / "reached").exists)
+    assert starting.ends_at(number) == (128 + number, f"{WORDS[number]}\n")
+    tally("signals obeyed")
+
+
+@pytest.mark.parametrize("number", WORDS)
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.8, 1.5, 3])
+def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_path, number, seconds, tally):
+    line = [*words(ENDLESS), "--out", tmp_path / "run"]
+    for program in (["-m", "pyro_advbnn.train"], [*PACKAGE, "train"]):
+        assert Starting(*program, *line).ends_at(number, seconds) == (128 + number, f"{WORDS[number]}\n")
+        line[-1] = tmp_path / "other"
+        tally("signals obeyed")
+
+
+@pytest.mark.parametrize("number", WORDS)
+def test_when_the_command_runs_it_says_how_to_go_on_again(number):
+    code = (f"import os\nfrom pyro_advbnn import cli, signals\nsignals.end_at_once()\ndef command():\n"
+            f"    os.kill(os.getpid(), {number:d})\ncli.run(command, [], way_on='go on')")
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (ended.returncode, ended.stderr.decode()) == (128 + number, f"{WORDS[number]}; go on\n")
+
+
+def test_what_is_ignored_at_the_start_stays_ignored_and_of_several_processes_one_speaks():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # as nohup and a shell's background do; a new process has it, too
+    starting = Starting("-m", "pyro_advbnn.train", "--dry_run")
+    assert starting.has("SigIgn", signal.SIGINT) and not starting.has("SigCgt", signal.SIGINT)
+    starting.process.send_signal(signal.SIGINT)
+    assert starting.ends_at(signal.SIGTERM, 0.1) == (143, "terminated\n")
+    first = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="0", RANK="0", WORLD_SIZE="2")
+    assert first.ends_at(signal.SIGTERM) == (143, "terminated\n")
+    second = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="1", RANK="1", WORLD_SIZE="2")
+    assert second.ends_at(signal.SIGTERM) == (143, "")
+
+
+def test_a_program_that_imports_the_package_keeps_its_signals():
+    code = ("import signal\nfrom pyro_advbnn import demo, evaluate, reproduce, benchmark, train, __main__\n"
+            "print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15) is signal.SIG_DFL)")
+    said = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert said.stdout == b"True True\n"
+
+
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, code, word, tally):
     folder = tmp_path / "run"
@@ -71,7 +185,9 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         cli.run(train, [*map(str, words(TINY)), "--out", str(cut)])
-    assert (end.value.code, capsys.readouterr().err) == (143, "terminated\n") and handlers() == before
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (143, f"terminated; {cut} is finished\n" if step == 8 else "terminated\n")
+    assert ("--resume" in out) == (step < 8) == ("done: 2 epochs" not in out) and handlers() == before
     at = content(cut)["training"]
     assert at["epochs_done"] * 4 + at["steps_done"] == step
     monkeypatch.undo()
@@ -80,6 +196,76 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     assert run_folders.is_finished(cut)
     assert_same_run(whole, cut)
     tally("signals obeyed")
+
+
+def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **flags):
+    """(exit code, stdout, stderr) of a training that gets signals after a call of owner.name."""
+    real, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **more):
+        result = real(*arguments, **more)
+        calls.append(name)
+        if len(calls) == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(train, [*map(str, words(TINY | flags)), "--out", str(folder)])
+    monkeypatch.undo()
+    return end.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "numbers"), [
+    (fitting, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
+    (run_folders, "save_position", 2, [signal.SIGINT, signal.SIGINT]),   # the last checkpoint is written
+    (Progress, "finished", 1, [signal.SIGINT, signal.SIGINT]),
+    (Progress, "finished", 1, [signal.SIGINT]),
+])
+def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
+    tmp_path, monkeypatch, capsys, owner, name, call, numbers, tally
+):
+    whole, folder = run(tmp_path / "whole"), tmp_path / "run"
+    code, out, err = interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder)
+    assert (code, err) == (130, f"interrupted; {folder} is finished\n") and "--resume" not in out
+    assert_same_run(whole, folder)
+    with pytest.raises(InputError, match="has done 2 epochs of 2"):
+        train(resume=folder)
+    tally("signals obeyed")
+
+
+def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path, monkeypatch, capsys):
+    flags = {"patience": 1, "epochs": 9}
+    monkeypatch.setattr(fitting, "_is_better", lambda clean, robust, best, *, adversarial: best is None)
+    code, out, err = interrupted_at(monkeypatch, capsys, Progress, "epoch", 2, [signal.SIGTERM], tmp_path / "run", **flags)
+    assert (code, err) == (143, f"terminated; {tmp_path / 'run'} is finished\n")
+    assert "done: 2 epochs" in out and "--resume" not in out and run_folders.is_finished(tmp_path / "run")
+
+
+def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    twice = [signal.SIGTERM, signal.SIGTERM]
+    code, out, err = interrupted_at(monkeypatch, capsys, fitting, "accuracies", 4, twice, folder)
+    assert (code, err) == (143, "terminated\n") and f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in out
+    train(resume=folder)
+    assert_same_run(run(tmp_path / "whole"), folder)
+
+
+def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_train_it_again(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(Progress, "finished", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        reproduce.main([*SMOKE, "--out", str(out)])
+    assert (end.value.code, capsys.readouterr().err) == (143, "terminated; the same command goes on\n")
+    trained = [path.parent for path in out.rglob("checkpoint.pt")]
+    assert [run_folders.is_finished(folder) for folder in trained] == [True]
+    assert len(records.read_jsonl(out / "reproduce.jsonl")) == 1         # the settings
+    before = (trained[0] / "checkpoint.pt").stat()
+    reproduce.main([*SMOKE, "--out", str(out)])
+    assert (trained[0] / "checkpoint.pt").stat() == before and (out / "report.html").exists()
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path, monkeypatch, capsys):
@@ -133,34 +319,43 @@ def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
     assert seen == [signal.SIG_IGN, before] and handlers() == before
 
 
-def stopped(monkeypatch, capsys, owner, name, number, main, *line):
-    """(exit code, the last line of stderr) of a command that gets a signal in a call of owner.name; handlers come back."""
-    monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
-    before = handlers()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, line)))
-    assert handlers() == before
-    return end.value.code, capsys.readouterr().err
+@pytest.fixture(params=["python -m", "pyro-advbnn"])
+def call(request, monkeypatch):
+    """A function that calls a command by its module, with words, in one of the two ways to call it."""
+    monkeypatch.setattr(signals, "end_at_once", lambda: None)            # not of this process
+
+    def by_the_package(command, line):
+        monkeypatch.setattr(sys, "argv", ["pyro-advbnn", command.__name__.partition(".")[2], *line])
+        __main__.main()
+
+    return by_the_package if request.param == "pyro-advbnn" else lambda command, line: command.main(line)
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
-def test_evaluate_reproduce_and_benchmark_stop_in_one_line_that_says_how_to_go_on(
-    tmp_path, monkeypatch, capsys, number, code, word, tally
-):
-    folder = run(tmp_path / "run", defense="none", epochs=1)
-    line = ["accuracy", "--run", folder, "--num_test", 20, "--device", "cpu"]
-    how = stopped(monkeypatch, capsys, evidence, "robust_accuracy", number, evaluate.main, *line)
+@pytest.mark.parametrize("number", WORDS)
+def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call, tally):
+    def stopped(owner, name, command, *line):
+        """(exit code, stderr) of a command that gets a signal in a call of owner.name; the handlers come back."""
+        monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
+        before = handlers()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            call(command, list(map(str, line)))
+        assert handlers() == before
+        tally("signals obeyed")
+        return end.value.code, capsys.readouterr().err
+
+    code, word = 128 + number, WORDS[number]
+    folder, out = run(tmp_path / "run", defense="none", epochs=1), tmp_path / "out"
+    how = stopped(evidence, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
     assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
     assert not (folder / "evaluation").exists()
-    out = tmp_path / "out"
-    how = stopped(monkeypatch, capsys, reproduce, "train", number, reproduce.main, *SMOKE, "--out", out)
-    assert how == (code, f"{word}; the same command goes on\n")
+    assert stopped(reproduce, "train", reproduce, *SMOKE, "--out", out) == (code, f"{word}; the same command goes on\n")
     assert not (out / locks.NAME).exists()
-    how = stopped(monkeypatch, capsys, benchmark, "_measure", number, benchmark.main, "--network", "convnet", "--image_size",
-                  8, "--batch_sizes", 4, "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
+    how = stopped(benchmark, "_measure", benchmark, "--network", "convnet", "--image_size", 8, "--batch_sizes", 4,
+                  "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
     assert how == (code, f"{word}; what was measured is above, and the same command begins anew\n")
-    tally("signals obeyed", 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert stopped(demo, "train", demo) == (code, f"{word}; without --out its runs are gone\n")
 
 
 def test_a_command_that_a_signal_ends_has_changed_no_file_but_its_own(tmp_path):

@@ -14,8 +14,7 @@ from test_streaming import folder  # noqa: F401  (a fixture)
 from test_train import TINY
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets
-from pyro_advbnn import train as train_module
+from pyro_advbnn import datasets, fitting
 from pyro_advbnn.train import train
 
 MIB = 1 << 20
@@ -50,7 +49,7 @@ def soak(flags, epochs, measure=False):
     measure: after each epoch one more evaluation of the classifier, on test images.
     """
     torch.set_num_threads(1)
-    used, real = [], train_module._finish_epoch
+    used, real = [], fitting._finish_epoch
     batches = list(datasets.batches(datasets.load("digits", "test").take(range(60)), 30)) if measure else None
 
     def finish(path, config, training, *others):
@@ -60,11 +59,11 @@ def soak(flags, epochs, measure=False):
         used.append(usage())
         return best
 
-    train_module._finish_epoch = finish
+    fitting._finish_epoch = finish
     try:
         train(**flags | {"epochs": epochs})
     finally:
-        train_module._finish_epoch = real
+        fitting._finish_epoch = real
     return used
 
 

@@ -8,8 +8,7 @@ import pyro
 import pytest
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 
-from pyro_advbnn import checkpoints, cli, evaluate, records, run_folders, tables
-from pyro_advbnn import train as train_module
+from pyro_advbnn import checkpoints, cli, evaluate, fitting, records, run_folders, tables
 from pyro_advbnn.train import train
 
 FLAGS = TINY | {"defense": "advbnn"}
@@ -90,13 +89,13 @@ def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_i
 
 
 def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, capsys, monkeypatch, tally):
-    real, folder = train_module.accuracies, disk.path / "run"
+    real, folder = fitting.accuracies, disk.path / "run"
 
     def fill(*arguments, **more):                        # at the end of the first epoch
         disk.fill(0)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(train_module, "accuracies", fill)
+    monkeypatch.setattr(fitting, "accuracies", fill)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and "best.pt: No space left on device; when that is mended, go on with --resume" in err
     monkeypatch.undo()
@@ -139,7 +138,7 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
     folder = run(disk.path / "run", **FLAGS, max_minutes=1e-9)
     before = snapshot(disk.path)
     disk.writable(False)
-    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("trained"))
     for line in [*words(FLAGS), "--out", disk.path / "new"], ["--resume", folder]:
         code, err = outcome(capsys, train, *line)
         assert code == 2 and ("cannot be written" in err or "Read-only" in err) and str(disk.path) in err
@@ -154,7 +153,7 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
 
 
 def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(disk, capsys, monkeypatch, tally):
-    real, folder = train_module.accuracies, disk.path / "run"
+    real, folder = fitting.accuracies, disk.path / "run"
 
     def protect(*arguments, **more):                     # a second mount, as the first one has a file open: the lock
         if os.access(folder, os.W_OK):
@@ -162,7 +161,7 @@ def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(d
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(train_module, "accuracies", protect)
+    monkeypatch.setattr(fitting, "accuracies", protect)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and f"Read-only file system; when that is mended, go on with --resume {folder}" in err
     assert not run_folders.has_begun(folder)
@@ -174,13 +173,13 @@ def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(d
 
 
 def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch, tally):
-    real, folder = train_module.accuracies, tmp_path / "run"
+    real, folder = fitting.accuracies, tmp_path / "run"
 
     def vanish(*arguments, **more):
         shutil.rmtree(folder, ignore_errors=True)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(train_module, "accuracies", vanish)
+    monkeypatch.setattr(fitting, "accuracies", vanish)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and f"No such file or directory; {folder} holds no checkpoint any more" in err
     assert os.listdir(tmp_path) == []

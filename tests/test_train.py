@@ -13,11 +13,11 @@ import pyro
 import pytest
 import torch
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, records, run_folders
-from pyro_advbnn import train as train_module
+from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, run_folders
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.fitting import accuracies
 from pyro_advbnn.train import train
-from pyro_advbnn.training import NotFinite, accuracies
+from pyro_advbnn.training import NotFinite
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
@@ -253,7 +253,7 @@ def test_a_run_is_finished_after_all_its_epochs_and_not_before(tmp_path, monkeyp
 
 
 def test_a_run_that_its_patience_ended_is_finished_until_a_larger_one_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (0.5, 0.5))
+    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (0.5, 0.5))
     folder = run(tmp_path / "run", epochs=6, patience=2, defense="none")
     assert len(metrics(folder)) == 3 and run_folders.is_finished(folder)
     train(resume=folder, patience=4, max_minutes=SOON)
@@ -262,7 +262,7 @@ def test_a_run_that_its_patience_ended_is_finished_until_a_larger_one_goes_on(tm
 
 def test_checkpoints_between_epochs_ends_change_nothing(tmp_path, monkeypatch):
     whole, saves = run(tmp_path / "whole"), []
-    monkeypatch.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     real = run_folders.save_position
     monkeypatch.setattr(run_folders, "save_position", lambda folder, training, *others: (
         saves.append((training.epochs_done, training.steps_done)), real(folder, training, *others)))
@@ -355,8 +355,8 @@ def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finish
 
 
 def test_images_per_second_leaves_the_measuring_out(tmp_path, monkeypatch):
-    real = train_module.accuracies
-    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (time.sleep(1), real(*a, **k))[1])
+    real = fitting.accuracies
+    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (time.sleep(1), real(*a, **k))[1])
     row, = records.read_jsonl(run(tmp_path / "run", epochs=1, defense="none") / "metrics.jsonl")
     assert row["images_per_second"] > 100 / 2
 
@@ -375,14 +375,14 @@ def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(
         return 0.0, 0.0
 
     measured = []
-    monkeypatch.setattr(train_module, "accuracies", measure)
+    monkeypatch.setattr(fitting, "accuracies", measure)
     folder = run(tmp_path / "run", defense=defense, epochs=4)
     assert content(folder, "best.pt")["best"]["epoch"] == content(folder)["best"]["epoch"] == best
     assert equal(content(folder, "best.pt")["state"], states[best - 1])
 
 
 def test_patience_stops_the_run_and_a_larger_one_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "accuracies", lambda *a, **k: (0.5, 0.5))
+    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (0.5, 0.5))
     folder = run(tmp_path / "run", epochs=6, patience=2)
     assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3]
     capsys.readouterr()
@@ -581,14 +581,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last
 
 
 def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):
-    real = train_module._finish_epoch
+    real = fitting._finish_epoch
 
     def finish_and_break(folder, config, training, *others):
         best = real(folder, config, training, *others)
         training.classifier.log_std.data.fill_(float("nan"))
         return best
 
-    monkeypatch.setattr(train_module, "_finish_epoch", finish_and_break)
+    monkeypatch.setattr(fitting, "_finish_epoch", finish_and_break)
     with pytest.raises(SystemExit) as end:
         cli.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
     assert end.value.code == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_advbnn import cli
+from pyro_advbnn import cli, fitting
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest", "sklearn.datasets"])
@@ -62,7 +62,7 @@ def _be(verbs, words, out, fault, every_step):
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes
-        module.SECONDS_BETWEEN_CHECKPOINTS = -1
+        fitting.SECONDS_BETWEEN_CHECKPOINTS = -1
     if fault:
         _set(*fault, out)
     with out.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):

@@ -1,0 +1,68 @@
+"""Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
+import torch
+
+from pyro_advbnn import distributed
+from pyro_advbnn.attacks import PGD
+from pyro_advbnn.elbo import objective
+from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces
+
+
+def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=None, veto=None):
+    """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
+
+    attack: a callable (classifier, x, y) -> x_adv, None for clean training. Gradients, optimizer state, parameters and
+    BatchNorm statistics change; the statistics see the attacked batch only. micro_batch: the most images that are in the
+    network at a time (see `micro_batches`), None for all.
+    share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
+    weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
+    veto: a function of the Objective, called when the gradients are there, whose scalar tensor is 1 where parameters and
+    optimizer state shall stay as they are, and 0 elsewhere; only torch's fused optimizers can do that.
+    """
+    optimizer.zero_grad()
+    parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
+                      share=1.0 if share is None else share)
+    if share is not None:
+        distributed.sum_gradients_(optimizer)
+    if veto is None:
+        optimizer.step()
+    else:
+        _step_unless(optimizer, veto(parts))
+    classifier.constrain_()
+    return parts
+
+
+def _step_unless(optimizer, found_inf):
+    """`optimizer.step()` as torch.amp.GradScaler has it done: nothing changes where found_inf is 1."""
+    optimizer.grad_scale, optimizer.found_inf = None, found_inf
+    try:
+        optimizer.step()
+    finally:
+        optimizer.found_inf = None
+
+
+def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=1.0):
+    """`train_step` without its step: `share` times the gradients of the attacked batch are added to the parameters' grad."""
+    if micro_batch is None or micro_batch >= len(y):
+        x_adv = x if attack is None else attack(classifier, x, y)
+        parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
+        (parts.loss if share == 1 else parts.loss * share).backward()
+        return parts
+    x_adv = x if attack is None else attack_in_pieces(attack, classifier, x, y, micro_batch)
+    return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch, share)
+
+
+def build_optimizer(classifier, settings):
+    """Fused Adam, or SGD with momentum 0.9, by settings' optimizer, learning_rate and weight_decay."""
+    choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
+    if settings["optimizer"] == "adam":
+        on_gpu = next(classifier.parameters()).device.type == "cuda"
+        return torch.optim.Adam(classifier.parameters(), **choice, capturable=on_gpu)
+    optimizer = torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
+    for p in classifier.parameters():                    # or a first step that is left out would leave uninitialised memory
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def build_attack(settings):
+    """The PGD attack of `settings`: epsilon, step_size, num_steps and attack_samples."""
+    return PGD(**{name: settings[name] for name in ("epsilon", "step_size", "num_steps", "attack_samples")})
