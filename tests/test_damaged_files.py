@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from hostile import (
+    copied,
     digests,
-    make_run,
     refused,
     write_cifar10,
     write_folder,
@@ -32,11 +32,7 @@ from pyro_advbnn import checkpoints, configuration, datasets, plots, report, run
 from pyro_advbnn.errors import InputError
 
 MALFORMED = "malformed files refused or read right"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run") / "run")
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def is_sound(images):
@@ -307,14 +303,6 @@ def resumed(run):
 
 def evaluated(run):
     return subjects.Subjects(subjects.Selection(run=run, num_test=10, device="cpu"))
-
-
-def copied(finished, to):
-    to.mkdir(parents=True)
-    for path in finished.iterdir():
-        if path.is_file():
-            (to / path.name).write_bytes(path.read_bytes())
-    return to
 
 
 def places(value, at=()):
