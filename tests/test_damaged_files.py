@@ -465,6 +465,7 @@ FUZZ = {                                                     # the file, how it 
     "config": ("run/config.json", mutated_json, lambda root: (resumed(root / "run"), evaluated(root / "run"))),
     "config for a report": ("run/config.json", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "metrics": ("run/metrics.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
+    "metrics of a run that goes on": ("run/metrics.jsonl", mutated_json, lambda root: resumed(root / "run")),
     "log": ("results/evaluation/log.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "csv": ("results/evaluation/accuracy.csv", mutated_csv, reported),
     "svg": ("results/figures/accuracy.svg", mutated, lambda root: report.write(root / "results", [root / "run"])),
