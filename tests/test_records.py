@@ -37,7 +37,8 @@ def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_pat
     assert records.read_jsonl(path) == [*rows, {"epoch": 3}]
 
 
-@pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff", b"1", b"null", b'{"a": {"b": 1, "b": 2}}', b"[" * 10**5, b"9" * 5000])
+@pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff", b"1", b"null", b'{"a": {"b": 1, "b": 2}}', b"[" * 10**5,
+                                  b"9" * 5000])
 def test_a_line_of_json_that_is_no_object_is_refused_with_its_number(tmp_path, line):
     (tmp_path / "log.jsonl").write_bytes(b'{"a": "\xe2\x80\xa8"}\r\n' + line + b'\n{"a": 1}\n')
     with pytest.raises(InputError, match="log.jsonl, line 2: expected a row in JSON, found .*; mend or remove the line$"):
