@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 
-from pyro_advbnn import batch_norm, datasets, distributed, event_files, networks, recipes, records, run_folders
+from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
@@ -166,6 +166,7 @@ def resume(folder, flags):
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
     run_folders.refuse_lost_position(folder)
+    metrics.read(folder)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device,
                                            loading=loading_of(config), workers=config.get("workers"))

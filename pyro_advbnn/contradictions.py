@@ -9,7 +9,7 @@ _OF_DRAWS = ("attack_samples", "num_samples")
 # What a run's config.json and its checkpoints must both say, in config and in its settings but for the epochs.
 _OF_A_RUN = ("dataset", "image_size", "subset", "num_train", "num_held_out", "images_sha256", "image_shape", "class_names",
              "augmentation", "defense", "network", "width", "num_classes", "in_channels", "recipe", "seed", "batch_norm",
-             "classifier")
+             "classifier", "num_weights")
 
 
 def check_meaning(defense, flags):
@@ -28,7 +28,8 @@ def check_same_run(folder, config, path, saved):
     ours, theirs = (_comparable(each) for each in (config, saved))
     for name in ours:
         if name in theirs and ours[name] != theirs[name]:
-            raise InputError(f"{path} is not of the run that {folder}/config.json tells of: their {name} differ")
+            raise InputError(f"{path} is not of the run that {folder}/config.json tells of: their {name} differ, "
+                             f"{repr(ours[name])[:60]} there and {repr(theirs[name])[:60]} here")
 
 
 def _comparable(config):

@@ -16,13 +16,13 @@ def require():
 
 
 @contextmanager
-def event_file(folder, rows):
+def event_file(folder, rows, epochs_done):
     """A function that adds a row of metrics.jsonl to a new event file; `rows` are those that the run has already.
 
-    Where no older event file shows `rows`, they come first. What older ones show of later epochs is taken back.
+    Where no older event file shows `rows`, they come first. What older ones show of epochs after epochs_done is taken back.
     """
     begun = any(Path(folder).glob("events.out.tfevents.*"))
-    with _summary_writer()(folder, purge_step=rows[-1]["epoch"] + 1 if rows else 0) as writer:
+    with _summary_writer()(folder, purge_step=epochs_done + 1) as writer:
         for row in [] if begun else rows:
             _write(writer, row)
         yield lambda row: _write(writer, row)

@@ -42,9 +42,18 @@ def refuse_link_out(path, folder):
 
 def read_text(path, limit=TEXT_LIMIT):
     """The UTF-8 text of a file.   Raises InputError where it is none, FileNotFoundError where it is missing."""
+    return _read(path, limit, lambda file: file.read_text("utf-8"))
+
+
+def read_bytes(path, limit=TEXT_LIMIT):
+    """The bytes of a file of text, which may be damaged.   Raises as `read_text` does."""
+    return _read(path, limit, Path.read_bytes)
+
+
+def _read(path, limit, read):
     checked_size(path, limit=limit)
     try:
-        return Path(path).read_text("utf-8")
+        return read(Path(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

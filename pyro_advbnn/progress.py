@@ -4,7 +4,7 @@ import time
 
 from tqdm import tqdm
 
-from pyro_advbnn import distributed
+from pyro_advbnn import __version__, distributed, metrics, run_configs
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 
@@ -37,7 +37,18 @@ class Progress:
         if self.training.streams_left_by != distributed.world_size():
             print(f"note: the checkpoint is of {self.training.streams_left_by} processes, not {distributed.world_size()}: "
                   f"the streams of weights and augmentation begin anew")
+        self._note_what_is_missing()
         print(f"writing {self.folder}", flush=True)
+
+    def _note_what_is_missing(self):
+        """Lines for rows that metrics.jsonl has lost, and for what config.json says but this version does not know."""
+        lost = metrics.missing(self.folder, self.training.epochs_done)
+        if lost:
+            print(f"note: {self.folder / 'metrics.jsonl'} lacks the rows of epochs {lost}, which are done; they stay missing")
+        strange = [".".join(key) for key in run_configs.unknown(self.config)]
+        if strange:
+            print(f"note: {self.folder / 'config.json'} is of version {run_configs.version(self.config)}; this one, "
+                  f"{__version__}, keeps but does not know {', '.join(strange)}")
 
     def _processes(self):
         processes, norm = self.config["world_size"], self.config["batch_norm"]

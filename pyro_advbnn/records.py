@@ -6,12 +6,15 @@ import os
 import platform
 import re
 import subprocess
+from collections import Counter
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.quoting import quoted
 
 
 def wilson_interval(correct, total, z=1.959964):
@@ -39,19 +42,46 @@ def append_jsonl(path, row):
     """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
     with naming(path), Path(path).open("ab+") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
+        there = file.read()
+        whole = _whole_lines(there)
+        file.truncate(min(len(whole), len(there)))
+        file.write(whole[len(there):] + json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_jsonl(path):
-    """The rows of a JSON-lines file, [] where there is none; a last line that a crash cut short is left out."""
-    text = files.read_text(path) if files.is_there(path) else ""
+def read_jsonl(path, way_on="mend or remove the line"):
+    """The rows of a JSON-lines file, dicts, [] where there is none; a last line that a crash cut short is left out.
+
+    Raises InputError for a line that is no row: the file, its number, what it holds, and the way on.
+    """
+    lines = _whole_lines(files.read_bytes(path) if files.is_there(path) else b"").split(b"\n")[:-1]
+    return [_row(path, number, line, way_on) for number, line in enumerate(lines, 1)]
+
+
+def _row(path, number, line, way_on):
     try:
-        return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+        row = json.loads(line.decode(), object_pairs_hook=_object)
+        if isinstance(row, dict):
+            return row
+        reason = "no object"
+    except UnicodeDecodeError:
+        reason = "not UTF-8"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        reason = str(error)
+    shown = quoted(line[:60].decode(errors="replace")) + ("..." if len(line) > 60 else "")
+    raise InputError(f"{path}, line {number}: expected a row in JSON, found {shown} ({reason}); {way_on}") from None
+
+
+def _whole_lines(content):
+    """The lines of a JSON-lines file as bytes, without a last one that was cut short; the end of a line may be all it lacks."""
+    end = content.rfind(b"\n") + 1
+    try:
+        return content + b"\n" if isinstance(json.loads(content[end:]), dict) else content[:end]
+    except (ValueError, RecursionError):
+        return content[:end]
 
 
 def write_jsonl(path, rows):
@@ -70,15 +100,42 @@ def as_json(content):
 
 
 def read_json(path):
-    """The content of a JSON file.   Raises InputError where it is missing or no JSON."""
+    """The content of a JSON file.   Raises InputError where it is missing, no JSON, or gives a key twice."""
     try:
-        return json.loads(files.read_text(path))
+        return json.loads(files.read_text(path), object_pairs_hook=_object)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except InputError:
         raise
+    except _Twice as error:
+        raise InputError(f"{place_of_key(path, error.key)}: {error}; keep one of them") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+class _Twice(ValueError):
+    """An object of a JSON text gives `key` twice, so that one value would hide the other."""
+
+    def __init__(self, key, values):
+        super().__init__(f"{quoted(key)} is given twice, as {' and '.join(repr(value)[:60] for value in values)}")
+        self.key = key
+
+
+def _object(pairs):
+    """The dict of an object of a JSON text.   Raises _Twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _Twice(key, [value for name, value in pairs if name == key])
+    return found
+
+
+def place_of_key(path, key):
+    """The path of a JSON file and the numbers of its lines that give `key`, as a message tells them."""
+    text = files.read_text(path)
+    given = re.finditer(f"(?:{re.escape(json.dumps(key))}|{re.escape(json.dumps(key, ensure_ascii=False))})\\s*:", text)
+    numbers = dict.fromkeys(text.count("\n", 0, match.start()) + 1 for match in islice(given, 5))
+    return f"{path}, line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}" if numbers else str(path)
 
 
 def _replace(path, text):

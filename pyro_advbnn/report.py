@@ -30,7 +30,7 @@ def write(folder, runs=None):
     """
     folder = Path(folder)
     configs = _configs(_run_folders(folder) if runs is None else [Path(run) for run in runs])
-    log = _lines(folder / "evaluation" / "log.jsonl")
+    log = records.read_jsonl(folder / "evaluation" / "log.jsonl")
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = "<!DOCTYPE html>\n" + ET.tostring(_page(folder, configs, log), encoding="unicode", method="html")
@@ -56,21 +56,13 @@ def _configs(runs):
             raise InputError(f"{run} is no run folder: its config.json is not that of a training")
         if name in configs:
             raise InputError(f"two runs are named {name}; a report tells runs apart by the names of their folders")
-        configs[name] = config | {"metrics": (_lines(run / "metrics.jsonl") or [{}])[-1]}
+        configs[name] = config | {"metrics": (records.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
     return dict(sorted(configs.items(), key=lambda item: _rank(item[1].get("defense"), paper.DEFENSE_NAMES)))
 
 
 def _rank(name, names):
     """The place of a name in `names`; unknown ones come last."""
     return list(names).index(name) if name in list(names) else len(names)
-
-
-def _lines(path):
-    """The mappings of a JSON-lines file, [] where there is none.   Raises InputError for anything else."""
-    lines = records.read_jsonl(path)
-    if not all(isinstance(line, dict) for line in lines):
-        raise InputError(f"{path} cannot be read: a line is no mapping")
-    return lines
 
 
 def _page(folder, configs, log):

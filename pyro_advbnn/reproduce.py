@@ -155,7 +155,7 @@ class _Journal:
         if lines and lines[0] != {"settings": self.settings}:
             raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.settings)}); "
                              f"choose another --out")
-        self._done = {line.get("command") for line in lines[1:]}
+        self._done = {line["command"] for line in lines[1:] if isinstance(line.get("command"), str)}
 
     def open(self):
         """Make the journal, where it is not there yet."""

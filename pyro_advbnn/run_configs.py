@@ -1,8 +1,10 @@
 """What the config.json of a run must hold, so that one that was edited by hand is refused where it is read, not later."""
+import re
 import sys
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import pyro_advbnn
 from pyro_advbnn import datasets, values
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
@@ -10,6 +12,8 @@ from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, Im
 from pyro_advbnn.nonfinite import POLICIES
 from pyro_advbnn.precision import PRECISIONS
 from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.recipes import RECIPES
+from pyro_advbnn.records import place_of_key
 from pyro_advbnn.values import Range
 
 Dimension = Annotated[int, Range(1, 1_000_000)]
@@ -23,13 +27,14 @@ _NEEDED = {
     "class_names": list[str], "augmentation": Literal[tuple(datasets.AUGMENTATIONS)],
     "defense": Literal[tuple(DEFENSES)], "network": str, "width": Width | None, "num_classes": Dimension,
     "in_channels": Dimension, "init_from": str | None, "settings": dict, "seed": Seed, "device": str, "flags": dict,
-    "classifier": dict, "patience": Epochs | None,
+    "classifier": dict, "patience": Epochs | None, "num_weights": Annotated[int, Range(1, 10**12)],
+    "recipe": Literal[tuple(RECIPES)], "recipe_settings": dict, "environment": dict,
 }
 _OF_NEWER_RUNS = {
     "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
     "cuda_graphs": Literal["auto", "on", "off"], "micro_batch": BatchSize | None,
     "batch_norm": Literal["sync", "broadcast"], "tensorboard": bool, "deterministic": bool,
-    "on_nonfinite": Literal[POLICIES],
+    "on_nonfinite": Literal[POLICIES], "world_size": Annotated[int, Range(1, 1_000_000)], "job": str | None,
 }
 _SETTINGS = {
     "batch_size": BatchSize, "validation": ImagesOrNone, "num_steps": CountOrNone, "attack_samples": Count,
@@ -38,13 +43,19 @@ _SETTINGS = {
     "schedule": Literal["stages", "cosine", "constant"], "epsilon": Share, "step_size": NotNegative,
     "stages": list[Annotated[float, Range(0, open_low=True)]], "optimizer": Literal["adam", "sgd"],
     "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,
-    "epochs": Epochs,
+    "epochs": Epochs, "network": str, "width": Width | None,
 }
 
 
 def check(config, path):
-    """Raises InputError where config, a dict read from path, lacks something, or holds what no training writes."""
+    """Raises InputError where config, a dict read from path, lacks something, or holds what no training writes.
+
+    One of a newer version may have keys that are `unknown` here: the format of its checkpoint decides whether it can be read.
+    """
     _check_values(config, _NEEDED, path, "")
+    strange = unknown(config)
+    if strange and not is_newer(config):
+        raise InputError(f"{place_of_key(path, strange[0][-1])}: no training writes {'.'.join(strange[0])}; remove it")
     _check_values(config, {name: kind for name, kind in _OF_NEWER_RUNS.items() if name in config}, path, "")
     _check_values(config["settings"], _SETTINGS, path, "settings.")
     shape, names = config["image_shape"], config["class_names"]
@@ -53,6 +64,28 @@ def check(config, path):
     kind = DEFENSES[config["defense"]].kind
     if (config["classifier"].get("kind") == "bayesian") != (kind == "bayesian"):
         raise InputError(f"{path}: classifier and defense contradict one another")
+
+
+def unknown(config):
+    """The keys, as tuples of names, that no training of this version gives a config or its settings."""
+    strange = [(name,) for name in config if name not in _NEEDED | _OF_NEWER_RUNS]
+    return strange + [("settings", name) for name in config["settings"] if name not in _SETTINGS]
+
+
+def is_newer(config):
+    """Whether a config is one of a newer version of this package."""
+    return _numbers(version(config)) > _numbers(pyro_advbnn.__version__)
+
+
+def version(config):
+    """The version of this package that wrote a config, as its environment tells; "" where that is not known."""
+    versions = config["environment"].get("versions")
+    return str(versions.get("pyro-advbnn") or "") if isinstance(versions, dict) else ""
+
+
+def _numbers(version):
+    release = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*", version)
+    return [int(part) for part in release[0].split(".")] if release else []
 
 
 def _check_values(found, kinds, path, prefix):

@@ -6,10 +6,10 @@ import glob
 import os
 import secrets
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, event_files, files, locks, records, run_configs
+from pyro_advbnn import checkpoints, distributed, files, locks, metrics, records, run_configs
 from pyro_advbnn.contradictions import check_same_run
 from pyro_advbnn.errors import InputError
 
@@ -188,32 +188,20 @@ def _is_best(best):
 
 def reopen(folder, config, classifier, position):
     """Write the config of a run that goes on, and drop the lines of metrics.jsonl that are later than its position."""
+    rows = metrics.read(folder)
     _sweep(folder)
     if not has_position(folder):
         checkpoints.save(folder / "checkpoint.pt", classifier, config, training=position, best=None)
-    metrics = records.read_jsonl(folder / "metrics.jsonl")
-    if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in metrics):
-        raise InputError(f"{folder / 'metrics.jsonl'} is damaged: a line has no epoch; move it away to go on without")
-    records.write_jsonl(folder / "metrics.jsonl", [row for row in metrics if row["epoch"] <= position["epochs_done"]])
+    records.write_jsonl(folder / "metrics.jsonl", [row for row in rows if row["epoch"] <= position["epochs_done"]])
     records.write_json(folder / "config.json", config)
 
 
-@contextmanager
 def metrics_writer(folder, config):
-    """A function that adds a row to metrics.jsonl and, where config asks for it, to TensorBoard's event file; on rank 0."""
+    """A context: a function that adds a row to metrics.jsonl and, where config asks, to TensorBoard's event file; on rank 0."""
     if not distributed.is_main():
-        yield lambda row: None
-        return
-    path = folder / "metrics.jsonl"
-    events = event_files.event_file(folder, records.read_jsonl(path)) if config["tensorboard"] else nullcontext()
-    with events as write_event:
-
-        def write(row):
-            records.append_jsonl(path, row)
-            if write_event:
-                write_event(row)
-
-        yield write
+        return nullcontext(lambda row: None)
+    asked = config["tensorboard"]
+    return metrics.writer(folder, _position(folder, mmap=True)["training"]["epochs_done"] if asked else None)
 
 
 def is_finished(folder):

@@ -1,4 +1,6 @@
-"""One thread for all tests; and counts for README's reliability table, of what was survived or tried, printed at the end."""
+"""What tests share: one thread, one small finished run, the digits read once; counts for README's reliability table."""
+import copy
+import functools
 import os
 from collections import Counter
 
@@ -14,6 +16,30 @@ def tally():
     def add(name, number=1):
         _COUNTS[name] += number
     return add
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The smallest finished run; a test that changes something of it takes a copy (`hostile.copied`)."""
+    import pyro
+    from hostile import digests, make_run
+
+    folder = make_run(tmp_path_factory.mktemp("finished") / "run")
+    pyro.enable_validation(True)                         # commands turn it off for their process
+    before = digests(folder)
+    yield folder
+    assert digests(folder) == before, "a test has changed the run that all share"
+
+
+@pytest.fixture(scope="module")
+def digits_once():
+    """scikit-learn parses its digits anew at each call; a module whose tests load them hundreds of times need not."""
+    from pyro_advbnn import datasets
+
+    read = functools.cache(datasets.read_digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "read_digits", lambda: copy.deepcopy(read()))
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -32,6 +32,15 @@ def make_run(folder):
     return folder
 
 
+def copied(run, to):
+    """A copy of a run that a test may spoil."""
+    to.mkdir(parents=True)
+    for path in run.iterdir():
+        if path.is_file():
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
 def refused(call, *arguments, **named):
     """The message of the InputError with which a call ends; it must be one line and not empty."""
     with pytest.raises(InputError) as caught:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from hostile import (
+    copied,
     digests,
-    make_run,
     refused,
     write_cifar10,
     write_folder,
@@ -32,11 +32,7 @@ from pyro_advbnn import checkpoints, configuration, datasets, plots, report, run
 from pyro_advbnn.errors import InputError
 
 MALFORMED = "malformed files refused or read right"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run") / "run")
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def is_sound(images):
@@ -309,14 +305,6 @@ def evaluated(run):
     return subjects.Subjects(subjects.Selection(run=run, num_test=10, device="cpu"))
 
 
-def copied(finished, to):
-    to.mkdir(parents=True)
-    for path in finished.iterdir():
-        if path.is_file():
-            (to / path.name).write_bytes(path.read_bytes())
-    return to
-
-
 def places(value, at=()):
     """The keys that lead to every value in a JSON document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -477,6 +465,7 @@ FUZZ = {                                                     # the file, how it 
     "config": ("run/config.json", mutated_json, lambda root: (resumed(root / "run"), evaluated(root / "run"))),
     "config for a report": ("run/config.json", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "metrics": ("run/metrics.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
+    "metrics of a run that goes on": ("run/metrics.jsonl", mutated_json, lambda root: resumed(root / "run")),
     "log": ("results/evaluation/log.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "csv": ("results/evaluation/accuracy.csv", mutated_csv, reported),
     "svg": ("results/figures/accuracy.svg", mutated, lambda root: report.write(root / "results", [root / "run"])),

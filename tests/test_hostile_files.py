@@ -5,10 +5,10 @@ import json
 import os
 import pickle
 import re
+import resource
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -21,8 +21,8 @@ import torch
 from hostile import (
     RUN_FLAGS,
     Bomb,
+    copied,
     digests,
-    make_run,
     refused,
     refused_command,
     write_cifar10,
@@ -33,6 +33,7 @@ from hostile import (
     write_stl10,
 )
 from PIL import Image
+from victims import FORKSERVER, PATIENCE
 
 from pyro_advbnn import (
     checkpoints,
@@ -47,24 +48,17 @@ from pyro_advbnn import (
     summaries,
     tables,
 )
+from pyro_advbnn.errors import InputError
 from pyro_advbnn.train import train
 
-ROOT = Path(__file__).parents[1]
 FILES = "hostile files refused"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run") / "run")
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of a small finished run that a test may spoil."""
-    (tmp_path / "run").mkdir()
-    for path in finished.iterdir():
-        (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
-    return tmp_path / "run"
+    return copied(finished, tmp_path / "run")
 
 
 @pytest.fixture
@@ -315,7 +309,7 @@ def compressed_checkpoint(path):
     plain(path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, \
             archive.open(f"{path.stem}/data/0", "w") as file:
-        for _ in range(200):
+        for _ in range(MEBIBYTES):
             file.write(bytes(2**20))
     return path
 
@@ -331,6 +325,7 @@ def larger_than_its_record(path):
     return path
 
 
+MEBIBYTES = 150                                          # what a bomb of zeros unpacks to: 50 more than any file may cost
 CHECKPOINTS = {
     "compressed": compressed_checkpoint,
     "larger than its record": larger_than_its_record,
@@ -350,37 +345,38 @@ ARRAYS = {
     "long text": lambda path: claims(path, x_train=header((10,)), y_train=header((1,), "|S2000000000")),
     "objects": lambda path: claims(path, x_train=header((1,), "|O"), y_train=header((10,))),
     "labels": lambda path: claims(path, y_train=header((2**36,)), x_train=header((1, 8, 8, 1))),
-    "zeros": lambda path: deflated(path, [header((300, 1024, 1024, 1)), *[bytes(2**20)] * 300]),
-    "header": lambda path: deflated(path, [b"\x93NUMPY\x02\x00" + struct.pack("<I", 300 * 2**20), *[b" " * 2**20] * 300]),
-    "labels of zeros": lambda path: deflated(path, [header((300 * 2**17,), "<i8"), *[bytes(2**20)] * 300], "y_train.npy"),
+    "zeros": lambda path: deflated(path, [header((MEBIBYTES, 1024, 1024, 1)), *[bytes(2**20)] * MEBIBYTES]),
+    "header": lambda path: deflated(path, [b"\x93NUMPY\x02\x00" + struct.pack("<I", MEBIBYTES * 2**20),
+                                             *[b" " * 2**20] * MEBIBYTES]),
+    "labels of zeros": lambda path: deflated(path, [header((MEBIBYTES * 2**17,), "<i8"), *[bytes(2**20)] * MEBIBYTES],
+                                             "y_train.npy"),
     "sparse": sparse,
 }
-MEASURE = """
-import json, resource, sys
-from pathlib import Path
-from pyro_advbnn import checkpoints, datasets, records, report, tables
-from pyro_advbnn.errors import InputError
+READ = {                                                     # the folder of bombs, what reads them
+    "checkpoints": checkpoints.load, "arrays": lambda path: datasets.load("npz", "train", path),
+    "json": records.read_json, "jsonl": records.read_jsonl, "csv": lambda path: tables.read(path, "accuracy"),
+    "svg": report.write, "images": lambda path: datasets.load("folder", "train", path, image_size=8),
+    "stl10": lambda path: datasets.load("stl10", "train", path),
+    "cifar10": lambda path: datasets.load("cifar10", "train", path),
+}
+
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-calls = {"checkpoints": checkpoints.load, "arrays": lambda path: datasets.load("npz", "train", path),
-         "json": records.read_json, "jsonl": records.read_jsonl, "csv": lambda path: tables.read(path, "accuracy"),
-         "svg": report.write, "images": lambda path: datasets.load("folder", "train", path, image_size=8),
-         "stl10": lambda path: datasets.load("stl10", "train", path),
-         "cifar10": lambda path: datasets.load("cifar10", "train", path)}
-root = Path(sys.argv[1])
-for path in [root / "checkpoints" / "good.pt", root / "arrays" / "good.npz"]:        # what the first use costs
-    calls[path.parent.name](path)
-for place in sorted(root.glob("*/bad*")):
-    before = peak()
-    try:
-        calls[place.parent.name](place)
-        told = None
-    except InputError as error:
-        told = str(error)
-    print(json.dumps([str(place), told, peak() - before]), flush=True)
-"""
+
+def measure(root, pipe):
+    """Read every bomb, for a process of its own: (place, what it was told, MiB that the peak of its memory rose)."""
+    torch.set_num_threads(1)
+    for path in (root / "checkpoints" / "good.pt", root / "arrays" / "good.npz"):   # what the first use costs
+        READ[path.parent.name](path)
+    for place in sorted(root.glob("*/bad*")):
+        before, told = peak(), None
+        try:
+            READ[place.parent.name](place)
+        except InputError as error:
+            told = str(error)
+        pipe.send((place, told, peak() - before))
 
 
 def write_bombs(root, run):
@@ -417,13 +413,20 @@ def test_no_file_costs_memory_beyond_what_it_holds(tmp_path, run, tally):
     root = tmp_path / "bombs"
     root.mkdir()
     write_bombs(root, run)
-    result = subprocess.run([sys.executable, "-c", MEASURE, str(root)], capture_output=True, text=True, timeout=300,
-                            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr
-    told = [json.loads(line) for line in result.stdout.splitlines()]
+    told, (here, there) = [], FORKSERVER.Pipe(duplex=False)
+    process = FORKSERVER.Process(target=measure, args=(root, there))
+    process.start()
+    there.close()
+    while here.poll(PATIENCE):
+        try:
+            told.append(here.recv())
+        except EOFError:
+            break
+    process.join(PATIENCE)
+    assert process.exitcode == 0
     assert len(told) == len(list(root.glob("*/bad*"))) == len(CHECKPOINTS) + len(ARRAYS) + 4 + 2 + 1 + 1 + 3 + 2 + 1
     for place, message, mebibytes in told:
-        assert message and Path(place).name in message and len(message.splitlines()) == 1, (place, message)
+        assert message and place.name in message and len(message.splitlines()) == 1, (place, message)
         assert mebibytes < 100, (place, message, mebibytes)
         tally(FILES)
 

@@ -35,9 +35,33 @@ def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_pat
     assert records.read_jsonl(path) == rows
     records.append_jsonl(path, {"epoch": 3})
     assert records.read_jsonl(path) == [*rows, {"epoch": 3}]
-    path.write_text('{"epoch": \n{"epoch": 2}\n')
-    with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
-        records.read_jsonl(path)
+
+
+@pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff", b"1", b"null", b'{"a": {"b": 1, "b": 2}}', b"[" * 10**5,
+                                  b"9" * 5000])
+def test_a_line_of_json_that_is_no_object_is_refused_with_its_number(tmp_path, line):
+    (tmp_path / "log.jsonl").write_bytes(b'{"a": "\xe2\x80\xa8"}\r\n' + line + b'\n{"a": 1}\n')
+    with pytest.raises(InputError, match="log.jsonl, line 2: expected a row in JSON, found .*; mend or remove the line$"):
+        records.read_jsonl(tmp_path / "log.jsonl")
+
+
+def test_a_last_line_of_json_that_only_lacks_its_end_is_kept_when_one_is_added(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for text, rows in (('{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]), ('{"a": 1}', [{"a": 1}]), ('{"a": 1}\n3', [{"a": 1}])):
+        path.write_text(text)
+        assert records.read_jsonl(path) == rows
+        records.append_jsonl(path, {"a": 3})
+        assert records.read_jsonl(path) == [*rows, {"a": 3}]
+        assert path.read_text() == "".join(json.dumps(row) + "\n" for row in [*rows, {"a": 3}])
+
+
+def test_the_lines_of_a_key_are_told_where_they_are_found(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": {"b": 1,\n"é" : 2, "x": "b"},\n"b":\n3}')
+    assert records.place_of_key(path, "b") == f"{path}, lines 1, 3" and records.place_of_key(path, "é") == f"{path}, line 2"
+    assert records.place_of_key(path, "z") == str(path)
+    path.write_text('{"b": [' + '{"b":\n1},' * 8 + "0]}")
+    assert records.place_of_key(path, "b") == f"{path}, lines 1, 2, 3, 4"
 
 
 @pytest.mark.parametrize("write", [records.write_json, lambda path, content: records.write_jsonl(path, [content])])

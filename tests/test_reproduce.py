@@ -278,10 +278,18 @@ def test_a_journal_that_was_cut_short_is_begun_anew_and_one_that_is_none_refused
     (tmp_path / "reproduce.jsonl").write_text(journal)
     (tmp_path / "runs").mkdir()
     if journal == "[1]\n":
-        assert "other flags" in refusal(capsys, "fig4", *TINY, "--out", tmp_path, "--dry_run")
+        assert "reproduce.jsonl, line 1: expected a row" in refusal(capsys, "fig4", *TINY, "--out", tmp_path, "--dry_run")
     else:
         run("fig4", *TINY, "--out", tmp_path, "--max_minutes", "1e-9")
         assert "settings" in records.read_jsonl(tmp_path / "reproduce.jsonl")[0]
+
+
+@pytest.mark.parametrize("line", [{"command": []}, {"command": None}, {}])
+def test_a_line_of_the_journal_that_names_no_command_says_of_none_that_it_is_done(tmp_path, line):
+    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
+    records.append_jsonl(tmp_path / "out" / "reproduce.jsonl", line)
+    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
+    assert len(records.read_jsonl(tmp_path / "out" / "reproduce.jsonl")) == 2
 
 
 def killed_when(path, *words):

@@ -1,0 +1,119 @@
+"""Tests of config.json where it is read: keys given twice or known to nobody, and a number of weights that is wrong."""
+import json
+
+import pyro
+import pytest
+from hostile import copied, digests, refused_command
+
+from pyro_advbnn import __version__, cli, evaluate, run_configs, run_folders
+from pyro_advbnn.train import train
+
+MALFORMED = "malformed files refused or read right"
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return copied(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def refusal(run, capsys, tally):
+    """A function that tells how train --resume and evaluate --run refuse the run with another config.json, in one line."""
+    def tell(text):
+        (run / "config.json").write_text(text)
+        before = digests(run)
+        told = [refused_command(capsys, train, "--resume", run, "--epochs", 2),
+                refused_command(capsys, evaluate.VERBS, "accuracy", "--run", run, "--num_test", 10)]
+        assert told[0] == told[1].replace("best.pt", "checkpoint.pt") and digests(run) == before
+        tally(MALFORMED, 2)
+        return told[0].removeprefix("error: ").removesuffix("\n")
+    return tell
+
+
+def changed(run, **more):
+    config = json.loads((run / "config.json").read_text())
+    settings = more.pop("settings", {})
+    return json.dumps(config | more | {"settings": config["settings"] | settings}, indent=2)
+
+
+def line_of(text, part):
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "356", [356], 10**30])
+def test_a_number_of_weights_that_is_none_is_refused(run, refusal, value):
+    assert refusal(changed(run, num_weights=value)).startswith(
+        f"{run / 'config.json'}: num_weights must be an integer in [1, 1000000000000], got {value!r}")
+
+
+def test_a_number_of_weights_that_is_not_the_checkpoints_is_refused(run, refusal):
+    there = run_folders.read_config(run)["num_weights"]
+    assert refusal(changed(run, num_weights=there + 1)) == (
+        f"{run / 'checkpoint.pt'} is not of the run that {run}/config.json tells of: their num_weights differ, "
+        f"{there + 1} there and {there} here")
+
+
+@pytest.mark.parametrize("name", ["num_weights", "recipe", "recipe_settings", "environment"])
+def test_what_every_training_writes_must_be_there(run, refusal, name):
+    config = json.loads((run / "config.json").read_text())
+    del config[name]
+    assert refusal(json.dumps(config)) == f"{run / 'config.json'} lacks {name}"
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ('  "seed": 0', '  "seed": 0,\n  "seed": 1', "'seed' is given twice, as 0 and 1"),
+    ('    "epochs": 1\n', '    "epochs": 1,\n    "epochs": 1\n', "'epochs' is given twice, as 1 and 1"),
+    ('    "kind": "bayesian"', '    "kind": "bayesian", "kind": "noisy"', "'kind' is given twice, as 'bayesian' and 'noisy'"),
+    ('  "patience": null', '  "patience": null, "patience": null, "patience": 3', "twice, as None and None and 3"),
+])
+def test_a_key_that_is_given_twice_is_refused_wherever_it_stands(run, refusal, old, new, says):
+    text = (run / "config.json").read_text()
+    assert old in text
+    text = text.replace(old, new)
+    told = refusal(text)
+    assert told.startswith(f"{run / 'config.json'}, line") and told.endswith(f"{says}; keep one of them")
+    assert str(line_of(text, new.split(":")[0])) in told.partition(": ")[0]
+
+
+def test_a_key_that_no_training_writes_is_refused_with_its_line(run, refusal):
+    path, texts = run / "config.json", [changed(run, num_wieghts=1), changed(run, settings={"epohcs": 3})]
+    for text, name, full_name in zip(texts, ("num_wieghts", "epohcs"), ("num_wieghts", "settings.epohcs")):
+        assert refusal(text) == f"{path}, line {line_of(text, name)}: no training writes {full_name}; remove it"
+
+
+def test_a_key_that_would_garble_the_terminal_is_shown_as_text(run, refusal):
+    assert "no training writes \\x1b[2J; remove it" in refusal(changed(run, **{"\x1b[2J": 1}))
+
+
+def test_a_training_writes_no_key_that_is_not_known(finished):
+    assert run_configs.unknown(run_folders.read_config(finished)) == []
+
+
+@pytest.mark.parametrize("version, newer", [
+    ("999", True), (__version__ + ".1", True), ("99.0.0.dev1", True), (__version__, False), (__version__ + "rc1", False),
+    ("0.0.9", False), ("", False), ("x", False), ("٣", False), ("9" * 5000, None), (None, False), (3, True), ([], False)])
+def test_versions_are_compared_as_numbers(version, newer):
+    config = {"environment": {"versions": {"pyro-advbnn": version}}}
+    assert newer is None or run_configs.is_newer(config) == newer
+    run_configs.is_newer(config)
+    assert not run_configs.is_newer({"environment": {}}) and not run_configs.is_newer({"environment": {"versions": 1}})
+
+
+def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["environment"]["versions"]["pyro-advbnn"] = "99.1"
+    config |= {"new": 1, "settings": config["settings"] | {"newer": 2}}
+    (run / "config.json").write_text(json.dumps(config))
+    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"])
+    capsys.readouterr()
+    train(resume=run, epochs=2)
+    assert (f"note: {run / 'config.json'} is of version 99.1; this one, {__version__}, keeps but does not know new, "
+            "settings.newer\n") in capsys.readouterr().out
+    kept = run_folders.read_config(run)
+    assert (kept["new"], kept["settings"]["newer"]) == (1, 2)
