@@ -39,8 +39,8 @@ def end_at_once():
     While torch is imported, for seconds, nothing has begun that would have to be finished, and an exception would come out of
     the import as a traceback, or be swallowed in it. `raising` and `asking` take over for their time. It is for the process's
     own program (`__name__ == "__main__"`): a library that is imported leaves signals alone. Before the first line of the
-    package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence. So it
-    does, always in silence, when the command is done and Python takes itself down: it has given the signals back by then.
+    package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence.
+    When the command is done and Python takes itself down it has given the signals back, and ends in silence by either.
     """
 
     def end(number, _):
