@@ -40,6 +40,7 @@ def end_at_once():
     the import as a traceback, or be swallowed in it. `raising` and `asking` take over for their time. It is for the process's
     own program (`__name__ == "__main__"`): a library that is imported leaves signals alone. Before the first line of the
     package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence.
+    When the command is done and Python takes itself down it has given the signals back, and ends in silence by either.
     """
 
     def end(number, _):
