@@ -68,7 +68,7 @@ def benchmark(
                          graphs, compile)
     _check(settings)
     if out is not None:
-        refuse_existing(out)
+        refuse_existing(out, hint="")
     skip_validation()
     keep_freed_memory()
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
     """
     torch.set_num_threads(1)    # networks this small gain nothing from a second thread, and lose much where it is not free
     if out is not None:
-        run_folders.refuse_existing(out)
+        run_folders.refuse_existing(out, hint="")
         return _demo(out, seed)
     with tempfile.TemporaryDirectory() as folder:
         _demo(Path(folder), seed)

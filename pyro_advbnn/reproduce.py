@@ -133,7 +133,7 @@ class _Journal:
     def __init__(self, plan):
         self.path, self.out, self.settings, self._steps = plan.out / "reproduce.jsonl", plan.out, plan.identity, plan.steps
         if not self.path.exists():
-            run_folders.refuse_existing(plan.out)
+            run_folders.refuse_existing(plan.out, hint="")
         lines = records.read_jsonl(self.path)
         if lines and lines[0] != {"settings": self.settings}:
             raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.settings)}); "

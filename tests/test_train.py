@@ -673,7 +673,8 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
 
 def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys, finished):
     before = snapshot(finished)
-    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", finished)
+    assert "is not overwritten; choose another --out (train goes on with --resume)" in refusal(
+        capsys, *words(TINY), "--out", finished)
     assert snapshot(finished) == before
     (tmp_path / "file").write_text("mine")
     assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", tmp_path / "file")
