@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_advbnn.apgd import APGD
+from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import PGD, RandomNoise, eval_mode, frozen
 from pyro_advbnn.errors import InputError
@@ -51,8 +52,12 @@ class Examination:
 
     def __init__(self, classifier, batches, *, epsilon, num_steps=20, attack_samples=20, num_samples=20, num_queries=500,
                  transfer=None, paper_step=None, seed=0):
-        if not 0 < epsilon <= 1 or num_steps < 1:
-            raise InputError(f"epsilon must lie in (0, 1] and num_steps be at least 1, got {epsilon} and {num_steps}")
+        for name, value in (("num_steps", num_steps), ("attack_samples", attack_samples), ("num_samples", num_samples),
+                            ("num_queries", num_queries)):
+            check_at_least(name, value, 1)
+        check_number("epsilon", epsilon)
+        if not 0 < epsilon <= 1:
+            raise InputError(f"epsilon must lie in (0, 1], got {epsilon}")
         check_repeatable(batches)
         self._labels = []
         for x, y in batches:

@@ -79,8 +79,9 @@ def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Comm
     """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
 
     def mark(function: Command) -> Command:
-        function.check_flags = check
-        return function
+        command = usage.from_python(function)
+        command.check_flags = check
+        return command
 
     return mark
 

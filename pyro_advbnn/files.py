@@ -43,7 +43,7 @@ def refuse_link_out(path, folder):
 def refuse_no_folder(path, expected):
     """Raises InputError where something else than a folder is at `path`; expected: what should be there, in words."""
     if is_there(path) and not os.path.isdir(path):
-        raise InputError(f"{path}: a file, not a folder; {expected}" if os.path.isfile(path) else f"{path}: no folder; {expected}")
+        raise InputError(f"{path}: {'a file, not a' if os.path.isfile(path) else 'no'} folder; {expected}")
 
 
 def read_text(path, limit=TEXT_LIMIT):

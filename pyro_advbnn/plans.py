@@ -16,7 +16,7 @@ ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
 
 
-@dataclass(frozen=True, kw_only=True)
+@usage.flags
 class Reproduction:
     """The flags that every piece takes.
 

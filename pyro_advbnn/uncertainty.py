@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields
@@ -26,8 +27,7 @@ def log_probabilities(classifier, x, *, num_samples=20):
 
     Raises InputError for logits that are not finite.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    check_at_least("num_samples", num_samples, 1)
     with eval_mode(classifier), frozen(classifier):
         logits = torch.stack([classifier(x).float() for _ in range(num_samples)])
     if not logits.isfinite().all():

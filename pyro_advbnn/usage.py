@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyro_advbnn import values
+from pyro_advbnn.errors import InputError
 
 Command = Callable[..., Any]
 WIDTH = 100
@@ -36,6 +37,37 @@ def parameters(function: Command) -> dict[str, Parameter]:
         values.forms(hints[name])
         found[name] = parameter.replace(annotation=hints[name])
     return found
+
+
+def from_python(function: Command) -> Command:
+    """A decorator of commands: what Python code gives for a flag is found good before any work, texts for paths become paths.
+
+    Raises:
+        InputError: in the command, for a value of another kind or out of range.
+    """
+
+    @functools.wraps(function)
+    def command(**arguments: Any) -> Any:
+        known, groups = parameters(function), _groups(function)
+        for name, value in arguments.items():
+            if name in known:
+                arguments[name] = values.settled(name, value, known[name].annotation)
+            elif name in groups and not isinstance(value, groups[name]):
+                raise InputError(f"{name} must be a {groups[name].__name__}, got {value!r:.200}")
+        return function(**arguments)
+
+    return command
+
+
+def flags(group: type) -> type:
+    """A decorator of classes: the frozen, keyword-only dataclass of flags that several commands share, checked likewise."""
+
+    def check(self: Any) -> None:
+        for name, parameter in parameters(type(self)).items():
+            object.__setattr__(self, name, values.settled(name, getattr(self, name), parameter.annotation))
+
+    group.__post_init__ = check
+    return dataclasses.dataclass(frozen=True, kw_only=True)(group)
 
 
 def call(function: Command, flags: dict[str, Any]) -> Any:

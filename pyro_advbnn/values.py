@@ -2,6 +2,8 @@
 
 import difflib
 import math
+import numbers as numbers_abc
+import os
 import re
 import sys
 import types
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pyro_advbnn import quoting
+from pyro_advbnn.arguments import as_path, is_whole
 from pyro_advbnn.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
@@ -102,6 +105,20 @@ def read(text: str, annotation: Any) -> Any:
     raise InputError(f"must be {words}, got {quoting.quoted(text)}{because}{_nearest_choice(text, annotation)}")
 
 
+def settled(name: str, value: Any, annotation: Any) -> Any:
+    """value, given from Python instead of as text, as a command takes it under annotation: what stands for a path is one.
+
+    Raises:
+        InputError: it is no such value.
+    """
+    for member, bounds in sorted(members(annotation), key=lambda pair: _order(pair[0])):
+        try:
+            return _taken(name, value, member, bounds)
+        except TypeError:
+            continue
+    raise InputError(f"{name} must be {expected(annotation).removesuffix(' or none')}, got {value!r:.200}")
+
+
 def expected(annotation: Any) -> str:
     """What a value under annotation looks like, in words: "a number >= 0 or auto"."""
     return " or ".join(_form(member, bounds).expected for member, bounds in members(annotation))
@@ -125,6 +142,28 @@ def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Ra
     if get_origin(annotation) in (Union, types.UnionType):
         return [pair for member in get_args(annotation) for pair in members(member, bounds)]
     return [(annotation, bounds)]
+
+
+def _taken(name: str, value: Any, member: Any, bounds: Range) -> Any:
+    """value as one of a plain annotation.   Raises TypeError where it is none, InputError where it is a flawed path."""
+    if get_origin(member) is list:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        element = members(get_args(member)[0], bounds)[0]
+        taken = [_taken(name, each, *element) for each in value]
+        return tuple(taken) if isinstance(value, tuple) else taken
+    if get_origin(member) is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in get_args(member))
+    elif member is int:
+        fits, value = is_whole(value), int(value) if is_whole(value) else value
+    elif member is float:
+        fits = isinstance(value, numbers_abc.Real) and not isinstance(value, bool) and math.isfinite(value)
+        value = float(value) if fits and not isinstance(value, int) else value
+    else:
+        fits = isinstance(value, (str, os.PathLike) if member is Path else member)
+    if not fits or not _within(value, bounds):
+        raise TypeError
+    return as_path(name, value) if member is Path else value
 
 
 def _order(member: Any) -> int:

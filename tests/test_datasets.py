@@ -17,7 +17,16 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 
-from pyro_advbnn import array_archives, datasets, evaluated_images, image_arrays, image_cache, image_files, image_folders, image_sets
+from pyro_advbnn import (
+    array_archives,
+    datasets,
+    evaluated_images,
+    image_arrays,
+    image_cache,
+    image_files,
+    image_folders,
+    image_sets,
+)
 from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, ImageView, load
 from pyro_advbnn.errors import InputError
 

@@ -182,7 +182,7 @@ def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, 
 
     monkeypatch.setattr(train_module, "accuracies", vanish)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
-    assert code == 2 and f"No such file or directory; {folder} holds no checkpoint any more" in err
+    assert code == 2 and f"No such folder; {folder} holds no checkpoint any more" in err
     assert os.listdir(tmp_path) == []
     tally("vanished folders survived")
 
