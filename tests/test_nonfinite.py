@@ -322,6 +322,20 @@ def test_the_first_of_several_bad_steps_is_the_one_that_is_named():
     assert str(raised.value) == "the loss is not finite: nll (nll nan, kl 5, largest gradient 0.5) at step 3 of epoch 7"
 
 
+def test_of_the_steps_that_were_skipped_in_a_row_the_first_is_named_with_its_term():
+    watch, number = Watch("cpu", "skip"), partial(torch.tensor, dtype=torch.float64)
+    for step, nll in [(1, math.nan), (2, 1.0), (3, math.inf), (4, math.nan)]:
+        watch.judge(step, number(nll), number(5.0), number(nll), number(0.5))
+    assert watch.skipped_in_a_row(7) == (
+        "the loss is not finite: nll (nll inf, kl 5, largest gradient 0.5) at step 3 of epoch 7, and every step of it since was "
+        "skipped")
+    watch.judge(1, number(1.0), number(math.nan), number(math.nan), number(0.5))           # of the next epoch
+    assert watch.skipped_in_a_row(8).startswith("the loss is not finite: kl (nll 1, kl nan, largest gradient 0.5) at step 1 of")
+    watch.judge(2, number(1.0), number(5.0), number(1.0), number(0.5))
+    assert watch.skipped_in_a_row(8) == "" and watch.skipped == 4
+    watch.check(8)
+
+
 @pytest.mark.parametrize(("numbers", "message"), [
     ((math.inf, math.inf, math.inf, 1.0), "the loss is not finite: nll and kl"),
     ((1.0, math.inf, 1.0, 1.0), "the loss is not finite: kl "),                  # a weight of 0 masks it
