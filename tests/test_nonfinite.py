@@ -1,5 +1,6 @@
 """Tests of nonfinite, and of trainings whose numbers really go wrong."""
 import math
+import re
 import sys
 from functools import partial
 
@@ -262,8 +263,16 @@ def test_the_averages_of_an_epoch_leave_skipped_steps_out():
 def test_an_epoch_without_a_good_step_ends_the_training(tmp_path, capsys):
     folder = tmp_path / "run"
     err = failure(capsys, folder, **broken("always", on_nonfinite="skip"))
-    assert err.startswith("error: no step of epoch 1 had a finite loss and gradient: all were skipped; no checkpoint")
+    assert err.startswith("error: no step of epoch 1 had a finite loss and gradient: all were skipped; the loss is not finite: "
+                          "nll (nll nan, kl ")
+    assert "at step 1 of epoch 1, and every step of it since was skipped; no checkpoint" in err
     assert not run_folders.has_begun(folder)
+
+
+def test_weights_that_were_lost_by_a_step_whose_own_loss_was_finite_are_explained_by_the_steps_skipped_since(tmp_path, capsys):
+    err = failure(capsys, tmp_path / "run", defense="none", learning_rate=1e30, on_nonfinite="skip")
+    assert "logits must be finite" in err
+    assert re.search("is not finite: nll .* at step [23] of epoch 1, and every step of it since was skipped; no checkpoint", err)
 
 
 def test_a_std_that_explodes_stops_the_training_also_where_steps_are_skipped(tmp_path, capsys):
