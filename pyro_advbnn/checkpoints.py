@@ -8,7 +8,7 @@ import torch
 
 from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.arguments import as_path
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported

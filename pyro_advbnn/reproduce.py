@@ -11,7 +11,7 @@ import torch
 
 from pyro_advbnn import cli, configuration, datasets, locks, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.devices import keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError

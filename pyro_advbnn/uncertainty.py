@@ -158,7 +158,8 @@ def detection(clean, other):
     values = torch.cat([clean, other]).numpy()
     auroc = float(roc_auc_score(labels, values))
     low, high = auroc_interval(auroc, len(other), len(clean))
-    return found | {"auroc": auroc, "auroc_low": low, "auroc_high": high, "aupr": float(average_precision_score(labels, values))}
+    return found | {"auroc": auroc, "auroc_low": low, "auroc_high": high,
+                    "aupr": float(average_precision_score(labels, values))}
 
 
 def auroc_interval(auroc, num_positives, num_negatives, z=1.959964):

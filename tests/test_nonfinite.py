@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import cli, configuration, records, run_folders
-from pyro_advbnn.classifiers import LOG_STD_RANGE
+from pyro_advbnn.bayesian import LOG_STD_RANGE
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
 from pyro_advbnn.train import train
@@ -272,7 +272,7 @@ def test_an_epoch_without_a_good_step_ends_the_training(tmp_path, capsys):
 def test_weights_that_were_lost_by_a_step_whose_own_loss_was_finite_are_explained_by_the_steps_skipped_since(tmp_path, capsys):
     err = failure(capsys, tmp_path / "run", defense="none", learning_rate=1e30, on_nonfinite="skip")
     assert "logits must be finite" in err
-    assert re.search("is not finite: nll .* at step [23] of epoch 1, and every step of it since was skipped; no checkpoint", err)
+    assert re.search("is not finite: nll .* at step [23] of epoch 1, and every step of it since was skipped; no check", err)
 
 
 def test_a_std_that_explodes_stops_the_training_also_where_steps_are_skipped(tmp_path, capsys):
@@ -336,8 +336,8 @@ def test_of_the_steps_that_were_skipped_in_a_row_the_first_is_named_with_its_ter
     for step, nll in [(1, math.nan), (2, 1.0), (3, math.inf), (4, math.nan)]:
         watch.judge(step, number(nll), number(5.0), number(nll), number(0.5))
     assert watch.skipped_in_a_row(7) == (
-        "the loss is not finite: nll (nll inf, kl 5, largest gradient 0.5) at step 3 of epoch 7, and every step of it since was "
-        "skipped")
+        "the loss is not finite: nll (nll inf, kl 5, largest gradient 0.5) at step 3 of epoch 7, and every step of it since "
+        "was skipped")
     watch.judge(1, number(1.0), number(math.nan), number(math.nan), number(0.5))           # of the next epoch
     assert watch.skipped_in_a_row(8).startswith("the loss is not finite: kl (nll 1, kl nan, largest gradient 0.5) at step 1 of")
     watch.judge(2, number(1.0), number(5.0), number(1.0), number(0.5))
