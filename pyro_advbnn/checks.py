@@ -81,8 +81,9 @@ def one_draw(exam):
     found = {attack.attack_samples: exam.correct(attack) for attack in (weak, *many)}
     counts = [attack.attack_samples for attack in many]
     strongest = min(counts, key=lambda count: found[count].sum())
-    told = f"1 draw per gradient {percent(found[1].float().mean())}, {strongest} draws {percent(found[strongest].float().mean())}"
-    return no_loss(found[1], found[strongest], f"{told}, the strongest of {', '.join(map(str, counts))}")
+    weakly, strongly = (percent(found[count].float().mean()) for count in (1, strongest))
+    return no_loss(found[1], found[strongest], f"1 draw per gradient {weakly}, {strongest} draws {strongly}, the strongest of "
+                                               f"{', '.join(map(str, counts))}")
 
 
 def enough_draws(exam):
