@@ -218,3 +218,13 @@ def test_a_reproduction_is_alone_in_its_folder_and_a_dry_one_locks_nothing(tmp_p
     assert not out.exists()
     cli.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--max_minutes", "1e-9"])
     assert os.listdir(out) == ["reproduce.jsonl"]
+
+
+def test_the_lock_of_a_training_and_that_of_an_evaluation_do_not_exclude_each_other(tmp_path):
+    folder = run(tmp_path / "run", defense="none", epochs=1)
+    with locks.take(folder):
+        cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *ACCURACY])
+    assert (folder / "evaluation/accuracy.csv").exists()
+    with locks.held(folder / "evaluation"):
+        train(resume=folder, epochs=2)
+    assert run_folders.is_finished(folder)
