@@ -344,7 +344,7 @@ def test_transfer_gives_all_ordered_pairs_and_a_diagonal_of_one(runs, tmp_path, 
 
 
 def test_transfer_of_one_run_is_its_attack_on_itself(trained, tmp_path):
-    row, = evaluated("transfer", trained, tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
+    row, = evaluated("transfer", str(trained), tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
     assert row["source"] == row["run"] and row["accuracy"] == row["accuracy_white_box"] and row["rho"] == 1
 
 
