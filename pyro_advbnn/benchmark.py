@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from pyro_advbnn import cli, networks, records, timings, usage
+from pyro_advbnn import cli, networks, python_calls, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
 from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
@@ -24,7 +24,7 @@ from pyro_advbnn.precision import PRECISIONS, resolve_precision
 from pyro_advbnn.run_folders import refuse_existing
 
 
-@usage.from_python
+@python_calls.from_python
 def benchmark(
     *,
     network: str = "vgg16",

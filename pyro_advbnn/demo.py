@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_advbnn import cli, evidence, records, run_folders, usage
+from pyro_advbnn import cli, evidence, python_calls, records, run_folders
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.limits import Seed
 from pyro_advbnn.subjects import Selection, Subjects
@@ -13,7 +13,7 @@ from pyro_advbnn.train import train
 _DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
 
 
-@usage.from_python
+@python_calls.from_python
 def demo(*, seed: Seed = 0, out: Path | None = None):
     """Train no defence, adversarial training and Adv-BNN on digits, then attack them on the 360 test images.
 

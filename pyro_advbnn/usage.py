@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyro_advbnn import values
-from pyro_advbnn.errors import InputError
 
 Command = Callable[..., Any]
 WIDTH = 100
@@ -39,41 +38,10 @@ def parameters(function: Command) -> dict[str, Parameter]:
     return found
 
 
-def from_python(function: Command) -> Command:
-    """A decorator of commands: what Python code gives for a flag is found good before any work, texts for paths become paths.
-
-    Raises:
-        InputError: in the command, for a value of another kind or out of range.
-    """
-
-    @functools.wraps(function)
-    def command(**arguments: Any) -> Any:
-        known, groups = parameters(function), _groups(function)
-        for name, value in arguments.items():
-            if name in known:
-                arguments[name] = values.settled(name, value, known[name].annotation)
-            elif name in groups and not isinstance(value, groups[name]):
-                raise InputError(f"{name} must be a {groups[name].__name__}, got {value!r:.200}")
-        return function(**arguments)
-
-    return command
-
-
-def flags(group: type) -> type:
-    """A decorator of classes: the frozen, keyword-only dataclass of flags that several commands share, checked likewise."""
-
-    def check(self: Any) -> None:
-        for name, parameter in parameters(type(self)).items():
-            object.__setattr__(self, name, values.settled(name, getattr(self, name), parameter.annotation))
-
-    group.__post_init__ = check
-    return dataclasses.dataclass(frozen=True, kw_only=True)(group)
-
-
 def call(function: Command, flags: dict[str, Any]) -> Any:
     """Call a command with its flags by name, those of a dataclass gathered into one."""
     arguments = dict(flags)
-    for name, group in _groups(function).items():
+    for name, group in groups_of(function).items():
         arguments[name] = group(**{flag: arguments.pop(flag) for flag in parameters(group) if flag in arguments})
     return function(**arguments)
 
@@ -92,7 +60,8 @@ def _word(name: str, text: str) -> str:
     return f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"   # "-x" alone would be taken for a flag
 
 
-def _groups(function: Command) -> dict[str, type]:
+def groups_of(function: Command) -> dict[str, type]:
+    """The arguments of a command that are dataclasses of flags, by name."""
     hints = get_type_hints(function)
     return {name: hints[name] for name in inspect.signature(function).parameters if dataclasses.is_dataclass(hints[name])}
 
@@ -112,7 +81,7 @@ def of_function(function: Command, verb: str = "") -> str:
     usage = " ".join([f"usage: {_program()}", *([verb] if verb else []), *required, "[--flag value ...]"])
     prose = re.split(r"^(?:Args|Returns|Raises):$", _doc(function), maxsplit=1, flags=re.MULTILINE)[0].strip()
     notes = _descriptions(_doc(function))
-    for group in _groups(function).values():
+    for group in groups_of(function).values():
         notes |= _descriptions(_doc(group))
     flags = [_flag(parameter, notes.get(name, "")) for name, parameter in known.items()]
     return "\n".join([usage, "", *([prose, ""] if prose else []), "flags:", *flags])

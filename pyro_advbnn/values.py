@@ -2,8 +2,6 @@
 
 import difflib
 import math
-import numbers as numbers_abc
-import os
 import re
 import sys
 import types
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pyro_advbnn import quoting
-from pyro_advbnn.arguments import as_path, is_whole
 from pyro_advbnn.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
@@ -97,26 +94,12 @@ def read(text: str, annotation: Any) -> Any:
         except ValueError as error:
             reason = str(error) or reason
             continue
-        if _within(value, form.bounds):
+        if within(value, form.bounds):
             return value
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
     words = expected(annotation).removesuffix(" or none")
     raise InputError(f"must be {words}, got {quoting.quoted(text)}{because}{_nearest_choice(text, annotation)}")
-
-
-def settled(name: str, value: Any, annotation: Any) -> Any:
-    """value, given from Python instead of as text, as a command takes it under annotation: what stands for a path is one.
-
-    Raises:
-        InputError: it is no such value.
-    """
-    for member, bounds in sorted(members(annotation), key=lambda pair: _order(pair[0])):
-        try:
-            return _taken(name, value, member, bounds)
-        except TypeError:
-            continue
-    raise InputError(f"{name} must be {expected(annotation).removesuffix(' or none')}, got {value!r:.200}")
 
 
 def expected(annotation: Any) -> str:
@@ -130,7 +113,7 @@ def forms(annotation: Any) -> list[Form]:
     Raises:
         TypeError: the annotation is not one of those that flags know.
     """
-    ordered = sorted(members(annotation), key=lambda member: _order(member[0]))
+    ordered = sorted(members(annotation), key=lambda member: order(member[0]))
     return [_form(member, bounds) for member, bounds in ordered]
 
 
@@ -144,29 +127,8 @@ def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Ra
     return [(annotation, bounds)]
 
 
-def _taken(name: str, value: Any, member: Any, bounds: Range) -> Any:
-    """value as one of a plain annotation.   Raises TypeError where it is none, InputError where it is a flawed path."""
-    if get_origin(member) is list:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        element = members(get_args(member)[0], bounds)[0]
-        taken = [_taken(name, each, *element) for each in value]
-        return tuple(taken) if isinstance(value, tuple) else taken
-    if get_origin(member) is Literal:
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(member))
-    elif member is int:
-        fits, value = is_whole(value), int(value) if is_whole(value) else value
-    elif member is float:
-        fits = isinstance(value, numbers_abc.Real) and not isinstance(value, bool) and math.isfinite(value)
-        value = float(value) if fits and not isinstance(value, int) else value
-    else:
-        fits = isinstance(value, (str, os.PathLike) if member is Path else member)
-    if not fits or not _within(value, bounds):
-        raise TypeError
-    return as_path(name, value) if member is Path else value
-
-
-def _order(member: Any) -> int:
+def order(member: Any) -> int:
+    """By what the ways to write a value are sorted: free text is the last."""
     if member in (str, Path):
         return 2
     return 0 if member is types.NoneType or get_origin(member) is Literal else 1
@@ -285,7 +247,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _within(value: Any, bounds: Range) -> bool:
+def within(value: Any, bounds: Range) -> bool:
+    """Whether a number, or each of a list, lies within bounds; what is no number does."""
     values = value if isinstance(value, list) else [value]
     return all(each in bounds for each in values if isinstance(each, int | float))
 

@@ -95,6 +95,7 @@ def test_paths_may_be_given_as_text_to_every_command_and_dataclass_of_flags(tmp_
     (lambda: evaluate.accuracy(of="runs/a"), "of must be a Selection, got 'runs/a'"),
     (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons="0,0.1"), "epsilons must be numbers"),
     (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[0, 2]), "epsilons must be numbers"),
+    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[]), "epsilons must be numbers"),
     (lambda: Selection(run=3), "run must be a path, got 3"),
     (lambda: Selection(runs="a,b"), "runs must be a comma list"),
     (lambda: Attack(num_steps=1.5), "num_steps must be an integer"),
