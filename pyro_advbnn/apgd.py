@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attack_losses import LOSSES, check_loss, loss_and_gradient, loss_name, losses_together
-from pyro_advbnn.attacks import check_at_least, eval_mode, frozen
+from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.norms import BALLS, check_ball, per_image
 
 SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before

@@ -2,6 +2,7 @@
 import math
 import zipfile
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -22,6 +23,30 @@ def read_arrays(path, names, within=None):
     within: the folder that the file must lie in. Raises InputError for a file that is no npz or damaged, a missing name,
     an array of objects, one whose header and size differ, one that inflates absurdly, and for more than fits in memory.
     """
+    with _archive(path, within) as archive:
+        found = _names(archive)
+        missing = [name for name in dict.fromkeys(names) if name not in found]
+        if missing:
+            holds = ", ".join(name if name.isprintable() else ascii(name) for name in found[:20]) or "nothing"
+            raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {holds}{', and more' * (len(found) > 20)}")
+        _refuse_too_large(path, [_checked(archive, name, f"{path}: {name}") for name in names])
+        return {name: _array(archive, name) for name in names}
+
+
+def read_shape(path, name):
+    """The shape of one array of an npz file, from its header alone, or None where there is no such array.
+
+    Raises InputError for a file that is no npz, or where the header cannot be read.
+    """
+    with _archive(path) as archive:
+        if name not in _names(archive):
+            return None
+        with archive.open(f"{name}.npy") as file:
+            return _header(file)[0]
+
+
+@contextmanager
+def _archive(path, within=None):
     try:
         files.checked_size(path, within=within)
     except FileNotFoundError:
@@ -30,17 +55,15 @@ def read_arrays(path, names, within=None):
         raise InputError(f"{path}: not an npz file, or a truncated one")
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            found = [name.removesuffix(".npy") for name in archive.namelist()]
-            missing = [name for name in dict.fromkeys(names) if name not in found]
-            if missing:
-                holds = ", ".join(name if name.isprintable() else ascii(name) for name in found[:20]) or "nothing"
-                raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {holds}{', and more' * (len(found) > 20)}")
-            _refuse_too_large(path, [_checked(archive, name, f"{path}: {name}") for name in names])
-            return {name: _array(archive, name) for name in names}
+            yield archive
     except InputError:
         raise
     except Exception as error:  # a damaged archive may raise anything, from zlib.error to MemoryError
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _names(archive):
+    return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def _checked(archive, name, where):

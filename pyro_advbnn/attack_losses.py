@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.errors import InputError
 
 AVERAGES = ("gradient", "probability")
@@ -87,8 +88,7 @@ def check_loss(*, loss, attack_samples, average):
         raise InputError(f"loss must be one of {', '.join(LOSSES)} or a function, got {loss!r}")
     if average not in AVERAGES:
         raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
-    if attack_samples < 1:
-        raise InputError(f"attack_samples must be at least 1, got {attack_samples}")
+    check_at_least("attack_samples", attack_samples, 1)
 
 
 def loss_name(loss):

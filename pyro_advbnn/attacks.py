@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.norms import BALLS, check_ball, per_image
@@ -73,6 +74,8 @@ class PGD:
     uses_gradient = True
 
     def __post_init__(self):
+        check_ball(self.epsilon, self.norm)
+        check_at_least("num_steps", self.num_steps, 0)
         if self.step_size is None:
             object.__setattr__(self, "step_size", auto_step_size(self.epsilon, self.num_steps))
         _check(self)
@@ -217,17 +220,11 @@ def input_gradient(classifier, x, y, attack_samples=1):
 
 
 def _check(attack):
-    check_ball(attack.epsilon, attack.norm)
     check_loss(loss=attack.loss, attack_samples=attack.attack_samples, average=attack.average)
+    for name in ("step_size", "momentum"):
+        check_number(name, getattr(attack, name))
     if not 0 <= attack.step_size < math.inf:
         raise InputError(f"step_size must be a number >= 0, got {attack.step_size}")
     if not 0 <= attack.momentum <= 1:
         raise InputError(f"momentum must lie in [0, 1], got {attack.momentum}")
-    check_at_least("num_steps", attack.num_steps, 0)
     check_at_least("restarts", attack.restarts, 1)
-
-
-def check_at_least(name, value, least):
-    """Raises InputError for a setting below its least value."""
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")

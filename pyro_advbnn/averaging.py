@@ -4,7 +4,7 @@ import math
 import torch
 from torch import nn
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.arguments import check_at_least
 
 
 class AveragedClassifier(nn.Module):
@@ -15,8 +15,7 @@ class AveragedClassifier(nn.Module):
 
     def __init__(self, classifier, num_samples):
         super().__init__()
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        check_at_least("num_samples", num_samples, 1)
         self.classifier = classifier
         self.num_samples = num_samples
         self.training = classifier.training              # tools warn of a module in training mode

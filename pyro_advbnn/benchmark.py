@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from pyro_advbnn import cli, networks, records, timings
+from pyro_advbnn import cli, networks, python_calls, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
 from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
@@ -29,6 +29,7 @@ from pyro_advbnn.precision import PRECISIONS, resolve_precision
 from pyro_advbnn.run_folders import refuse_existing
 
 
+@python_calls.from_python
 def benchmark(
     *,
     network: str = "vgg16",
@@ -73,7 +74,7 @@ def benchmark(
                          graphs, compile)
     _check(settings)
     if out is not None:
-        refuse_existing(out)
+        refuse_existing(out, hint="")
     skip_validation()
     keep_freed_memory()
     torch.manual_seed(0)

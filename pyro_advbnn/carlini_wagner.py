@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
@@ -39,6 +40,8 @@ class CarliniWagner:
     uses_gradient = True
 
     def __post_init__(self):
+        for name in ("epsilon", "confidence", "step_size", "initial_const"):
+            check_number(name, getattr(self, name))
         if not self.epsilon >= 0:
             raise InputError(f"epsilon must be a number >= 0, got {self.epsilon}")
         if not 0 <= self.confidence < math.inf:
@@ -47,8 +50,7 @@ class CarliniWagner:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a number > 0, got {getattr(self, name)}")
         for name in ("num_steps", "binary_search_steps", "attack_samples", "num_samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), 1)
 
     def __call__(self, classifier, x, y):
         x_adv = x.detach().clone()

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from pyro_advbnn import checkpoint_archives, files
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.arguments import as_path
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
@@ -25,8 +26,10 @@ def save(path, classifier, config=None, **more):
     config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
     more: further plain values and tensors, such as an optimizer's state.
 
-    Raises InputError for a config of other values, OSError where the file cannot be written.
+    Raises InputError for a config of other values and a path that is none or a folder's, OSError where the file cannot be
+    written: FileNotFoundError where the folder that it is to lie in is not there.
     """
+    path = _file_to_write(path)
     if not _is_plain(config):
         raise InputError(f"config must hold plain values only, got {config!r:.200}")
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
@@ -37,8 +40,17 @@ def save(path, classifier, config=None, **more):
 
 def save_state_dict(path, network):
     """Write the state dict of an nn.Module alone, for `network.load_state_dict(torch.load(path))`, in one step."""
-    with replacing(path) as file:
+    with replacing(_file_to_write(path)) as file:
         _write(network.state_dict(), file)
+
+
+def _file_to_write(path):
+    path = as_path("path", path)
+    if path.is_dir():
+        raise InputError(f"path must be that of a file, got the folder {path}")
+    if not path.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
+    return path
 
 
 def _write(content, file):
@@ -67,6 +79,7 @@ def load(path, network=None, *, prior=None, device="cpu"):
 
     Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
     """
+    path = as_path("path", path)
     content = read(path)
     try:
         classifier = _build(content, network, prior, path)

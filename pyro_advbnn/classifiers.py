@@ -1,39 +1,23 @@
 """Classifiers: modules that map images to logits, with a Pyro model and guide behind them.
 
-A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences.
+A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences; see `bayesian` for the
+other case.
 """
 import copy
 import functools
 import itertools
-import math
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import nn
-from torch.distributions import kl_divergence
-from torch.func import functional_call
 
 from pyro_advbnn.averaging import AveragedClassifier
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.flat import Buffers, unflatten
 from pyro_advbnn.folding import LeanCalls, autocast_dtype
 from pyro_advbnn.noise import AdditiveNoise
-from pyro_advbnn.posteriors import MeanFieldNormal
-from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
-from pyro_advbnn.skeletons import (
-    flatten,
-    last_layer_names,
-    matching_parameters,
-    parameter_aliases,
-    shared_modules,
-    skeleton,
-    trainable_parameters,
-)
-
-LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
-_HUGE_STD = 9.99                     # near the bound: from here on a std comes to it without exploding
+from pyro_advbnn.skeletons import shared_modules
 
 
 class Classifier(nn.Module):
@@ -50,8 +34,8 @@ class Classifier(nn.Module):
     def forward(self, x):
         """Logits (B, classes) under fresh randomness."""
         if any(p.requires_grad for p in self.parameters()):
-            return _checked(self.network(x))
-        return _checked(self._lean_calls(self._kept_weights(x), x))
+            return checked(self.network(x))
+        return checked(self._lean_calls(self._kept_weights(x), x))
 
     @functools.cached_property
     def _lean_calls(self):
@@ -139,204 +123,8 @@ class Classifier(nn.Module):
         self._pyro_name = f"classifier{next(self._numbers)}"
 
 
-class BayesianClassifier(Classifier):
-    """`network` with a factorised normal posterior over all its weights as one vector of length d (Eq. 5).
-
-    Model: w ~ prior, y ~ Categorical(logits(x; w)). Guide: w ~ N(mean, exp(log_std)^2). The trainable tensors are mean
-    (d,), log_std (d,) and, where asked for, deterministic (k,). mean starts at the network's own parameters; the network
-    is left as it is and may be wrapped again. Parameters that require no gradient stay fixed.
-
-    prior_std, init_std: a number, "fan_in" or a multiple of it, or a mapping from parameter name patterns to numbers
-    (`priors.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
-    prior: "normal", "scale_mixture" or "spike_and_slab" (`priors.named_prior`, prior_std a number), or a Pyro
-    distribution over one weight instead of N(0, prior_std^2).
-    deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
-    kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
-
-    Raises InputError for settings out of range, a pattern that matches nothing, and networks without parameters, with
-    parameters that are not real floating point numbers, of several dtypes or on several devices.
-    """
-
-    def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
-        prior = "normal" if prior is None else prior
-        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
-        if isinstance(network, Classifier):
-            raise InputError("the network is a classifier already; wrap classifier.mean_network() or the plain network")
-        trainable = trainable_parameters(network)
-        fixed = matching_parameters(deterministic, trainable)
-        random = {name: p for name, p in trainable.items() if name not in fixed}
-        if not random:
-            raise InputError("deterministic leaves no parameter to be Bayesian")
-        super().__init__(skeleton(network))
-        self._settings = {"kind": "bayesian", "prior_std": prior_std, "init_std": init_std,
-                          "prior": prior if isinstance(prior, str) else repr(prior),
-                          "deterministic": deterministic, "kl_over": kl_over}
-        self._aliases = parameter_aliases(network)
-        self._shapes = {name: p.shape for name, p in random.items()}
-        self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
-        self.mean = nn.Parameter(flatten(random))
-        self.log_std = nn.Parameter(self._initial_log_std(network, init_std))
-        self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
-        self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
-        self._may_explode = math.exp(self.log_std.detach().max()) < _HUGE_STD and not self._has_wide_prior()
-        self._work = Buffers()
-        self._shared = shared_modules(network)
-
-    def forward(self, x):
-        """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight."""
-        weights = self.posterior_distribution().rsample()
-        if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
-            return self._logits(weights, x)
-        return _checked(self._lean_calls(self._lean_calls.weights(self._by_alias(weights), owned=self._shapes), x))
-
-    @functools.cached_property
-    def _lean_calls(self):
-        return LeanCalls(self.network, self._shared)
-
-    def posterior_distribution(self):
-        """The guide's distribution over the flat vector (d,)."""
-        prior = self.prior if isinstance(self.prior, NormalPrior) else None
-        return MeanFieldNormal(self.mean, self.log_std, prior=prior, counted=self.prior.counted,
-                               std=self._std_while_frozen(), buffers=self._work)
-
-    def posterior(self):
-        """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
-        means, stds = self.mean.detach().split(self._sizes()), self.log_std.detach().exp().split(self._sizes())
-        return {name: dist.Normal(mean.view(shape), std.view(shape), validate_args=False)
-                for (name, shape), mean, std in zip(self._shapes.items(), means, stds, strict=True)}
-
-    def kl(self):
-        """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); one-draw estimate without a closed form."""
-        q = self.posterior_distribution()
-        if has_closed_form(self.prior):
-            return kl_divergence(q, self.prior)
-        w = q.rsample()
-        return q.log_prob(w) - self.prior.log_prob(w)
-
-    @torch.no_grad()
-    def constrain_(self):
-        """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""
-        self.log_std.clamp_(*LOG_STD_RANGE)
-
-    def exploded(self):
-        """Whether a weight's std is at its upper bound of 10, or NaN; None where init_std or prior_std put it there."""
-        return ~(self.log_std.detach().max() < LOG_STD_RANGE[1]) if self._may_explode else None
-
-    @torch.no_grad()
-    def draw(self):
-        return self._with_weights(super().draw(), self.posterior_distribution().rsample())
-
-    @torch.no_grad()
-    def mean_network(self):
-        return self._with_weights(super().mean_network(), self.mean)
-
-    def _with_weights(self, network, weights):
-        parameters = {name: nn.Parameter(w.clone()) for name, w in self._by_name(weights).items()}
-        for name, aliases in self._aliases.items():
-            for alias in aliases:
-                module, _, leaf = alias.rpartition(".")
-                network.get_submodule(module).register_parameter(leaf, parameters[name])
-        return network
-
-    def release_buffers(self):
-        """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
-        super().release_buffers()
-        self._work = Buffers()
-
-    def settings(self):
-        return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}
-
-    def extra_repr(self):
-        return f"weights={len(self.mean)}, prior_std={self._settings['prior_std']}, kl_over={self._settings['kl_over']}"
-
-    def unregistered_model(self, x, y, kl_weight):
-        with _weighted(kl_weight):
-            weights = pyro.sample("weights", self.prior)
-        return self._observe(self._logits(weights, x), y)
-
-    def unregistered_guide(self, x, y, kl_weight):
-        with _weighted(kl_weight):
-            return {"weights": pyro.sample("weights", self.posterior_distribution())}
-
-    def _logits(self, weights, x):
-        return _checked(functional_call(self.network, self._by_alias(weights), (x,), tie_weights=False))
-
-    def _by_alias(self, weights):
-        by_name = self._by_name(weights)
-        return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
-
-    def _by_name(self, weights):
-        """{parameter name: view} of a draw (d,) and of the deterministic parameters."""
-        by_name = dict(zip(self._shapes, unflatten(weights, self._shapes.values(), self._work), strict=True))
-        if self.deterministic is not None:
-            fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work)
-            by_name |= zip(self._fixed_shapes, fixed, strict=True)
-        return by_name
-
-    def _std_while_frozen(self):
-        """exp(log_std), kept while log_std requires no gradient, as in an attack, from one train() or eval() on."""
-        if self.log_std.requires_grad:
-            self._kept = None
-            return None
-        if self._kept is None or self._kept[0] != self.log_std._version:
-            self._kept = self.log_std._version, torch.exp(self.log_std, out=self._work.take(self.log_std))
-        return self._kept[1]
-
-    def _sizes(self):
-        return [math.prod(shape) for shape in self._shapes.values()]
-
-    def _pieces(self, std_by_name):
-        """[(start, stop, std), ...] over the flat vector, neighbours of equal std joined."""
-        pieces, start = [], 0
-        for name, size in zip(self._shapes, self._sizes(), strict=True):
-            if pieces and pieces[-1][2] == std_by_name[name]:
-                pieces[-1] = (pieces[-1][0], start + size, std_by_name[name])
-            else:
-                pieces.append((start, start + size, std_by_name[name]))
-            start += size
-        return pieces
-
-    def _initial_log_std(self, network, init_std):
-        stds = per_parameter_std(init_std, network, "init_std")
-        log_std = torch.empty_like(self.mean)
-        for start, stop, std in self._pieces(stds):
-            if not LOG_STD_RANGE[0] <= math.log(std) <= LOG_STD_RANGE[1]:
-                raise InputError(f"init_std must lie between 1e-8 and 10, got {std}")
-            log_std[start:stop] = math.log(std)
-        return log_std
-
-    def _has_wide_prior(self):
-        stds = [self._settings["prior_std"]] if isinstance(self.prior, ElementwisePrior) else [s for *_, s in self.prior.pieces]
-        return any(isinstance(std, int | float) and std >= _HUGE_STD for std in stds)
-
-    def _counted(self, network, kl_over):
-        if kl_over == "all":
-            return 0, len(self.mean)
-        if kl_over != "last":
-            raise InputError(f"kl_over must be 'all' or 'last', got {kl_over!r}")
-        last = last_layer_names(network)
-        kept = [name in last for name in self._shapes]
-        if not any(kept):
-            raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
-        ends = list(itertools.accumulate(self._sizes(), initial=0))
-        return ends[kept.index(True)], ends[len(kept) - kept[::-1].index(True)]
-
-    def _prior(self, network, prior_std, prior, counted):
-        if isinstance(prior, str):
-            prior = named_prior(prior, prior_std)
-        if prior is not None:
-            return ElementwisePrior(prior, len(self.mean), counted)
-        return NormalPrior(self._pieces(per_parameter_std(prior_std, network)), counted, like=self.mean)
-
-
-def _weighted(kl_weight):
-    """Scale the latent site, in model and guide alike; poutine.scale refuses 0, a mask does the same there."""
-    if not 0 <= kl_weight < math.inf:
-        raise InputError(f"kl_weight must be a number >= 0, got {kl_weight}")
-    return poutine.scale(scale=kl_weight) if kl_weight > 0 else poutine.mask(mask=False)
-
-
-def _checked(logits):
+def checked(logits):
+    """The logits.   Raises InputError where they are not one tensor (B, classes)."""
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError(f"the network must return one tensor of logits (B, classes), got {got}")

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import fire
 from fire.decorators import SetParseFns
 
-from pyro_advbnn import signals, usage, values
+from pyro_advbnn import python_calls, signals, usage, values
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import is_out_of_memory
 from pyro_advbnn.quoting import one_line, quoted
@@ -80,8 +80,9 @@ def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Comm
     """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
 
     def mark(function: Command) -> Command:
-        function.check_flags = check
-        return function
+        command = python_calls.from_python(function)
+        command.check_flags = check
+        return command
 
     return mark
 

@@ -92,6 +92,8 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
     with distributed.one_at_first() if data_dir is None else nullcontext():     # it may have to be downloaded
         images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
                                device=device)
+    if images.num_classes < 2:
+        raise InputError(f"{data_dir}: there must be at least two classes to tell apart, got {images.class_names[0]!r} alone")
     if subset:
         if subset > len(images):
             raise InputError(f"--num_train {subset} is more than the {len(images)} training images of {dataset}")

@@ -8,7 +8,8 @@ import torch
 from pyro_advbnn import datasets
 from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.attacks import PGD, frozen, input_gradient
-from pyro_advbnn.classifiers import BayesianClassifier, Classifier
+from pyro_advbnn.bayesian import BayesianClassifier
+from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import count_correct, predict
 from pyro_advbnn.measurement import Stopwatch, count_flops

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pyro_advbnn import image_files
+from pyro_advbnn.arguments import is_whole
 from pyro_advbnn.augmentation import AUGMENTATIONS, augment, check_augmentation, unit_range
 from pyro_advbnn.devices import free_memory
 from pyro_advbnn.errors import InputError
@@ -206,10 +207,7 @@ def _balanced_order(images, seed):
 
 
 def _whole_number(name, value, low, high=None):
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
+    number = operator.index(value) if is_whole(value) else None
     if number is None or number < low or (high is not None and number > high):
         expected = f">= {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"{name} must be a whole number {expected}, got {value!r}")

@@ -1,7 +1,8 @@
 """The paper's five defences and one more: what kind of network, and whether it is trained on attacked images."""
 from dataclasses import dataclass
 
-from pyro_advbnn.classifiers import BayesianClassifier, Classifier
+from pyro_advbnn.bayesian import BayesianClassifier
+from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.noise import add_noise
 

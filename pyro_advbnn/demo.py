@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_advbnn import cli, evidence, records, run_folders
+from pyro_advbnn import cli, evidence, python_calls, records, run_folders
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.limits import Seed
 from pyro_advbnn.subjects import Selection, Subjects
@@ -18,6 +18,7 @@ from pyro_advbnn.train import train
 _DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
 
 
+@python_calls.from_python
 def demo(*, seed: Seed = 0, out: Path | None = None):
     """Train no defence, adversarial training and Adv-BNN on digits, then attack them on the 360 test images.
 
@@ -27,7 +28,7 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
     """
     torch.set_num_threads(1)    # networks this small gain nothing from a second thread, and lose much where it is not free
     if out is not None:
-        run_folders.refuse_existing(out)
+        run_folders.refuse_existing(out, hint="")
         return _demo(out, seed)
     with tempfile.TemporaryDirectory() as folder:
         _demo(Path(folder), seed)

@@ -28,7 +28,7 @@ def detection(rows):
               _number("mean_clean", 4)(row), _number("mean_other", 4)(row), f"{row['num_positives']:,}"]
              for name, row in _named(rows)]
     note = (f"{_shared(rows)}. AUROC: the chance that such an image has the higher doubt of it and a clean one, with its "
-            "95 % interval (Hanley and McNeil 1982), as if of different images; AUPR: average precision, by chance the share "
+            "95 % interval (Newcombe 2006), as if of different images; AUPR: average precision, by chance the share "
             "of these among all images; where wrong: only the attacked images that the averaged prediction gets wrong. "
             "pgd-confident is an attacker who also leaves no doubt; a better one may lower detection further. Nothing "
             "published.")

@@ -71,7 +71,8 @@ def transfer(
     """Transfer attacks between all ordered pairs of runs, and their correlation rho, Eq. (14) (Fig. 3).
 
     rho(A->B) = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]): the share of B's loss of accuracy that an attack made on A
-    brings. Where the drop below it is no larger than its 95% error, the cell tells the drop instead.
+    brings. Where the drop below it is no larger than its 95% error, the cell tells the drop instead. One run alone gives its
+    attack on itself, whose rho is 1.
 
     Args:
         epsilon: l_inf radius; default 0.06, as in the authors' script (imagenet143 0.02, digits 0.2).

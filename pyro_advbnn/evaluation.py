@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.inputs import (
@@ -23,8 +24,7 @@ def predict(classifier, x, *, num_samples=20):
 
     Raises InputError for what is not logits (B, classes), and for predictions that are NaN.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    check_at_least("num_samples", num_samples, 1)
     with eval_mode(classifier), frozen(classifier):      # frozen: exp(log_std) is computed once for all draws
         total = logits_of(classifier, x).softmax(-1)
         for _ in range(num_samples - 1):

@@ -40,6 +40,12 @@ def refuse_link_out(path, folder):
         raise InputError(f"{path}: a link that leads out of {folder}, to {real}; copy what it points to into the folder")
 
 
+def refuse_no_folder(path, expected):
+    """Raises InputError where something else than a folder is at `path`; expected: what should be there, in words."""
+    if is_there(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: {'a file, not a' if os.path.isfile(path) else 'no'} folder; {expected}")
+
+
 def read_text(path, limit=TEXT_LIMIT):
     """The UTF-8 text of a file.   Raises InputError where it is none, FileNotFoundError where it is missing."""
     return _read(path, limit, lambda file: file.read_text("utf-8"))

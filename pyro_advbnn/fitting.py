@@ -30,6 +30,7 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
         progress.close()
         if not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it
+        error = "; ".join(filter(None, [str(error), training.skipped_in_a_row()]))
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
         none = f"no checkpoint has been written to {folder} yet but that of its start"
         raise InputError(f"{error}; {last if run_folders.has_begun(folder) else none}") from None

@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR10, STL10
 from torchvision.datasets.utils import download_and_extract_archive
 
 from pyro_advbnn import files
-from pyro_advbnn.array_archives import read_arrays
+from pyro_advbnn.array_archives import read_arrays, read_shape
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import available_memory
 
@@ -66,22 +66,35 @@ def read_stl10(data_dir, split):
 def read_npz(path, split):
     """Your own arrays: images x_train, x_test uint8 (N, H, W, C) with C 1 or 3, labels y_train, y_test integers from 0.
 
-    The number of classes is the largest training label + 1, for both splits.
+    The number of classes is the largest training label + 1, for both splits. Of x_test the training split looks at the
+    header alone, whose images must be of the same size and channels.
     Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range.
     """
-    if Path(path).is_dir() or not files.is_there(path):
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder; data set npz takes the file itself, --data_dir FILE.npz")
+    if not files.is_there(path):
         raise InputError(f"{path}: no such file; data set npz takes --data_dir FILE.npz")
     arrays = read_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
     train_labels = _checked_labels(arrays["y_train"], len(arrays["y_train"]), MAX_CLASSES, f"{path}: y_train")
     images = _channels_first(arrays[f"x_{split}"], f"{path}: x_{split}")
+    if split == "train":
+        _refuse_other_tests(path, arrays["x_train"].shape)
     num_classes = int(train_labels.max()) + 1
     labels = _checked_labels(arrays[f"y_{split}"], len(images), num_classes, f"{path}: y_{split}")
     return images, labels, tuple(str(label) for label in range(num_classes))
 
 
+def _refuse_other_tests(path, shape):
+    """Raises InputError where the test images, which evaluation will want, are not like the training images (N, H, W, C)."""
+    found = read_shape(path, "x_test")
+    if found is not None and found[1:] != shape[1:]:
+        raise InputError(f"{path}: x_test must hold images like x_train, (N, {', '.join(map(str, shape[1:]))}), got {found}")
+
+
 def _root(published, data_dir, name, layouts):
     """The folder that holds one of the `layouts`; without a `data_dir` it is `data/`, downloaded to if need be."""
     root = Path("data") if data_dir is None else Path(data_dir)
+    files.refuse_no_folder(root, f"data set {name} takes the folder that holds {' or '.join(layouts)}")
     if any((root / layout).exists() for layout in layouts):
         return root
     wanted = " or ".join(str(root / layout) for layout in layouts)

@@ -60,6 +60,7 @@ def _split_folder(data_dir, names, content):
         if (data_dir / name).is_dir():
             return data_dir / name
     wanted = " or ".join(f"{name}/" for name in names)
+    files.refuse_no_folder(data_dir, f"--data_dir must hold {wanted} with {content}")
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder; --data_dir must hold {wanted} with {content}")
     raise InputError(f"{data_dir}: there is no {wanted} in it; it must hold {content}")

@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pyro_advbnn import records
 from pyro_advbnn.errors import InputError
 
 NAME = ".lock"
@@ -98,32 +99,54 @@ def is_left_behind(folder):
 
 def _left_behind(path):
     """(open handle with flock, owner) of the lock file of a dead owner.   Raises InputError as `take` does."""
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    handle = _opened(path)
     owner = _owner(handle)
     try:
         free = _flock(handle)
     except OSError:                                      # a file system without flock: nobody can tell
         free = None
-    if free and owner["host"] == socket.gethostname():
+    here = owner is not None and owner["host"] == socket.gethostname()
+    if free and here:
         return handle, owner
     os.close(handle)
-    here = owner["host"] == socket.gethostname()
+    if owner is None:
+        raise InputError(_unreadable(path, "its content is not what a lock says", in_use=free is False))
     way_on = "wait for its end, or stop it" if here and free is not None else f"if it has ended, delete {path}"
     raise InputError(f"{path.parent} is in use by {owner['what']}{'' if here else ', another host'}; {way_on}")
 
 
+def _opened(path):
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:                             # another user's, a folder
+        raise InputError(_unreadable(path, error.strerror)) from None
+
+
+def _unreadable(path, reason, in_use=False):
+    way_on = "a process has it open: wait for its end" if in_use else f"if no process works there, delete {path}"
+    return (f"{path} cannot be read ({reason}): it is the lock of {path.parent} and should name the process that works there; "
+            f"{way_on}")
+
+
 def _owner(handle):
-    """{host, what: the owner in words} of a lock file; host is None where it does not say it."""
+    """{host, what: the owner in words} of a lock file; None where it does not say it."""
     try:
         owner = json.loads(os.pread(handle, 10_000, 0))
         what = f"process {owner['pid']} on {owner['host']} ({owner['command']}, since {owner['since']})"
         return {"host": owner["host"], "what": " ".join(what.split())}
-    except (ValueError, KeyError, TypeError):
-        return {"host": None, "what": "a process that its lock does not name"}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _new(path, put):
     """The open handle of a new lock file, whole and with flock before `put(temporary, path)` brings it to its place."""
+    with records.naming(path):                           # a full disk names no file
+        return _written(path, put)
+
+
+def _written(path, put):
     temporary = path.with_name(f"{NAME}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.devices import give_back_freed_memory
 from pyro_advbnn.elbo import Objective, objective
 from pyro_advbnn.evaluation import undisturbed

@@ -24,7 +24,7 @@ class Watch:
 
     def __init__(self, device, policy="stop"):
         self.skips = policy == "skip"
-        self._first = torch.full((6,), torch.nan, dtype=torch.float64, device=device)
+        self._first = self._row = torch.full((6,), torch.nan, dtype=torch.float64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -42,10 +42,12 @@ class Watch:
         All but step are scalar tensors, double precision, the same in all processes. gradient: `largest` of all gradients.
         """
         bad = ~(torch.stack([nll, kl, loss]).isfinite().all() & (gradient <= LARGEST_GRADIENT))     # NaN is not <= either
+        numbers = nll, kl, loss, gradient, torch.zeros_like(nll)
         if self.skips:
             self._skipped += bad
+            self._keep_row(bad, step, *numbers)
         else:
-            self._keep_first(bad, step, nll, kl, loss, gradient, torch.zeros_like(nll))
+            self._keep_first(bad, step, *numbers)
         return bad
 
     def judge_std(self, step, exploded):
@@ -59,9 +61,22 @@ class Watch:
         if step == step:                                 # not NaN: there was one
             raise NotFinite(f"{_what_went_wrong(*numbers)} at step {step:.0f} of epoch {epoch}")
 
+    def skipped_in_a_row(self, epoch):
+        """What went wrong first where the last steps, of this epoch, were all skipped, or ""; waits for the device."""
+        step, *numbers = self._row.tolist()
+        wrong = f"{_what_went_wrong(*numbers)} at step {step:.0f} of epoch {epoch}, and every step of it since was skipped"
+        return wrong if step == step else ""
+
     def _keep_first(self, bad, step, *numbers):
-        now = torch.stack([torch.full_like(numbers[0], step), *numbers])
-        self._first = torch.where(torch.isnan(self._first[0]) & bad, now, self._first)
+        self._first = torch.where(torch.isnan(self._first[0]) & bad, _together(step, numbers), self._first)
+
+    def _keep_row(self, bad, step, *numbers):
+        begins = torch.isnan(self._row[0]) | (self._row[0] >= step)                # the steps of an epoch are counted anew
+        self._row = torch.where(bad, torch.where(begins, _together(step, numbers), self._row), torch.nan)
+
+
+def _together(step, numbers):
+    return torch.stack([torch.full_like(numbers[0], step), *numbers])
 
 
 def largest(tensors):

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from pyro_advbnn.arguments import check_number
 from pyro_advbnn.errors import InputError
 
 
@@ -86,8 +87,9 @@ BALLS = {"linf": LinfBall, "l2": L2Ball}
 
 def check_ball(epsilon, norm):
     """Raises InputError for a norm that there is not and for a radius that is none."""
-    if norm not in BALLS:
+    if not isinstance(norm, str) or norm not in BALLS:
         raise InputError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    check_number("epsilon", epsilon)
     if norm == "linf" and not 0 <= epsilon <= 1:
         raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {epsilon}")
     if not 0 <= epsilon < math.inf:

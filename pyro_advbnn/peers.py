@@ -1,6 +1,6 @@
 """Adv-BNN as others write it, for the benchmark alone: the plain Pyro way, and the way of the authors' code.
 
-Both compute what `classifiers.BayesianClassifier` computes: the same posterior, prior, attack and Eq. (10), from the same
+Both compute what `bayesian.BayesianClassifier` computes: the same posterior, prior, attack and Eq. (10), from the same
 network. The tests hold them to it.
 """
 import copy

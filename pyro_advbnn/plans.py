@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pyro_advbnn import datasets, evaluate, recipes, scrutiny, trials, usage
+from pyro_advbnn import datasets, evaluate, python_calls, recipes, scrutiny, trials, usage
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
 from pyro_advbnn.precision import PRECISIONS
@@ -17,7 +17,7 @@ ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
 
 
-@dataclass(frozen=True, kw_only=True)
+@python_calls.flags
 class Reproduction:
     """The flags that every piece takes.
 

@@ -16,7 +16,7 @@ import torch
 
 from pyro_advbnn import cli, configuration, datasets, locks, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.devices import keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.errors import InputError
@@ -150,7 +150,7 @@ class _Journal:
     def __init__(self, plan):
         self.path, self.out, self.settings, self._steps = plan.out / "reproduce.jsonl", plan.out, plan.identity, plan.steps
         if not self.path.exists():
-            run_folders.refuse_existing(plan.out)
+            run_folders.refuse_existing(plan.out, hint="")
         lines = records.read_jsonl(self.path)
         if lines and lines[0] != {"settings": self.settings}:
             raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.settings)}); "

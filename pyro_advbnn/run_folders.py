@@ -82,13 +82,13 @@ def _sweep(folder):
             path.unlink(missing_ok=True)
 
 
-def refuse_existing(folder):
+def refuse_existing(folder, hint=" (train goes on with --resume)"):
     """Raises InputError where `folder` cannot be made, or is not empty, but for what a crash left of a file or a run."""
     folder = Path(folder)
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"--out {folder} is a link that leads nowhere")
     if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
-        raise InputError(f"{folder} exists already and is not overwritten; choose another --out (train goes on with --resume)")
+        raise InputError(f"{folder} exists already and is not overwritten; choose another --out{hint}")
     check_writable(folder)
 
 

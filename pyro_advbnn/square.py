@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import check_loss, expected_loss
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.norms import check_ball
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,10 @@ class Square:
     name = "square"
 
     def __post_init__(self):
-        if not 0 <= self.epsilon <= 1:
-            raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {self.epsilon}")
-        if self.num_queries < 0:
-            raise InputError(f"num_queries must be at least 0, got {self.num_queries}")
+        check_ball(self.epsilon, "linf")
+        check_at_least("num_queries", self.num_queries, 0)
         check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        check_number("p_init", self.p_init)
         if not 0 < self.p_init <= 1:
             raise InputError(f"p_init must lie in (0, 1], got {self.p_init}")
 

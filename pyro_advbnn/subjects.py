@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pyro_advbnn import datasets, locks, records, run_folders
+from pyro_advbnn import datasets, locks, python_calls, records, run_folders
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
 from pyro_advbnn.elbo import skip_validation
@@ -22,7 +22,7 @@ from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.tables import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@python_calls.flags
 class Selection:
     """The flags that every evaluation takes.
 
@@ -84,6 +84,8 @@ _held = []                                               # a stack of locks for 
 
 def exclusive(verb):
     """`verb`, a command, which from its `Subjects` on to its end has the results' folder to itself."""
+
+    verb = python_calls.from_python(verb)
 
     @functools.wraps(verb)
     def command(**flags):

@@ -139,6 +139,10 @@ class Training:
         """How many steps of the run were left out; waits for the device."""
         return self._watch.skipped
 
+    def skipped_in_a_row(self):
+        """What the last steps were skipped for, of this epoch or, at its end, of the one before, in words, or ""."""
+        return self._watch.skipped_in_a_row(self.epochs_done + (self.steps_done > 0))
+
     def check(self):
         """Raises NotFinite, in all processes, where a step of this epoch went wrong or the weights are lost."""
         self.check_steps()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields
@@ -26,8 +27,7 @@ def log_probabilities(classifier, x, *, num_samples=20):
 
     Raises InputError for logits that are not finite.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    check_at_least("num_samples", num_samples, 1)
     with eval_mode(classifier), frozen(classifier):
         logits = torch.stack([classifier(x).float() for _ in range(num_samples)])
     if not logits.isfinite().all():
@@ -146,8 +146,8 @@ def calibration_error(bins):
 def detection(clean, other):
     """How well a score tells `other` images, where it should be higher, from `clean` ones; both (N,).
 
-    auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (Hanley and McNeil
-    1982), as if the images were different ones. aupr: the average precision, `other` as positives; by chance it is their
+    auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (`auroc_interval`), as
+    if the images were different ones. aupr: the average precision, `other` as positives; by chance it is their
     share. Numbers that are not defined, for want of images, are None.
     """
     found = {"num_positives": len(other), "mean_clean": _mean(clean), "mean_other": _mean(other)}
@@ -157,16 +157,34 @@ def detection(clean, other):
     labels = torch.cat([torch.zeros(len(clean)), torch.ones(len(other))]).numpy()
     values = torch.cat([clean, other]).numpy()
     auroc = float(roc_auc_score(labels, values))
-    half = 1.959964 * _auroc_error(auroc, len(other), len(clean))
-    return found | {"auroc": auroc, "auroc_low": max(0.0, auroc - half), "auroc_high": min(1.0, auroc + half),
+    low, high = auroc_interval(auroc, len(other), len(clean))
+    return found | {"auroc": auroc, "auroc_low": low, "auroc_high": high,
                     "aupr": float(average_precision_score(labels, values))}
 
 
-def _auroc_error(auroc, num_positives, num_negatives):
-    both_positives, both_negatives = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-    variance = (auroc * (1 - auroc) + (num_positives - 1) * (both_positives - auroc**2)
-                + (num_negatives - 1) * (both_negatives - auroc**2)) / (num_positives * num_negatives)
-    return math.sqrt(max(variance, 0.0))                 # rounding may cross 0
+def auroc_interval(auroc, num_positives, num_negatives, z=1.959964):
+    """The 95% score interval (low, high) of an AUROC in [0, 1]: method 5 of Newcombe (Stat. Med. 25, 2006, 559-573).
+
+    It holds every t with |auroc - t| <= z sqrt(V(t)), where, with M = (m + n) / 2 - 1 of m and n images,
+    V(t) = t (1 - t) (1 + M (1 - t) / (2 - t) + M t / (1 + t)) / (m n) is the variance of Hanley and McNeil (1982) at t, not at
+    what was measured: there it is 0 where the AUROC is 0 or 1. With one image of each kind it is Wilson's of a proportion.
+    """
+    def holds(t):
+        spread = (num_positives + num_negatives) / 2 - 1
+        variance = t * (1 - t) * (1 + spread * ((1 - t) / (2 - t) + t / (1 + t))) / (num_positives * num_negatives)
+        return abs(auroc - t) <= z * math.sqrt(variance)
+
+    return _border(holds, auroc, 0.0), _border(holds, auroc, 1.0)
+
+
+def _border(holds, inside, end):
+    """Where, between inside and end, `holds` ceases to, by bisection; end itself where inside is it."""
+    if inside == end:
+        return end
+    for _ in range(60):
+        middle = (inside + end) / 2
+        inside, end = (middle, end) if holds(middle) else (inside, middle)
+    return inside
 
 
 def rejection(score, correct, rejected):

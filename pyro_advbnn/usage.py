@@ -41,7 +41,7 @@ def parameters(function: Command) -> dict[str, Parameter]:
 def call(function: Command, flags: dict[str, Any]) -> Any:
     """Call a command with its flags by name, those of a dataclass gathered into one."""
     arguments = dict(flags)
-    for name, group in _groups(function).items():
+    for name, group in groups_of(function).items():
         arguments[name] = group(**{flag: arguments.pop(flag) for flag in parameters(group) if flag in arguments})
     return function(**arguments)
 
@@ -60,7 +60,8 @@ def _word(name: str, text: str) -> str:
     return f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"   # "-x" alone would be taken for a flag
 
 
-def _groups(function: Command) -> dict[str, type]:
+def groups_of(function: Command) -> dict[str, type]:
+    """The arguments of a command that are dataclasses of flags, by name."""
     hints = get_type_hints(function)
     return {name: hints[name] for name in inspect.signature(function).parameters if dataclasses.is_dataclass(hints[name])}
 
@@ -80,7 +81,7 @@ def of_function(function: Command, verb: str = "") -> str:
     usage = " ".join([f"usage: {_program()}", *([verb] if verb else []), *required, "[--flag value ...]"])
     prose = re.split(r"^(?:Args|Returns|Raises):$", _doc(function), maxsplit=1, flags=re.MULTILINE)[0].strip()
     notes = _descriptions(_doc(function))
-    for group in _groups(function).values():
+    for group in groups_of(function).values():
         notes |= _descriptions(_doc(group))
     flags = [_flag(parameter, notes.get(name, "")) for name, parameter in known.items()]
     return "\n".join([usage, "", *([prose, ""] if prose else []), "flags:", *flags])

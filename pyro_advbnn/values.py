@@ -94,7 +94,7 @@ def read(text: str, annotation: Any) -> Any:
         except ValueError as error:
             reason = str(error) or reason
             continue
-        if _within(value, form.bounds):
+        if within(value, form.bounds):
             return value
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
@@ -113,7 +113,7 @@ def forms(annotation: Any) -> list[Form]:
     Raises:
         TypeError: the annotation is not one of those that flags know.
     """
-    ordered = sorted(members(annotation), key=lambda member: _order(member[0]))
+    ordered = sorted(members(annotation), key=lambda member: order(member[0]))
     return [_form(member, bounds) for member, bounds in ordered]
 
 
@@ -127,7 +127,8 @@ def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Ra
     return [(annotation, bounds)]
 
 
-def _order(member: Any) -> int:
+def order(member: Any) -> int:
+    """By what the ways to write a value are sorted: free text is the last."""
     if member in (str, Path):
         return 2
     return 0 if member is types.NoneType or get_origin(member) is Literal else 1
@@ -246,7 +247,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _within(value: Any, bounds: Range) -> bool:
+def within(value: Any, bounds: Range) -> bool:
+    """Whether a number, or each of a list, lies within bounds; what is no number does."""
     values = value if isinstance(value, list) else [value]
     return all(each in bounds for each in values if isinstance(each, int | float))
 

@@ -1,9 +1,8 @@
 """What the verbs of evaluate share: the flags of a PGD attack, the note on one that is too short, the figures at the end."""
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pyro_advbnn import plots, recipes, records
+from pyro_advbnn import plots, python_calls, recipes, records
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.cli import Range
 from pyro_advbnn.limits import Count
@@ -12,7 +11,7 @@ Radius = Annotated[float, Range(0, 1)]
 StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@python_calls.flags
 class Attack:
     """The flags of a PGD attack but for its radius and draws.
 

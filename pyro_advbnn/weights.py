@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyro_advbnn.classifiers import LOG_STD_RANGE, BayesianClassifier
+from pyro_advbnn.bayesian import LOG_STD_RANGE, BayesianClassifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.priors import NormalPrior
 

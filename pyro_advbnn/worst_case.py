@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from pyro_advbnn.apgd import draws_anew
+from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
@@ -57,6 +58,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     known: a callable (name, indices) that gives these rows where it has them all, else None. stop: a callable that is asked
     before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
+    check_at_least("num_samples", num_samples, 1)
     check_repeatable(batches)
     if not isinstance(attacks, Mapping):
         raise InputError(f"attacks must be a mapping of names to attacks, got a {type(attacks).__name__}")
@@ -93,8 +95,7 @@ def opinions(classifier, x, y, num_samples):
 
     Raises InputError for num_samples below 1, and for what is not logits.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    check_at_least("num_samples", num_samples, 1)
     with torch.no_grad(), eval_mode(classifier), frozen(classifier):
         draws = torch.stack([logits_of(classifier, x).softmax(-1) for _ in range(num_samples)])
     mean = draws.mean(0)

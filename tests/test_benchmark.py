@@ -140,7 +140,8 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "old").write_text("kept")
     with pytest.raises(SystemExit):
         cli.run(benchmark, [*TINY, f"--out={tmp_path}"])
-    assert "not overwritten" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["old"]
+    err = capsys.readouterr().err
+    assert "is not overwritten; choose another --out\n" in err and [p.name for p in tmp_path.iterdir()] == ["old"]
 
 
 def test_each_precision_has_the_rate_of_its_own_matrix_products(monkeypatch):

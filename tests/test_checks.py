@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import checks, datasets, ensembles
+from pyro_advbnn import checks, datasets, ensembles, findings
 from pyro_advbnn.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.steps import build_optimizer, train_step
@@ -106,7 +106,7 @@ def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, ba
 
 def test_what_two_attacks_differ_on_is_told_with_the_verdict():
     base, other = torch.tensor([True] * 6 + [False] * 4), torch.tensor([True] * 3 + [False] * 5 + [True] * 2)
-    finding = checks._no_loss(base, other, "60.0 %, with other 50.0 %")
+    finding = findings.no_loss(base, other, "60.0 %, with other 50.0 %")
     assert finding.measured == "60.0 %, with other 50.0 %; they differ on 3 + 2 of 10 images"
 
 
@@ -154,13 +154,28 @@ def test_what_cannot_be_examined_is_refused(fragile, batches, settings, message)
 
 def test_a_difference_is_judged_by_the_images_on_which_two_attacks_differ():
     base, other = torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool)
-    low, high = checks._difference(base, other)
+    low, high = findings.difference(base, other)
     assert (low, high) == (-0.003, 0.003)                # the rule of three
     other[:100] = False
-    low, high = checks._difference(base, other)
+    low, high = findings.difference(base, other)
     assert low == pytest.approx(0.1 - 1.96 * (0.1 * 0.9 / 1000) ** 0.5) and low + high == pytest.approx(0.2)
-    assert checks._difference(other, base) == (-high, -low)
-    assert [checks._verdict(*pair, 0.02) for pair in ((0.0, 0.01), (0.03, 0.1), (0.01, 0.03))] == [HELD, FAILED, UNKNOWN]
+    assert findings.difference(other, base) == (-high, -low)
+    assert [findings.judged(*pair, 0.02) for pair in ((0.0, 0.01), (0.03, 0.1), (0.01, 0.03))] == [HELD, FAILED, UNKNOWN]
+
+
+def test_one_draw_is_compared_with_more_than_one_also_where_these_find_no_more(monkeypatch):
+    """All numbers of draws break the same images: the strongest is another one than one draw all the same."""
+    monkeypatch.setattr(checks, "COUNTS", (1, 2, 5))
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.1, 0.01)
+    exam = Examination(classifier, [(torch.rand(10, 1, 4, 4), torch.zeros(10, dtype=torch.int64))], epsilon=EPSILON,
+                       attack_samples=2, num_samples=2, num_queries=1)
+    monkeypatch.setattr(exam, "correct", lambda *_, **__: torch.tensor([True] + [False] * 9))
+    assert checks.CHECKS["one draw"](exam).measured.startswith(
+        "1 draw per gradient 10.0 %, 2 draws 10.0 %, the strongest of 2, 5; they differ on 0 + 0")
+    assert "by 1 query of Square 10.0 %" in checks.CHECKS["beats Square"](exam).measured
+    exam.attack = exam.papers_attack
+    assert "with 1 draw per gradient 10.0 %" in checks.CHECKS["paper's attack"](exam).measured
+    assert "with 2 draws per gradient 10.0 %" in checks.CHECKS["enough draws"](exam).measured
 
 
 def test_gradients_that_are_alike_for_all_images_are_found(batches):

@@ -17,7 +17,16 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 
-from pyro_advbnn import datasets, evaluated_images, image_arrays, image_cache, image_files, image_folders, image_sets
+from pyro_advbnn import (
+    array_archives,
+    datasets,
+    evaluated_images,
+    image_arrays,
+    image_cache,
+    image_files,
+    image_folders,
+    image_sets,
+)
 from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, ImageView, load
 from pyro_advbnn.errors import InputError
 
@@ -501,8 +510,30 @@ def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path):
 
 
 def test_an_npz_that_is_missing_or_a_folder_is_refused(tmp_path):
-    for path in (tmp_path / "absent.npz", tmp_path):
-        assert refusal("npz", "train", path) == f"{path}: no such file; data set npz takes --data_dir FILE.npz"
+    path = tmp_path / "absent.npz"
+    assert refusal("npz", "train", path) == f"{path}: no such file; data set npz takes --data_dir FILE.npz"
+    assert refusal("npz", "train", tmp_path) == (
+        f"{tmp_path}: a folder; data set npz takes the file itself, --data_dir FILE.npz")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10", "folder", "imagenet143"])
+def test_a_file_in_place_of_the_folder_of_a_data_set_is_refused_as_one(tmp_path, name):
+    path = write_npz(tmp_path / "mine.npz", (pixels(4), np.array([0, 1, 2, 1])), (pixels(2), np.array([1, 0])))
+    assert refusal(name, "train", path).startswith(f"{path}: a file, not a folder; ")
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(name, "train", tmp_path / "pipe").startswith(f"{tmp_path / 'pipe'}: no folder; ")
+
+
+@pytest.mark.parametrize("other", [pixels(2, size=9), pixels(2, channels=1), pixels(2)[0], np.uint8(3)])
+def test_test_images_unlike_those_of_the_training_are_refused_by_it_from_their_header(tmp_path, monkeypatch, other):
+    read, real = [], array_archives._array
+    monkeypatch.setattr(array_archives, "_array", lambda archive, name: read.append(name) or real(archive, name))
+    path = write_npz(tmp_path / "mine.npz", (pixels(4), np.array([0, 1, 2, 1])), (pixels(2), np.array([1, 0])), x_test=other)
+    assert refusal("npz", "train", path) == (
+        f"{path}: x_test must hold images like x_train, (N, 8, 8, 3), got {np.shape(other)}")
+    assert "x_test" not in read and "y_test" not in read
+    path = write_npz(path, (pixels(4), np.array([0, 1, 2, 1])), (pixels(2), np.array([1, 0])), x_test=None, y_test=None)
+    assert len(load("npz", "train", path)) == 4          # who has none may train all the same
 
 
 def test_a_single_array_is_no_npz(tmp_path):

@@ -48,5 +48,5 @@ def test_the_demo_overwrites_nothing(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(SystemExit) as end:
         cli.run(demo.demo, ["--out", str(tmp_path)])
-    assert end.value.code == 2 and "is not overwritten" in capsys.readouterr().err
+    assert end.value.code == 2 and "is not overwritten; choose another --out\n" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine"]

@@ -343,6 +343,11 @@ def test_transfer_gives_all_ordered_pairs_and_a_diagonal_of_one(runs, tmp_path, 
     assert (tmp_path / "figures" / "transfer.svg").exists()
 
 
+def test_transfer_of_one_run_is_its_attack_on_itself(trained, tmp_path):
+    row, = evaluated("transfer", str(trained), tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
+    assert row["source"] == row["run"] and row["accuracy"] == row["accuracy_white_box"] and row["rho"] == 1
+
+
 def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsys):
     found = evaluated("transfer", runs, tmp_path, "--epsilon", 0, *QUICK)["transfer"]
     assert [row["rho"] for row in found] == [None] * 4 and all(row["note"].startswith("drop ") for row in found)

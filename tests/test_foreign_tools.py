@@ -24,6 +24,15 @@ KINDS = {"bnn": lambda network: ab.BayesianClassifier(network, "fan_in", "fan_in
          "rse": lambda network: ab.build_classifier("rse", network)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The networks that are trained here come out alike, whatever the machine's number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -233,14 +242,19 @@ def test_averaged_draws_cure_autoattack_of_lucky_answers(hazard):
     assert attack.reported > 0.97
 
 
-def test_autoattack_returns_clean_images_where_it_gave_up_so_that_these_are_no_attack(trained, batch):
-    """Its count is too low and the images too weak: honest attacks lie between."""
-    (x, y), classifier, attack = batch, trained["bnn"], auto_attack(epsilon=0.05)
-    x_adv = attack(classifier, x, y)
-    changed = (x_adv != x).flatten(1).any(1)
-    honest = ab.robust_accuracy(classifier, [batch], ab.PGD(0.05, attack_samples=10))["accuracy"]
-    assert 0.1 < changed.float().mean() < 0.9
-    assert attack.reported < honest - 0.1 and accuracy(classifier, x_adv, y) > honest + 0.1
+def test_autoattack_returns_clean_images_where_it_gave_up_so_that_these_are_no_attack(trained):
+    """Its count is too low and the images too weak: honest attacks lie between. By luck, so the mean of three runs counts."""
+    (x, y), = datasets.batches(datasets.balanced_subset(datasets.load("digits", "test"), 90, 0), 90)
+    classifier, attack, found = trained["bnn"], auto_attack(epsilon=0.07), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x_adv = attack(classifier, x, y)
+        changed = (x_adv != x).flatten(1).any(1)
+        honest = ab.robust_accuracy(classifier, [(x, y)], ab.PGD(0.07, attack_samples=10))["accuracy"]
+        assert 0.1 < changed.float().mean() < 0.9
+        found.append((attack.reported, honest, accuracy(classifier, x_adv, y)))
+    reported, honest, left = torch.tensor(found).mean(0)
+    assert reported < honest - 0.1 and left > honest + 0.1
 
 
 def test_autoattack_standard_says_that_a_network_is_random_and_not_that_a_draw_is(trained, batch, caplog):

@@ -67,7 +67,7 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_notice_also_where_its_n
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["other host", "", "{", "[1]", '{"pid": 1}'])
+@pytest.mark.parametrize("content", ["other host", "", "{", "[1]", '{"pid": 1}', 9_999 * "["])
 def test_a_lock_of_which_nothing_can_be_known_is_refused_with_the_file_to_delete(tmp_path, content):
     path = left_by(tmp_path, "elsewhere.example") if content == "other host" else tmp_path / locks.NAME
     if content != "other host":
@@ -76,7 +76,21 @@ def test_a_lock_of_which_nothing_can_be_known_is_refused_with_the_file_to_delete
     with pytest.raises(InputError, match=f"delete {path}") as refused:
         locks.take(tmp_path)
     assert ("on elsewhere.example" in str(refused.value)) == (content == "other host")
+    if content != "other host":
+        assert str(refused.value) == (
+            f"{path} cannot be read (its content is not what a lock says): it is the lock of {tmp_path} and should name the "
+            f"process that works there; if no process works there, delete {path}")
     assert path.read_bytes() == before and not locks.is_left_behind(tmp_path)
+
+
+def test_a_lock_that_says_nothing_and_is_held_is_waited_for_and_a_folder_in_its_place_is_named(tmp_path):
+    with locks.take(tmp_path) as lock:
+        lock.path.write_text("garbage")
+        with pytest.raises(InputError, match="a process has it open: wait for its end$"):
+            locks.take(tmp_path)
+    lock.path.mkdir()
+    with pytest.raises(InputError, match=rf"{lock.path} cannot be read \(Is a directory\).*delete {lock.path}$"):
+        locks.take(tmp_path)
 
 
 def test_of_many_that_take_over_at_once_one_alone_gets_in(tmp_path, tally):
@@ -215,3 +229,13 @@ def test_a_reproduction_is_alone_in_its_folder_and_a_dry_one_locks_nothing(tmp_p
     assert not out.exists()
     cli.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--max_minutes", "1e-9"])
     assert os.listdir(out) == ["reproduce.jsonl"]
+
+
+def test_the_lock_of_a_training_and_that_of_an_evaluation_do_not_exclude_each_other(tmp_path):
+    folder = run(tmp_path / "run", defense="none", epochs=1)
+    with locks.take(folder):
+        cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *ACCURACY])
+    assert (folder / "evaluation/accuracy.csv").exists()
+    with locks.held(folder / "evaluation"):
+        train(resume=folder, epochs=2)
+    assert run_folders.is_finished(folder)

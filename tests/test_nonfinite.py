@@ -1,5 +1,6 @@
 """Tests of nonfinite, and of trainings whose numbers really go wrong."""
 import math
+import re
 import sys
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import cli, configuration, records, run_folders
-from pyro_advbnn.classifiers import LOG_STD_RANGE
+from pyro_advbnn.bayesian import LOG_STD_RANGE
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
 from pyro_advbnn.steps import build_optimizer
@@ -262,8 +263,16 @@ def test_the_averages_of_an_epoch_leave_skipped_steps_out():
 def test_an_epoch_without_a_good_step_ends_the_training(tmp_path, capsys):
     folder = tmp_path / "run"
     err = failure(capsys, folder, **broken("always", on_nonfinite="skip"))
-    assert err.startswith("error: no step of epoch 1 had a finite loss and gradient: all were skipped; no checkpoint")
+    assert err.startswith("error: no step of epoch 1 had a finite loss and gradient: all were skipped; the loss is not finite: "
+                          "nll (nll nan, kl ")
+    assert "at step 1 of epoch 1, and every step of it since was skipped; no checkpoint" in err
     assert not run_folders.has_begun(folder)
+
+
+def test_weights_that_were_lost_by_a_step_whose_own_loss_was_finite_are_explained_by_the_steps_skipped_since(tmp_path, capsys):
+    err = failure(capsys, tmp_path / "run", defense="none", learning_rate=1e30, on_nonfinite="skip")
+    assert "logits must be finite" in err
+    assert re.search("is not finite: nll .* at step [23] of epoch 1, and every step of it since was skipped; no check", err)
 
 
 def test_a_std_that_explodes_stops_the_training_also_where_steps_are_skipped(tmp_path, capsys):
@@ -320,6 +329,20 @@ def test_the_first_of_several_bad_steps_is_the_one_that_is_named():
     with pytest.raises(NotFinite) as raised:
         watch.check(7)
     assert str(raised.value) == "the loss is not finite: nll (nll nan, kl 5, largest gradient 0.5) at step 3 of epoch 7"
+
+
+def test_of_the_steps_that_were_skipped_in_a_row_the_first_is_named_with_its_term():
+    watch, number = Watch("cpu", "skip"), partial(torch.tensor, dtype=torch.float64)
+    for step, nll in [(1, math.nan), (2, 1.0), (3, math.inf), (4, math.nan)]:
+        watch.judge(step, number(nll), number(5.0), number(nll), number(0.5))
+    assert watch.skipped_in_a_row(7) == (
+        "the loss is not finite: nll (nll inf, kl 5, largest gradient 0.5) at step 3 of epoch 7, and every step of it since "
+        "was skipped")
+    watch.judge(1, number(1.0), number(math.nan), number(math.nan), number(0.5))           # of the next epoch
+    assert watch.skipped_in_a_row(8).startswith("the loss is not finite: kl (nll 1, kl nan, largest gradient 0.5) at step 1 of")
+    watch.judge(2, number(1.0), number(5.0), number(1.0), number(0.5))
+    assert watch.skipped_in_a_row(8) == "" and watch.skipped == 4
+    watch.check(8)
 
 
 @pytest.mark.parametrize(("numbers", "message"), [

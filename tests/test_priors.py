@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pyro_advbnn import InputError, networks
-from pyro_advbnn.classifiers import BayesianClassifier
+from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.priors import (
     ElementwisePrior,
     NormalPrior,

@@ -366,7 +366,7 @@ def test_other_flags_in_the_same_folder_are_refused(whole, capsys):
 
 def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
-    assert "exists already and is not overwritten" in refusal(capsys, "fig4", *TINY, "--out", tmp_path)
+    assert "exists already and is not overwritten; choose another --out\n" in refusal(capsys, "fig4", *TINY, "--out", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from PIL import Image
 
 from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, run_folders
 from pyro_advbnn.errors import InputError
@@ -671,9 +672,26 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dataset", ["npz", "folder"])
+def test_a_data_set_of_one_class_is_refused_before_a_run_folder_is_made(tmp_path, capsys, dataset):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    if dataset == "npz":
+        data_dir, name = tmp_path / "mine.npz", "0"
+        np.savez(data_dir, x_train=pixels, y_train=np.zeros(40, int), x_test=pixels, y_test=np.zeros(40, int))
+    else:
+        data_dir, name = tmp_path / "mine", "cat"
+        (data_dir / "train/cat").mkdir(parents=True)
+        for number, each in enumerate(pixels):
+            Image.fromarray(each).save(data_dir / f"train/cat/{number}.png")
+    line = {**TINY, "num_train": 30, "validation": 5, "dataset": dataset, "data_dir": data_dir, "out": tmp_path / "run"}
+    assert f"{data_dir}: there must be at least two classes to tell apart, got '{name}' alone" in refusal(capsys, *words(line))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys, finished):
     before = snapshot(finished)
-    assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", finished)
+    assert "is not overwritten; choose another --out (train goes on with --resume)" in refusal(
+        capsys, *words(TINY), "--out", finished)
     assert snapshot(finished) == before
     (tmp_path / "file").write_text("mine")
     assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", tmp_path / "file")

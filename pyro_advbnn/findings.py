@@ -1,0 +1,68 @@
+"""What a check of an evaluation found, and how it is judged: by the 95% interval of the images on which two attacks differ.
+
+A claim such as "twice the steps changes nothing" held where the interval of the difference stays within TOLERANCE; it did not
+where the interval lies beyond it.
+"""
+import math
+from dataclasses import dataclass
+
+HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
+TOLERANCE = 0.02                                         # of all images
+
+
+@dataclass(frozen=True)
+class Finding:
+    """verdict: one of HELD, FAILED, UNKNOWN, UNFIT; measured and expected: in words, with the numbers."""
+
+    verdict: str
+    measured: str
+    expected: str
+
+
+def no_loss(base, other, measured, reverse=False):
+    """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE."""
+    low, high = difference(base, other)
+    if reverse:
+        low, high = -high, -low
+    lost, won = (base & ~other).sum().item(), (other & ~base).sum().item()
+    return Finding(judged(low, high, TOLERANCE), f"{measured}; they differ on {lost} + {won} of {len(base)} images",
+                   f"{'no more' if reverse else 'no loss of more'} than {points(TOLERANCE)}")
+
+
+def difference(base, other):
+    """The 95% interval (low, high) of accuracy under `base` less that under `other`, from the images where they differ."""
+    n, lost, won = len(base), (base & ~other).sum().item(), (other & ~base).sum().item()
+    mean = (lost - won) / n
+    error = 1.96 * math.sqrt(max(lost + won - n * mean**2, 0)) / n
+    return mean - max(error, _least(n)), mean + max(error, _least(n))
+
+
+def proportion(correct):
+    """(share, half of its 95% interval) of a tensor of booleans."""
+    n, share = len(correct), correct.float().mean().item()
+    return share, max(1.96 * math.sqrt(share * (1 - share) / n), _least(n))
+
+
+def _least(n):
+    """What n images that all agree leave open at 95 %: 3 / n (the rule of three)."""
+    return 3 / n
+
+
+def judged(low, high, bound):
+    """The verdict on the claim that a number is at most `bound`, by its 95% interval."""
+    return HELD if high <= bound else FAILED if low > bound else UNKNOWN
+
+
+def worst(verdicts):
+    """The verdict on a claim of several parts, each with its own."""
+    return next(verdict for verdict in (FAILED, UNKNOWN, HELD) if verdict in verdicts)
+
+
+def percent(share):
+    """A share of the images in words."""
+    return f"{100 * float(share):.1f} %"
+
+
+def points(share):
+    """A difference of two shares in words."""
+    return f"{100 * share:g} points"
