@@ -125,7 +125,7 @@ def _finish_epoch(folder, config, training, held_out, best, progress, write_row)
     if held_out and _is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
         best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
         if distributed.is_main():
-            checkpoints.save(folder / "best.pt", training.classifier, config, best=best)
+            checkpoints.save(folder / "best.pt", training.result, config, best=best)
     write_row(row)
     run_folders.save_position(folder, training, config, best)
     progress.epoch(row)
@@ -140,8 +140,8 @@ def _metrics(training, held_out, config, progress):
     sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
     how = {"seed": seed + epoch, "precision": training.precision,
            "batch_size": training.images_at_a_time if training.micro_batch else None}
-    clean, robust = accuracies(training.classifier, sample, settings, **how)
-    held = accuracies(training.classifier, held_out, settings, **how) if held_out else (None, None)
+    clean, robust = accuracies(training.result, sample, settings, **how)
+    held = accuracies(training.result, held_out, settings, **how) if held_out else (None, None)
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
             "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
             "held_out_robust_accuracy": held[1], "learning_rate": rate, "skipped_steps": training.skipped_steps,

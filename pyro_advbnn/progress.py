@@ -26,7 +26,7 @@ class Progress:
               f"{config['num_train']:,} training images ({config['num_held_out']:,} held out), device {config['device']}"
               f"{self._processes()}{self._computing()}")
         print(f"recipe {config['recipe']}: {settings['epochs']} epochs of batch {settings['batch_size']}, "
-              f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}"
+              f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}{self._averaging()}"
               f"{self._kl()}{self._attack()}")
         attack = self.training.attack
         if attack and not attack.reaches_ball:
@@ -65,6 +65,10 @@ class Progress:
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:g} / N{warmup}, "
                 f"{settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
+
+    def _averaging(self):
+        decay = self.config["settings"].get("weight_averaging")
+        return f", weights averaged with decay {decay:g}" if decay else ""
 
     def _attack(self):
         attack = self.training.attack

@@ -45,6 +45,7 @@ _SETTINGS = {
     "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,
     "epochs": Epochs, "network": str, "width": Width | None,
 }
+_SETTINGS_OF_NEWER_RUNS = {"weight_averaging": Annotated[float, Range(0, 1, open_high=True)]}
 
 
 def check(config, path):
@@ -57,7 +58,9 @@ def check(config, path):
     if strange and not is_newer(config):
         raise InputError(f"{place_of_key(path, strange[0][-1])}: no training writes {'.'.join(strange[0])}; remove it")
     _check_values(config, {name: kind for name, kind in _OF_NEWER_RUNS.items() if name in config}, path, "")
-    _check_values(config["settings"], _SETTINGS, path, "settings.")
+    settings = config["settings"]
+    newer = {name: kind for name, kind in _SETTINGS_OF_NEWER_RUNS.items() if name in settings}
+    _check_values(settings, _SETTINGS | newer, path, "settings.")
     shape, names = config["image_shape"], config["class_names"]
     if len(shape) != 3 or shape[0] != config["in_channels"] or len(names) != config["num_classes"]:
         raise InputError(f"{path}: image_shape, class_names, in_channels and num_classes contradict one another")
@@ -69,7 +72,7 @@ def check(config, path):
 def unknown(config):
     """The keys, as tuples of names, that no training of this version gives a config or its settings."""
     strange = [(name,) for name in config if name not in _NEEDED | _OF_NEWER_RUNS]
-    return strange + [("settings", name) for name in config["settings"] if name not in _SETTINGS]
+    return strange + [("settings", name) for name in config["settings"] if name not in _SETTINGS | _SETTINGS_OF_NEWER_RUNS]
 
 
 def is_newer(config):

@@ -126,7 +126,7 @@ def save_position(folder, training, config, best):
     training.check()
     state = training.state_dict()
     if distributed.is_main():
-        checkpoints.save(folder / "checkpoint.pt", training.classifier, config, training=state, best=best)
+        checkpoints.save(folder / "checkpoint.pt", training.result, config, training=state, best=best)
 
 
 def has_position(folder):
@@ -162,7 +162,7 @@ def restore_position(folder, training):
     """Set `training` to where checkpoint.pt stands; the best so far."""
     content = _position(folder)
     try:
-        training.classifier.load_state_dict(content["state"])
+        training.result.load_state_dict(content["state"])
         training.load_state_dict(content["training"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = checkpoints.first_lines(error)

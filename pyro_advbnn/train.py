@@ -53,6 +53,7 @@ def train(
     learning_rate: Positive = None,
     weight_decay: NotNegative = None,
     schedule: Literal["stages", "cosine", "constant"] | None = None,
+    weight_averaging: Annotated[float | None, Range(0, 1, open_high=True)] = None,
     alpha: NotNegative = None,
     prior: Literal[tuple(PRIORS)] | None = None,
     prior_std: Std = None,
@@ -110,6 +111,8 @@ def train(
         learning_rate: its peak.
         weight_decay: L2 factor of the optimizer.
         schedule: stages (divided by 10 after each), cosine (one cycle) or constant.
+        weight_averaging: decay by step of an exponential moving average of the weights and BatchNorm's statistics, which is
+            then what is measured and kept; default 0, none.
         alpha: factor of the KL in Eq. (10).
         prior: normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and their KL is a
             Monte-Carlo estimate.
@@ -194,7 +197,8 @@ def _train_locked(flags, dry, max_minutes, locked):
         return print(records.as_json(config))
     folder = resumed or folder or _default_folder(config)
     _open(folder, config, training, resumed, locked)
-    distributed.broadcast_([*training.classifier.parameters(), *training.classifier.buffers()])
+    for classifier in dict.fromkeys([training.classifier, training.result]):
+        distributed.broadcast_([*classifier.parameters(), *classifier.buffers()])
     set_precision(config["precision"])
     with only_deterministic(config["deterministic"]), signals.asking() as asked:
         for note in configuration.accelerate(training, config):
@@ -245,9 +249,9 @@ def _open(folder, config, training, resumed, locked):
     if not distributed.is_main():
         return
     if not resumed:
-        locked.enter_context(run_folders.create(folder, config, training.classifier, position))
+        locked.enter_context(run_folders.create(folder, config, training.result, position))
         return
-    run_folders.reopen(folder, config, training.classifier, position)
+    run_folders.reopen(folder, config, training.result, position)
     now, then = describe_device(training.device), config["environment"].get("device")
     if config["deterministic"] and now != then:
         print(f"note: the run began on {then}, this is {now}: its end will not have the same bits")

@@ -5,6 +5,7 @@ import torch
 
 from pyro_advbnn import datasets, distributed
 from pyro_advbnn.micro_batches import largest_that_fits
+from pyro_advbnn.moving_averages import MovingAverage
 from pyro_advbnn.nonfinite import NotFinite, Watch, largest
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.recipes import learning_rate_factor
@@ -21,7 +22,8 @@ class Training:
     Under torchrun each process takes its part of every batch. All draw the same order; augmentation and weights are drawn
     from streams of each process's own (`distributed.own_seed`).
 
-    settings: a resolved recipe. adversarial: whether batches are attacked. images: the training set, on the device.
+    settings: a resolved recipe; with weight_averaging it also holds a moving average of the weights, which changes no step.
+    adversarial: whether batches are attacked. images: the training set, on the device.
     batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
     `train_step`.
 
@@ -37,6 +39,8 @@ class Training:
         self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
+        decay = settings.get("weight_averaging")         # older runs do not know of it
+        self._average = MovingAverage(classifier, decay) if decay else None
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator(self.device).manual_seed(distributed.own_seed(seed + 1))
         self._order_at_start = self._order.get_state()
@@ -50,6 +54,11 @@ class Training:
         self._watch = Watch(self.device, on_nonfinite)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
+
+    @property
+    def result(self):
+        """The classifier that is measured and kept: the one that is trained, or the moving average of its weights."""
+        return self._average.classifier if self._average else self.classifier
 
     @property
     def progress(self):
@@ -107,6 +116,8 @@ class Training:
                        veto=lambda parts: self._veto(parts, y))
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
+        if self._average:
+            self._average.update(self.classifier)
         exploded = self.classifier.exploded()
         if exploded is not None:
             self._watch.judge_std(self.steps_done + 1, exploded)
@@ -202,7 +213,7 @@ class Training:
         return torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def state_dict(self):
-        """Everything but the classifier: optimizer, position and random streams; tensors and plain values.
+        """Everything but `result`: optimizer, position and random streams; tensors and plain values.
 
         Collective: on rank 0 it holds the streams of all processes.
         """
@@ -211,16 +222,19 @@ class Training:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         rng, *others = distributed.gather(rng)
-        return {"optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
+        trained = {"trained": self.classifier.state_dict()} if self._average else {}
+        return {**trained, "optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
                 "steps_done": self.steps_done, "skipped_steps": self.skipped_steps, "sums": self._sums, "rng": rng,
                 "rng_of_others": others}
 
     def load_state_dict(self, state):
-        """Go on from `state_dict()`; the global random streams are set too.
+        """Go on from `state_dict()` when `result` has its state again; the global random streams are set too.
 
         On another type of device (cuda, cpu) its own streams cannot go on and begin anew; so do all but the order in another
         number of processes, from the seed and the position. `streams_left_by` tells how many processes left them.
         """
+        if self._average:
+            self.classifier.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             if "capturable" in group:                    # the device may be another one

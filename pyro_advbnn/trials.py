@@ -15,9 +15,12 @@ KL_OF_ALL_WEIGHTS = {
     "warm-start": {"recipe": "ours", "init_from": "adv"},
 }
 # The baseline that the paper's should have been (decay, one cycle, a higher peak; best.pt is chosen by held-out robust
-# accuracy), and Adv-BNNs that start from it: under the one-draw attack, and under one that averages draws.
-BASELINE = {"recipe": "ours", "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4}
+# accuracy), and Adv-BNNs that start from it: under the one-draw attack, with averaged weights, and with these under an attack
+# that averages draws.
+BASELINE = {"recipe": "ours", "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "weight_averaging": 0.999}
 CONTENDERS = {
     "from-baseline": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50},
-    "many-draws": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50, "attack_samples": 4},
+    "averaged": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50, "weight_averaging": 0.999},
+    "many-draws": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50, "weight_averaging": 0.999,
+                   "attack_samples": 4},
 }

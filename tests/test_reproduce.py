@@ -56,7 +56,7 @@ def defenses(steps):
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
     ("kl", [*["advbnn"] * 6, "adv", "advbnn"], ["accuracy", "report"]),
-    ("beyond", ["adv", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
+    ("beyond", ["adv", "advbnn", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
 ])
 def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):
     steps = plan(piece).steps

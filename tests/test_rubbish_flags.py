@@ -285,10 +285,12 @@ ODD = [math.nan, math.inf, -1, 10**30, 1.5, True, None, "nonsense", [], {}, [[1]
 
 @pytest.mark.parametrize("within", ["", "settings"])
 def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(within, edited, tally):
-    kinds = run_configs._SETTINGS if within else run_configs._NEEDED | run_configs._OF_NEWER_RUNS
+    newer = run_configs._OF_NEWER_RUNS | run_configs._SETTINGS_OF_NEWER_RUNS
+    kinds = ((run_configs._SETTINGS | run_configs._SETTINGS_OF_NEWER_RUNS) if within else
+             run_configs._NEEDED | run_configs._OF_NEWER_RUNS)
     for name, kind in kinds.items():
         where = (lambda config: config[within]) if within else (lambda config: config)
-        if name not in run_configs._OF_NEWER_RUNS:
+        if name not in newer:
             folder = edited(lambda config, name=name, where=where: where(config).pop(name))
             says = "config.json is not that of a training" if name in ("dataset", "defense", "settings") else f"{name}"
             assert says in refusal("evaluate accuracy", ["--run", str(folder)], folder)
@@ -300,7 +302,8 @@ def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(w
 
 
 def test_nothing_of_a_config_may_be_a_number_that_is_none():
-    for kind in [*run_configs._NEEDED.values(), *run_configs._OF_NEWER_RUNS.values(), *run_configs._SETTINGS.values()]:
+    for kind in [*run_configs._NEEDED.values(), *run_configs._OF_NEWER_RUNS.values(), *run_configs._SETTINGS.values(),
+                 *run_configs._SETTINGS_OF_NEWER_RUNS.values()]:
         assert not run_configs.fits(math.nan, kind) and not run_configs.fits(math.inf, kind) and not run_configs.fits(-1, kind)
 
 

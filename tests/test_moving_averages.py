@@ -1,0 +1,90 @@
+"""Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
+import pyro
+import pytest
+import torch
+from test_train import TINY, content, metrics, refusal, run
+
+import pyro_advbnn as ab
+from pyro_advbnn import run_folders
+from pyro_advbnn.moving_averages import MovingAverage
+from pyro_advbnn.train import train
+from pyro_advbnn.training import Training
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    yield
+    pyro.enable_validation(True)                         # commands turn it off for their process
+
+
+def bayesian():
+    return ab.BayesianClassifier(ab.networks.convnet(10, in_channels=1, width=4), prior_std=0.1, init_std=0.01)
+
+
+def test_the_average_is_the_sum_of_all_states_with_weights_that_decay():
+    torch.manual_seed(0)
+    classifier = bayesian()
+    average, states = MovingAverage(classifier, 0.8), [classifier.state_dict()["mean"].clone()]
+    for step in range(1, 4):
+        with torch.no_grad():
+            for value in classifier.state_dict().values():
+                value.copy_(torch.randn_like(value) if value.is_floating_point() else torch.full_like(value, step))
+        average.update(classifier)
+        states.append(classifier.state_dict()["mean"].clone())
+    expected = 0.8**3 * states[0] + 0.2 * (0.8**2 * states[1] + 0.8 * states[2] + states[3])
+    torch.testing.assert_close(average.classifier.state_dict()["mean"], expected)
+    counts = [value for name, value in average.classifier.state_dict().items() if "num_batches_tracked" in name]
+    assert counts and all(count == 3 for count in counts)
+
+
+def test_drawing_from_the_classifier_or_its_average_leaves_the_other_as_it_was():
+    classifier, x = bayesian().eval(), torch.rand(5, 1, 8, 8)
+    average = MovingAverage(classifier, 0.5)
+    torch.manual_seed(0)
+    expected = classifier(x)
+    with torch.no_grad():
+        classifier.mean.add_(1.0)
+    torch.manual_seed(0)
+    assert torch.equal(average.classifier(x), expected)
+    assert {p.data_ptr() for p in classifier.parameters()}.isdisjoint(p.data_ptr() for p in average.classifier.parameters())
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv", "rse"])
+def test_no_step_changes_and_the_average_is_what_is_measured_and_kept(tmp_path, monkeypatch, defense):
+    plain = run(tmp_path / "plain", defense=defense)
+    followed, real = [], Training._step
+
+    def step(self, x, y):
+        if not followed:
+            followed.append({name: value.clone() for name, value in self.classifier.state_dict().items()})
+        real(self, x, y)
+        followed.append({name: 0.7 * followed[-1][name] + 0.3 * value if value.is_floating_point() else value.clone()
+                         for name, value in self.classifier.state_dict().items()})
+
+    monkeypatch.setattr(Training, "_step", step)
+    averaged = run(tmp_path / "averaged", defense=defense, weight_averaging=0.7)
+    left = content(averaged)
+    assert all(torch.equal(left["training"]["trained"][name], value) for name, value in content(plain)["state"].items())
+    torch.testing.assert_close(left["state"], followed[-1])
+    classifier, _, _ = run_folders.load_classifier(averaged, "last")
+    torch.testing.assert_close(dict(classifier.state_dict()), followed[-1])
+    assert any(not torch.equal(content(averaged, "best.pt")["state"][name], value)
+               for name, value in content(plain, "best.pt")["state"].items())
+    steps = [[row[name] for name in ("nll", "kl", "batch_accuracy")] for row in metrics(plain)]
+    assert steps == [[row[name] for name in ("nll", "kl", "batch_accuracy")] for row in metrics(averaged)]
+
+
+def test_a_decay_of_one_would_never_move_and_a_run_does_not_change_its_own(tmp_path, capsys):
+    assert "--weight_averaging must be a number in [0, 1)" in refusal(capsys, "--weight_averaging", 1)
+    folder = run(tmp_path / "run", weight_averaging=0.5)
+    assert "weights averaged with decay 0.5" in capsys.readouterr().out
+    assert "cannot be given with --resume" in refusal(capsys, "--resume", folder, "--weight_averaging", 0.6)
+    train(resume=folder, epochs=TINY["epochs"] + 1)
+
+
+def test_a_training_that_starts_from_an_averaged_run_starts_at_its_average(tmp_path):
+    first = run(tmp_path / "first", defense="adv", weight_averaging=0.9)
+    second = run(tmp_path / "second", init_from=first, learning_rate=1e-12, epochs=1)
+    kept = torch.cat([value.flatten() for name, value in content(first, "best.pt")["state"].items()
+                      if value.is_floating_point() and "running" not in name])
+    assert torch.allclose(content(second)["state"]["mean"], kept, atol=1e-6)
