@@ -9,19 +9,20 @@ class MovingAverage:
     """A classifier whose state follows that of another: decay x its own + (1 - decay) x the other's, at each `update`.
 
     All that is of floating point is averaged: mean and log std of a posterior, deterministic parameters, and BatchNorm's
-    statistics; what counts is copied. decay: in (0, 1). It starts as a copy of `classifier`.
+    statistics; what counts is copied. decay: in (0, 1); at the beginning, after t steps, it is (1 + t) / (10 + t) where that
+    is less, so that the start is forgotten in short trainings too (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, classifier, decay):
-        self.classifier = copy.deepcopy(classifier)
-        self._average = get_ema_multi_avg_fn(decay)
+        self.classifier, self.decay = copy.deepcopy(classifier), decay
 
     @torch.no_grad()
-    def update(self, classifier):
-        """Follow `classifier`, one of the same architecture."""
+    def update(self, classifier, step):
+        """Follow `classifier`, one of the same architecture.   step: how many updates came before this one."""
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         pairs = list(zip(self.classifier.state_dict().values(), classifier.state_dict().values(), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._average(*map(list, zip(*floats, strict=True)), None)          # how often, which the third is, does not matter to it
+        average(*map(list, zip(*floats, strict=True)), None)                # how many came before is not used by it
         for ours, theirs in pairs:
             if not ours.is_floating_point():
                 ours.copy_(theirs)

@@ -23,8 +23,8 @@ _DATA = {
 }
 _EPSILONS = {"digits": (0.0, 0.1, 0.2, 0.3), "imagenet143": (0.0, 0.004, 0.01, 0.016, 0.02)}
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
-           "weight_decay": 0.0, "weight_averaging": 0.0, "prior": "normal", "kl_warmup": 0.0, "kl_over": "all", "initialization": "default",
-           "schedule": "stages"}
+           "weight_decay": 0.0, "weight_averaging": 0.0, "prior": "normal", "kl_warmup": 0.0, "kl_over": "all",
+           "initialization": "default", "schedule": "stages"}
 
 
 def paper(dataset, defense):

@@ -112,7 +112,7 @@ def train(
         weight_decay: L2 factor of the optimizer.
         schedule: stages (divided by 10 after each), cosine (one cycle) or constant.
         weight_averaging: decay by step of an exponential moving average of the weights and BatchNorm's statistics, which is
-            then what is measured and kept; default 0, none.
+            then what is measured and kept; less at the beginning; default 0, none.
         alpha: factor of the KL in Eq. (10).
         prior: normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and their KL is a
             Monte-Carlo estimate.

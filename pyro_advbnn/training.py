@@ -117,7 +117,7 @@ class Training:
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
         if self._average:
-            self._average.update(self.classifier)
+            self._average.update(self.classifier, self.epochs_done * len(self.batches) + self.steps_done)
         exploded = self.classifier.exploded()
         if exploded is not None:
             self._watch.judge_std(self.steps_done + 1, exploded)

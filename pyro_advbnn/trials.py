@@ -18,9 +18,9 @@ KL_OF_ALL_WEIGHTS = {
 # accuracy), and Adv-BNNs that start from it: under the one-draw attack, with averaged weights, and with these under an attack
 # that averages draws.
 BASELINE = {"recipe": "ours", "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "weight_averaging": 0.999}
+_FROM_BASELINE = {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50}
 CONTENDERS = {
-    "from-baseline": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50},
-    "averaged": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50, "weight_averaging": 0.999},
-    "many-draws": {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50, "weight_averaging": 0.999,
-                   "attack_samples": 4},
+    "from-baseline": _FROM_BASELINE,
+    "averaged": _FROM_BASELINE | {"weight_averaging": 0.999},
+    "many-draws": _FROM_BASELINE | {"weight_averaging": 0.999, "attack_samples": 4},
 }

@@ -21,17 +21,19 @@ def bayesian():
     return ab.BayesianClassifier(ab.networks.convnet(10, in_channels=1, width=4), prior_std=0.1, init_std=0.01)
 
 
-def test_the_average_is_the_sum_of_all_states_with_weights_that_decay():
+def test_the_average_is_the_sum_of_all_states_with_weights_that_decay_after_a_beginning_with_less():
     torch.manual_seed(0)
     classifier = bayesian()
-    average, states = MovingAverage(classifier, 0.8), [classifier.state_dict()["mean"].clone()]
+    average, states = MovingAverage(classifier, 0.15), [classifier.state_dict()["mean"].clone()]
     for step in range(1, 4):
         with torch.no_grad():
             for value in classifier.state_dict().values():
                 value.copy_(torch.randn_like(value) if value.is_floating_point() else torch.full_like(value, step))
-        average.update(classifier)
+        average.update(classifier, step - 1)
         states.append(classifier.state_dict()["mean"].clone())
-    expected = 0.8**3 * states[0] + 0.2 * (0.8**2 * states[1] + 0.8 * states[2] + states[3])
+    expected = states[0]
+    for decay, state in zip((1 / 10, 0.15, 0.15), states[1:], strict=True):      # the second, 2 / 11, is more than 0.15
+        expected = decay * expected + (1 - decay) * state
     torch.testing.assert_close(average.classifier.state_dict()["mean"], expected)
     counts = [value for name, value in average.classifier.state_dict().items() if "num_batches_tracked" in name]
     assert counts and all(count == 3 for count in counts)
@@ -58,7 +60,8 @@ def test_no_step_changes_and_the_average_is_what_is_measured_and_kept(tmp_path, 
         if not followed:
             followed.append({name: value.clone() for name, value in self.classifier.state_dict().items()})
         real(self, x, y)
-        followed.append({name: 0.7 * followed[-1][name] + 0.3 * value if value.is_floating_point() else value.clone()
+        decay = min(0.7, len(followed) / (9 + len(followed)))
+        followed.append({name: decay * followed[-1][name] + (1 - decay) * value if value.is_floating_point() else value.clone()
                          for name, value in self.classifier.state_dict().items()})
 
     monkeypatch.setattr(Training, "_step", step)
