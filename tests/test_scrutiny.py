@@ -6,7 +6,8 @@ import pyro
 import pytest
 import torch
 
-from pyro_advbnn import checks, cli, evaluate, scrutiny, tables
+from pyro_advbnn import checks, cli, ensembles, evaluate, scrutiny, tables
+from pyro_advbnn.carlini_wagner import CarliniWagner
 from pyro_advbnn.train import train
 
 TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
@@ -140,7 +141,8 @@ def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatc
     evaluated(run, "checks")
 
 
-def test_an_euclidean_ensemble_has_a_radius_of_its_own(run):
+def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
+    monkeypatch.setitem(ensembles._ATTACKS, "cw", lambda strength: CarliniWagner(strength.epsilon, num_steps=3))
     cli.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw", "--num_samples=2",
                              "--attack_samples=1", "--num_steps=2"])
     row, = tables.read(run, "robust")

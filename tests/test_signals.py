@@ -126,7 +126,7 @@ def test_every_command_ends_in_one_line_from_before_torch_is_imported(line, numb
 
 
 @pytest.mark.parametrize("number", WORDS)
-@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.8, 1.5, 3])
+@pytest.mark.parametrize("seconds", [0.15, 0.8, *(pytest.param(late, marks=pytest.mark.torture) for late in (0.4, 1.5, 3))])
 def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_path, number, seconds, tally):
     line = [*words(ENDLESS), "--out", tmp_path / "run"]
     for program in (["-m", "pyro_advbnn.train"], [*PACKAGE, "train"]):
