@@ -87,7 +87,17 @@ def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     cli.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
     assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES) - {
-        *doubt.TABLES, *scrutiny.TABLES}
+        *doubt.TABLES, *scrutiny.TABLES, "runs"}
+
+
+def test_averaged_weights_are_kept_on_the_gpu_and_go_on_after_a_stop(tmp_path):
+    tiny = {"num_train": 100, "width": 4, "num_steps": 2, "validation": 20, "epochs": 2, "device": "cuda"}
+    train(**tiny, weight_averaging=0.9, out=tmp_path / "run", max_minutes=1e-9)
+    train(resume=tmp_path / "run")
+    content = checkpoints.read(tmp_path / "run" / "checkpoint.pt")
+    averaged, trained = content["state"]["mean"], content["training"]["trained"]["mean"]
+    assert torch.isfinite(averaged).all() and not torch.equal(averaged, trained)
+    assert 0 < (averaged - trained).abs().max() < 0.5
 
 
 def test_doubt_is_that_of_the_cpu_and_the_attacker_who_hides_runs_on_the_gpu(batch):
