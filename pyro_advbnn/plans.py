@@ -182,11 +182,11 @@ class Plan:
             self._compared(self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):
-        baseline = self._named_run("adv", "adv-tuned", trials.BASELINE)
-        self._compared(baseline)
-        runs = [baseline]
-        for name, flags in trials.CONTENDERS.items():
-            runs.append(self._named_run("advbnn", f"advbnn-{name}", flags))
+        wanted = [("adv", name, flags) for name, flags in trials.BASELINES.items()]
+        wanted += [("advbnn", f"advbnn-{name}", flags) for name, flags in trials.CONTENDERS.items()]
+        runs = []
+        for each in wanted:
+            runs.append(self._named_run(*each))
             self._compared(runs[-1])
         count = min(self.settings.get("num_worst") or self.num_few, self.num_test)
         for run in runs:

@@ -56,7 +56,7 @@ def defenses(steps):
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
     ("kl", [*["advbnn"] * 6, "adv", "advbnn"], ["accuracy", "report"]),
-    ("beyond", ["adv", "advbnn", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
+    ("beyond", ["adv", "adv", "advbnn", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
 ])
 def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):
     steps = plan(piece).steps
@@ -122,13 +122,14 @@ def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece
             assert following.arguments["of"].runs == [step.arguments["out"]] and following.arguments["against"] == "run"
             assert following.arguments["epsilons"] == [0.0, 0.035, 8 / 255] and following.arguments["attack_samples"] == [1, 20]
             compared += 1
-    assert compared == {"kl": len(trials.KL_OF_ALL_WEIGHTS), "beyond": 1 + len(trials.CONTENDERS)}[piece]
+    assert compared == {"kl": len(trials.KL_OF_ALL_WEIGHTS), "beyond": len(trials.BASELINES) + len(trials.CONTENDERS)}[piece]
 
 
 def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_the_plan():
     runs = {step.arguments["out"].name: step.arguments for step in plan("table1", "kl", "beyond", scale="paper",
                                                                        dataset="cifar10").steps if step.is_training}
-    assert len(runs) == 2 + len(trials.KL_OF_ALL_WEIGHTS) + 1 + len(trials.CONTENDERS)   # adv is that of table1
+    tried = len(trials.KL_OF_ALL_WEIGHTS) + len(trials.BASELINES) + len(trials.CONTENDERS)
+    assert len(runs) == 2 + tried                        # adv is that of table1
     assert (runs["kl-as-printed"]["recipe"], runs["kl-as-printed"]["epochs"]) == ("paper", 10)
     assert runs["kl-warm-start"]["init_from"] == runs["adv"]["out"] and runs["adv"]["recipe"] == "authors"
     assert runs["advbnn-many-draws"]["init_from"] == runs["adv-tuned"]["out"]
@@ -213,15 +214,15 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
 def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "CONTENDERS", {name: trials.CONTENDERS[name] for name in ("averaged", "many-draws")})
     run("beyond", *TINY, "--out", tmp_path / "out")
-    names = ["adv-tuned", *(f"advbnn-{name}" for name in trials.CONTENDERS)]
+    names = [*trials.BASELINES, *(f"advbnn-{name}" for name in trials.CONTENDERS)]
     rows = tables.read(tmp_path / "out", "runs")
     assert list(dict.fromkeys(row["run"] for row in rows)) == names
-    assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == names[1]] == [
+    assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == names[2]] == [
         (0, 1), (0.2, 1), (0, 2), (0.2, 2)]
     assert [row["run"] for row in tables.read(tmp_path / "out", "robust")] == names
     lines = (tmp_path / "out" / "tables" / "runs.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| a")] == ["| adv-tuned", *(
-        f"| {name}" for name in names[1:] for _ in range(2))]
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| a")] == [
+        *(f"| {name}" for name in names[:2]), *(f"| {name}" for name in names[2:] for _ in range(2))]
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == set()
 
 
