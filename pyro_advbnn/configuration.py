@@ -11,6 +11,7 @@ from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn
+from pyro_advbnn.memory import available_memory
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.streaming import StreamedImages
@@ -118,6 +119,7 @@ def build(config, images):
     settings, device = config["settings"], images.device
     torch.manual_seed(config["seed"])
     network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
+    check_memory(network, config["defense"], device)
     recipes.initialize_(network, settings["initialization"])
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
@@ -133,6 +135,19 @@ def build(config, images):
     return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
                     augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
                     batch_norm=config["batch_norm"], micro_batch=config["micro_batch"], on_nonfinite=config["on_nonfinite"])
+
+
+def check_memory(network, defense, device):
+    """Raises InputError where a CPU has no memory for the training of a network: its weights alone, some times over.
+
+    A posterior has mean and log std, each with a gradient and Adam's two moments, a draw and its gradient; a deterministic
+    network the weights, a gradient and SGD's momentum.
+    """
+    num_weights = sum(p.numel() for p in network.parameters())
+    needed = 4 * num_weights * (10 if DEFENSES[defense].kind == "bayesian" else 3)
+    if device.type == "cpu" and needed > available_memory():
+        raise InputError(f"a network of {num_weights:,} weights takes {needed / 2**30:.1f} GiB in training with --defense "
+                         f"{defense}; {available_memory() / 2**30:.1f} GiB are available")
 
 
 def accelerate(training, config):

@@ -179,20 +179,18 @@ class Plan:
         """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
         for name, flags in trials.KL_OF_ALL_WEIGHTS.items():
             flags = {"epochs": self.settings.get("trial_epochs"), **flags}
-            self._compared(self._named_run("advbnn", f"kl-{name}", flags))
+            self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):
         wanted = [("adv", name, flags) for name, flags in trials.BASELINES.items()]
         wanted += [("advbnn", f"advbnn-{name}", flags) for name, flags in trials.CONTENDERS.items()]
-        runs = []
-        for each in wanted:
-            runs.append(self._named_run(*each))
-            self._compared(runs[-1])
+        for defense, name, flags in wanted:
+            self._compared(defense, self._named_run(defense, name, flags))
         count = min(self.settings.get("num_worst") or self.num_few, self.num_test)
-        for run in runs:
-            self._evaluate(scrutiny.robust, [run], ["robust"], num_test=count, epsilon=self._radii()[-1],
-                           attack_samples=self.draws[1], gradients=3 * 40 * self.draws[1] * count,
-                           forwards=1000 * self.draws[1] * count)
+        for defense, name, _ in wanted:
+            draws = self._draws(defense, [self.draws[1]])[0]
+            self._evaluate(scrutiny.robust, [self._runs[name]], ["robust"], num_test=count, epsilon=self._radii()[-1],
+                           attack_samples=self.draws[1], gradients=3 * 40 * draws * count, forwards=1000 * draws * count)
 
     def _radii(self):
         """Clean, and the radii of the two comparisons that are wanted: the paper's 0.035, and 8/255."""
@@ -201,12 +199,9 @@ class Plan:
 
     # Steps
 
-    def _compared(self, run):
+    def _compared(self, defense, run):
         """A line of the table of runs: clean and attacked, with one and with many draws."""
-        radii = self._radii()
-        cost = 20 * sum(self.draws) * self.num_test
-        self._evaluate(evaluate.accuracy, [run], ["runs"], against="run", epsilons=radii, attack_samples=list(self.draws),
-                       gradients=cost * (len(radii) - 1), forwards=20 * len(radii) * len(self.draws) * self.num_test)
+        self._white_box(defense, run, "runs", self._radii(), self.draws, against="run")
 
     def _compare(self, name, values):
         """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run."""
@@ -259,10 +254,19 @@ class Plan:
                 "forwards": epochs * 4 * held_out * settings["num_samples"]}
 
     def _accuracy(self, defense, epsilons, draws):
-        attacked = sum(epsilon > 0 for epsilon in epsilons)
-        self._evaluate(evaluate.accuracy, [self._run(defense)], ["accuracy"], epsilons=list(epsilons),
-                       attack_samples=list(draws), gradients=20 * attacked * sum(draws) * self.num_test,
-                       forwards=20 * len(epsilons) * len(draws) * self.num_test)
+        self._white_box(defense, self._run(defense), "accuracy", epsilons, draws)
+
+    def _white_box(self, defense, run, table, epsilons, draws, **flags):
+        attacked, counted = sum(epsilon > 0 for epsilon in epsilons), self._draws(defense, draws)
+        per_prediction, = self._draws(defense, [20])
+        self._evaluate(evaluate.accuracy, [run], [table], epsilons=list(epsilons), attack_samples=list(draws), **flags,
+                       gradients=20 * attacked * sum(counted) * self.num_test,
+                       forwards=per_prediction * len(epsilons) * len(counted) * self.num_test)
+
+    @staticmethod
+    def _draws(defense, counts):
+        """The numbers of draws that are worth a pass of their own: of a deterministic network one is as good as many."""
+        return sorted({count if DEFENSES[defense].random else 1 for count in counts})
 
     def _evaluate(self, function, runs, tables, num_test=None, gradients=0.0, forwards=0.0, leaves=(), **arguments):
         verb = next(verb for verb, known in evaluate.VERBS.items() if known is function)
@@ -281,4 +285,4 @@ class Plan:
         if not five or set(pieces) & set(BEYOND_THE_PAPER):
             five = list(self._runs.values())
         self._evaluate(evaluate.write_report, five, [], gradients=20 * 6 * len(five), forwards=40 * 6 * len(five),
-                       leaves=("report.html", "figures", "tables"))
+                       leaves=("report.html", "tables", *["figures"] * bool(set(pieces) & set(PIECES))))

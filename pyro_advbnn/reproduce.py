@@ -11,6 +11,7 @@ if __name__ == "__main__":                               # before torch is impor
 
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -107,6 +108,9 @@ def _reproduce(pieces, wanted):
 
 def _run(plan, journal, waiting, began):
     """Run the steps that are waiting, to the end or until --max_minutes are over."""
+    for step in plan.steps:
+        if step.is_training and (step.arguments["out"] / "config.json").exists():
+            _refuse_other_run(step.arguments["out"], step.arguments)
     journal.open()
     max_minutes = plan.wanted.max_minutes
     deadline = began + 60 * max_minutes if max_minutes else float("inf")
@@ -164,8 +168,8 @@ class _Journal:
 
     def waiting(self):
         """The steps of the plan that are not done, or whose results are lost."""
-        return [step for step in self._steps
-                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)]
+        return [step for step in self._steps if self._name(step) not in self._done
+                or not all(path.exists() for path in step.leaves) or step.is_training and _is_begun(step.arguments["out"])]
 
     def _name(self, step):
         return step.command.replace(str(self.out), "OUT")   # so that the folder may be moved
@@ -182,6 +186,11 @@ class _Journal:
         return True
 
 
+def _is_begun(folder):
+    """Whether a training lies there that is not finished; one whose checkpoint was taken away is as finished as it was."""
+    return run_folders.has_position(folder) and not run_folders.is_finished(folder)
+
+
 def _difference(before, now):
     before = before.get("settings", {}) if isinstance(before, dict) else {}
     return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
@@ -195,7 +204,6 @@ def _train(arguments, deadline):
     if not (folder / "config.json").exists():
         train(**arguments, **limit)
         return run_folders.is_finished(folder)
-    _refuse_other_run(folder, arguments)
     if not run_folders.is_finished(folder):
         own = {name: arguments[name] for name in ("network", "data_dir") if arguments[name]}
         train(resume=folder, device=arguments["device"], **own, **limit)
@@ -206,6 +214,8 @@ def _refuse_other_run(folder, arguments):
     """Raises InputError where the run in `folder` was not started with these flags; where and how long may differ."""
     flags = configuration.DEFAULTS | run_folders.read_config(folder)["flags"]
     arguments = configuration.DEFAULTS | {name: value for name, value in arguments.items() if value is not None}
+    for each in (flags, arguments):                      # the folder of all runs may have been moved
+        each["init_from"] = Path(each["init_from"]).name if each.get("init_from") else None
     for name in sorted({*flags, *arguments} - {"out", "device", "data_dir", "max_minutes", "tensorboard"}):
         if flags.get(name) != arguments.get(name):
             raise InputError(f"{folder} was trained with --{name} {flags.get(name)}, not {arguments.get(name)}; choose another "
@@ -217,6 +227,7 @@ def _seconds_per_image(plan, images):
     device = resolve_device(plan.wanted.device)
     name = plan.network_for(images.image_shape[-1])
     network = networks.build_network(name, images.num_classes, images.image_shape[0], plan.settings.get("width"))
+    configuration.check_memory(network, "advbnn", device)
     classifier = BayesianClassifier(network, 0.05, 0.01).to(device)
     some = images.take(range(min(100, len(images)))).in_memory().to(device)
     x, y = some.images.float() / 255, some.labels

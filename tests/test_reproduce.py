@@ -226,6 +226,51 @@ def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, 
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == set()
 
 
+def test_a_training_that_starts_from_another_run_goes_on_after_a_kill_also_in_a_folder_that_was_moved(tmp_path):
+    tiny = dict(epochs=1, num_train=100, num_test=20, width=4, attack_samples=2)
+
+    def steps(name):
+        made = Plan(["beyond"], Reproduction(out=tmp_path / name, **tiny), 1437, 360)
+        return made, {step.arguments["out"].name: step.arguments for step in made.steps if step.is_training}
+
+    _, arguments = steps("out")
+    train.train(**arguments["adv-tuned"])
+    train.train(**arguments["adv-longer"], max_minutes=1e-9)             # as one that was killed leaves it
+    (tmp_path / "out").rename(tmp_path / "moved")
+    made, arguments = steps("moved")
+    made.out.joinpath("reproduce.jsonl").write_text("")
+    journal = reproduce._Journal(made)
+    journal._done = {journal._name(step) for step in made.steps}         # noted as done, but one was begun anew
+    assert [step.arguments["out"].name for step in journal.waiting() if step.is_training][0] == "adv-longer"
+    reproduce._refuse_other_run(arguments["adv-longer"]["out"], arguments["adv-longer"])
+    assert reproduce._train(arguments["adv-longer"], float("inf"))
+
+
+def test_a_run_that_was_put_in_the_place_of_another_is_refused(whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "runs" / "bnn")
+    shutil.copytree(out / "runs" / "none", out / "runs" / "bnn")
+    (out / "report.html").unlink()
+    with pytest.raises(SystemExit) as end:
+        run("all", *TINY, "--out", out)
+    assert end.value.code == 2 and "runs/bnn was trained with --defense none, not bnn" in capsys.readouterr().err
+
+
+def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trials, "KL_OF_ALL_WEIGHTS", {"ours": trials.KL_OF_ALL_WEIGHTS["ours"]})
+    run("kl", *TINY, "--out", tmp_path / "out")
+    capsys.readouterr()
+    run("kl", *TINY, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.startswith("nothing to do: all 3 steps are done")
+
+
+def test_draws_cost_nothing_where_all_are_the_same():
+    cost = {step.arguments["of"].runs[0].name: step.gradients for step in plan("beyond", scale="paper", dataset="cifar10").steps
+            if "accuracy" in step.program}
+    assert cost["advbnn-averaged"] == 21 * cost["adv-tuned"]
+
+
 def test_every_row_names_its_checkpoint_and_attack(whole):
     for name in ("accuracy", "transfer", "ensemble", "steps", "pruning", "alpha", "prior_std"):
         for row in tables.read(whole, name):
