@@ -83,12 +83,21 @@ def test_a_key_that_is_given_twice_is_refused_wherever_it_stands(run, refusal, o
 
 def test_a_key_that_no_training_writes_is_refused_with_its_line(run, refusal):
     path, texts = run / "config.json", [changed(run, num_wieghts=1), changed(run, settings={"epohcs": 3})]
-    for text, name, full_name in zip(texts, ("num_wieghts", "epohcs"), ("num_wieghts", "settings.epohcs")):
+    for text, name, full_name in zip(texts, ("num_wieghts", "epohcs"), ("num_wieghts at the top level", "settings.epohcs")):
         assert refusal(text) == f"{path}, line {line_of(text, name)}: no training writes {full_name}; remove it"
 
 
+def test_a_stray_key_is_told_with_its_own_line_where_others_are_called_the_same(run, refusal):
+    text, other, path = changed(run, epochs=9), changed(run, settings={"seed": 9}), run / "config.json"
+    assert text.count('"epochs"') > 2
+    number = next(number for number, line in enumerate(text.splitlines(), 1) if line.startswith('  "epochs"'))
+    assert refusal(text) == f"{path}, line {number}: no training writes epochs at the top level; remove it"
+    number = line_of(other, '    "seed": 9')
+    assert refusal(other) == f"{path}, line {number}: no training writes settings.seed; remove it"
+
+
 def test_a_key_that_would_garble_the_terminal_is_shown_as_text(run, refusal):
-    assert "no training writes \\x1b[2J; remove it" in refusal(changed(run, **{"\x1b[2J": 1}))
+    assert "no training writes \\x1b[2J at the top level; remove it" in refusal(changed(run, **{"\x1b[2J": 1}))
 
 
 def test_a_training_writes_no_key_that_is_not_known(finished):
