@@ -5,7 +5,7 @@ import pyro
 import pytest
 from hostile import copied, digests, refused_command
 
-from pyro_advbnn import __version__, cli, evaluate, run_configs, run_folders
+from pyro_advbnn import __version__, cli, contradictions, evaluate, run_configs, run_folders
 from pyro_advbnn.train import train
 
 MALFORMED = "malformed files refused or read right"
@@ -57,6 +57,39 @@ def test_a_number_of_weights_that_is_not_the_checkpoints_is_refused(run, refusal
     assert refusal(changed(run, num_weights=there + 1)) == (
         f"{run / 'checkpoint.pt'} is not of the run that {run}/config.json tells of: their num_weights differ, "
         f"{there + 1} there and {there} here")
+
+
+def test_of_a_classifier_and_a_list_that_are_not_the_checkpoints_the_entries_that_differ_are_told_whole(run, refusal):
+    config = run_folders.read_config(run)
+    there = config["classifier"]
+    assert refusal(changed(run, classifier=there | {"init_std": "fan_in/3", "kl_over": "nothing"})).endswith(
+        f"tells of: their classifier differ, init_std: 'fan_in/3' there and {there['init_std']!r} here, "
+        f"kl_over: 'nothing' there and {there['kl_over']!r} here")
+    assert refusal(json.dumps(config | {"class_names": [*config["class_names"][:9], "ten"]}, indent=2)).endswith(
+        "their class_names differ, 9: 'ten' there and '9' here")
+
+
+@pytest.mark.parametrize("name, value, told", [
+    ("deterministic", True, "their deterministic differ, True there and False here"),
+    ("init_from", "runs/other", "their init_from differ, 'runs/other' there and None here"),
+    ("recipe_settings", {"epochs": 1}, "their recipe_settings differ, "),
+    ("flags", {"alpha": 7}, "their flags differ, alpha: 7 there and "),
+    ("environment", {"normals": "otherwise"}, "their environment.normals differ, 'otherwise' there and "),
+])
+def test_what_no_resumption_may_change_is_compared_with_the_checkpoint(run, refusal, name, value, told):
+    config = run_folders.read_config(run)
+    value = config[name] | value if isinstance(value, dict) and name != "recipe_settings" else value
+    assert f"config.json tells of: {told}" in refusal(json.dumps(config | {name: value}, indent=2))
+
+
+def test_what_a_resumption_may_change_is_not_compared(run):
+    config = run_folders.read_config(run)
+    flags = config["flags"] | dict.fromkeys(contradictions.MAY_CHANGE_ON_RESUME, "other")
+    other = config | {"world_size": 4, "patience": 3, "precision": "bf16", "flags": flags, "device": "cuda",
+                      "settings": config["settings"] | {"epochs": 9}}
+    contradictions.check_same_run(run, other, "checkpoint.pt", config)
+    for odd in (None, "x", [1]):
+        contradictions.check_same_run(run, config, "checkpoint.pt", config | dict.fromkeys(("flags", "environment"), odd))
 
 
 @pytest.mark.parametrize("name", ["num_weights", "recipe", "recipe_settings", "environment"])
