@@ -3,6 +3,7 @@ import json
 
 import pyro
 import pytest
+import torch
 from hostile import copied, digests, refused_command
 
 from pyro_advbnn import __version__, cli, contradictions, evaluate, run_configs, run_folders
@@ -159,3 +160,25 @@ def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
             "settings.newer\n") in capsys.readouterr().out
     kept = run_folders.read_config(run)
     assert (kept["new"], kept["settings"]["newer"]) == (1, 2)
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_by_train_and_evaluate(run, capsys):
+    told = f"note: {run / 'best.pt'} is gone: evaluate takes the last checkpoint until a better epoch comes\n"
+    words = ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"]
+    cli.run(evaluate.VERBS, words)
+    assert "note: " not in capsys.readouterr().out
+    (run / "best.pt").unlink()
+    cli.run(evaluate.VERBS, words)
+    assert told in capsys.readouterr().out
+    cli.run(evaluate.VERBS, [*words, "--checkpoint", "last"])
+    assert "is gone" not in capsys.readouterr().out
+    train(resume=run, epochs=2)
+    assert told in capsys.readouterr().out
+
+
+def test_a_best_checkpoint_of_another_run_is_told_by_train(run, capsys):
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"seed": 7}}, run / "best.pt")
+    train(resume=run, epochs=2)
+    assert (f"note: {run / 'best.pt'} is not of the run that {run}/config.json tells of: their seed differ, "
+            "0 there and 7 here: evaluate refuses it until a better epoch comes\n") in capsys.readouterr().out
