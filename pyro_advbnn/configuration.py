@@ -7,6 +7,7 @@ import torch
 
 from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.contradictions import MAY_CHANGE_ON_RESUME
 from pyro_advbnn.defenses import DEFENSES, build_classifier
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
@@ -199,8 +200,6 @@ def resume(folder, flags):
     return config, training, held_out, best
 
 
-MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
-                        "precision", "compile", "cuda_graphs", "micro_batch", "on_nonfinite")
 DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
                           "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
 

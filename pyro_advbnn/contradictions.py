@@ -6,10 +6,14 @@ from pyro_advbnn.errors import InputError
 
 _OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warmup")
 _OF_DRAWS = ("attack_samples", "num_samples")
-# What a run's config.json and its checkpoints must both say, in config and in its settings but for the epochs.
+# What a run's config.json and its checkpoints must both say, where both say it; so must settings (but for the epochs) and
+# those flags that no resumption may change.
 _OF_A_RUN = ("dataset", "image_size", "subset", "num_train", "num_held_out", "images_sha256", "image_shape", "class_names",
-             "augmentation", "defense", "network", "width", "num_classes", "in_channels", "recipe", "seed", "batch_norm",
-             "classifier", "num_weights")
+             "augmentation", "defense", "network", "width", "num_classes", "in_channels", "init_from", "recipe",
+             "recipe_settings", "seed", "batch_norm", "deterministic", "classifier", "num_weights")
+MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
+                        "precision", "compile", "cuda_graphs", "micro_batch", "on_nonfinite")
+_NOTHING = object()
 
 
 def check_meaning(defense, flags):
@@ -29,11 +33,33 @@ def check_same_run(folder, config, path, saved):
     for name in ours:
         if name in theirs and ours[name] != theirs[name]:
             raise InputError(f"{path} is not of the run that {folder}/config.json tells of: their {name} differ, "
-                             f"{repr(ours[name])[:60]} there and {repr(theirs[name])[:60]} here")
+                             f"{_difference(ours[name], theirs[name])}")
 
 
 def _comparable(config):
     """{name: value} of what may not change in a run, as JSON has it."""
     values = {name: config[name] for name in _OF_A_RUN if name in config}
-    values |= {f"settings.{name}": value for name, value in config.get("settings", {}).items() if name != "epochs"}
+    settings, flags, environment = (config.get(name) for name in ("settings", "flags", "environment"))
+    if isinstance(settings, dict):
+        values |= {f"settings.{name}": value for name, value in settings.items() if name != "epochs"}
+    if isinstance(flags, dict):
+        values["flags"] = {name: value for name, value in flags.items() if name not in MAY_CHANGE_ON_RESUME}
+    if isinstance(environment, dict) and "normals" in environment:
+        values["environment.normals"] = environment["normals"]
     return json.loads(json.dumps(values))
+
+
+def _difference(ours, theirs):
+    """Two values, or of two objects or lists the entries that differ, in words."""
+    if not all(isinstance(value, dict) for value in (ours, theirs)) and not all(
+            isinstance(value, list) for value in (ours, theirs)):
+        return f"{_shown(ours)} there and {_shown(theirs)} here"
+    ours, theirs = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (ours, theirs))
+    pairs = {key: (ours.get(key, _NOTHING), theirs.get(key, _NOTHING)) for key in ours | theirs}
+    return ", ".join(f"{key}: {_shown(our)} there and {_shown(their)} here" for key, (our, their) in pairs.items()
+                     if our != their)
+
+
+def _shown(value):
+    text = "nothing" if value is _NOTHING else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

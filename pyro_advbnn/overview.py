@@ -1,4 +1,6 @@
 """What was run, from the config.json and metrics.jsonl of runs: settings, the last epoch, versions and hardware."""
+from pathlib import PurePath
+
 from pyro_advbnn import paper, records, texts
 from pyro_advbnn.elements import definitions, element, missing, table
 
@@ -13,6 +15,9 @@ SETTINGS = {
     "epochs": lambda config: texts.of(config["settings"].get("epochs")),
     "batch": lambda config: texts.of(config["settings"].get("batch_size")),
     "optimizer": lambda config: _list(config["settings"], "optimizer", "learning_rate", "schedule"),
+    "weight decay": lambda config: _where_set(config["settings"].get("weight_decay")),
+    "weights averaged, decay": lambda config: _where_set(config["settings"].get("weight_averaging")),
+    "starts from": lambda config: _where_set(_last_part(config.get("init_from"))),
     "alpha": lambda config: _of_bayesian(config, "alpha"),
     "KL over weights": lambda config: _of_bayesian(config, "kl_over"),
     "prior": lambda config: _of_bayesian(config, "prior", "prior_std"),
@@ -73,6 +78,15 @@ def environment(record):
 def dataset(config):
     """The data set of a run as readers know it."""
     return paper.DATASET_NAMES.get(str(config.get("dataset")), texts.of(config.get("dataset")))
+
+
+def _where_set(value):
+    return texts.of(value) if value else texts.NOTHING
+
+
+def _last_part(path):
+    """The run that a path names."""
+    return PurePath(path).name if isinstance(path, str) else path
 
 
 def _of_bayesian(config, *names):

@@ -4,7 +4,7 @@ import time
 
 from tqdm import tqdm
 
-from pyro_advbnn import __version__, distributed, metrics, run_configs
+from pyro_advbnn import __version__, distributed, metrics, run_configs, run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 
@@ -41,10 +41,13 @@ class Progress:
         print(f"writing {self.folder}", flush=True)
 
     def _note_what_is_missing(self):
-        """Lines for rows that metrics.jsonl has lost, and for what config.json says but this version does not know."""
+        """Lines for lost rows of metrics.jsonl, a lost best.pt, and what config.json says but this version does not know."""
         lost = metrics.missing(self.folder, self.training.epochs_done)
         if lost:
             print(f"note: {self.folder / 'metrics.jsonl'} lacks the rows of epochs {lost}, which are done; they stay missing")
+        trouble = run_folders.trouble_with_best(self.folder, self.config)
+        if trouble:
+            print(f"note: {trouble}")
         strange = [".".join(key) for key in run_configs.unknown(self.config)]
         if strange:
             print(f"note: {self.folder / 'config.json'} is of version {run_configs.version(self.config)}; this one, "

@@ -130,12 +130,37 @@ def _object(pairs):
     return found
 
 
-def place_of_key(path, key):
-    """The path of a JSON file and the numbers of its lines that give `key`, as a message tells them."""
+def place_of_key(path, key, within=None):
+    """The path of a JSON file and the numbers of its lines that give `key`, as a message tells them.
+
+    within: the names of the objects around it, () at the top level; default: wherever it stands.
+    """
     text = files.read_text(path)
-    given = re.finditer(f"(?:{re.escape(json.dumps(key))}|{re.escape(json.dumps(key, ensure_ascii=False))})\\s*:", text)
-    numbers = dict.fromkeys(text.count("\n", 0, match.start()) + 1 for match in islice(given, 5))
+    given = (at for at, name, around in _keys(text) if name == key and within in (None, around))
+    numbers = dict.fromkeys(text.count("\n", 0, at) + 1 for at in islice(given, 5))
     return f"{path}, line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}" if numbers else str(path)
+
+
+def _keys(text):
+    """(position, key, names of the objects and lists around it, None for one that has no name) of each key in a JSON text."""
+    around, last = [], None
+    for match in re.finditer(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]', text):
+        if match[2]:
+            last = _decoded(match[1])
+            yield match.start(), last, tuple(around[1:])
+        elif match[0] in "{[":
+            around.append(last)
+            last = None
+        elif match[0] in "}]" and around:
+            around.pop()
+            last = None
+
+
+def _decoded(literal):
+    try:
+        return json.loads(literal)
+    except ValueError:
+        return None
 
 
 def _replace(path, text):

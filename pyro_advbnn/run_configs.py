@@ -56,7 +56,9 @@ def check(config, path):
     _check_values(config, _NEEDED, path, "")
     strange = unknown(config)
     if strange and not is_newer(config):
-        raise InputError(f"{place_of_key(path, strange[0][-1])}: no training writes {'.'.join(strange[0])}; remove it")
+        *within, key = strange[0]
+        place = place_of_key(path, key, tuple(within))
+        raise InputError(f"{place}: no training writes {_full_name(strange[0])}; remove it")
     _check_values(config, {name: kind for name, kind in _OF_NEWER_RUNS.items() if name in config}, path, "")
     settings = config["settings"]
     newer = {name: kind for name, kind in _SETTINGS_OF_NEWER_RUNS.items() if name in settings}
@@ -73,6 +75,10 @@ def unknown(config):
     """The keys, as tuples of names, that no training of this version gives a config or its settings."""
     strange = [(name,) for name in config if name not in _NEEDED | _OF_NEWER_RUNS]
     return strange + [("settings", name) for name in config["settings"] if name not in _SETTINGS | _SETTINGS_OF_NEWER_RUNS]
+
+
+def _full_name(key):
+    return ".".join(key) if len(key) > 1 else f"{key[0]} at the top level"
 
 
 def is_newer(config):

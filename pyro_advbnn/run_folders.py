@@ -186,6 +186,20 @@ def _is_best(best):
     return best is None or isinstance(best, dict) and all(type(best.get(name)) in (int, float) for name in names)
 
 
+def trouble_with_best(folder, config):
+    """Why best.pt cannot be evaluated though checkpoint.pt tells of a best epoch, and what follows from it; "" where it can."""
+    path = Path(folder) / "best.pt"
+    if not has_position(folder) or not checkpoints.read(path.with_name("checkpoint.pt"), mmap=True).get("best"):
+        return ""
+    if not files.is_there(path):
+        return f"{path} is gone: evaluate takes the last checkpoint until a better epoch comes"
+    try:
+        check_same_run(folder, config, path, checkpoints.read(path, mmap=True)["config"])
+    except InputError as error:
+        return f"{error}: evaluate refuses it until a better epoch comes"
+    return ""
+
+
 def reopen(folder, config, classifier, position):
     """Write the config of a run that goes on, and drop the lines of metrics.jsonl that are later than its position."""
     rows = metrics.read(folder)

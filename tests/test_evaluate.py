@@ -253,7 +253,7 @@ def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     (run / "evaluation").mkdir()
     (run / "evaluation" / "accuracy.csv").write_text("a,b\n")
     monkeypatch.setattr(evidence, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
-    assert "its columns differ" in refusal(capsys, "accuracy", "--run", run)
+    assert "its columns are not those" in refusal(capsys, "accuracy", "--run", run)
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
 

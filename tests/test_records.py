@@ -60,6 +60,10 @@ def test_the_lines_of_a_key_are_told_where_they_are_found(tmp_path):
     path.write_text('{"a": {"b": 1,\n"é" : 2, "x": "b"},\n"b":\n3}')
     assert records.place_of_key(path, "b") == f"{path}, lines 1, 3" and records.place_of_key(path, "é") == f"{path}, line 2"
     assert records.place_of_key(path, "z") == str(path)
+    assert records.place_of_key(path, "b", ()) == f"{path}, line 3"
+    assert records.place_of_key(path, "b", ("a",)) == f"{path}, line 1" and records.place_of_key(path, "b", ("x",)) == str(path)
+    path.write_text('{"a": "{\\"b\\": 1 {[",\n"\\u0062": 1}')
+    assert records.place_of_key(path, "b") == records.place_of_key(path, "b", ()) == f"{path}, line 2"
     path.write_text('{"b": [' + '{"b":\n1},' * 8 + "0]}")
     assert records.place_of_key(path, "b") == f"{path}, lines 1, 2, 3, 4"
 

@@ -226,6 +226,15 @@ def test_the_runs_are_those_asked_for_or_the_folder_itself(folder, tmp_path):
         report.write(folder, [run, tmp_path / "again" / "none"])
 
 
+def test_decay_averaging_and_the_start_have_columns_where_a_run_has_them(folder):
+    columns = ("weight decay", "weights averaged, decay", "starts from")
+    assert not any(column in write(folder).text for column in columns)
+    settings = CONFIG["settings"] | {"weight_decay": 5e-4, "weight_averaging": 0.999}
+    write_run(folder / "runs" / "tuned", settings=settings, init_from="runs/somewhere/first")
+    page = write(folder)
+    assert all(column in page.words for column in columns) and {"0.0005", "0.999", "first"} <= set(page.words)
+
+
 def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
     tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
                                           ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1}])

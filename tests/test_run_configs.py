@@ -3,9 +3,10 @@ import json
 
 import pyro
 import pytest
+import torch
 from hostile import copied, digests, refused_command
 
-from pyro_advbnn import __version__, cli, evaluate, run_configs, run_folders
+from pyro_advbnn import __version__, cli, contradictions, evaluate, run_configs, run_folders
 from pyro_advbnn.train import train
 
 MALFORMED = "malformed files refused or read right"
@@ -59,6 +60,39 @@ def test_a_number_of_weights_that_is_not_the_checkpoints_is_refused(run, refusal
         f"{there + 1} there and {there} here")
 
 
+def test_of_a_classifier_and_a_list_that_are_not_the_checkpoints_the_entries_that_differ_are_told_whole(run, refusal):
+    config = run_folders.read_config(run)
+    there = config["classifier"]
+    assert refusal(changed(run, classifier=there | {"init_std": "fan_in/3", "kl_over": "nothing"})).endswith(
+        f"tells of: their classifier differ, init_std: 'fan_in/3' there and {there['init_std']!r} here, "
+        f"kl_over: 'nothing' there and {there['kl_over']!r} here")
+    assert refusal(json.dumps(config | {"class_names": [*config["class_names"][:9], "ten"]}, indent=2)).endswith(
+        "their class_names differ, 9: 'ten' there and '9' here")
+
+
+@pytest.mark.parametrize("name, value, told", [
+    ("deterministic", True, "their deterministic differ, True there and False here"),
+    ("init_from", "runs/other", "their init_from differ, 'runs/other' there and None here"),
+    ("recipe_settings", {"epochs": 1}, "their recipe_settings differ, "),
+    ("flags", {"alpha": 7}, "their flags differ, alpha: 7 there and "),
+    ("environment", {"normals": "otherwise"}, "their environment.normals differ, 'otherwise' there and "),
+])
+def test_what_no_resumption_may_change_is_compared_with_the_checkpoint(run, refusal, name, value, told):
+    config = run_folders.read_config(run)
+    value = config[name] | value if isinstance(value, dict) and name != "recipe_settings" else value
+    assert f"config.json tells of: {told}" in refusal(json.dumps(config | {name: value}, indent=2))
+
+
+def test_what_a_resumption_may_change_is_not_compared(run):
+    config = run_folders.read_config(run)
+    flags = config["flags"] | dict.fromkeys(contradictions.MAY_CHANGE_ON_RESUME, "other")
+    other = config | {"world_size": 4, "patience": 3, "precision": "bf16", "flags": flags, "device": "cuda",
+                      "settings": config["settings"] | {"epochs": 9}}
+    contradictions.check_same_run(run, other, "checkpoint.pt", config)
+    for odd in (None, "x", [1]):
+        contradictions.check_same_run(run, config, "checkpoint.pt", config | dict.fromkeys(("flags", "environment"), odd))
+
+
 @pytest.mark.parametrize("name", ["num_weights", "recipe", "recipe_settings", "environment"])
 def test_what_every_training_writes_must_be_there(run, refusal, name):
     config = json.loads((run / "config.json").read_text())
@@ -83,12 +117,21 @@ def test_a_key_that_is_given_twice_is_refused_wherever_it_stands(run, refusal, o
 
 def test_a_key_that_no_training_writes_is_refused_with_its_line(run, refusal):
     path, texts = run / "config.json", [changed(run, num_wieghts=1), changed(run, settings={"epohcs": 3})]
-    for text, name, full_name in zip(texts, ("num_wieghts", "epohcs"), ("num_wieghts", "settings.epohcs")):
+    for text, name, full_name in zip(texts, ("num_wieghts", "epohcs"), ("num_wieghts at the top level", "settings.epohcs")):
         assert refusal(text) == f"{path}, line {line_of(text, name)}: no training writes {full_name}; remove it"
 
 
+def test_a_stray_key_is_told_with_its_own_line_where_others_are_called_the_same(run, refusal):
+    text, other, path = changed(run, epochs=9), changed(run, settings={"seed": 9}), run / "config.json"
+    assert text.count('"epochs"') > 2
+    number = next(number for number, line in enumerate(text.splitlines(), 1) if line.startswith('  "epochs"'))
+    assert refusal(text) == f"{path}, line {number}: no training writes epochs at the top level; remove it"
+    number = line_of(other, '    "seed": 9')
+    assert refusal(other) == f"{path}, line {number}: no training writes settings.seed; remove it"
+
+
 def test_a_key_that_would_garble_the_terminal_is_shown_as_text(run, refusal):
-    assert "no training writes \\x1b[2J; remove it" in refusal(changed(run, **{"\x1b[2J": 1}))
+    assert "no training writes \\x1b[2J at the top level; remove it" in refusal(changed(run, **{"\x1b[2J": 1}))
 
 
 def test_a_training_writes_no_key_that_is_not_known(finished):
@@ -117,3 +160,25 @@ def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
             "settings.newer\n") in capsys.readouterr().out
     kept = run_folders.read_config(run)
     assert (kept["new"], kept["settings"]["newer"]) == (1, 2)
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_by_train_and_evaluate(run, capsys):
+    told = f"note: {run / 'best.pt'} is gone: evaluate takes the last checkpoint until a better epoch comes\n"
+    words = ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"]
+    cli.run(evaluate.VERBS, words)
+    assert "note: " not in capsys.readouterr().out
+    (run / "best.pt").unlink()
+    cli.run(evaluate.VERBS, words)
+    assert told in capsys.readouterr().out
+    cli.run(evaluate.VERBS, [*words, "--checkpoint", "last"])
+    assert "is gone" not in capsys.readouterr().out
+    train(resume=run, epochs=2)
+    assert told in capsys.readouterr().out
+
+
+def test_a_best_checkpoint_of_another_run_is_told_by_train(run, capsys):
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"seed": 7}}, run / "best.pt")
+    train(resume=run, epochs=2)
+    assert (f"note: {run / 'best.pt'} is not of the run that {run}/config.json tells of: their seed differ, "
+            "0 there and 7 here: evaluate refuses it until a better epoch comes\n") in capsys.readouterr().out

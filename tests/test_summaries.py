@@ -193,6 +193,14 @@ def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(ev
     assert by_run["Adv-BNN"]["agrees"] == "-"
 
 
+def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
+    attacked = {"attacks": "noise pgd", "tried": "noise pgd", "norm": "linf", "epsilon": 0.2, "num_steps": 40, "seed": 0,
+                "attack_samples": 1, "num_samples": 1, "num_examples": 100, "images": "abc", "batch_size": 500,
+                "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "single_draw_accuracy": 0.55, "undecided": 0.0}
+    found = summary_of(tmp_path, "robust", [run_fields("adv-tuned", "adv") | attacked])
+    assert found.columns[:2] == ["run", "defence"] and found.rows[0][:2] == ["adv-tuned", "adversarial training"]
+
+
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):
     table = next(each for each in summaries.summaries(everything) if each.name == "layers")
     assert [cells[:3] for cells in table.rows[:3]] == [

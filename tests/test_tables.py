@@ -53,9 +53,9 @@ def test_a_row_is_found_by_its_settings_whatever_its_results(tmp_path):
 def test_a_row_of_the_same_settings_takes_the_place_of_the_older_one(tmp_path):
     table = Table(tmp_path, "accuracy")
     table.add([ROW, ROW | {"seed": 1}])
-    table.add([ROW | {"accuracy": 0.75}])
+    table.add([ROW | {"accuracy": 0.4}])
     rows = tables.read(tmp_path, "accuracy")
-    assert [(row["seed"], row["accuracy"]) for row in rows] == [(0, 0.75), (1, 0.333333333)] == [
+    assert [(row["seed"], row["accuracy"]) for row in rows] == [(0, 0.4), (1, 0.333333333)] == [
         (row["seed"], row["accuracy"]) for row in table.rows]
 
 
@@ -81,6 +81,9 @@ def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 def test_a_full_row_of_every_table_comes_back(tmp_path, name):
     texts = {column for column in tables.TABLES[name] if column in tables._TEXTS}
     row = {column: "true" if column in texts else -1 - i for i, column in enumerate(tables.TABLES[name])}
+    shares = {column: 0.5 for column in row if column in tables._SHARES}
+    row |= shares | {column: -100 for column in row if column.endswith("_low") and column not in shares}
+    row |= {"l1_norm_high": 1} if "l1_norm_high" in row else {}
     row |= {"reaches_ball": False} if "reaches_ball" in row else {}
     Table(tmp_path, name).add([row])
     assert tables.read(tmp_path, name) == [row]
@@ -95,11 +98,8 @@ def test_measured_norms_and_examples_are_results(tmp_path):
         assert table.find(row | wanted) and not table.find(row | {"seed": 2})
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", None])
-def test_what_is_no_text_file_is_refused(tmp_path, content):
-    path = tmp_path / "evaluation" / "accuracy.csv"
-    path.parent.mkdir()
-    path.mkdir() if content is None else path.write_bytes(content)
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "evaluation" / "accuracy.csv").mkdir(parents=True)
     with pytest.raises(InputError, match="cannot be read"):
         tables.read(tmp_path, "accuracy")
 
@@ -118,21 +118,73 @@ def test_an_unknown_column_is_a_mistake_of_ours_and_writes_nothing(tmp_path):
     assert not table.path.exists() and table.rows == []
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "its columns differ"),
-    ("a,b\n1,2\n", "its columns differ"),
-    ("{header}\n1,2\n", "has not 23 cells"),
-    ("{header}\n" + "x," * 27 + "\n", "has not 23 cells"),
-    ("{header}\n" + "x," * 22 + "x\n", "must be a number, got 'x'"),
+HEADER = ",".join(tables.ROW_FIELDS).encode() + b"\n"
+WAY_ON = "; move the file away, and what wrote it computes its rows again"
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"", " is empty"),
+    (b"a,b\n1,2\n", ", line 1: its columns are not those of a table of this version"),
+    (b"\n", ", line 1: its columns are not those of a table of this version"),
+    (HEADER[:-9], ", line 1: its columns are not those of a table of this version"),
+    (HEADER[:-1], ", line 1: cut short, as no line break ends it"),
+    (HEADER + b"1,2\n", ", line 2: it has not 23 cells"),
+    (HEADER + b"x," * 27 + b"\n", ", line 2: it has not 23 cells"),
+    (HEADER + b"x," * 22 + b"x\n", ", line 2: alpha must be a finite number, got 'x'"),
+    (b"\xff\xfe", ", line 1: cannot be read, as it is not UTF-8"),
+    (HEADER + b"x\n\xff", ", line 3: cannot be read, as it is not UTF-8"),
 ])
-def test_a_foreign_or_damaged_file_is_refused_and_unchanged(tmp_path, text, message):
+def test_a_foreign_or_damaged_file_is_refused_with_the_way_on_and_unchanged(tmp_path, content, told):
     path = tmp_path / "evaluation" / "accuracy.csv"
     path.parent.mkdir()
-    path.write_text(text.replace("{header}", ",".join(tables.ROW_FIELDS)))
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=message):
-        tables.read(tmp_path, "accuracy")
-    assert path.read_bytes() == before
+    path.write_bytes(content)
+    assert refusal(tmp_path) == f"{path}{told}{WAY_ON}"
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("name", "cell", "told"), [
+    ("accuracy", "7.5", "accuracy must lie in [0, 1], got 7.5"),
+    ("accuracy", "-0.1", "accuracy must lie in [0, 1], got -0.1"),
+    ("accuracy", "0.51", "accuracy 0.51 lies outside of its bounds, 0.25 and 0.5"),
+    ("accuracy", "nan", "accuracy must be a finite number, got 'nan'"),
+    ("accuracy_low", "0.34", "accuracy 0.333333 lies outside of its bounds, 0.34 and 0.5"),
+    ("accuracy_high", "50", "accuracy_high must lie in [0, 1], got 50"),
+    ("reaches_ball", "yes", "reaches_ball must be true or false, got 'yes'"),
+    ("epsilon", "inf", "epsilon must be a finite number, got 'inf'"),
+    ("num_steps", "9" * 400, f"num_steps must be a finite number, got '{'9' * 40}'"),
+])
+def test_a_value_that_cannot_be_is_refused_with_its_line(tmp_path, name, cell, told):
+    table = Table(tmp_path, "accuracy")
+    table.add([ROW, ROW | {"seed": 1}])
+    with table.path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with table.path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, tables.ROW_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([lines[0], lines[1] | {name: cell}])
+    assert refusal(tmp_path) == f"{table.path}, line 3: {told}{WAY_ON}"
+
+
+def test_a_table_that_is_cut_anywhere_in_its_last_line_is_refused(tmp_path):
+    table = Table(tmp_path, "accuracy")
+    table.add([ROW, ROW | {"seed": 1}])
+    whole = table.path.read_bytes()
+    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
+        table.path.write_bytes(whole[:-cut])
+        assert refusal(tmp_path).startswith(f"{table.path}, line 3: ") and refusal(tmp_path).endswith(WAY_ON)
+
+
+def test_bounds_that_were_rounded_are_no_contradiction(tmp_path):
+    row = ROW | {"accuracy": 1.0, "accuracy_high": 1 - 1e-9, "epsilon": 0}
+    Table(tmp_path, "accuracy").add([row, row | {"accuracy": None, "seed": 1}])
+    assert [row["accuracy"] for row in tables.read(tmp_path, "accuracy")] == [1, None]
+
+
+def refusal(folder):
+    """How the table of accuracies in folder is refused."""
+    with pytest.raises(InputError) as error:
+        tables.read(folder, "accuracy")
+    return str(error.value)
 
 
 def test_no_file_is_no_rows(tmp_path):
