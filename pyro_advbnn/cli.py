@@ -78,10 +78,18 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
 
 
 def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Command]:
-    """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
+    """A decorator of commands: check sees the flags that are given, by name, and raises InputError for some.
+
+    Those of a command line come to it before the command is called; those of a call from Python without any that is None.
+    """
 
     def mark(function: Command) -> Command:
-        command = python_calls.from_python(function)
+        @functools.wraps(function)
+        def careful(**arguments: Any) -> Any:
+            check({name: value for name, value in arguments.items() if value is not None})
+            return function(**arguments)
+
+        command = python_calls.from_python(careful)
         command.check_flags = check
         return command
 
