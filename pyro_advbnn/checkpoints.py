@@ -9,10 +9,11 @@ import torch
 from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.arguments import as_path
 from pyro_advbnn.bayesian import BayesianClassifier
+from pyro_advbnn.classifiers import Classifier
 from pyro_advbnn.defenses import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
-from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.priors import PRIORS, is_named
 from pyro_advbnn.records import replacing
 
 FORMAT = 1
@@ -26,10 +27,13 @@ def save(path, classifier, config=None, **more):
     config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
     more: further plain values and tensors, such as an optimizer's state.
 
-    Raises InputError for a config of other values and a path that is none or a folder's, OSError where the file cannot be
-    written: FileNotFoundError where the folder that it is to lie in is not there.
+    Raises InputError for what is no Classifier, a config of other values and a path that is none or a folder's, OSError where
+    the file cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
     """
     path = _file_to_write(path)
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; the "
+                         f"weights of another module are saved by torch.save(module.state_dict(), path)")
     if not _is_plain(config):
         raise InputError(f"config must hold plain values only, got {config!r:.200}")
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
@@ -77,7 +81,8 @@ def load(path, network=None, *, prior=None, device="cpu"):
     for those that config cannot name. prior: the same distribution, for a BayesianClassifier that was built with one of
     its own.
 
-    Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, or of another network.
+    Raises InputError for files that are missing, damaged, no checkpoints, of a newer format, of another network, or of
+    another prior as far as its name tells.
     """
     path = as_path("path", path)
     content = read(path)
@@ -144,8 +149,19 @@ def _build(content, network, prior, path):
         return build_classifier(config.get("defense", "none"), network)
     if settings["prior"] not in PRIORS and prior is None:
         raise InputError(f"{path} was trained with the prior {settings['prior']}; pass it as prior")
-    return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
-                              deterministic=settings["deterministic"], kl_over=settings["kl_over"])
+    classifier = BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
+                                    deterministic=settings["deterministic"], kl_over=settings["kl_over"])
+    if prior is not None and settings["prior"] in PRIORS and not _is_prior(classifier, prior, settings):
+        raise InputError(f"{path} was trained with the prior {settings['prior']} of prior_std {settings['prior_std']}, which "
+                         f"needs no prior to be passed, and not with {first_lines(prior)}")
+    return classifier
+
+
+def _is_prior(classifier, prior, settings):
+    """Whether the prior that the classifier was built with is the one that its checkpoint names."""
+    if isinstance(prior, str):
+        return prior == settings["prior"]
+    return is_named(classifier.prior.one_weight, settings["prior"], settings["prior_std"])
 
 
 def _named_network(config, state, path):

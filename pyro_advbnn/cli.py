@@ -11,7 +11,6 @@ import errno
 import functools
 import os
 import re
-import select
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NoReturn
 import fire
 from fire.decorators import SetParseFns
 
-from pyro_advbnn import python_calls, signals, usage, values
+from pyro_advbnn import python_calls, signals, streams, usage, values
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import is_out_of_memory
 from pyro_advbnn.quoting import one_line, quoted
@@ -50,6 +49,7 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
             SIGTERM, and 141 when nobody reads stdout any more.
     """
+    streams.open_closed()
     try:
         if not processes:
             _refuse_processes()
@@ -62,14 +62,15 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         code = getattr(error, "code", INTERRUPTED)
         _end(code, "; ".join(filter(None, [signals.name_of(code - 128), way_on or getattr(error, "state", "")])))
     except BrokenPipeError:
-        if not _stdout_is_broken():
+        if not streams.is_broken(sys.stdout):            # one from any other pipe is a bug and must show itself
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of Python
+        streams.silence(sys.stdout)
         _end(BROKEN_PIPE)
     except OSError as error:                             # a full disk, a folder that may not be written
         if error.filename is None and error.errno not in _FULL:
             raise
-        _end(REFUSED, f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        name = error.filename or _name_of_full_stdout()
+        _end(REFUSED, f"error: {f'{name}: ' if name else ''}{error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -77,10 +78,18 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
 
 
 def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Command]:
-    """A decorator of commands: check sees the flags that a command line gives, by name, and raises InputError for some."""
+    """A decorator of commands: check sees the flags that are given, by name, and raises InputError for some.
+
+    Those of a command line come to it before the command is called; those of a call from Python without any that is None.
+    """
 
     def mark(function: Command) -> Command:
-        command = python_calls.from_python(function)
+        @functools.wraps(function)
+        def careful(**arguments: Any) -> Any:
+            check({name: value for name, value in arguments.items() if value is not None})
+            return function(**arguments)
+
+        command = python_calls.from_python(careful)
         command.check_flags = check
         return command
 
@@ -138,16 +147,20 @@ def _show(text: str) -> NoReturn:
 
 
 def _end(code: int, line: str = "") -> NoReturn:
-    if line:
-        print(one_line(line), file=sys.stderr)
+    try:
+        if line:
+            print(one_line(line), file=sys.stderr, flush=True)
+    except OSError:                                      # a full or hung-up one; the exit code still tells
+        streams.silence(sys.stderr)
     sys.exit(code)
 
 
-def _stdout_is_broken() -> bool:
-    """Whether the reader of stdout is gone; a BrokenPipeError from any other pipe is a bug and must show itself."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+def _name_of_full_stdout() -> str:
+    """What to call stdout where it is full, and from then on gets nothing; "" where it is not."""
+    if not streams.is_full(sys.stdout):
+        return ""
+    streams.silence(sys.stdout)
+    return "standard output"
 
 
 def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]:

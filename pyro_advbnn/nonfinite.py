@@ -59,7 +59,9 @@ class Watch:
         """Raises NotFinite for the step that went wrong first, one of this epoch; waits for the device."""
         step, *numbers = self._first.tolist()
         if step == step:                                 # not NaN: there was one
-            raise NotFinite(f"{_what_went_wrong(*numbers)} at step {step:.0f} of epoch {epoch}")
+            exploded = numbers[-1]
+            way_on = "; only a new run with other settings, such as a smaller --learning_rate, gets past it" if exploded else ""
+            raise NotFinite(f"{_what_went_wrong(*numbers)} at step {step:.0f} of epoch {epoch}{way_on}")
 
     def skipped_in_a_row(self, epoch):
         """What went wrong first where the last steps, of this epoch, were all skipped, or ""; waits for the device."""

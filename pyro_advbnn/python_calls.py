@@ -44,7 +44,8 @@ def flags(group: type) -> type:
 
 
 def settled(name: str, value: Any, annotation: Any) -> Any:
-    """value, given from Python instead of as text, as a command takes it under annotation: what stands for a path is one.
+    """value, given from Python instead of as text, as a command takes it under annotation: what stands for a path is one,
+    and a number where a list of them is wanted is the list of it alone.
 
     Raises:
         InputError: it is no such value.
@@ -54,7 +55,14 @@ def settled(name: str, value: Any, annotation: Any) -> Any:
             return _taken(name, value, member, bounds)
         except TypeError:
             continue
-    raise InputError(f"{name} must be {values.expected(annotation).removesuffix(' or none')}, got {value!r:.200}")
+    raise InputError(f"{name} must be {_expected(annotation)}, got {value!r:.200}")
+
+
+def _expected(annotation: Any) -> str:
+    """`values.expected` in words for Python, where a list is none that is written with commas."""
+    words = values.expected(annotation).removesuffix(" or none")
+    of_numbers = words.removesuffix(values.LIST_AS_TEXT)
+    return f"a list of {of_numbers}" if of_numbers != words else words.replace("a comma list", "a list")
 
 
 def _taken(name: str, value: Any, member: Any, bounds: values.Range) -> Any:
@@ -63,7 +71,7 @@ def _taken(name: str, value: Any, member: Any, bounds: values.Range) -> Any:
         if isinstance(value, str | bytes):
             raise TypeError
         element = values.members(get_args(member)[0], bounds)[0]
-        taken = [_taken(name, each, *element) for each in value]
+        taken = [_taken(name, each, *element) for each in ([value] if isinstance(value, numbers.Real) else value)]
         if not taken:
             raise TypeError
         return tuple(taken) if isinstance(value, tuple) else taken

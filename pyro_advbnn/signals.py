@@ -5,6 +5,8 @@ import sys
 import threading
 from contextlib import contextmanager
 
+from pyro_advbnn import streams
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal that ends the command.   number: of the signal; code: the exit code, as a shell reports it.
@@ -41,7 +43,9 @@ def end_at_once():
     own program (`__name__ == "__main__"`): a library that is imported leaves signals alone. Before the first line of the
     package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence.
     When the command is done and Python takes itself down it has given the signals back, and ends in silence by either.
+    Standard output and error that are closed are opened here (`streams.open_closed`), before anything could take their place.
     """
+    streams.open_closed()
 
     def end(number, _):
         try:

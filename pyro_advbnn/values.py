@@ -15,6 +15,7 @@ from pyro_advbnn import quoting
 from pyro_advbnn.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
+LIST_AS_TEXT = " written a,b,c or start:stop:step"
 MAX_DIGITS = 100  # _DECIMAL would look at a long word again from each of its digits
 # Three digits of exponent are enough for any float, and keep Fraction from computing 10**1000000000.
 _DECIMAL = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
@@ -166,7 +167,7 @@ def _list_form(element: tuple[Any, Range], *others: tuple[Any, Range]) -> Form:
     member, bounds = element
     if member in (int, float):
         noun = {int: "integers", float: "numbers"}[member]
-        words = f"{f'{noun} {bounds}'.strip()} written a,b,c or start:stop:step"
+        words = f"{f'{noun} {bounds}'.strip()}{LIST_AS_TEXT}"
         return Form(words, lambda text: [_converted(value, member) for value in _exact_list(text)], bounds)
     form = _form(member, bounds)
     return Form(

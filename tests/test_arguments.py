@@ -1,4 +1,5 @@
 """Tests of what Python code gives: settings and paths of another kind are refused by name, what stands for a path is one."""
+import csv
 import math
 from pathlib import Path
 
@@ -79,8 +80,18 @@ def test_paths_may_be_given_as_text_to_every_command_and_dataclass_of_flags(tmp_
     assert (tmp_path / "text/config.json").exists()
     evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=[0], attack=Attack(num_steps=1))
     assert (tmp_path / "text/evaluation/accuracy.csv").exists()
+    evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=0.1, attack=Attack(num_steps=1))
+    rows = csv.DictReader(Path("text/evaluation/accuracy.csv").read_text().splitlines())
+    assert [float(row["epsilon"]) for row in rows] == [0, 0.1]
     assert Selection(runs=["a", Path("b")]).runs == [Path("a"), Path("b")]
     assert Reproduction(out="here").out == Path("here")
+
+
+def test_none_is_a_flag_that_is_not_given(tmp_path):
+    out, nothing = tmp_path / "run", {"alpha": None, "prior": None, "num_samples": None}
+    train(out=out, width=2, num_train=60, validation=10, num_steps=1, epochs=1, defense="none", device="cpu", **nothing)
+    train(resume=out, epochs=2, defense=None, device=None, **nothing)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -93,11 +104,15 @@ def test_paths_may_be_given_as_text_to_every_command_and_dataclass_of_flags(tmp_
     (lambda: train(learning_rate=math.nan), "learning_rate must be a number > 0"),
     (lambda: train(tensorboard=1), "tensorboard must be true or false, got 1"),
     (lambda: evaluate.accuracy(of="runs/a"), "of must be a Selection, got 'runs/a'"),
-    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons="0,0.1"), "epsilons must be numbers"),
-    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[0, 2]), "epsilons must be numbers"),
-    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[]), "epsilons must be numbers"),
+    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons="0,0.1"),
+     r"epsilons must be a list of numbers in \[0, [0-9.]+\], got '0,0.1'"),
+    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[0, 2]), "epsilons must be a list of numbers in"),
+    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=[]), "epsilons must be a list of numbers in"),
+    (lambda: evaluate.accuracy(of=Selection(run="a"), epsilons=2), r"epsilons must be a list of numbers in .*, got 2"),
     (lambda: Selection(run=3), "run must be a path, got 3"),
-    (lambda: Selection(runs="a,b"), "runs must be a comma list"),
+    (lambda: Selection(runs="a,b"), "runs must be a list, each a path"),
+    (lambda: train(out="a", defense="adv", alpha=1), "alpha means nothing for --defense adv"),
+    (lambda: train(out="a", defense="adv", num_samples=5), "num_samples 5 means nothing for --defense adv"),
     (lambda: Attack(num_steps=1.5), "num_steps must be an integer"),
     (lambda: Reproduction(scale="huge"), "scale must be one of smoke, small, paper, got 'huge'"),
     (lambda: benchmark.benchmark(out=3), "out must be a path, got 3"),

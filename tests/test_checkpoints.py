@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyro.distributions import Normal
 from torch import nn
 
 import pyro_advbnn as ab
@@ -98,6 +99,47 @@ def test_a_prior_of_ones_own_must_be_passed_again(tmp_path):
     checkpoints.save(tmp_path / "c.pt", ab.BayesianClassifier(convnet(), prior=priors.spike_and_slab()), CONFIG)
     with pytest.raises(InputError, match="pass it as prior"):
         checkpoints.load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(("settings", "prior"), [
+    ({}, priors.scale_mixture([0.5, 0.5], [0.05, 0.005])),
+    ({}, Normal(0.0, 0.06)),
+    ({}, "scale_mixture"),
+    ({"prior_std": "fan_in"}, Normal(0.0, 0.05)),
+    ({"prior": "scale_mixture", "prior_std": 0.5}, priors.spike_and_slab(0.5, 0.005)),
+    ({"prior": "scale_mixture", "prior_std": 0.5}, priors.scale_mixture([0.4, 0.6], [0.5, 0.05])),
+    ({"prior": "scale_mixture", "prior_std": 0.5}, Normal(0.0, 0.5)),
+])
+def test_a_prior_other_than_the_one_that_the_checkpoint_names_is_refused(tmp_path, settings, prior):
+    checkpoints.save(tmp_path / "c.pt", ab.BayesianClassifier(convnet(), **settings), CONFIG)
+    name = settings.get("prior", "normal")
+    with pytest.raises(InputError, match=f"was trained with the prior {name} of prior_std .*, and not with") as refused:
+        checkpoints.load(tmp_path / "c.pt", prior=prior)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("settings", "prior"), [
+    ({}, "normal"),
+    ({}, Normal(0.0, 0.05)),
+    ({"prior": "scale_mixture", "prior_std": 0.5}, priors.scale_mixture([0.5, 0.5], [0.5, 0.05])),
+    ({"prior": "spike_and_slab", "prior_std": 0.5}, priors.spike_and_slab(0.5, 0.005)),
+])
+def test_the_prior_that_the_checkpoint_names_may_be_passed_again(tmp_path, settings, prior):
+    classifier = ab.BayesianClassifier(convnet(), **settings)
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
+    loaded = checkpoints.load(tmp_path / "c.pt", prior=prior)
+    answers = []
+    for each in (classifier, loaded):
+        torch.manual_seed(0)
+        answers.append(each.kl().detach())
+    assert torch.allclose(*answers)
+
+
+@pytest.mark.parametrize("other", [nn.Linear(2, 2), None, {"weights": 1}])
+def test_what_is_no_classifier_is_not_saved(tmp_path, other):
+    with pytest.raises(InputError, match=f"classifier must be one of this package's classifiers, got a {type(other).__name__}"):
+        checkpoints.save(tmp_path / "c.pt", other)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_weights_are_in_the_file_once(tmp_path):

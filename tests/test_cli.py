@@ -320,6 +320,12 @@ def program(tmp_path):
     return start
 
 
+def in_shell(line, folder):
+    """What Python does with a line, which may redirect its streams, in a folder."""
+    return subprocess.run(["sh", "-c", f"exec {sys.executable} {line}"], cwd=folder, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
 def test_no_work_starts_before_a_refusal(program, tmp_path):
     ended = program("--otu", "elsewhere")
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -353,6 +359,34 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(program, lines, unbuff
 def test_a_broken_pipe_that_is_not_stdout_is_a_bug_and_shows_itself(program):
     ended = program("--other_pipe")
     assert ended.returncode == 1 and ended.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")
+
+
+@pytest.mark.parametrize(("redirection", "told"), [(">&-", ("", "")), ("2>&-", ("0\n", "")), (">&- 2>&- <&-", ("", ""))])
+@pytest.mark.parametrize(("words", "code"), [("", 0), ("--otu x", 2), ("--help", 0)])
+def test_a_command_whose_output_is_closed_works_and_ends_with_the_same_code(program, tmp_path, redirection, told, words, code):
+    ended = in_shell(f"touch.py {words} {redirection}", tmp_path)
+    assert ended.returncode == code
+    if not words:
+        assert (ended.stdout, ended.stderr) == told and (tmp_path / "made").read_bytes() == b""
+
+
+def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
+    (tmp_path / "script.py").write_text("import os, sys\nfrom pyro_advbnn import streams\nstreams.open_closed()\n"
+                                        "with open('number', 'w') as file:\n    file.write(str(file.fileno() > 2))\n"
+                                        "os.system('echo lost; echo lost >&2')\nprint('lost', file=sys.stderr)\n")
+    ended = in_shell("script.py >&- 2>&- <&-", tmp_path)
+    assert (ended.returncode, (tmp_path / "number").read_text()) == (0, "True")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named(program, unbuffered):
+    with open("/dev/full", "w") as full:
+        ended = program(stdout=full, unbuffered=unbuffered)
+    assert (ended.returncode, ended.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+def test_a_refusal_that_nobody_can_read_keeps_its_exit_code(program, tmp_path):
+    assert in_shell("touch.py --otu x 2>/dev/full", tmp_path).returncode == 2
 
 
 def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):

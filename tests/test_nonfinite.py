@@ -277,7 +277,8 @@ def test_weights_that_were_lost_by_a_step_whose_own_loss_was_finite_are_explaine
 
 def test_a_std_that_explodes_stops_the_training_also_where_steps_are_skipped(tmp_path, capsys):
     err = failure(capsys, tmp_path / "run", learning_rate=1e30, on_nonfinite="skip", **CONSTANT)
-    assert err.startswith("error: the std explodes: a weight's has reached its upper bound of 10 at step 1 of epoch 1; ")
+    assert err.startswith("error: the std explodes: a weight's has reached its upper bound of 10 at step 1 of epoch 1; "
+                          "only a new run with other settings, such as a smaller --learning_rate, gets past it; ")
 
 
 def test_nothing_changes_where_nothing_goes_wrong(tmp_path):
