@@ -34,8 +34,15 @@ def validation_as_before():
     pyro.enable_validation(True)                         # commands turn it off for their process
 
 
+def tiny(defense="advbnn"):
+    """TINY without what means nothing for the defence."""
+    nothing = {"none": ["alpha", "init_std", "num_samples"], "adv": ["alpha", "init_std", "num_samples"],
+               "rse": ["alpha", "init_std"], "advrse": ["alpha", "init_std"]}.get(defense, [])
+    return {name: value for name, value in TINY.items() if name not in nothing}
+
+
 def run(folder, **flags):
-    train(**{**TINY, "out": folder, **flags})
+    train(**{**tiny(flags.get("defense")), "out": folder, **flags})
     return folder
 
 
