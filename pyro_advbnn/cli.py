@@ -42,12 +42,12 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
         argv: the words after the program's name; those of the process by default.
         under: the word of the command line that chose commands, for its help.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
-        way_on: what to tell the user of a command that has been stopped by Ctrl-C or SIGTERM; where there is none it is the
+        way_on: what to tell the user of a command that has been stopped by a signal; where there is none it is the
             `state` of the `signals.Interrupted`.
 
     Raises:
         SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
-            SIGTERM, and 141 when nobody reads stdout any more.
+            SIGTERM, 129 for SIGHUP, and 141 when nobody reads stdout any more.
     """
     streams.open_closed()
     try:

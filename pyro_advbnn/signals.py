@@ -1,4 +1,7 @@
-"""What commands do at Ctrl-C and at SIGTERM: stop at once, or finish what must not be left half done."""
+"""What commands do at Ctrl-C, at SIGTERM and at SIGHUP, when their terminal hangs up.
+
+They stop at once, or finish what must not be left half done.
+"""
 import os
 import signal
 import sys
@@ -6,6 +9,8 @@ import threading
 from contextlib import contextmanager
 
 from pyro_advbnn import streams
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,7 +32,7 @@ class Asked:
 
 def name_of(number):
     """A signal in words for the user."""
-    return "interrupted" if number == signal.SIGINT else "terminated"
+    return _WORDS[number]
 
 
 def speaks():
@@ -36,13 +41,13 @@ def speaks():
 
 
 def end_at_once():
-    """From now on Ctrl-C and SIGTERM end this process on the spot, in one line; the first act of a command, before its imports.
+    """From now on these signals end this process on the spot, in one line; the first act of a command, before its imports.
 
     While torch is imported, for seconds, nothing has begun that would have to be finished, and an exception would come out of
     the import as a traceback, or be swallowed in it. `raising` and `asking` take over for their time. It is for the process's
     own program (`__name__ == "__main__"`): a library that is imported leaves signals alone. Before the first line of the
-    package, in the first hundredths of a second, Python still ends in its own way: with a traceback, by SIGTERM in silence.
-    When the command is done and Python takes itself down it has given the signals back, and ends in silence by either.
+    package, in the first hundredths of a second, Python still ends in its own way: with a traceback by Ctrl-C, else in silence.
+    When the command is done and Python takes itself down it has given the signals back, and ends in silence by any.
     Standard output and error that are closed are opened here (`streams.open_closed`), before anything could take their place.
     """
     streams.open_closed()
@@ -54,24 +59,24 @@ def end_at_once():
         finally:
             os._exit(128 + number)
 
-    for number in _heeded(signal.SIGINT, signal.SIGTERM):
+    for number in _heeded():
         signal.signal(number, end)
 
 
 @contextmanager
 def raising():
-    """Ctrl-C and SIGTERM raise Interrupted inside."""
+    """These signals raise Interrupted inside."""
 
     def stop(number, _):
         raise Interrupted(number)
 
-    with _handling(stop, signal.SIGINT, signal.SIGTERM):
+    with _handling(stop):
         yield
 
 
 @contextmanager
 def asking():
-    """An `Asked` that the first Ctrl-C or SIGTERM sets and the body has to obey; the second one raises Interrupted."""
+    """An `Asked` that the first of these signals sets and the body has to obey; the second one raises Interrupted."""
     asked = Asked()
 
     def ask(number, _):
@@ -81,25 +86,31 @@ def asking():
         if sys.stderr.isatty():                          # not by print, which may be at work itself
             os.write(sys.stderr.fileno(), b"\nstopping after this step; Ctrl-C again stops at once\n")
 
-    with _handling(ask, signal.SIGINT, signal.SIGTERM):
+    with _handling(ask):
         yield asked
 
 
 @contextmanager
-def _handling(handler, *numbers):
-    before = _heeded(*numbers)
+def _handling(handler):
+    def handle(number, _):
+        if number == signal.SIGHUP:                      # it comes twice: from the shell, and at its end from the kernel
+            signal.signal(number, signal.SIG_IGN)
+            streams.silence_broken()
+        handler(number, _)
+
+    before = _heeded()
     try:
         for number in before:
-            signal.signal(number, handler)
+            signal.signal(number, handle)
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
 
 
-def _heeded(*numbers):
+def _heeded():
     """The handlers, by number, of those signals that may be given another: none in other threads than the main one, and none
     of signals that are ignored, as nohup and a shell's background have it."""
     main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in numbers if main}
+    handlers = {number: signal.getsignal(number) for number in _WORDS if main}
     return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

@@ -228,14 +228,15 @@ def _end_with_parent(_):
 def _context():
     """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
 
-    The server imports once what this process has imported of the package. Ctrl-C does not reach it and the workers: this
-    process answers by ending them.
+    The server imports once what this process has imported of the package. Ctrl-C and SIGHUP do not reach it and the
+    workers: this process answers by ending them.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([name for name in sys.modules if name.startswith("pyro_advbnn.")])
-    resource_tracker.ensure_running()                    # which unblocks SIGINT when it starts
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})         # inherited; here it comes a moment later
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})         # inherited; here it comes a moment later
     try:
+        resource_tracker.ensure_running()                # which unblocks SIGINT when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -2,6 +2,7 @@
 import os
 import select
 import sys
+from contextlib import suppress
 
 
 def open_closed():
@@ -44,3 +45,11 @@ def silence(stream):
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def silence_broken():
+    """Send what nobody can read any more to nowhere: a write to a terminal that has been hung up would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):              # another program's, which has no descriptor or is closed
+            if is_broken(stream):
+                silence(stream)

@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 from test_curves import ADV, ADVBNN, all_tables, doubt_tables, folder_of
+from test_train import tiny
 
 from pyro_advbnn import checkpoints, cli, datasets, doubt, evaluate, evaluation, plots, records, summaries, tables, uncertainty
 from pyro_advbnn.attacks import PGD
@@ -152,7 +153,7 @@ def test_more_is_added_to_what_is_there(run, whole, tmp_path):
 
 
 def test_a_deterministic_network_has_no_rows_of_mutual_information_and_no_draws(tmp_path):
-    train(**TINY | {"epochs": 1}, defense="none", out=tmp_path / "plain")
+    train(**tiny("none", TINY) | {"epochs": 1}, defense="none", out=tmp_path / "plain")
     rows = evaluated(tmp_path / "plain", tmp_path / "out", "--ood", "noise")
     assert {row["score"] for name in ("detection", "rejection") for row in rows[name]} == {"entropy"}
     assert {row["mutual_information"] for row in rows["uncertainty"]} == {0}

@@ -11,6 +11,7 @@ import pyro
 import pytest
 import torch
 from PIL import Image
+from test_train import tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import checkpoints, cli, datasets, evaluate, evaluation, evidence, records, tables
@@ -199,7 +200,7 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
         "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = {"width": None, "epochs": 1, "network": "own_evaluated:small", "defense": "none", "out": tmp_path / "run"}
-    train(**TINY | own)
+    train(**tiny("none", TINY) | own)
     sys.modules.pop("own_evaluated")
     capsys.readouterr()
     assert "give --network again" in refusal(capsys, "accuracy", "--run", tmp_path / "run")
@@ -303,7 +304,7 @@ def test_other_images_or_batches_are_other_rows(run):
 def runs(trained, tmp_path_factory):
     """Two runs of one data set: an Adv-BNN and an undefended network, as --runs takes them."""
     other = tmp_path_factory.mktemp("other") / "plain"
-    train(**TINY | {"epochs": 4}, defense="none", out=other)
+    train(**tiny("none", TINY) | {"epochs": 4}, defense="none", out=other)
     return f"{other},{trained}"
 
 
@@ -401,7 +402,7 @@ def test_transfer_between_some_runs_gives_what_it_gives_among_all(runs, tmp_path
 
 def test_transfer_is_refused_between_runs_that_are_measured_on_other_images(runs, tmp_path, capsys):
     plain, _ = runs.split(",")
-    train(**TINY | {"epochs": 1, "validation": 30}, defense="none", out=tmp_path / "other")
+    train(**tiny("none", TINY) | {"epochs": 1, "validation": 30}, defense="none", out=tmp_path / "other")
     capsys.readouterr()
     message = refusal(capsys, "transfer", "--runs", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out",
                       "--split", "held_out")
@@ -418,7 +419,7 @@ def test_a_network_of_the_users_own_stands_beside_a_built_in_one(runs, tmp_path,
         "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = {"width": None, "epochs": 1, "network": "own_compared:small", "defense": "none", "out": tmp_path / "own"}
-    train(**TINY | own)
+    train(**tiny("none", TINY) | own)
     found = evaluated("accuracy", f"{tmp_path / 'own'},{runs}", tmp_path / "out", "--epsilons", 0, *QUICK, "--network",
                       "own_compared:small")["accuracy"]
     assert [row["run"] for row in found] == ["own", "plain", "run"]

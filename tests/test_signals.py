@@ -1,9 +1,11 @@
-"""Tests of Ctrl-C and SIGTERM: a training ends its step and is saved, a second one ends it at once, and exit codes tell."""
+"""Tests of Ctrl-C, SIGTERM and SIGHUP: a training ends its step and is saved, a second one ends it at once, exit codes tell."""
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -38,7 +40,7 @@ ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
 ROOT = Path(__file__).parents[1]
 PACKAGE = ["-m", "pyro_advbnn"]
 SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 
 
@@ -50,14 +52,15 @@ def validation_as_before():
 
 @pytest.fixture(autouse=True)
 def not_ignored():
-    """Where the tests run in the background, Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Where the tests run in the background, Ctrl-C is ignored, and under nohup SIGHUP."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+        signal.signal(number, handler)
 
 
 def handlers():
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(number) for number in WORDS]
 
 
 def at_step(monkeypatch, step, number):
@@ -162,7 +165,8 @@ def test_a_program_that_imports_the_package_keeps_its_signals():
     assert said.stdout == b"True True\n"
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+                                                      (signal.SIGHUP, 129, "hung up")])
 def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, code, word, tally):
     folder = tmp_path / "run"
     victim = Victim("pyro_advbnn.train:train", [*words(ENDLESS), "--out", folder], tmp_path / "out")
@@ -176,6 +180,60 @@ def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, nu
     assert done >= 1 and f"stopped in epoch {done + 1} after step {content(folder)['training']['steps_done']}:" in lines[-2]
     train(resume=folder, max_minutes=1e-9)
     tally("signals obeyed")
+
+
+def in_a_terminal(line, other_end):
+    """A command as the leader of a session whose terminal it is, which its streams lead to."""
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    return subprocess.Popen([sys.executable, *map(str, line)], stdin=other_end, stdout=other_end, stderr=other_end,
+                            start_new_session=True, preexec_fn=take_terminal, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def read_until(terminal, words):
+    said = b""
+    while words not in said:
+        said += os.read(terminal, 1000)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_a_training_whose_terminal_hangs_up_is_saved_and_under_nohup_goes_on(tmp_path, ignored, tally):
+    folder, (terminal, other_end) = tmp_path / "run", os.openpty()
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    flags = ENDLESS if not ignored else ENDLESS | {"epochs": 3}
+    training = in_a_terminal(["-m", "pyro_advbnn.train", *words(flags), "--out", folder], other_end)
+    os.close(other_end)
+    if not ignored:
+        read_until(terminal, b"epoch   1/")
+        os.close(terminal)                               # what is written to it fails from now on
+        training.send_signal(signal.SIGHUP)              # the shell's, beside the kernel's
+        assert training.wait(PATIENCE) == 129
+        assert content(folder)["training"]["steps_done"] + content(folder)["training"]["epochs_done"] > 0
+        train(resume=folder, max_minutes=1e-9)
+    else:
+        read_until(terminal, b"epoch   1/")
+        training.send_signal(signal.SIGHUP)
+        read_until(terminal, b"done: 3 epochs")
+        assert training.wait(PATIENCE) == 0
+        os.close(terminal)
+    tally("signals obeyed")
+
+
+def test_a_second_hang_up_does_not_break_off_what_the_first_began():
+    with signals.asking() as asked:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert asked.number == signal.SIGHUP
+        with pytest.raises(signals.Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(signals.Interrupted) as interrupted, signals.raising():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+    assert interrupted.value.code == 129
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 8])

@@ -382,6 +382,7 @@ def session_of(process):
 
 
 def _heeding_ctrl_c():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)         # a shell lets what it starts in the background ignore it
 
 
@@ -410,11 +411,12 @@ def wait_for_nobody(process, seconds):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_ctrl_c_ends_the_workers_and_prints_no_traceback(training):
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGHUP, "hung up")])
+def test_ctrl_c_and_a_hang_up_end_the_workers_and_print_no_traceback(training, number, word):
     assert len(session_of(training)) >= 3
-    os.killpg(training.pid, signal.SIGINT)               # as a terminal does: to all of them
+    os.killpg(training.pid, number)                      # as a terminal does: to all of them
     out, err = training.communicate(timeout=30)
-    assert training.returncode == 130 and "go on with --resume" in out and err == "interrupted\n"
+    assert training.returncode == 128 + number and "go on with --resume" in out and err == f"{word}\n"
     assert wait_for_nobody(training, 10) == {}
 
 

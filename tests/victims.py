@@ -58,7 +58,8 @@ class Victim:
 def _be(verbs, words, out, fault, every_step):
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)         # where the tests run in the background it is ignored
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})      # `streaming` blocks it in a fork server that it starts
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})     # as `streaming` blocks them
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes
