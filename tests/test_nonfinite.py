@@ -291,10 +291,11 @@ def test_a_checkpoint_that_does_not_know_of_skipped_steps_goes_on_with_none(tmp_
     folder = run(tmp_path / "run")
     old = content(folder)
     del old["training"]["skipped_steps"]
-    torch.save(old, folder / "checkpoint.pt")
     config = records.read_json(folder / "config.json")
-    for name in ("on_nonfinite", "deterministic"):
-        del config[name], config["flags"][name]
+    for told in (config, old["config"]):
+        for name in ("on_nonfinite", "deterministic"):
+            del told[name], told["flags"][name]
+    torch.save(old, folder / "checkpoint.pt")
     records.write_json(folder / "config.json", config)
     assert configuration.is_run_of(config, TINY) and not configuration.is_run_of(config, TINY | {"deterministic": True})
     train(resume=folder, epochs=3)
