@@ -76,6 +76,8 @@ def trainings(folder, whole, kills, seed):
             if not killed("pyro_advbnn.train:train", line, folder / "out", fault, chance.uniform(0, 1.2 * seconds)):
                 break
             mine, count = mine + 1, count + 1
+            if check_folder(run) and run_folders.is_finished(run):
+                break                                    # killed at the very end: there is nothing to go on with
         if not check_folder(run):
             train(**FLAGS, out=run)
         elif not run_folders.is_finished(run):

@@ -11,7 +11,7 @@ import pyro
 import pytest
 import torch
 from test_streaming import folder  # noqa: F401  (a fixture)
-from test_train import TINY
+from test_train import TINY, tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets, fitting
@@ -117,7 +117,7 @@ def test_a_handle_that_is_left_open_and_memory_that_is_kept_are_seen(tmp_path):
 @pytest.mark.torture
 @pytest.mark.parametrize("defense", ["advbnn", "advrse"])
 def test_two_thousand_steps_and_two_hundred_evaluations_leave_memory_handles_and_threads_flat(defense, tmp_path, capsys, tally):
-    flags = TEN_STEPS | {"out": tmp_path / "run", "defense": defense}
+    flags = tiny(defense, TEN_STEPS) | {"out": tmp_path / "run", "defense": defense}
     used = in_a_process_of_its_own(soak, flags, epochs=200, measure=True)
     assert len(used) == 200
     assert_flat(used, capsys, f"{defense}, {200 * STEPS_PER_EPOCH:,} steps, 200 evaluations and checkpoints")
