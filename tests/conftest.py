@@ -2,6 +2,7 @@
 import copy
 import functools
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -16,6 +17,25 @@ def tally():
     def add(name, number=1):
         _COUNTS[name] += number
     return add
+
+
+@pytest.fixture(autouse=True)
+def validation_as_before():
+    """Pyro checks its arguments in every test, though commands turn that off for their process."""
+    yield
+    if "pyro" in sys.modules:
+        sys.modules["pyro"].enable_validation(True)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """What is trained comes out alike, whatever the machine's number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

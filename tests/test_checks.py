@@ -11,6 +11,7 @@ from pyro_advbnn.steps import build_optimizer, train_step
 from pyro_advbnn.worst_case import worst_case_accuracy
 
 EPSILON = 0.1
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Drowned(nn.Module):
@@ -46,15 +47,6 @@ class Saturated(nn.Module):
 
     def forward(self, x):
         return 1e4 * self.network(x)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks that are trained here come out alike, whatever the machine's number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(adversarial, width):

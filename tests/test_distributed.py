@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import pyro
 import pytest
 import torch
 from test_train import equal
@@ -43,12 +42,6 @@ ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "num_train": 88, "validation": 21, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
 SOON = 1e-9                                              # minutes
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def processes(function, *arguments, world=2, **environment):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from PIL import Image
@@ -23,12 +22,6 @@ TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_st
         "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
         "attack_samples": 1, "device": "cpu"}
 QUICK = ["--num_steps", "2", "--num_samples", "2", "--num_test", "50"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import sys
 import time
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
@@ -22,12 +21,6 @@ SOON = 1e-9                                              # minutes
 def names_in_order(monkeypatch):
     """The files of a second are numbered in each process, and 10 would come before 9."""
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def run(folder, **flags):

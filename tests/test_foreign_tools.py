@@ -18,19 +18,11 @@ from pyro_advbnn import datasets
 from pyro_advbnn.averaging import AveragedClassifier
 
 EPSILON, ROUNDING = 0.2, 1e-6
+pytestmark = pytest.mark.usefixtures("one_thread")
 WAYS = {"fresh draws": lambda classifier: classifier, "averaged": lambda classifier: classifier.averaged(4),
         "one draw": lambda classifier: classifier.draw()}
 KINDS = {"bnn": lambda network: ab.BayesianClassifier(network, "fan_in", "fan_in/6"),
          "rse": lambda network: ab.build_classifier("rse", network)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks that are trained here come out alike, whatever the machine's number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

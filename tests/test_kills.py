@@ -3,7 +3,6 @@ import random
 import shutil
 import time
 
-import pyro
 import pytest
 import torch
 from test_train import TINY, assert_same_run, metrics, words
@@ -15,12 +14,6 @@ from pyro_advbnn.train import train
 FLAGS = {**TINY, "augmentation": "crop_flip", "epochs": 3}
 PLACES = ("os.fsync", "os.replace", "os.rename", "os.link", "torch.save")
 EVALUATE = ["--epsilons", "0,0.1,0.2", "--num_steps", 2, "--num_samples", 2, "--num_test", 60, "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +80,6 @@ def trainings(folder, whole, kills, seed):
         assert left == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
         assert [row["epoch"] for row in metrics(run)] == [1, 2, 3]
     return count, number
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, one_thread, tally):

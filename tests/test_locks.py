@@ -9,7 +9,6 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-import pyro
 import pytest
 from test_train import TINY, run, snapshot, words
 from victims import Victim
@@ -21,12 +20,6 @@ from pyro_advbnn.train import train
 ROOT = Path(__file__).parents[1]
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 ACCURACY = ["--epsilons", "0", "--num_samples", "2", "--num_test", "20", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def refusal(capsys, verbs, *line):

@@ -1,7 +1,6 @@
 """Tests of metrics.jsonl where a run goes on: rows that are no rows are refused and named, lost ones are noted."""
 import json
 
-import pyro
 import pytest
 from hostile import copied, digests, refused, refused_command
 
@@ -10,12 +9,6 @@ from pyro_advbnn.train import train
 
 MALFORMED = "malformed files refused or read right"
 WAY_ON = "; mend or remove the line, or move the file away to go on without its rows"
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
-import pyro
 import pytest
 import torch
 from test_train import TINY, content, metrics, refusal, run
@@ -9,12 +8,6 @@ from pyro_advbnn import run_folders
 from pyro_advbnn.moving_averages import MovingAverage
 from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def bayesian():

@@ -2,7 +2,6 @@
 import shutil
 from pathlib import Path
 
-import pyro
 import pytest
 import torch
 
@@ -12,15 +11,7 @@ from pyro_advbnn.train import train
 
 # Left by the command train of that version in the middle of epoch 5 of 12; the figures below are that version's own.
 FIXTURE = Path(__file__).parent / "fixtures" / "run-0.1.0"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    pyro.enable_validation(True)                         # commands turn it off for their process
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Literal, get_origin
 
-import pyro
 import pytest
 from hostile import copied
 from hypothesis import HealthCheck, given, settings
@@ -52,12 +51,6 @@ WRONG_PLACES = {                                         # of each path: what is
 
 class Reached(BaseException):
     """The work has begun: all checks are over."""
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(scope="module")

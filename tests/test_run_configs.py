@@ -1,7 +1,6 @@
 """Tests of config.json where it is read: keys given twice or known to nobody, and a number of weights that is wrong."""
 import json
 
-import pyro
 import pytest
 import torch
 from hostile import copied, digests, refused_command
@@ -10,12 +9,6 @@ from pyro_advbnn import __version__, cli, contradictions, evaluate, run_configs,
 from pyro_advbnn.train import train
 
 MALFORMED = "malformed files refused or read right"
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture

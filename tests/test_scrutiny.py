@@ -2,7 +2,6 @@
 import csv
 import shutil
 
-import pyro
 import pytest
 import torch
 
@@ -16,12 +15,6 @@ TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_st
 QUICK = ["--num_test", "60", "--batch_size", "40", "--epsilon", "0.05", "--num_steps", "2", "--attack_samples", "2",
          "--num_samples", "5", "--num_queries", "5"]
 ATTACKS = ["--attacks", "noise,apgd-ce@mean,pgd,apgd-dlr"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(scope="module")

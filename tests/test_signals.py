@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import pyro
 import pytest
 import torch
 from test_train import TINY, assert_same_run, content, run, snapshot, words
@@ -42,12 +41,6 @@ PACKAGE = ["-m", "pyro_advbnn"]
 SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from test_streaming import folder  # noqa: F401  (a fixture)
@@ -23,12 +22,6 @@ STEPS_PER_EPOCH = 10
 TEN_STEPS = TINY | {"num_train": 270, "width": 2, "num_steps": 1, "tensorboard": False}
 STREAMED = TINY | {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15,
                    "loading": "stream", "workers": 2, "num_steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def usage():

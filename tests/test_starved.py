@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 
-import pyro
 import pytest
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 
@@ -13,12 +12,6 @@ from pyro_advbnn.train import train
 
 FLAGS = TINY | {"defense": "advbnn"}
 EVALUATE = ["--epsilons", "0,0.1", "--num_steps", "2", "--num_samples", "2", "--num_test", "40", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 class Disk:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from PIL import Image
@@ -32,12 +31,6 @@ TINY = {"dataset": "folder", "image_size": 8, "width": 4, "num_steps": 2, "epoch
         "validation": 9, "learning_rate": 0.01, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu",
         "augmentation": "crop_flip"}
 SOON = 1e-9                                              # minutes
-
-
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 @pytest.fixture

@@ -28,12 +28,6 @@ TIMINGS = {"images_per_second", "peak_memory_mib"}
 SOON = 1e-9                                              # minutes
 
 
-@pytest.fixture(autouse=True)
-def validation_as_before():
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
-
-
 def tiny(defense, flags=TINY):
     """flags without what means nothing for the defence."""
     of_posteriors = ["alpha", "prior_std", "init_std"] if defense in ("none", "adv", "rse", "advrse") else []
