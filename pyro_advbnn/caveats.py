@@ -1,5 +1,5 @@
 """What to keep in mind when reading results: what every attack leaves open, and what these rows and runs do."""
-from pyro_advbnn import overview, tables, texts
+from pyro_advbnn import run_descriptions, tables, texts
 from pyro_advbnn.elements import element
 
 _RANDOM = ("rse", "bnn", "advbnn", "advrse")
@@ -42,5 +42,5 @@ def _few_images(rows):
 
 def _changed(configs):
     changed = [name for name, config in configs.items()
-               if str(overview.environment(config).get("git_commit")).endswith("-dirty")]
+               if str(run_descriptions.environment(config).get("git_commit")).endswith("-dirty")]
     return [f"Trained from code with uncommitted changes: {', '.join(changed)}."] if changed else []

@@ -1,7 +1,7 @@
 """Adversarial examples side by side, from examples.csv and the pictures that it names."""
 import base64
 
-from pyro_advbnn import overview, tables, texts
+from pyro_advbnn import run_descriptions, tables, texts
 from pyro_advbnn.elements import element, missing
 
 _MOST_BYTES = 2**24                                      # of a picture; ours have a few thousand
@@ -19,7 +19,7 @@ def examples(folder):
                     "is no change), and the sum, which is what the network sees. In bold the prediction; p is the mean "
                     "probability of the true class over draws of the weights, ± its standard deviation over the draws."),
             *(node for (run, attack), group in groups.items() for node in (
-                element("h3", overview.defense(group[0]), element("small", f" run {run}, {attack}")),
+                element("h3", run_descriptions.defense(group[0]), element("small", f" run {run}, {attack}")),
                 element("div", *(_example(row, folder / "evaluation") for row in group), class_="examples")))]
 
 

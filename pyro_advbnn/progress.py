@@ -9,6 +9,13 @@ from pyro_advbnn import __version__, distributed, metrics, run_configs, run_fold
 _SECONDS_BETWEEN_REFRESHES = 0.5
 
 
+def tell_source(run):
+    """Print which checkpoint of the run `run` a training starts at, and whether it had a better one."""
+    path, best = run_folders.chosen(run), run_folders.chosen(run).with_name("best.pt")
+    lost = path != best and run_folders.trouble_with_best(run, run_folders.read_config(run))
+    print(f"the weights start at {path}" + (f": {best}, which it tells of, is gone" if lost else ""))
+
+
 class Progress:
     """The voice of one training; every method prints, none changes the training."""
 

@@ -14,6 +14,7 @@ from pyro_advbnn.drawings import inline_svg
 from pyro_advbnn.elements import definitions, element, missing, table
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.pictures import examples
+from pyro_advbnn.run_descriptions import dataset, defense, environment, mapping, read, run_folders
 
 # Control characters are no text of a page, and those that turn the direction of writing make it read as what it is not.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
@@ -29,7 +30,8 @@ def write(folder, runs=None):
     Raises InputError where there is nothing to report, or a record cannot be read.
     """
     folder = Path(folder)
-    configs = _configs(_run_folders(folder) if runs is None else [Path(run) for run in runs])
+    configs = read(run_folders(folder) if runs is None else [Path(run) for run in runs])
+    configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1].get("defense"), paper.DEFENSE_NAMES)))
     log = records.read_jsonl(folder / "evaluation" / "log.jsonl")
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
@@ -41,32 +43,13 @@ def write(folder, runs=None):
     return path
 
 
-def _run_folders(folder):
-    if (folder / "config.json").is_file():
-        return [folder]
-    return sorted(path.parent for path in folder.glob("runs/[!.]*/config.json"))  # one with a dot is still being made
-
-
-def _configs(runs):
-    """{name: config} of the run folders, in the order of the defences; a config gains its last line of metrics."""
-    configs = {}
-    for run in runs:
-        name, config = run.resolve().name, records.read_json(run / "config.json")
-        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-            raise InputError(f"{run} is no run folder: its config.json is not that of a training")
-        if name in configs:
-            raise InputError(f"two runs are named {name}; a report tells runs apart by the names of their folders")
-        configs[name] = config | {"metrics": (records.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
-    return dict(sorted(configs.items(), key=lambda item: _rank(item[1].get("defense"), paper.DEFENSE_NAMES)))
-
-
 def _rank(name, names):
     """The place of a name in `names`; unknown ones come last."""
     return list(names).index(name) if name in list(names) else len(names)
 
 
 def _page(folder, configs, log):
-    datasets = sorted({overview.dataset(config) for config in configs.values()})
+    datasets = sorted({dataset(config) for config in configs.values()})
     title = "Adv-BNN" + (f" on {', '.join(datasets)}" if datasets else "") + ": results"
     sections = {
         "runs": ("What was run", overview.runs(configs)),
@@ -103,7 +86,7 @@ def _introduction(configs, log):
                   "there are any. Everything on it is read from the records of the runs: nothing is typed in by hand. Where a "
                   "network is random, believe the attack that averages many draws of the weights in each gradient.",
                   class_="lead")
-    defenses = dict.fromkeys(overview.defense(config) for config in configs.values())
+    defenses = dict.fromkeys(defense(config) for config in configs.values())
     seconds = [line.get("seconds") for line in log if texts.duration(line.get("seconds")) != texts.NOTHING]
     yield definitions({"Runs": f"{len(configs)}", "Defences": ", ".join(defenses) or texts.NOTHING,
                        "Evaluations": f"{len(log)}", "Time of the evaluations": texts.duration(sum(seconds))}, "glance")
@@ -131,7 +114,7 @@ def _time(log):
     if not log:
         return missing("No times: evaluation/log.jsonl is not there.")
     rows = [[_command(line), texts.duration(line.get("seconds")), texts.count(line.get("rows")),
-             texts.of(overview.environment(line).get("device"))] for line in log]
+             texts.of(environment(line).get("device"))] for line in log]
     return [table("Evaluations in the order in which they ran", ["command", "time", "rows", "device"], rows)]
 
 
@@ -207,6 +190,6 @@ def _reproduce(configs, log):
 
 
 def _training_command(name, config):
-    flags = overview.mapping(config.get("flags"))
+    flags = mapping(config.get("flags"))
     words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items()]
     return " ".join(["python -m pyro_advbnn.train", *words, "--out", shlex.quote(f"runs/{name}")])

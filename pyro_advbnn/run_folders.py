@@ -241,11 +241,16 @@ def row_fields(config, path, weights):
             "checkpoint": f"{run}/{path.name}", "weights": weights}
 
 
+def chosen(folder, checkpoint="best"):
+    """The path of a run's best checkpoint where that is asked for and there is one, else of its last."""
+    name = "best.pt" if checkpoint == "best" and files.is_there(Path(folder) / "best.pt") else "checkpoint.pt"
+    return Path(folder) / name
+
+
 def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     """(classifier, config, path) of a run: its best checkpoint where there is one, or its last."""
     folder = Path(folder)
-    config = read_config(folder)
-    path = folder / ("best.pt" if checkpoint == "best" and files.is_there(folder / "best.pt") else "checkpoint.pt")
+    config, path = read_config(folder), chosen(folder, checkpoint)
     if not files.is_there(path):
         raise InputError(f"{folder} has no checkpoint yet")
     content = checkpoints.read(path, mmap=True)

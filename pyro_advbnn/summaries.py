@@ -2,7 +2,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyro_advbnn import doubt_summaries, paper, records, scrutiny_summaries, tables, verdicts
+from pyro_advbnn import doubt_summaries, paper, records, run_descriptions, scrutiny_summaries, tables, verdicts
 from pyro_advbnn.curves import (
     check,
     common,
@@ -138,18 +138,22 @@ def _accuracy(rows, _):
                     ["curve", "ε", "ours", "published"], lines, note)]
 
 
-def _runs(rows, _):
+def _runs(rows, folder):
     """Runs of any kind side by side, in the order in which they were measured: clean, and attacked with one and many draws."""
     radii = sorted({row["epsilon"] for row in rows})
     order = list(dict.fromkeys(row["run"] for row in rows))
+    configs = run_descriptions.read(run_descriptions.run_folders(Path(folder)))
+    peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        cells = {row["epsilon"]: records.percent(row, interval=True) for row in curve.rows}
-        lines.append([curve.label, defense_name(curve.rows[-1]), str(curve.rows[-1]["attack_samples"] or NONE),
+        last, cells = curve.rows[-1], {row["epsilon"]: records.percent(row, interval=True) for row in curve.rows}
+        lines.append([curve.label, defense_name(last), peculiar.get(last["run"]) or NONE, str(last["attack_samples"] or NONE),
                       *(cells.get(radius, NONE) for radius in radii)])
-    note = f"{_shared(rows, 'epsilon')}. {_INTERVALS}; ε = 0: clean; {NONE}: not measured. What a run is: its config.json."
-    return [Summary("runs", "Runs compared: accuracy (%) under white-box PGD",
-                    ["run", "defence", "draws per gradient", *(f"ε = {radius:.4g}" for radius in radii)], lines, note)]
+    told = ("Unlike most: settings that most of these runs have otherwise" if len(peculiar) == len(order) else
+            "What a run is: its config.json, which does not lie here for all")
+    note = f"{_shared(rows, 'epsilon')}. {_INTERVALS}; ε = 0: clean; {NONE}: not measured. {told}."
+    columns = ["run", "defence", "unlike most", "draws per gradient", *(f"ε = {radius:.4g}" for radius in radii)]
+    return [Summary("runs", "Runs compared: accuracy (%) under white-box PGD", columns, lines, note)]
 
 
 def _transfer(rows, _):

@@ -31,6 +31,7 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
 from pyro_advbnn.precision import PRECISIONS, set_precision
 from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.progress import tell_source
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
@@ -250,7 +251,7 @@ def _open(folder, config, training, resumed, locked):
         return
     if not resumed:
         locked.enter_context(run_folders.create(folder, config, training.result, position))
-        return
+        return tell_source(config["init_from"]) if config["init_from"] else None
     run_folders.reopen(folder, config, training.result, position)
     now, then = describe_device(training.device), config["environment"].get("device")
     if config["deterministic"] and now != then:

@@ -1,5 +1,6 @@
 """Tests of config.json where it is read: keys given twice or known to nobody, and a number of weights that is wrong."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -167,6 +168,19 @@ def test_a_best_checkpoint_that_is_gone_is_told_by_train_and_evaluate(run, capsy
     assert "is gone" not in capsys.readouterr().out
     train(resume=run, epochs=2)
     assert told in capsys.readouterr().out
+
+
+def test_the_checkpoint_that_a_training_starts_at_is_told(run, tmp_path, capsys):
+    flags = {"num_train": 100, "width": 2, "epochs": 1, "num_steps": 1, "validation": 20, "device": "cpu"}
+    train(init_from=run, out=tmp_path / "first", **flags)
+    assert f"the weights start at {run / 'best.pt'}\n" in capsys.readouterr().out
+    (run / "best.pt").unlink()
+    train(init_from=run, out=tmp_path / "second", **flags)
+    told = f"the weights start at {run / 'checkpoint.pt'}: {run / 'best.pt'}, which it tells of, is gone\n"
+    assert told in capsys.readouterr().out
+    shutil.rmtree(run)
+    train(resume=tmp_path / "second", epochs=2)
+    assert "the weights start" not in capsys.readouterr().out
 
 
 def test_a_best_checkpoint_of_another_run_is_told_by_train(run, capsys):

@@ -1,5 +1,6 @@
 """Tests of summaries: each number of a table is that of the csv, the published one stands beside it, verdicts are computed."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_curves import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
 
-from pyro_advbnn import paper, summaries
+from pyro_advbnn import paper, records, summaries
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.tables import TABLES
 
@@ -191,6 +192,26 @@ def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(ev
     assert by_run["adversarial training"] == {"run": "adversarial training", "train": "20 [19, 21]", "test": "33 [32, 34]",
                                               "test / train": "1.65", "agrees": "yes"}
     assert by_run["Adv-BNN"]["agrees"] == "-"
+
+
+def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
+    settings = {"alpha": 0.1, "kl_warmup": 0.25, "optimizer": "adam", "learning_rate": 0.005, "weight_decay": 5e-4}
+    changes = {"a": {}, "b": {}, "c": {"kl_warmup": 0.0, "alpha": 1.0}, "adv": {"weight_decay": 0.0}}
+    for name, change in changes.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        kind = "deterministic" if name == "adv" else "bayesian"
+        records.write_json(tmp_path / "runs" / name / "config.json", {
+            "defense": "adv" if name == "adv" else "advbnn", "classifier": {"kind": kind}, "settings": settings | change,
+            "init_from": "../runs/adv" if name == "b" else None})
+    rows = [row(run_fields(name, "adv" if name == "adv" else "advbnn"), 700, draws=1) for name in changes]
+    table = summary_of(tmp_path, "runs", rows)
+    assert [(line["run"], line["unlike most"]) for line in lines(table)] == [
+        ("a", "-"), ("b", "starts from adv"), ("c", "alpha 1; KL warm-up 0"), ("adv", "weight decay none")]
+    assert table.note.endswith("Unlike most: settings that most of these runs have otherwise.")
+    shutil.rmtree(tmp_path / "runs" / "c")
+    table, = summaries.summaries(tmp_path)
+    assert [line["unlike most"] for line in lines(table)] == ["-", "starts from adv", "-", "weight decay none"]
+    assert table.note.endswith("What a run is: its config.json, which does not lie here for all.")
 
 
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
