@@ -2,7 +2,7 @@
 import torch
 
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import undisturbed
+from pyro_advbnn.randomness import undisturbed
 
 
 def use_cuda_graphs(choice, device):

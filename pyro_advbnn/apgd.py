@@ -17,6 +17,7 @@ from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attack_losses import LOSSES, check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.norms import BALLS, check_ball, per_image
+from pyro_advbnn.randomness import draws_anew
 
 SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before
 SHARE_OF_RISES = 0.75                                    # rho: of the steps between two checkpoints
@@ -108,12 +109,6 @@ def checkpoints(num_steps):
         percents.append(percents[-1] + period)
         period = max(period - SHRINKAGE, SHORTEST_PERIOD)
     return sorted({-(-percent * num_steps // 100) for percent in percents[1:]})
-
-
-@torch.no_grad()
-def draws_anew(classifier, x):
-    """Whether the classifier is random: whether two calls give different logits of the same images."""
-    return not torch.equal(classifier(x.clone()), classifier(x.clone()))
 
 
 class _Points(NamedTuple):

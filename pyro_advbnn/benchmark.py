@@ -19,13 +19,13 @@ from pyro_advbnn import cli, networks, python_calls, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
 from pyro_advbnn.cli import Range
 from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
-from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
-from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.elsewhere import Elsewhere
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.limits import Count, CountOrNone, Repeats, Side
 from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
 from pyro_advbnn.precision import PRECISIONS, resolve_precision
+from pyro_advbnn.process_settings import process_settings
 from pyro_advbnn.run_folders import refuse_existing
 
 
@@ -75,10 +75,13 @@ def benchmark(
     _check(settings)
     if out is not None:
         refuse_existing(out, hint="")
-    skip_validation()
-    keep_freed_memory()
+    _benchmark(settings, batch_sizes, out)
+
+
+@process_settings()
+def _benchmark(settings, batch_sizes, out):
     torch.manual_seed(0)
-    built = networks.build_network(network, 10).to(settings.device)
+    built = networks.build_network(settings.network, 10).to(settings.device)
     flops = _flops_per_image(built, settings)
     _try_out(built, settings)
     if out is not None:

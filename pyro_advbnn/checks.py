@@ -10,7 +10,6 @@ import torch
 from pyro_advbnn.apgd import APGD
 from pyro_advbnn.attack_losses import expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import RandomNoise, eval_mode, frozen
-from pyro_advbnn.evaluation import separate_randomness
 from pyro_advbnn.examination import Examination
 from pyro_advbnn.findings import (
     FAILED,
@@ -27,6 +26,7 @@ from pyro_advbnn.findings import (
     proportion,
     worst,
 )
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.square import Square
 
 __all__ = ["CHECKS", "FAILED", "HELD", "UNFIT", "UNKNOWN", "Examination", "Finding", "many_draws"]

@@ -7,11 +7,10 @@ if __name__ == "__main__":                               # before torch is impor
 import tempfile
 from pathlib import Path
 
-import torch
-
 from pyro_advbnn import cli, evidence, python_calls, records, run_folders
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.limits import Seed
+from pyro_advbnn.process_settings import process_settings
 from pyro_advbnn.subjects import Selection, Subjects
 from pyro_advbnn.train import train
 
@@ -26,7 +25,6 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
         seed: of all random streams.
         out: folder for the three runs; default a temporary one.
     """
-    torch.set_num_threads(1)    # networks this small gain nothing from a second thread, and lose much where it is not free
     if out is not None:
         run_folders.refuse_existing(out, hint="")
         return _demo(out, seed)
@@ -34,6 +32,7 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
         _demo(Path(folder), seed)
 
 
+@process_settings(num_threads=1)    # networks this small gain nothing from a second thread, and lose much where it is not free
 def _demo(folder, seed):
     rows = []
     for defense in _DEFENSES:

@@ -1,7 +1,6 @@
 """The objective, Eq. (10), as Pyro's closed-form mean-field ELBO over a classifier's model and guide."""
 from dataclasses import dataclass
 
-import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
@@ -38,12 +37,6 @@ def objective(classifier, x, y, *, kl_weight):
     model = elbo.model_trace.nodes
     kl = torch.zeros_like(loss) if elbo.kl is None else elbo.kl
     return Objective(loss, -model["y"]["log_prob_sum"].detach(), kl.detach(), model["_RETURN"]["value"].detach())
-
-
-def skip_validation():
-    """Turn Pyro's and torch's checks of distributions off for this process, as commands do: they cost time in every step."""
-    pyro.enable_validation(False)
-    torch.distributions.Distribution.set_default_validate_args(False)
 
 
 class _UnreadELBO(TraceMeanField_ELBO):

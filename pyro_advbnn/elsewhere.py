@@ -1,9 +1,9 @@
 """Calls in a process of their own, whose memory the C library handles as it does where nobody tells it otherwise."""
 import multiprocessing
 
+import pyro
 import torch
 
-from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.measurement import timed
 
 
@@ -42,7 +42,7 @@ class Elsewhere:
 
 def _serve(pipe, num_threads, make, arguments):
     torch.set_num_threads(num_threads)
-    skip_validation()
+    pyro.enable_validation(False)
     try:
         call = make(*arguments)
         pipe.send(None)

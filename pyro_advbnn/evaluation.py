@@ -1,6 +1,4 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
-from contextlib import contextmanager
-
 import torch
 
 from pyro_advbnn.arguments import check_at_least
@@ -43,7 +41,7 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see
     `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
-    batches = _fit(batches, target, target if source is None else source, attack)
+    batches = checked_batches(batches, [target if source is None else source, target], attack)
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 
@@ -52,10 +50,7 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
     """(correct, total): the counts behind `robust_accuracy`, also of no images."""
     correct = total = 0
     for x, y in batches:
-        x_adv = x
-        if attack is not None:
-            x_adv = attack(target if source is None else source, x.clone(), y.clone())   # it may work in place
-            check_attacked(x_adv, x, attack)
+        x_adv = attack_images(attack, target if source is None else source, x, y)
         correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
         total += len(y)
         if progress:
@@ -63,17 +58,31 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
     return correct, total
 
 
-def _fit(batches, target, source, attack):
-    """The batches, each once it is found fit for the two modules, and they for it."""
-    num_classes = None
+def checked_batches(batches, classifiers, attack=None):
+    """A generator of the batches, each once it is found fit for the classifiers, and they for it; see `inputs`.
+
+    classifiers: of which the first is attacked, by `attack`, or has gradients taken where that is "gradient".
+    """
+    num_classes, attacked, gradient = None, classifiers[0], attack == "gradient" or getattr(attack, "uses_gradient", False)
     for x, y in map(pair, batches):
         check_images(x)
         if num_classes is None:
-            num_classes = check_classifier(source, x[:2], gradient=getattr(attack, "uses_gradient", False))
-            if target is not source:
-                num_classes = min(num_classes, check_classifier(target, x[:2], gradient=False))
+            num_classes = min(check_classifier(each, x[:2], gradient=gradient and each is attacked)
+                              for each in dict.fromkeys(classifiers))
         check_labels(y, num_classes, x)
         yield x, y
+
+
+def attack_images(attack, classifier, x, y):
+    """The images that `attack` makes of x (B, C, H, W) through the classifier; x itself where it is None.
+
+    Raises InputError for what is not fit, or too far from x; see `inputs.check_attacked`.
+    """
+    if attack is None:
+        return x
+    x_adv = attack(classifier, x.clone(), y.clone())     # it may work in place
+    check_attacked(x_adv, x, attack)
+    return x_adv
 
 
 def accuracy_fields(correct, total):
@@ -94,28 +103,3 @@ def attack_fields(attack):
     names = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball")
     return {"attack": getattr(attack, "name", getattr(attack, "__name__", type(attack).__name__)),
             **{name: getattr(attack, name) for name in names if hasattr(attack, name)}}
-
-
-@contextmanager
-def own_stream():
-    """torch's global generators inside begin anew from one draw of the stream outside, which moves on by that draw alone.
-
-    What is drawn inside, however much, then changes nothing that comes after.
-    """
-    with separate_randomness(int(torch.randint(2**63 - 1, ()))):
-        yield
-
-
-@contextmanager
-def undisturbed():
-    """torch's global generators afterwards stand where they stood before."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        yield
-
-
-@contextmanager
-def separate_randomness(seed):
-    """torch's global generators seeded inside, and back where they were afterwards: measuring changes no training."""
-    with undisturbed():
-        torch.manual_seed(seed)
-        yield

@@ -2,10 +2,11 @@
 import torch
 
 from pyro_advbnn.arguments import check_at_least, check_number
-from pyro_advbnn.attacks import PGD, eval_mode, frozen
+from pyro_advbnn.attacks import PGD, eval_mode
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
-from pyro_advbnn.inputs import check_attacked, check_classifier, check_images, check_labels, check_repeatable, check_same_labels
+from pyro_advbnn.evaluation import accuracy_fields, attack_images
+from pyro_advbnn.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
+from pyro_advbnn.randomness import is_random, separate_randomness
 from pyro_advbnn.surrogates import surrogate
 from pyro_advbnn.worst_case import opinions
 
@@ -61,8 +62,7 @@ class Examination:
         for number, (x, y) in enumerate(self.batches):
             check_same_labels(y, self._labels[number])
             with separate_randomness(self.seed + number):
-                x_adv = x if attack is None else attack(through, x, y)
-                check_attacked(x_adv, x, attack)
+                x_adv = attack_images(attack, through, x, y)
                 found.append(~opinions(judge, x_adv, y, self.num_samples)["broken"])
         return torch.cat(found)
 
@@ -91,16 +91,3 @@ class Examination:
         if hasattr(self.classifier, "posterior"):
             return surrogate(self.classifier, "mean")
         return self.draw() if self.is_random and hasattr(self.classifier, "draw") else None
-
-
-def is_random(classifier, x):
-    """Whether two calls on the same images differ, in the logits or in their gradient by the images."""
-    def call():
-        inputs = x.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            logits = classifier(inputs)
-        gradient, = torch.autograd.grad(logits.float().logsumexp(-1).sum(), inputs)
-        return logits.detach(), gradient
-
-    with eval_mode(classifier), frozen(classifier), undisturbed():
-        return not all(map(torch.equal, call(), call()))

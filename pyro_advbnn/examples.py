@@ -4,7 +4,7 @@ from PIL import Image
 
 from pyro_advbnn import records
 from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.evaluation import attack_fields
+from pyro_advbnn.evaluation import attack_fields, attack_images
 
 PERTURBATION_FACTOR = 10
 PICTURES = ("clean", "perturbation", "adversarial")
@@ -23,7 +23,7 @@ def make(classifier, images, attack, num_samples, folder, stem):
     share of draws that say what their average says.
     """
     x, y = images.images.float() / 255, images.labels
-    x_adv = attack(classifier, x, y)
+    x_adv = attack_images(attack, classifier, x, y)
     clean, adversarial = (_opinions(classifier, batch, y, num_samples, images.class_names) for batch in (x, x_adv))
     pictures = dict(zip(PICTURES, (x, 0.5 + PERTURBATION_FACTOR * (x_adv - x), x_adv), strict=True))
     rows = []

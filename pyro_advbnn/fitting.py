@@ -6,11 +6,13 @@ import torch
 from pyro_advbnn import checkpoints, datasets, distributed, run_folders, signals
 from pyro_advbnn.devices import is_nondeterministic, peak_memory_mib
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, count_correct, separate_randomness
+from pyro_advbnn.evaluation import accuracy_fields, count_correct
 from pyro_advbnn.memory import is_out_of_memory
 from pyro_advbnn.micro_batches import release_frames
+from pyro_advbnn.nonfinite import NotFinite
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.progress import Progress
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.steps import build_attack
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
@@ -28,7 +30,7 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
             return _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
     except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
         progress.close()
-        if not distributed.is_main():
+        if isinstance(error, NotFinite) and not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it
         error = "; ".join(filter(None, [str(error), training.skipped_in_a_row()]))
         last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
@@ -142,10 +144,10 @@ def _metrics(training, held_out, config, progress):
            "batch_size": training.images_at_a_time if training.micro_batch else None}
     clean, robust = accuracies(training.result, sample, settings, **how)
     held = accuracies(training.result, held_out, settings, **how) if held_out else (None, None)
-    return {"epoch": epoch, **averages, "kl_weight": kl_weight, "loss": averages["nll"] + kl_weight * averages["kl"],
-            "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held[0],
-            "held_out_robust_accuracy": held[1], "learning_rate": rate, "skipped_steps": training.skipped_steps,
-            "images_per_second": speed, "peak_memory_mib": peak_memory_mib(training.device)}
+    return {"epoch": epoch, **averages, "kl_weight": kl_weight, "train_accuracy": clean, "train_robust_accuracy": robust,
+            "held_out_accuracy": held[0], "held_out_robust_accuracy": held[1], "learning_rate": rate,
+            "skipped_steps": training.skipped_steps, "images_per_second": speed,
+            "peak_memory_mib": peak_memory_mib(training.device)}
 
 
 def accuracies(classifier, images, settings, *, seed, batch_size=None, precision="fp32"):

@@ -10,6 +10,7 @@ from torch import nn
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.norms import BALLS
+from pyro_advbnn.randomness import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
 _ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
@@ -58,8 +59,7 @@ def check_classifier(classifier, x, *, gradient=True):
     """
     if not isinstance(classifier, nn.Module):
         raise InputError(f"the classifier must be an nn.Module, got {_kind(classifier)}")
-    generators = torch.random.fork_rng(range(torch.cuda.device_count()))
-    with generators, eval_mode(classifier), frozen(classifier), torch.enable_grad():
+    with undisturbed(), eval_mode(classifier), frozen(classifier), torch.enable_grad():
         x = x.detach().clone().requires_grad_(gradient)
         logits = _answer(classifier, x)
         _check_values(logits.detach())

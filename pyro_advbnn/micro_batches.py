@@ -11,8 +11,8 @@ import torch
 from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.devices import give_back_freed_memory
 from pyro_advbnn.elbo import Objective, objective
-from pyro_advbnn.evaluation import undisturbed
 from pyro_advbnn.memory import is_out_of_memory
+from pyro_advbnn.randomness import undisturbed
 
 
 def attack_in_pieces(attack, classifier, x, y, size):

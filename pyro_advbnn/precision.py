@@ -17,23 +17,24 @@ def resolve_precision(name, device):
     return name
 
 
-def set_precision(precision):
-    """Let this process multiply float32 matrices on a GPU in full precision, or in TF32 for "tf32"."""
+@contextmanager
+def float32_products(precision):
+    """float32 matrices are multiplied inside in full precision on a GPU, or in TF32 for "tf32"; torch's default mixes both."""
+    before = [place.fp32_precision for place in _float32_products()]
     for place in _float32_products():
         place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(_float32_products(), before, strict=True):
+            place.fp32_precision = value
 
 
 @contextmanager
 def arithmetic(device, precision):
-    """`set_precision` and `autocast` for what is computed inside."""
-    before = [place.fp32_precision for place in _float32_products()]
-    set_precision(precision)
-    try:
-        with autocast(device, precision):
-            yield
-    finally:
-        for place, value in zip(_float32_products(), before, strict=True):
-            place.fp32_precision = value
+    """`float32_products` and `autocast` for what is computed inside."""
+    with float32_products(precision), autocast(device, precision):
+        yield
 
 
 def _float32_products():

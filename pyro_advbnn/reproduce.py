@@ -13,17 +13,16 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
-
 from pyro_advbnn import cli, configuration, datasets, locks, networks, records, run_folders, summaries
 from pyro_advbnn.attacks import pgd
 from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.devices import keep_freed_memory, resolve_device
-from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.devices import resolve_device
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict, separate_randomness
+from pyro_advbnn.evaluation import predict
 from pyro_advbnn.plans import PIECES, Plan, Reproduction
 from pyro_advbnn.precision import resolve_precision
+from pyro_advbnn.process_settings import process_settings
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.train import train
 
 
@@ -83,13 +82,14 @@ def everything(*, of: Reproduction):
 
 
 def _reproduce(pieces, wanted):
-    began = time.monotonic()
-    skip_validation()
-    keep_freed_memory()
     device = resolve_device(wanted.device)
-    one_thread = wanted.scale == "smoke" and device.type == "cpu"
-    if one_thread:
-        torch.set_num_threads(1)                         # networks this small lose by a second thread
+    one_thread = wanted.scale == "smoke" and device.type == "cpu"       # networks this small lose by a second thread
+    with process_settings(1 if one_thread else None):
+        _reproduce_on(device, pieces, wanted, one_thread)
+
+
+def _reproduce_on(device, pieces, wanted, one_thread):
+    began = time.monotonic()
     resolve_precision(wanted.precision, device)
     images = _images(wanted)
     _check_numbers(wanted, images)
@@ -232,7 +232,7 @@ def _seconds_per_image(plan, images):
     some = images.take(range(min(100, len(images)))).in_memory().to(device)
     x, y = some.images.float() / 255, some.labels
     with separate_randomness(0):
-        pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1)      # warms up
+        pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1).cpu()      # warms up; .cpu() waits for a GPU
         times = [time.perf_counter()]
         pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=3).cpu()
         times.append(time.perf_counter())

@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from pyro_advbnn import datasets, locks, python_calls, records, run_folders
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, keep_freed_memory, resolve_device
-from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
-from pyro_advbnn.evaluation import separate_randomness
 from pyro_advbnn.limits import BatchSize, Images, Seed
 from pyro_advbnn.networks import build_network, is_imported
+from pyro_advbnn.precision import float32_products
+from pyro_advbnn.process_settings import process_settings
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.tables import Table
 
 
@@ -89,7 +90,7 @@ def exclusive(verb):
 
     @functools.wraps(verb)
     def command(**flags):
-        with ExitStack() as stack:
+        with process_settings(), ExitStack() as stack:
             _held.append(stack)
             stack.callback(_held.pop)
             return verb(**flags)
@@ -106,8 +107,6 @@ class Subjects(list):
     """
 
     def __init__(self, selection, *table_names):
-        skip_validation()
-        keep_freed_memory()
         self.selection, self.seed = selection, selection.seed
         self.device = resolve_device(selection.device)
         folders = _folders(selection)
@@ -170,8 +169,8 @@ class Subjects(list):
 
     @contextmanager
     def measuring(self, label, total):
-        """The evaluation's own random stream, begun anew, and a progress callback; nothing outside is disturbed."""
-        with separate_randomness(self.seed), _Bar(label, total) as bar:
+        """The evaluation's own random stream, begun anew, float32 in full, and a progress callback; nothing outside changes."""
+        with separate_randomness(self.seed), float32_products("fp32"), _Bar(label, total) as bar:
             yield bar
 
     def write(self, table, rows):

@@ -10,8 +10,9 @@ import torch
 
 from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_fields, own_stream, predict, undisturbed
-from pyro_advbnn.inputs import check_images
+from pyro_advbnn.evaluation import accuracy_fields, attack_fields, attack_images, checked_batches, predict
+from pyro_advbnn.inputs import check_attacked, check_probabilities, logits_of
+from pyro_advbnn.randomness import own_stream, undisturbed
 
 
 def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
@@ -22,10 +23,9 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     """
     counts = _checked(counts)
     correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in batches:
-        check_images(x)
+    for x, y in checked_batches(batches, [target], attack):
         with own_stream():
-            x_adv = x if attack is None else attack(target, x, y)
+            x_adv = attack_images(attack, target, x, y)
             for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
                 if count in correct:
                     correct[count] += _num_correct(probabilities, y)
@@ -44,11 +44,11 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     counts = _checked(counts)
     attacks = {count: attack.with_num_steps(count) for count in counts}
     correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in batches:
-        check_images(x)
+    for x, y in checked_batches(batches, [target], attack):
         with own_stream():
             for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
                 if count in correct:
+                    check_attacked(x_adv, x, attack)
                     with undisturbed():
                         correct[count] += _num_correct(predict(target, x_adv, num_samples=num_samples), y)
         total += len(y)
@@ -65,10 +65,9 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     """
     draws = num_samples if isinstance(num_samples, dict) else dict.fromkeys(targets, num_samples)
     correct, total = dict.fromkeys(targets, 0), 0
-    for x, y in batches:
-        check_images(x)
+    for x, y in checked_batches(batches, [source, *targets.values()], attack):
         with own_stream():
-            x_adv = attack(source, x, y)
+            x_adv = attack_images(attack, source, x, y)
             for name, target in targets.items():
                 with undisturbed():
                     correct[name] += _num_correct(predict(target, x_adv, num_samples=draws[name]), y)
@@ -101,8 +100,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     Returns num_samples, num_examples, l1_norm, l1_norm_low, l1_norm_high; nats per unit of brightness in [0, 1].
     """
     norms = []
-    for x, y in batches:
-        check_images(x)
+    for x, y in checked_batches(batches, [classifier], "gradient"):
         with eval_mode(classifier), frozen(classifier):
             norms.append(input_gradient(classifier, x, y, num_samples).double().abs().flatten(1).sum(1) / num_samples)
         if progress:
@@ -119,8 +117,9 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
 def _running_sums(classifier, x, count):
     """A generator of the sum of the first 1, 2, ..., count softmax outputs."""
     with eval_mode(classifier), frozen(classifier):
-        draws = (classifier(x).float().softmax(-1) for _ in range(count))
-        yield from itertools.accumulate(draws)
+        for total in itertools.accumulate(logits_of(classifier, x).softmax(-1) for _ in range(count)):
+            check_probabilities(total)
+            yield total
 
 
 def _num_correct(probabilities, y):

@@ -25,12 +25,12 @@ from pyro_advbnn import (
 )
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, keep_freed_memory, only_deterministic
-from pyro_advbnn.elbo import skip_validation
+from pyro_advbnn.devices import describe_device, only_deterministic
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
-from pyro_advbnn.precision import PRECISIONS, set_precision
+from pyro_advbnn.precision import PRECISIONS, float32_products
 from pyro_advbnn.priors import PRIORS
+from pyro_advbnn.process_settings import process_settings
 from pyro_advbnn.progress import tell_source
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
@@ -164,11 +164,10 @@ def train(
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     flags = {name: value for name, value in flags.items() if value or name not in ("tensorboard", "dry_run")}
-    skip_validation()
-    keep_freed_memory()
     distributed.run(_train, flags)
 
 
+@process_settings()
 def _train(flags):
     """Check and prepare all, then write the run folder and train."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
@@ -200,8 +199,7 @@ def _train_locked(flags, dry, max_minutes, locked):
     _open(folder, config, training, resumed, locked)
     for classifier in dict.fromkeys([training.classifier, training.result]):
         distributed.broadcast_([*classifier.parameters(), *classifier.buffers()])
-    set_precision(config["precision"])
-    with only_deterministic(config["deterministic"]), signals.asking() as asked:
+    with only_deterministic(config["deterministic"]), float32_products(config["precision"]), signals.asking() as asked:
         for note in configuration.accelerate(training, config):
             print(note)
         finished = fitting.fit(folder, config, training, held_out, best, max_minutes, asked)

@@ -133,7 +133,7 @@ class Training:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._left_out = self._watch.judge(self.steps_done + 1, nll / num_images, kl / num_images, loss / num_images,
                                            largest(gradients))
-        self._sums += torch.where(self._left_out, 0.0, torch.stack([nll, kl, correct, num_images]))
+        self._sums += torch.where(self._left_out, 0.0, torch.stack([nll, kl, correct, num_images, loss]))
         return self._left_out.float()
 
     @contextmanager
@@ -164,7 +164,7 @@ class Training:
         self._watch.check(self.epochs_done + 1)
 
     def _check_that_a_step_counts(self):
-        if not self._sums[-1]:                           # no images
+        if not self._sums[3]:                            # no images
             raise NotFinite(f"no step of epoch {self.epochs_done + 1} had a finite loss and gradient: all were skipped")
 
     def check_weights(self):
@@ -202,15 +202,16 @@ class Training:
         return size
 
     def averages(self):
-        """nll, kl and one-draw accuracy on the batches as they were trained on, averaged over the epoch so far."""
-        *sums, count = self._sums.tolist()
-        return {name: total / max(count, 1) for name, total in zip(("nll", "kl", "batch_accuracy"), sums, strict=True)}
+        """nll, kl, loss (Eq. 10) and one-draw accuracy on the batches as they were trained on, means of the epoch so far."""
+        nll, kl, correct, count, loss = self._sums.tolist()
+        sums = {"nll": nll, "kl": kl, "batch_accuracy": correct, "loss": loss}
+        return {name: total / max(count, 1) for name, total in sums.items()}
 
     def restart_averages(self):
         self._sums = self._zero_sums()
 
     def _zero_sums(self):
-        return torch.zeros(4, dtype=torch.float64, device=self.device)
+        return torch.zeros(5, dtype=torch.float64, device=self.device)
 
     def state_dict(self):
         """Everything but `result`: optimizer, position and random streams; tensors and plain values.
@@ -224,8 +225,8 @@ class Training:
         rng, *others = distributed.gather(rng)
         trained = {"trained": self.classifier.state_dict()} if self._average else {}
         return {**trained, "optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
-                "steps_done": self.steps_done, "skipped_steps": self.skipped_steps, "sums": self._sums, "rng": rng,
-                "rng_of_others": others}
+                "steps_done": self.steps_done, "skipped_steps": self.skipped_steps, "sums": self._sums[:4],
+                "loss_sum": self._sums[4], "rng": rng, "rng_of_others": others}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()` when `result` has its state again; the global random streams are set too.
@@ -240,7 +241,9 @@ class Training:
             if "capturable" in group:                    # the device may be another one
                 group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
-        self._sums = state["sums"].to(self.device)
+        self._sums[:4] = state["sums"]
+        nll, kl, *_ = state["sums"]
+        self._sums[4] = state.get("loss_sum", nll + self.kl_weight * kl)        # older checkpoints do not know it
         self._watch.skipped = state.get("skipped_steps", 0)         # older checkpoints do not know of any
         rngs = [state["rng"], *state.get("rng_of_others", [])]      # older checkpoints do not know others
         self._order_at_start, self.streams_left_by = rngs[0]["order"], len(rngs)

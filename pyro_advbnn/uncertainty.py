@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields
-from pyro_advbnn.inputs import check_attacked, check_images
+from pyro_advbnn.evaluation import accuracy_fields, attack_images, checked_batches
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -83,16 +82,12 @@ def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
     confidence (the largest averaged probability), nll, brier, entropy, expected_entropy, mutual_information,
     variation_ratio.
 
-    Raises InputError where batches is empty, for images and attacked images that are not fit, and for logits that are not
-    finite.
+    Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit (see
+    `inputs`).
     """
     parts, total, correct = [], 0, 0
-    for x, y in batches:
-        check_images(x)
-        x_adv = x
-        if attack is not None:
-            x_adv = attack(classifier, x, y)
-            check_attacked(x_adv, x, attack)
+    for x, y in checked_batches(batches, [classifier], attack):
+        x_adv = attack_images(attack, classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())
         if progress:

@@ -14,13 +14,11 @@ from collections.abc import Mapping
 
 import torch
 
-from pyro_advbnn.apgd import draws_anew
 from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, separate_randomness, undisturbed
+from pyro_advbnn.evaluation import accuracy_fields, attack_images
 from pyro_advbnn.inputs import (
-    check_attacked,
     check_classifier,
     check_images,
     check_labels,
@@ -30,6 +28,7 @@ from pyro_advbnn.inputs import (
     logits_of,
     pair,
 )
+from pyro_advbnn.randomness import draws_anew, separate_randomness
 
 CLEAN = "none"
 ENOUGH_DRAWS = 5
@@ -70,7 +69,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
             if attack is None:                           # the first of all
                 check_images(x)
                 check_labels(y, check_classifier(classifier, x[:2], gradient=needs_gradient), x)
-                may_leave = num_samples >= ENOUGH_DRAWS or not _is_random(classifier, x[:16])
+                may_leave = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, x[:16])
             check_same_labels(y, labels.setdefault(number, y))
             here = [i for i in range(len(y)) if first + i not in left]
             indices, first = [first + i for i in here], first + len(y)
@@ -157,10 +156,8 @@ def unfinished(rows, names, num_images):
 
 
 def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
-    began, x_adv = time.perf_counter(), x
-    if attack is not None:
-        x_adv = attack(classifier, x.clone(), y.clone())   # it may work in place
-        check_attacked(x_adv, x, attack)
+    began = time.perf_counter()
+    x_adv = attack_images(attack, classifier, x, y)
     judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)
     columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
@@ -168,11 +165,6 @@ def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
                "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
                "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
     return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]
-
-
-def _is_random(classifier, x):
-    with eval_mode(classifier), undisturbed():
-        return draws_anew(classifier, x)
 
 
 def _stream(seed, name, number):

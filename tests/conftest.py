@@ -21,7 +21,7 @@ def tally():
 
 @pytest.fixture(autouse=True)
 def validation_as_before():
-    """Pyro checks its arguments in every test, though commands turn that off for their process."""
+    """Pyro checks its arguments in every test, though some turn that off, as commands do while they work."""
     yield
     if "pyro" in sys.modules:
         sys.modules["pyro"].enable_validation(True)
@@ -41,11 +41,9 @@ def one_thread():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The smallest finished run; a test that changes something of it takes a copy (`hostile.copied`)."""
-    import pyro
     from hostile import digests, make_run
 
     folder = make_run(tmp_path_factory.mktemp("finished") / "run")
-    pyro.enable_validation(True)                         # commands turn it off for their process
     before = digests(folder)
     yield folder
     assert digests(folder) == before, "a test has changed the run that all share"

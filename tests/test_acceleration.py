@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 
+import pyro
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,7 +12,6 @@ import pyro_advbnn as ab
 from pyro_advbnn import cli, configuration, datasets, recipes
 from pyro_advbnn.acceleration import GraphedAttack, compile_network
 from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
 from pyro_advbnn.training import NotFinite, Training
@@ -119,7 +119,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier, lambda n: ab.BayesianClassifier(n, kl_over="last")])
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap, on_nonfinite):
-    skip_validation()
+    pyro.enable_validation(False)
     _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 32})
     training = Training(wrap(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings, adversarial=True,
                         augmentation="crop_flip", on_nonfinite=on_nonfinite)
@@ -131,7 +131,7 @@ def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap, on_nonfinite):
 
 
 def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
-    skip_validation()                                    # which would find the logits before we do
+    pyro.enable_validation(False)                                    # which would find the logits before we do
     _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 256})
     training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings,
                         adversarial=False)

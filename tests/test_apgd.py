@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.apgd import APGD, checkpoints, draws_anew
+from pyro_advbnn.apgd import APGD, checkpoints
 from pyro_advbnn.attack_losses import AVERAGES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import RandomNoise, frozen
 from pyro_advbnn.norms import BALLS
@@ -176,12 +176,6 @@ def test_a_run_costs_what_it_says(batch):
     counting = Counting(ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1))
     APGD(0.1, num_steps=7, attack_samples=3)(counting, x, y)
     assert (counting.with_gradient, counting.without) == (8 * 3 * 6, (2 + 7 * 3 * 2) * 6)
-
-
-def test_it_knows_a_random_classifier():
-    x = torch.rand(2, 1, 8, 8)
-    assert not draws_anew(Linear(), x)
-    assert draws_anew(ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1).eval(), x)
 
 
 class Lucky(nn.Module):

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyro
 import pytest
 import torch
 
@@ -25,7 +24,6 @@ def run(tmp_path_factory):
     assert len(records.read_jsonl(folder / "run" / "metrics.jsonl")) < 2
     cli.run(train.train, ["--resume", str(folder / "run")])
     yield folder / "run"
-    pyro.enable_validation(True)
 
 
 def test_it_learns_well_above_chance_and_the_loss_falls(run):

@@ -2,9 +2,7 @@
 import csv
 import os
 
-import pyro
 import pytest
-import torch
 
 from pyro_advbnn import cli, demo
 
@@ -15,10 +13,6 @@ TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 1, "epochs"
 def tiny(monkeypatch):
     train = demo.train
     monkeypatch.setattr(demo, "train", lambda **flags: train(**TINY | flags))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def test_the_demo_attacks_three_defences_and_prints_one_table(tmp_path, capsys):

@@ -2,7 +2,6 @@
 import os
 import warnings
 
-import pyro
 import pytest
 import torch
 from test_streaming import folder  # noqa: F401  (a fixture)
@@ -18,8 +17,6 @@ STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation
 @pytest.fixture(autouse=True)
 def process_as_before(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    yield
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def weights(path):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets, evaluation, records
+from pyro_advbnn import datasets, records
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.errors import InputError
 
@@ -79,14 +79,3 @@ def test_the_attack_makes_a_classifier_worse():
             ab.train_step(classifier, optimizer, x, y)
     clean = ab.robust_accuracy(classifier, batches, num_samples=1)["accuracy"]
     assert clean > 0.9 and ab.robust_accuracy(classifier, batches, PGD(0.2), num_samples=1)["accuracy"] < clean - 0.3
-
-
-def test_separate_randomness_is_seeded_inside_and_leaves_the_outside_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    with evaluation.separate_randomness(7):
-        first = torch.rand(3)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(5)
-    with evaluation.separate_randomness(7):
-        assert torch.equal(torch.rand(3), first)

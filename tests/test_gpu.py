@@ -1,4 +1,5 @@
 """What only a GPU can show; skipped where there is none."""
+import pyro
 import pytest
 import torch
 
@@ -6,10 +7,9 @@ import pyro_advbnn as ab
 from pyro_advbnn import benchmark, checkpoints, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
 from pyro_advbnn.acceleration import GraphedAttack
 from pyro_advbnn.defenses import build_classifier
-from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.micro_batches import is_out_of_memory
 from pyro_advbnn.nonfinite import NotFinite
-from pyro_advbnn.precision import set_precision
+from pyro_advbnn.precision import float32_products
 from pyro_advbnn.steps import gradients
 from pyro_advbnn.train import train
 from pyro_advbnn.training import Training
@@ -147,21 +147,21 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
 def test_an_epoch_never_waits_for_the_gpu(defense, precision, on_nonfinite):
     _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
-    skip_validation()
+    pyro.enable_validation(False)
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
                         augmentation="crop_flip", precision=precision, on_nonfinite=on_nonfinite)
     training.attack = GraphedAttack(training.attack)
-    set_precision(precision)
-    for _ in training.epoch():                           # captures
-        pass
-    steps = training.epoch()
-    next(steps)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(2):
-            next(steps)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with float32_products(precision):
+        for _ in training.epoch():                       # captures
+            pass
+        steps = training.epoch()
+        next(steps)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(2):
+                next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert training.attack.failure is None
 
 
@@ -169,7 +169,7 @@ def test_an_epoch_never_waits_for_the_gpu(defense, precision, on_nonfinite):
 def test_a_bad_step_on_the_gpu_changes_nothing_and_is_named_when_the_training_asks(optimizer):
     _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
-    skip_validation()
+    pyro.enable_validation(False)
     for policy in ("stop", "skip"):
         training = Training(build_classifier("bnn", ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=False,
                             on_nonfinite=policy)

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyro
 import pytest
 import torch
 
@@ -17,14 +16,6 @@ from pyro_advbnn.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    pyro.enable_validation(True)                         # commands turn it off for their process
 
 
 def run(*words):

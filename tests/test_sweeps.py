@@ -8,7 +8,8 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import sweeps
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import own_stream, robust_accuracy, separate_randomness
+from pyro_advbnn.evaluation import robust_accuracy
+from pyro_advbnn.randomness import own_stream, separate_randomness
 
 NUM_IMAGES = 40
 
@@ -27,17 +28,15 @@ def batch(classifier):
 
 
 class Counting(nn.Module):
-    """A classifier that counts its calls, those with and those without a gradient."""
+    """A classifier that counts its calls on whole batches, those with and those without a gradient."""
 
     def __init__(self, classifier):
         super().__init__()
         self.classifier, self.gradients, self.forwards = classifier, 0, 0
 
     def forward(self, x):
-        if x.requires_grad:
-            self.gradients += 1
-        else:
-            self.forwards += 1
+        self.gradients += len(x) > 2 and x.requires_grad         # of two images: whether it is fit
+        self.forwards += len(x) > 2 and not x.requires_grad
         return self.classifier(x)
 
 
@@ -189,3 +188,29 @@ def test_no_images_and_images_out_of_range_are_refused(classifier, batch):
             sweep([])
         with pytest.raises(InputError, match=r"images must lie in \[0, 1\]"):
             sweep([(batch[0] * 255, batch[1])])
+        with pytest.raises(InputError, match="labels must lie between 0 and 2"):
+            sweep([(batch[0], batch[1] + 7)])
+
+
+class Leaving(ab.PGD):
+    """An attack that goes farther than its epsilon."""
+
+    def _iterates(self, classifier, x, y, random_start):
+        for x_adv in super()._iterates(classifier, x, y, random_start):
+            yield (x_adv + 0.5).clamp(0, 1)
+
+
+def test_what_falls_apart_on_the_way_is_refused(classifier, batch):
+    """Which a try on two images does not show: NaN of some images alone, and attacks that leave their ball."""
+    class Lost(nn.Module):
+        def forward(self, x):
+            return classifier(x).where(torch.arange(len(x))[:, None] < 5, torch.nan)
+
+    with pytest.raises(InputError, match="NaN or infinite ones for 35 of 40 images"):
+        sweeps.ensemble_accuracies(Lost(), [batch], None, [1, 2])
+    far = Leaving(0.1, num_steps=2)
+    for sweep in (lambda: sweeps.ensemble_accuracies(classifier, [batch], far, [1]),
+                  lambda: sweeps.steps_accuracies(classifier, [batch], far, [1]),
+                  lambda: sweeps.transfer_accuracies(classifier, {"a": classifier}, [batch], far)):
+        with pytest.raises(InputError, match="must stay within its epsilon 0.1"):
+            sweep()

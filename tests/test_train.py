@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from PIL import Image
@@ -316,11 +315,7 @@ def test_a_number_of_held_out_images_that_nobody_chose_is_a_fifth_at_most():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    try:
-        yield run(folder)
-    finally:
-        pyro.enable_validation(True)
+    return run(tmp_path_factory.mktemp("finished") / "run")
 
 
 def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoints(finished):
@@ -333,7 +328,7 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
             "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "skipped_steps", "images_per_second",
             "peak_memory_mib"}
         assert all(0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy"))
-        assert row["loss"] == row["nll"] + row["kl_weight"] * row["kl"]
+        assert row["nll"] < row["loss"] <= row["nll"] + row["kl_weight"] * row["kl"]        # the weight rises while warming up
         assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
     for name in ("checkpoint.pt", "best.pt"):
         torch.load(finished / name, weights_only=True)

@@ -9,7 +9,8 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import uncertainty
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict, robust_accuracy, separate_randomness
+from pyro_advbnn.evaluation import predict, robust_accuracy
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.records import wilson_interval
 from pyro_advbnn.uncertainty import ConfidentError
 
@@ -111,10 +112,21 @@ def test_a_deterministic_network_has_no_mutual_information(classifier, batch):
     assert found["mutual_information"].max() == 0 == found["variation_ratio"].max() and found["entropy"].min() > 0
 
 
+def test_an_attack_that_works_in_place_is_held_to_its_ball_by_the_images_as_they_were(classifier, batch):
+    def attack(classifier, x, y):
+        return x.add_(0.5).clamp_(0, 1)
+
+    before, attack.epsilon = batch[0].clone(), 0.01
+    with pytest.raises(InputError, match="must stay within its epsilon 0.01"):
+        uncertainty.scores(classifier, [batch], attack)
+    assert torch.equal(batch[0], before)
+
+
 def test_what_cannot_be_measured_is_refused(classifier, batch):
-    nan = Fixed(torch.full((1, 60, 3), math.nan))
     with pytest.raises(InputError, match="logits are not finite"):
-        uncertainty.scores(nan, [batch])
+        uncertainty.log_probabilities(Fixed(torch.full((1, 60, 3), math.nan)), batch[0])
+    with pytest.raises(InputError, match="labels must lie between 0 and 2"):
+        uncertainty.scores(classifier, [(batch[0], batch[1] + 7)])
     with pytest.raises(InputError, match="no images"):
         uncertainty.scores(classifier, [])
     with pytest.raises(InputError, match="in \\[0, 1\\]"):
