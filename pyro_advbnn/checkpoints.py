@@ -10,7 +10,7 @@ from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.arguments import as_path
 from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.priors import PRIORS, is_named

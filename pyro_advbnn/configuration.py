@@ -7,8 +7,9 @@ import torch
 
 from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.contradictions import MAY_CHANGE_ON_RESUME
-from pyro_advbnn.defenses import DEFENSES, build_classifier
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn

@@ -5,7 +5,7 @@ import torch
 import pyro_advbnn as ab
 from pyro_advbnn import benchmark, checkpoints, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
 from pyro_advbnn.acceleration import GraphedAttack
-from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.elbo import skip_validation
 from pyro_advbnn.micro_batches import is_out_of_memory
 from pyro_advbnn.nonfinite import NotFinite
