@@ -16,6 +16,7 @@ from pyro_advbnn.flat import how_normals_are_drawn
 from pyro_advbnn.memory import available_memory
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
@@ -256,7 +257,7 @@ def _shape_of_logits(network, image, complaint):
     try:
         return tuple(network(image).shape)
     except Exception as error:                           # a network of the user's fails in ways of its own
-        raise InputError(f"{complaint}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise InputError(f"{complaint}: {reason(error)}") from None
 
 
 def _text(value):

@@ -11,6 +11,7 @@ from pyro_advbnn.memory import is_out_of_memory
 from pyro_advbnn.micro_batches import release_frames
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.progress import Progress
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.steps import build_attack
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
@@ -44,7 +45,7 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
     except Exception as error:
         if is_nondeterministic(error) and config["deterministic"]:
             progress.close()
-            raise InputError(f"--deterministic: {' '.join(str(error).split())[:300]}") from None
+            raise InputError(f"--deterministic: {reason(error)}") from None
         if not is_out_of_memory(error):
             raise
         progress.close()
