@@ -132,7 +132,7 @@ def learning_rate_factor(schedule, stages, progress):
 
 
 @torch.no_grad()
-def initialize_(network, initialization, generator=None):
+def initialize_(network, initialization):
     """Set the parameters of `network` afresh, in place.
 
     "default": as PyTorch made them. "authors": weights of convolutions and linear layers uniform in +-1/sqrt(fan_in),
@@ -142,11 +142,11 @@ def initialize_(network, initialization, generator=None):
         return
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            module.weight.uniform_(0, 1, generator=generator)
+            module.weight.uniform_(0, 1)
             module.bias.zero_()
         elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             bound = 1 / math.sqrt(module.weight[0].numel())
-            module.weight.uniform_(-bound, bound, generator=generator)
+            module.weight.uniform_(-bound, bound)
 
 
 def _authors_optimizer(defense):

@@ -150,7 +150,7 @@ def test_the_authors_initialization_is_uniform_by_fan_in_with_batchnorm_scales_i
             p.fill_(7.0)
     recipes.initialize_(network, "default")
     assert all((p == 7).all() for p in network.parameters())
-    recipes.initialize_(network, "authors", torch.Generator().manual_seed(0))
+    recipes.initialize_(network, "authors")
     convolution, norm, _, linear = network
     for weight, fan_in in ((convolution.weight.detach(), 36), (linear.weight.detach(), 256)):
         bound = 1 / math.sqrt(fan_in)
