@@ -2,6 +2,7 @@
 import torch
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.randomness import undisturbed
 
 
@@ -32,7 +33,7 @@ class GraphedAttack:
             try:
                 self._capture(classifier, x, y)
             except RuntimeError as error:
-                self._graph, self.failure = None, " ".join(str(error).split())
+                self._graph, self.failure = None, reason(error)
         if self.failure is not None or x.shape != self._x.shape or classifier is not self._classifier:
             return self.attack(classifier, x, y)
         self._x.copy_(x)
@@ -73,7 +74,7 @@ def compile_network(classifier, x, y):
         return None
     except Exception as error:                           # no compiler, an operation that it does not know, ...
         classifier.network._compiled_call_impl = None
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return reason(error)
     finally:
         classifier.zero_grad()
         classifier.network.load_state_dict(state)

@@ -9,6 +9,7 @@ import numpy as np
 from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import available_memory
+from pyro_advbnn.quoting import reason
 
 MOST_INFLATION = 100                                     # of an array; photographs shrink to a half, drawings to a tenth
 FREE_INFLATION = 2**26                                   # bytes that may come of any number of bytes, for sorted labels
@@ -59,7 +60,7 @@ def _archive(path, within=None):
     except InputError:
         raise
     except Exception as error:  # a damaged archive may raise anything, from zlib.error to MemoryError
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def _names(archive):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pyro_advbnn import cli, networks, python_calls, records, timings
 from pyro_advbnn.acceleration import use_cuda_graphs
+from pyro_advbnn.choices import CudaGraphs
 from pyro_advbnn.cli import Range
 from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
 from pyro_advbnn.devices import describe_device, resolve_device
@@ -41,7 +42,7 @@ def benchmark(
     num_samples: Count = 20,
     repeats: Repeats = 3,
     device: str = "auto",
-    cuda_graphs: Literal["auto", "on", "off"] = "auto",
+    cuda_graphs: CudaGraphs = "auto",
     compile: bool = False,
     out: Path | None = None,
 ):

@@ -1,8 +1,9 @@
 """What to keep in mind when reading results: what every attack leaves open, and what these rows and runs do."""
 from pyro_advbnn import run_descriptions, tables, texts
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.elements import element
 
-_RANDOM = ("rse", "bnn", "advbnn", "advrse")
+_RANDOM = tuple(name for name, defense in DEFENSES.items() if defense.random)
 
 
 def caveats(folder, configs):

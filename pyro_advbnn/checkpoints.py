@@ -10,10 +10,11 @@ from pyro_advbnn import checkpoint_archives, files
 from pyro_advbnn.arguments import as_path
 from pyro_advbnn.bayesian import BayesianClassifier
 from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.priors import PRIORS, is_named
+from pyro_advbnn.quoting import one_line, reason
 from pyro_advbnn.records import replacing
 
 FORMAT = 1
@@ -91,11 +92,11 @@ def load(path, network=None, *, prior=None, device="cpu"):
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged: its settings build no classifier ({first_lines(error)})") from None
+        raise InputError(f"{path} is damaged: its settings build no classifier ({reason(error)})") from None
     try:
         classifier.load_state_dict(content["state"])
     except (AttributeError, RuntimeError, TypeError) as error:
-        raise InputError(f"{path} does not fit the network: {first_lines(error)}") from None
+        raise InputError(f"{path} does not fit the network: {reason(error)}") from None
     return classifier.to(device).eval()
 
 
@@ -153,7 +154,7 @@ def _build(content, network, prior, path):
                                     deterministic=settings["deterministic"], kl_over=settings["kl_over"])
     if prior is not None and settings["prior"] in PRIORS and not _is_prior(classifier, prior, settings):
         raise InputError(f"{path} was trained with the prior {settings['prior']} of prior_std {settings['prior_std']}, which "
-                         f"needs no prior to be passed, and not with {first_lines(prior)}")
+                         f"needs no prior to be passed, and not with {one_line(str(prior))}")
     return classifier
 
 
@@ -184,12 +185,7 @@ def _refuse_larger(how, state, path):
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             needed = sum(p.numel() for p in build_network(*how).parameters())
     except (InputError, RuntimeError) as error:          # the latter for sizes beyond 64 bits
-        raise InputError(f"{path} is damaged: its network cannot be built ({first_lines(error)})") from None
+        raise InputError(f"{path} is damaged: its network cannot be built ({reason(error)})") from None
     found = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
     if needed > found:
         raise InputError(f"{path} does not fit the network: {how[0]} has {needed:,} weights, the file holds {found:,} numbers")
-
-
-def first_lines(error):
-    """The message of an error on one line, cut where it is long."""
-    return " ".join(str(error).split())[:200]

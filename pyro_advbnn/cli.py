@@ -25,9 +25,9 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import is_out_of_memory
 from pyro_advbnn.quoting import one_line, quoted
 from pyro_advbnn.usage import Command, parameters
-from pyro_advbnn.values import Range, number, numbers
+from pyro_advbnn.values import Range
 
-__all__ = ["Range", "checked", "flag_names", "number", "numbers", "run"]
+__all__ = ["Range", "checked", "flag_names", "run"]
 
 REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -7,14 +7,16 @@ import torch
 
 from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.contradictions import MAY_CHANGE_ON_RESUME
-from pyro_advbnn.defenses import DEFENSES, build_classifier
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn
 from pyro_advbnn.memory import available_memory
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
@@ -255,7 +257,7 @@ def _shape_of_logits(network, image, complaint):
     try:
         return tuple(network(image).shape)
     except Exception as error:                           # a network of the user's fails in ways of its own
-        raise InputError(f"{complaint}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise InputError(f"{complaint}: {reason(error)}") from None
 
 
 def _text(value):

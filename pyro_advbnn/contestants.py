@@ -16,10 +16,10 @@ from pyro_advbnn.measurement import Stopwatch, count_flops
 from pyro_advbnn.peers import AuthorsStyle, PlainPyro
 from pyro_advbnn.precision import arithmetic, batch_format
 from pyro_advbnn.steps import build_optimizer, train_step
+from pyro_advbnn.timings import PARTS_OF_STEP
 
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
 EVALUATION_STEPS = 20
-PARTS = ("attack", "draws", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def random_workload(batch_size, image_size, num_steps, num_samples, device):
 
 
 class TrainingStep:
-    """One step of Algorithm 1 by `steps.train_step`, whose time is cut into PARTS.
+    """One step of Algorithm 1 by `steps.train_step`, whose time is cut into PARTS_OF_STEP.
 
     draws: the share of the attack that passes between a call of the classifier and that of its network: new weights, and
     what is folded into them. forward: of the ELBO, up to the logits. optimizer: its step and what is clamped after it.
@@ -81,7 +81,7 @@ class TrainingStep:
         cut = [stopwatch.seconds() for stopwatch in self.stopwatches[1:]]
         for seconds in cut:
             seconds["attack"] += seconds.get("draws", 0.0)
-        return {part: statistics.median(seconds.get(part, 0.0) for seconds in cut) for part in PARTS}
+        return {part: statistics.median(seconds.get(part, 0.0) for seconds in cut) for part in PARTS_OF_STEP}
 
     def _compile(self):
         if self.work.compiled:

@@ -5,9 +5,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from pyro_advbnn import paper, tables
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
 
-_DETERMINISTIC = ("none", "adv")
+_DETERMINISTIC = tuple(name for name, defense in DEFENSES.items() if not defense.random)
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _NEEDED = ("accuracy", "accuracy_low", "accuracy_high", "l1_norm", "l1_norm_low", "l1_norm_high", "share", "right",
            "num_weights", "log_std_q05", "log_std_median", "log_std_q95", "accuracy_clean", "accuracy_white_box")

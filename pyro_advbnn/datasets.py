@@ -3,6 +3,7 @@
 A data set is one uint8 tensor on one device, or a folder of files that are read as they are needed. Batches are augmented
 and brought to [0, 1] on the device, so that nothing passes through the host image by image.
 """
+import math
 import operator
 import os
 from collections.abc import Iterator
@@ -94,14 +95,13 @@ def hold_out(images, num, seed) -> tuple[ImageSet, ImageSet | None]:
 class Batches:
     """What `batches` returns: every iteration is one new pass."""
 
-    def __init__(self, images, batch_size, shuffle_with, augmentation, augment_with, drop_last, shard):
-        self.images, self.batch_size, self.drop_last = images, batch_size, drop_last
+    def __init__(self, images, batch_size, shuffle_with, augmentation, augment_with, shard):
+        self.images, self.batch_size = images, batch_size
         self.shuffle_with, self.augmentation, self.augment_with = shuffle_with, augmentation, augment_with
         self.shard = shard
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return self.from_batch(0)
@@ -115,26 +115,24 @@ class Batches:
         """The indices of this process's part of every batch of a new pass, in its order."""
         num = len(self.images)
         order = torch.arange(num) if self.shuffle_with is None else torch.randperm(num, generator=self.shuffle_with)
-        batches = order.to(self.images.labels.device).split(self.batch_size)[: len(self)]
+        batches = order.to(self.images.labels.device).split(self.batch_size)
         return [indices[self.shard[0]::self.shard[1]] for indices in batches]
 
 
-def batches(
-    images, batch_size, *, shuffle_with=None, augmentation="none", augment_with=None, drop_last=False, shard=(0, 1)
-) -> Batches:
+def batches(images, batch_size, *, shuffle_with=None, augmentation="none", augment_with=None, shard=(0, 1)) -> Batches:
     """Iterates over (x, y): float32 (B, C, H, W) in [0, 1] and int64 (B,), on the device of `images`.
 
-    Each pass holds every image once; the last batch may be smaller, unless drop_last leaves it out.
+    Each pass holds every image once; the last batch may be smaller.
     shuffle_with: a torch.Generator on the CPU, from which every pass draws its order; None keeps the stored order.
     augmentation, augment_with: see `augment`.
     shard: (rank, world size) takes every world-size-th image of each batch, from the rank-th on; where that is none, the
         batch is left out.
 
-    Raises InputError for a batch_size < 1, for an unknown augmentation, and where drop_last would leave nothing.
+    Raises InputError for a batch_size < 1 and for an unknown augmentation.
     """
-    batch_size = _whole_number("batch_size", batch_size, 1, len(images) if drop_last else None)
+    batch_size = _whole_number("batch_size", batch_size, 1)
     check_augmentation(augmentation)
-    return Batches(images, batch_size, shuffle_with, augmentation, augment_with, drop_last, shard)
+    return Batches(images, batch_size, shuffle_with, augmentation, augment_with, shard)
 
 
 def _check_load_arguments(name, split, data_dir, image_size):

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.quoting import reason
 
 _TIMEOUT = timedelta(minutes=30)    # for one that hangs; those that wait for one that died are ended by torchrun, at once
 _SECONDS_TO_BE_ENDED, _INTERRUPTED = 20, 130
@@ -104,8 +105,8 @@ def _in_group(command, *arguments):
 
 def _end_after_the_other(error):
     """The fault is another process's, which torchrun shall tell: it ends this one as soon as it has seen that one's end."""
-    reason = " ".join(str(error).split()).partition(". ")[0]
-    print(f"[rank {rank()}] lost another process ({reason}); torchrun ends this one or starts all anew", file=sys.stderr,
+    told = reason(error).partition(". ")[0]
+    print(f"[rank {rank()}] lost another process ({told}); torchrun ends this one or starts all anew", file=sys.stderr,
           flush=True)
     time.sleep(_SECONDS_TO_BE_ENDED)
     raise SystemExit(1)

@@ -8,7 +8,6 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.square import Square
 from pyro_advbnn.surrogates import Through
 
-NORMS = ("linf", "l2")
 _ATTACKS = {
     "noise": lambda s: RandomNoise(s.epsilon, norm=s.norm, num_tries=10),
     "fgsm": lambda s: PGD(s.epsilon, s.epsilon, 1, s.attack_samples, norm=s.norm),

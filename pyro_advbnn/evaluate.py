@@ -165,7 +165,7 @@ def posterior(
     *,
     of: Selection,
     fractions: list[Annotated[float, Range(0, 1)]] = PRUNED_FRACTIONS,
-    prune_by: list[Literal["signal_to_noise", "std"]] = weights.PRUNE_BY,
+    prune_by: list[Literal[weights.PRUNE_BY]] = weights.PRUNE_BY,
     save_fractions: list[Annotated[float, Range(0, 1)]] | None = None,
     epsilon: Radius | None = None,
     attack: Attack = TWENTY_STEPS,

@@ -13,7 +13,7 @@ from pyro_advbnn.inputs import (
     logits_of,
     pair,
 )
-from pyro_advbnn.records import wilson_interval
+from pyro_advbnn.intervals import wilson_interval
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.quoting import reason
 
 TEXT_LIMIT = 2**28                                       # bytes of a text file; those of a long run are far smaller
 
@@ -63,7 +64,7 @@ def _read(path, limit, read):
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {_reason(error)}") from None
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or reason(error)}") from None
 
 
 def is_there(path):
@@ -78,7 +79,3 @@ def is_there(path):
 def _kind(mode):
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
-
-
-def _reason(error):
-    return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -3,8 +3,9 @@
 A claim such as "twice the steps changes nothing" held where the interval of the difference stays within TOLERANCE; it did not
 where the interval lies beyond it.
 """
-import math
 from dataclasses import dataclass
+
+from pyro_advbnn.intervals import half_width, paired_difference_interval
 
 HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
 TOLERANCE = 0.02                                         # of all images
@@ -31,21 +32,13 @@ def no_loss(base, other, measured, reverse=False):
 
 def difference(base, other):
     """The 95% interval (low, high) of accuracy under `base` less that under `other`, from the images where they differ."""
-    n, lost, won = len(base), (base & ~other).sum().item(), (other & ~base).sum().item()
-    mean = (lost - won) / n
-    error = 1.96 * math.sqrt(max(lost + won - n * mean**2, 0)) / n
-    return mean - max(error, _least(n)), mean + max(error, _least(n))
+    return paired_difference_interval((base & ~other).sum().item(), (other & ~base).sum().item(), len(base))
 
 
 def proportion(correct):
     """(share, half of its 95% interval) of a tensor of booleans."""
-    n, share = len(correct), correct.float().mean().item()
-    return share, max(1.96 * math.sqrt(share * (1 - share) / n), _least(n))
-
-
-def _least(n):
-    """What n images that all agree leave open at 95 %: 3 / n (the rule of three)."""
-    return 3 / n
+    share = correct.float().mean().item()
+    return share, half_width(share, len(correct))
 
 
 def judged(low, high, bound):

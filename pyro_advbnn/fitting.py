@@ -12,6 +12,7 @@ from pyro_advbnn.micro_batches import release_frames
 from pyro_advbnn.nonfinite import NotFinite
 from pyro_advbnn.precision import autocast, batch_format
 from pyro_advbnn.progress import Progress
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.steps import build_attack
 
@@ -46,7 +47,7 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
     except Exception as error:
         if is_nondeterministic(error) and config["deterministic"]:
             progress.close()
-            raise InputError(f"--deterministic: {' '.join(str(error).split())[:300]}") from None
+            raise InputError(f"--deterministic: {reason(error)}") from None
         if not is_out_of_memory(error):
             raise
         progress.close()

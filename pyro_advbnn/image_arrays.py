@@ -19,6 +19,7 @@ from pyro_advbnn import files
 from pyro_advbnn.array_archives import read_arrays, read_shape
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import available_memory
+from pyro_advbnn.quoting import reason
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -108,7 +109,7 @@ def _root(published, data_dir, name, layouts):
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         if new and root.is_dir() and not any(root.iterdir()):
             root.rmdir()                                 # a download makes it before it fails
-        raise InputError(f"{absent}, and the download failed ({_reason(error)}); {advice}") from error
+        raise InputError(f"{absent}, and the download failed ({reason(error)}); {advice}") from error
     return root
 
 
@@ -124,7 +125,7 @@ def _bytes_of(path, root, limit):
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def _cifar10_batch(path, md5, root):
@@ -137,7 +138,7 @@ def _cifar10_batch(path, md5, root):
         images = batch["data"].as_bytes().reshape(-1, 3, 32, 32)
         labels = np.asarray(batch["labels"])
     except Exception as error:  # a damaged pickle may raise anything
-        raise InputError(f"{path}: not a CIFAR-10 batch ({_reason(error)})") from error
+        raise InputError(f"{path}: not a CIFAR-10 batch ({reason(error)})") from error
     return images, _checked_labels(labels, len(images), 10, path)
 
 
@@ -206,7 +207,3 @@ def _checked_labels(labels, num_images, num_classes, where, first=0):
         expected = f"from {first} to {num_classes - 1 + first}"
         raise InputError(f"{where}: labels must be {expected}, got {int(labels[at]) + first} for image {at}")
     return labels.astype(np.int64)
-
-
-def _reason(error):
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.memory import available_memory
+from pyro_advbnn.quoting import reason
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 
@@ -65,8 +66,7 @@ def read(path, use):
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             return use(image)
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable image ({reason})") from error
+        raise InputError(f"{path}: not a readable image ({reason(error)})") from error
 
 
 def _pixels(image, image_size):

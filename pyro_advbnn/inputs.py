@@ -10,6 +10,7 @@ from torch import nn
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.norms import BALLS
+from pyro_advbnn.quoting import reason
 from pyro_advbnn.randomness import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
@@ -144,9 +145,8 @@ def _answer(classifier, x):
     except (InputError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:                           # whatever the user's module does
-        told = " ".join(str(error).split())[:200]
         raise InputError(f"the classifier fails on images {tuple(x.shape)}, {x.dtype}, {x.device}: "
-                         f"{type(error).__name__}: {told}") from error
+                         f"{type(error).__name__}: {reason(error)}") from error
 
 
 def _check_values(logits):

@@ -37,7 +37,7 @@ class Claim:
 
 
 ENOUGH_DRAWS = (10, 20)                                  # of a prediction, Fig. 5 left
-ENOUGH_STEPS, MOST_STEPS = 20, 1000                      # of PGD, Fig. 5 right
+ENOUGH_STEPS = 20                                        # of PGD, Fig. 5 right
 CLAIMS = {
     "ensemble": Claim("10 to 20 draws per prediction suffice, whatever the radius", "section 3.4, Fig. 5 left"),
     "steps": Claim("the accuracy does not change from 20 to 1000 PGD steps", "section 3.4, Fig. 5 right"),

@@ -12,7 +12,7 @@ from pyro_advbnn.train import train
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
 BEYOND_THE_PAPER = ("kl", "beyond")
-FIVE = ("none", "adv", "rse", "bnn", "advbnn")
+FIVE = tuple(name for name, defense in DEFENSES.items() if defense.in_paper)
 ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
 

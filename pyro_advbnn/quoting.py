@@ -4,6 +4,7 @@ import os
 MAX_TEXT = 65_536
 _SHOWN = 200                                             # characters of a text that a message repeats
 _LINE = 4_000                                            # characters of a message
+_REASON = 300                                            # characters of an error that a message repeats
 _MAX_PATH, _MAX_NAME = 4_095, 255                        # bytes, Linux
 
 
@@ -37,3 +38,8 @@ def one_line(text):
     text = " ".join(part.strip() for part in text.splitlines())
     text = text if len(text) <= _LINE else f"{text[:_LINE]}... ({len(text)} characters)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def reason(error):
+    """What an error says, on one line, cut where it is long; the name of its type where it says nothing."""
+    return " ".join(str(error).split())[:_REASON] or type(error).__name__

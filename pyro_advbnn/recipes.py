@@ -10,6 +10,7 @@ from torch import nn
 from pyro_advbnn.attacks import auto_step_size
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.paper import epsilons as table_1_epsilons
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and authors' code (facts.md, sections 2 and 4) for the paper's three; the others are ours.
@@ -21,7 +22,6 @@ _DATA = {
     "folder": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
     "npz": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
 }
-_EPSILONS = {"digits": (0.0, 0.1, 0.2, 0.3), "imagenet143": (0.0, 0.004, 0.01, 0.016, 0.02)}
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
            "weight_decay": 0.0, "weight_averaging": 0.0, "prior": "normal", "kl_warmup": 0.0, "kl_over": "all",
            "initialization": "default", "schedule": "stages"}
@@ -81,8 +81,8 @@ def default_step_size(dataset):
 
 
 def default_epsilons(dataset):
-    """The radii at which a data set is evaluated; those of Table 1 for the paper's three."""
-    return _EPSILONS.get(dataset, (0.0, 0.015, 0.035, 0.055, 0.07))
+    """The radii at which a data set is evaluated: those of Table 1, for other images than the paper's those of CIFAR-10."""
+    return (0.0, 0.1, 0.2, 0.3) if dataset == "digits" else table_1_epsilons(dataset) or table_1_epsilons("cifar10")
 
 
 def figure_2_epsilons(dataset):
@@ -132,7 +132,7 @@ def learning_rate_factor(schedule, stages, progress):
 
 
 @torch.no_grad()
-def initialize_(network, initialization, generator=None):
+def initialize_(network, initialization):
     """Set the parameters of `network` afresh, in place.
 
     "default": as PyTorch made them. "authors": weights of convolutions and linear layers uniform in +-1/sqrt(fan_in),
@@ -142,11 +142,11 @@ def initialize_(network, initialization, generator=None):
         return
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            module.weight.uniform_(0, 1, generator=generator)
+            module.weight.uniform_(0, 1)
             module.bias.zero_()
         elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             bound = 1 / math.sqrt(module.weight[0].numel())
-            module.weight.uniform_(-bound, bound, generator=generator)
+            module.weight.uniform_(-bound, bound)
 
 
 def _authors_optimizer(defense):

@@ -1,7 +1,6 @@
 """What a run leaves behind: lines of metrics, JSON, text tables, the environment they came from. No tensors here."""
 import errno
 import json
-import math
 import os
 import platform
 import re
@@ -15,14 +14,6 @@ from pathlib import Path
 from pyro_advbnn import files
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.quoting import quoted
-
-
-def wilson_interval(correct, total, z=1.959964):
-    """The 95% Wilson score interval (low, high) of a proportion, in [0, 1] (Wilson 1927)."""
-    p = correct / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def table(rows, columns):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pyro_advbnn
 from pyro_advbnn import datasets, values
+from pyro_advbnn.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Seed, Side, Width, Workers
@@ -32,16 +33,15 @@ _NEEDED = {
 }
 _OF_NEWER_RUNS = {
     "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
-    "cuda_graphs": Literal["auto", "on", "off"], "micro_batch": BatchSize | None,
-    "batch_norm": Literal["sync", "broadcast"], "tensorboard": bool, "deterministic": bool,
-    "on_nonfinite": Literal[POLICIES], "world_size": Annotated[int, Range(1, 1_000_000)], "job": str | None,
+    "cuda_graphs": CudaGraphs, "micro_batch": BatchSize | None, "batch_norm": BatchNorm, "tensorboard": bool,
+    "deterministic": bool, "on_nonfinite": Literal[POLICIES], "world_size": Annotated[int, Range(1, 1_000_000)],
+    "job": str | None,
 }
 _SETTINGS = {
     "batch_size": BatchSize, "validation": ImagesOrNone, "num_steps": CountOrNone, "attack_samples": Count,
     "num_samples": Count, "weight_decay": NotNegative, "prior": Literal[tuple(PRIORS)], "kl_warmup": Share,
-    "kl_over": Literal["all", "last"], "initialization": Literal["default", "authors"],
-    "schedule": Literal["stages", "cosine", "constant"], "epsilon": Share, "step_size": NotNegative,
-    "stages": list[Annotated[float, Range(0, open_low=True)]], "optimizer": Literal["adam", "sgd"],
+    "kl_over": KLOver, "initialization": Initialization, "schedule": Schedule, "epsilon": Share, "step_size": NotNegative,
+    "stages": list[Annotated[float, Range(0, open_low=True)]], "optimizer": Optimizer,
     "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,
     "epochs": Epochs, "network": str, "width": Width | None,
 }

@@ -3,6 +3,7 @@ from collections import Counter
 from pathlib import PurePath
 
 from pyro_advbnn import paper, records, texts
+from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.errors import InputError
 
 SETTINGS = {
@@ -117,7 +118,8 @@ def _of_bayesian(config, *names):
 
 def _training_attack(config):
     settings = config["settings"]
-    if not str(config.get("defense")).startswith("adv"):
+    known = DEFENSES.get(str(config.get("defense")))
+    if known is None or not known.adversarial:
         return "none"
     return (f"PGD, ε {texts.of(settings.get('epsilon'))}, {texts.of(settings.get('num_steps'))} steps of "
             f"{texts.of(settings.get('step_size'))}, {texts.draws(settings.get('attack_samples'))}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from pyro_advbnn import checkpoints, distributed, files, locks, metrics, records, run_configs
 from pyro_advbnn.contradictions import check_same_run
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.quoting import reason
 
 
 def create(folder, config, classifier, start):
@@ -165,8 +166,7 @@ def restore_position(folder, training):
         training.result.load_state_dict(content["state"])
         training.load_state_dict(content["training"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = checkpoints.first_lines(error)
-        raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason}") from None
+        raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason(error)}") from None
     return content["best"]
 
 

@@ -3,10 +3,12 @@ import time
 from typing import Annotated, Literal
 
 from pyro_advbnn import checks, ensembles, recipes, records, scrutiny_summaries, usage, worst_case
+from pyro_advbnn.attack_losses import AVERAGES
 from pyro_advbnn.cli import Range
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import attack_fields
 from pyro_advbnn.limits import Minutes, Queries
+from pyro_advbnn.norms import BALLS
 from pyro_advbnn.subjects import Selection, Subjects, exclusive
 from pyro_advbnn.verbs import Count, finish
 
@@ -19,11 +21,11 @@ def robust(
     *,
     of: Selection,
     epsilon: PositiveRadius | None = None,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Literal[tuple(BALLS)] = "linf",
     attacks: list[str] | None = None,
     num_steps: Count = 40,
     attack_samples: Count = 20,
-    average: Literal["gradient", "probability"] = "gradient",
+    average: Literal[AVERAGES] = "gradient",
     num_queries: Queries = 1000,
     num_samples: Count = 20,
     max_minutes: Minutes | None = None,

@@ -12,6 +12,7 @@ from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, attack_fields, attack_images, checked_batches, predict
 from pyro_advbnn.inputs import check_attacked, check_probabilities, logits_of
+from pyro_advbnn.intervals import Z95
 from pyro_advbnn.randomness import own_stream, undisturbed
 
 
@@ -86,7 +87,7 @@ def transfer_rate(clean, transferred, white_box, num_examples):
     varies less, and the rule errs towards saying nothing.
     """
     drop = clean - white_box
-    error = 1.959964 * math.sqrt((clean * (1 - clean) + white_box * (1 - white_box)) / num_examples)
+    error = Z95 * math.sqrt((clean * (1 - clean) + white_box * (1 - white_box)) / num_examples)
     if drop <= error:
         return None, f"drop {100 * drop:.1f} ± {100 * error:.1f} points"
     return (clean - transferred) / drop, ""
@@ -108,7 +109,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     if not norms:
         raise InputError("there are no images to evaluate on")
     norms = torch.cat(norms)
-    mean, half = norms.mean().item(), 1.959964 * norms.std(correction=0).item() / math.sqrt(len(norms))
+    mean, half = norms.mean().item(), Z95 * norms.std(correction=0).item() / math.sqrt(len(norms))
     return {"num_samples": num_samples, "num_examples": len(norms), "l1_norm": mean, "l1_norm_low": mean - half,
             "l1_norm_high": mean + half}
 

@@ -5,7 +5,8 @@ import statistics
 
 from pyro_advbnn import records
 
-PARTS = ("attack", "draws", "forward", "backward", "optimizer", "data")
+PARTS_OF_STEP = ("attack", "draws", "forward", "backward", "optimizer")
+PARTS = (*PARTS_OF_STEP, "data")
 FIELDS = (
     "batch_size", "precision", "contestant", "wall_s", "cpu_s", "images_per_second", "floor", "wall_ratio", "cpu_ratio",
     "flops", "flops_per_second", "matmul_share", "peak_memory_bytes", *(f"{part}_s" for part in PARTS),

@@ -23,6 +23,7 @@ from pyro_advbnn import (
     run_folders,
     signals,
 )
+from pyro_advbnn.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
 from pyro_advbnn.cli import Range
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, only_deterministic
@@ -50,19 +51,19 @@ def train(
     max_minutes: Minutes | None = None,
     patience: Epochs | None = None,
     batch_size: BatchSize | None = None,
-    optimizer: Literal["adam", "sgd"] | None = None,
+    optimizer: Optimizer | None = None,
     learning_rate: Positive = None,
     weight_decay: NotNegative = None,
-    schedule: Literal["stages", "cosine", "constant"] | None = None,
+    schedule: Schedule | None = None,
     weight_averaging: Annotated[float | None, Range(0, 1, open_high=True)] = None,
     alpha: NotNegative = None,
     prior: Literal[tuple(PRIORS)] | None = None,
     prior_std: Std = None,
     init_std: Std = None,
-    kl_over: Literal["all", "last"] | None = None,
+    kl_over: KLOver | None = None,
     kl_warmup: Annotated[float | None, Range(0, 1)] = None,
     init_from: Path | None = None,
-    initialization: Literal["default", "authors"] | None = None,
+    initialization: Initialization | None = None,
     epsilon: Annotated[float | None, Range(0, 1)] = None,
     step_size: Annotated[float, Range(0, 1)] | Literal["auto"] | None = None,
     num_steps: CountOrNone | None = None,
@@ -79,9 +80,9 @@ def train(
     device: str | None = None,
     precision: Literal[PRECISIONS] | None = None,
     compile: bool | None = None,
-    cuda_graphs: Literal["auto", "on", "off"] | None = None,
+    cuda_graphs: CudaGraphs | None = None,
     micro_batch: BatchSize | None = None,
-    batch_norm: Literal["sync", "broadcast"] | None = None,
+    batch_norm: BatchNorm | None = None,
     on_nonfinite: Literal[nonfinite.POLICIES] | None = None,
     deterministic: bool | None = None,
     out: Path | None = None,

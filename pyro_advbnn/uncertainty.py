@@ -13,6 +13,7 @@ from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, attack_images, checked_batches
+from pyro_advbnn.intervals import auroc_interval
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -141,7 +142,7 @@ def calibration_error(bins):
 def detection(clean, other):
     """How well a score tells `other` images, where it should be higher, from `clean` ones; both (N,).
 
-    auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (`auroc_interval`), as
+    auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (`intervals`), as
     if the images were different ones. aupr: the average precision, `other` as positives; by chance it is their
     share. Numbers that are not defined, for want of images, are None.
     """
@@ -155,31 +156,6 @@ def detection(clean, other):
     low, high = auroc_interval(auroc, len(other), len(clean))
     return found | {"auroc": auroc, "auroc_low": low, "auroc_high": high,
                     "aupr": float(average_precision_score(labels, values))}
-
-
-def auroc_interval(auroc, num_positives, num_negatives, z=1.959964):
-    """The 95% score interval (low, high) of an AUROC in [0, 1]: method 5 of Newcombe (Stat. Med. 25, 2006, 559-573).
-
-    It holds every t with |auroc - t| <= z sqrt(V(t)), where, with M = (m + n) / 2 - 1 of m and n images,
-    V(t) = t (1 - t) (1 + M (1 - t) / (2 - t) + M t / (1 + t)) / (m n) is the variance of Hanley and McNeil (1982) at t, not at
-    what was measured: there it is 0 where the AUROC is 0 or 1. With one image of each kind it is Wilson's of a proportion.
-    """
-    def holds(t):
-        spread = (num_positives + num_negatives) / 2 - 1
-        variance = t * (1 - t) * (1 + spread * ((1 - t) / (2 - t) + t / (1 + t))) / (num_positives * num_negatives)
-        return abs(auroc - t) <= z * math.sqrt(variance)
-
-    return _border(holds, auroc, 0.0), _border(holds, auroc, 1.0)
-
-
-def _border(holds, inside, end):
-    """Where, between inside and end, `holds` ceases to, by bisection; end itself where inside is it."""
-    if inside == end:
-        return end
-    for _ in range(60):
-        middle = (inside + end) / 2
-        inside, end = (middle, end) if holds(middle) else (inside, middle)
-    return inside
 
 
 def rejection(score, correct, rejected):

@@ -61,29 +61,12 @@ class Form:
     is_bool: bool = False
 
 
-def number(text: str) -> float:
-    """The finite number that text spells: "0.03", "1e-3", "1_000", "8/255" or "-1/2".
-
-    Raises:
-        InputError: text is no such number.
-    """
-    return read(text, float)
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers of a comma list such as "0,0.01:0.03:0.01,8/255", at most 10,000.
-
-    A range start:stop:step is computed in fractions, so that each value is the float nearest to its decimal, and holds
-    stop when a step hits it within rounding.
-
-    Raises:
-        InputError: text is no such list.
-    """
-    return read(text, list[float])
-
-
 def read(text: str, annotation: Any) -> Any:
     """The value that text has under annotation.
+
+    A number is finite and spelled as "0.03", "1e-3", "1_000", "8/255" or "-1/2"; a list of numbers is such as
+    "0,0.01:0.03:0.01,8/255", at most 10,000. A range start:stop:step is computed in fractions, so that each value is the
+    float nearest to its decimal, and holds stop when a step hits it within rounding.
 
     Raises:
         InputError: it has none; the message goes on from the name of the argument: "must be ..., got ...".

@@ -3,6 +3,7 @@ import math
 
 from pyro_advbnn import paper
 from pyro_advbnn.curves import fraction
+from pyro_advbnn.intervals import difference_interval
 
 NONE = "-"                                               # nothing measured, or nothing published
 NEAR = 0.05                                              # of rho: the paper gives its values as approximate
@@ -15,9 +16,8 @@ def difference(before, after):
     that the difference varies less: the interval is too wide rather than too narrow. It says nothing about training anew.
     """
     a, b = [(row["accuracy"], row["accuracy_low"], row["accuracy_high"]) for row in (after, before)]
-    change = a[0] - b[0]
-    low, high = change - math.hypot(a[0] - a[1], b[2] - b[0]), change + math.hypot(a[2] - a[0], b[0] - b[1])
-    return 100 * change, 100 * low, 100 * high
+    low, high = difference_interval(a, b)
+    return 100 * (a[0] - b[0]), 100 * low, 100 * high
 
 
 def check_rho(rho, published):

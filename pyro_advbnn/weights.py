@@ -37,11 +37,11 @@ def prior_log_std(classifier):
     return log_std
 
 
-def histogram(values, num_bins=NUM_BINS):
+def histogram(values):
     """[(left, right, share of the values), ...] of a vector of at least one value, over all its range."""
     values = values.detach().double().cpu()
     low, high = values.min().item() - 1e-3, values.max().item() + 1e-3
-    counts, edges = torch.histogram(values, num_bins, range=(low, high))
+    counts, edges = torch.histogram(values, NUM_BINS, range=(low, high))
     shares, edges = (counts / len(values)).tolist(), edges.tolist()
     return list(zip(edges, edges[1:], shares, strict=False))
 

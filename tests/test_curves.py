@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import curves, records, scrutiny_summaries
+from pyro_advbnn import curves, scrutiny_summaries
+from pyro_advbnn.intervals import wilson_interval
 from pyro_advbnn.tables import TABLES, Table
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ def run_fields(name, defense, **fields):
 
 
 def measured(correct, total=1000):
-    low, high = records.wilson_interval(correct, total)
+    low, high = wilson_interval(correct, total)
     return {"num_examples": total, "accuracy": correct / total, "accuracy_low": low, "accuracy_high": high}
 
 

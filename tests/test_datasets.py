@@ -215,10 +215,10 @@ def test_batches_without_shuffling_are_the_stored_images_in_the_unit_range():
     assert torch.equal(torch.cat([y for _, y in datasets.batches(images, 100)]), images.labels)
 
 
-def test_the_last_smaller_batch_is_left_out_on_request():
+def test_the_last_batch_is_smaller_where_the_images_do_not_divide():
     images = labelled([0] * 10)
-    assert [len(y) for _, y in datasets.batches(images, 4, drop_last=True)] == [4, 4]
-    assert len(datasets.batches(images, 4, drop_last=True)) == 2 and len(datasets.batches(images, 5)) == 2
+    assert [len(y) for _, y in datasets.batches(images, 4)] == [4, 4, 2]
+    assert len(datasets.batches(images, 4)) == 3 and len(datasets.batches(images, 5)) == 2
 
 
 def test_batches_are_augmented_from_their_own_generator():
@@ -246,7 +246,6 @@ def test_batches_on_the_gpu_stay_there_and_hold_every_image_once(kind):
 @pytest.mark.parametrize("options, message", [
     ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
     ({"batch_size": 2.5}, "batch_size must be a whole number >= 1, got 2.5"),
-    ({"batch_size": 4, "drop_last": True}, "batch_size must be a whole number from 1 to 3, got 4"),
     ({"batch_size": 1, "augmentation": "mixup"}, "augmentation must be one of"),
 ])
 def test_impossible_batches_are_refused_before_the_first_one(options, message):

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets, records
+from pyro_advbnn import datasets
 from pyro_advbnn.attacks import PGD
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.intervals import wilson_interval
 
 
 class Fixed(nn.Module):
@@ -52,7 +53,7 @@ def test_the_accuracy_counts_right_answers_over_batches_of_unequal_size():
     seen = []
     row = ab.robust_accuracy(Fixed(logits), batches, num_samples=1, progress=lambda *done: seen.append(done))
     assert (row["accuracy"], row["num_examples"], row["attack"], row["epsilon"]) == (0.75, 4, "none", 0.0)
-    assert (row["accuracy_low"], row["accuracy_high"]) == records.wilson_interval(3, 4)
+    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(3, 4)
     assert seen == [(3, 2), (4, 3)]
 
 

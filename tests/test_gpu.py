@@ -6,7 +6,7 @@ import torch
 import pyro_advbnn as ab
 from pyro_advbnn import benchmark, checkpoints, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
 from pyro_advbnn.acceleration import GraphedAttack
-from pyro_advbnn.defenses import build_classifier
+from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.micro_batches import is_out_of_memory
 from pyro_advbnn.nonfinite import NotFinite
 from pyro_advbnn.precision import float32_products

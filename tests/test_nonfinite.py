@@ -422,4 +422,4 @@ def test_a_run_with_a_prior_beyond_the_bound_trains_with_its_stds_at_it(tmp_path
 
 
 def test_nothing_explodes_in_a_network_without_a_posterior():
-    assert ab.defenses.build_classifier("none", ab.networks.convnet(width=2)).exploded() is None
+    assert ab.build_classifier("none", ab.networks.convnet(width=2)).exploded() is None

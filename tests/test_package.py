@@ -20,7 +20,8 @@ def python(code):
                           check=True).stdout.split()
 
 
-@pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.records", "pyro_advbnn.cli", "pyro_advbnn.errors"])
+@pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.records", "pyro_advbnn.cli", "pyro_advbnn.defenses",
+                                    "pyro_advbnn.errors"])
 def test_what_needs_no_tensors_starts_without_torch(module):
     loaded = set(python(f"import sys, {module}; print(*sys.modules)"))
     assert module in loaded and not loaded & HEAVY

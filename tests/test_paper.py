@@ -1,15 +1,22 @@
-"""Tests of paper: the published numbers are those of the facts file and of the paper's own text."""
-import re
+"""Tests of paper: the published numbers, copied from the papers once more, and what the paper's own text says."""
 from pathlib import Path
 
 import pytest
 
 from pyro_advbnn import paper
 
-PAPER = Path(__file__).parents[2] / "shared" / "paper"
-needs_facts = pytest.mark.skipif(not (PAPER / "facts.md").exists(), reason="the facts file is not beside this checkout")
-DATASETS = {"CIFAR-10": "cifar10", "STL-10": "stl10", "ImageNet-143": "imagenet143"}
-DEFENSES = {"Adv. training": "adv", "Adv-BNN": "advbnn", "IG-BNN": "igbnn"}
+TEXT = Path(__file__).parents[2] / "shared" / "paper" / "adv-bnn-iclr2019.txt"
+RADII = {"cifar10": (0, 0.015, 0.035, 0.055, 0.07), "stl10": (0, 0.015, 0.035, 0.055, 0.07),
+         "imagenet143": (0, 0.004, 0.01, 0.016, 0.02)}
+TABLE_1 = {  # in percent
+    ("cifar10", "adv"): (80.3, 58.3, 31.1, 15.5, 10.3), ("cifar10", "advbnn"): (79.7, 68.7, 45.4, 26.9, 18.6),
+    ("stl10", "adv"): (63.2, 46.7, 27.4, 12.8, 7.0), ("stl10", "advbnn"): (59.9, 51.8, 37.6, 27.2, 21.1),
+    ("imagenet143", "adv"): (48.7, 37.6, 23.0, 12.4, 7.5), ("imagenet143", "advbnn"): (47.3, 43.8, 39.3, 30.2, 24.6),
+}
+MANY_DRAWS = {  # arXiv 2212.02003, Table 2, in percent
+    ("cifar10", "advbnn"): (79.7, 64.2, 37.7, 16.3, 8.1), ("cifar10", "igbnn"): (82.2, 75.3, 52.2, 28.9, 18.1),
+    ("stl10", "advbnn"): (59.9, 47.9, 31.4, 16.7, 9.1), ("stl10", "igbnn"): (67.0, 61.7, 46.1, 31.9, 24.3),
+}
 
 
 def test_known_numbers_of_table_1_and_of_the_many_draw_attack():
@@ -17,45 +24,29 @@ def test_known_numbers_of_table_1_and_of_the_many_draw_attack():
     assert paper.accuracy("cifar10", "advbnn", 0.07, many_draws=True) == 0.081
     assert paper.accuracy("imagenet143", "adv", 0.004) == 0.376
     assert (paper.accuracy_source(), paper.accuracy_source(many_draws=True)) == ("paper, Table 1", "arXiv 2212.02003, Table 2")
+    assert (paper.ENOUGH_DRAWS, paper.ENOUGH_STEPS) == ((10, 20), 20)
 
 
-@needs_facts
-def test_table_1_is_that_of_the_facts_file():
-    radii, seen = [], {}
-    for line in (PAPER / "facts.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[:2] == ["data", "defence"]:
-            radii = [float(cell) for cell in cells[2:]]
-        elif cells[0] in DATASETS:
-            key = DATASETS[cells[0]], DEFENSES[cells[1]]
-            seen[key] = [round(float(cell) / 100, 4) for cell in cells[2:]]
-            assert [paper.accuracy(*key, radius) for radius in radii] == seen[key]
-            assert paper.epsilons(key[0]) == tuple(radii)
-    assert len(seen) == 6 and set(seen) == set(paper._ONE_DRAW)
+def test_the_radii_are_those_of_table_1():
+    assert {dataset: paper.epsilons(dataset) for dataset in RADII} == RADII and paper.epsilons("digits") == ()
 
 
-@needs_facts
-def test_the_many_draw_figures_are_those_of_the_facts_file():
-    text = (PAPER / "facts.md").read_text()
-    text = text[text.index("2212.02003"):]
-    middle = text.index("STL-10 Adv-BNN")
-    parts = {"cifar10": text[text.index("CIFAR-10 Adv-BNN"):middle], "stl10": text[middle:]}
-    for dataset, part in parts.items():
-        for name in ("Adv-BNN", "IG-BNN"):
-            numbers = re.search(rf"{name} (\d+\.\d(?: / \d+\.\d){{4}})", part).group(1).split(" / ")
-            published = [paper.accuracy(dataset, DEFENSES[name], radius, many_draws=True) for radius in paper.epsilons(dataset)]
-            assert published == [round(float(number) / 100, 4) for number in numbers]
-    assert len(paper._MANY_DRAWS) == 4
+@pytest.mark.parametrize("many_draws", [False, True])
+def test_every_number_is_the_published_one_and_there_are_no_others(many_draws):
+    published = MANY_DRAWS if many_draws else TABLE_1
+    for (dataset, defense), percents in published.items():
+        found = [paper.accuracy(dataset, defense, radius, many_draws) for radius in RADII[dataset]]
+        assert found == pytest.approx([percent / 100 for percent in percents], abs=1e-9)
+    assert set(published) == set(paper._MANY_DRAWS if many_draws else paper._ONE_DRAW)
 
 
-@needs_facts
+@pytest.mark.skipif(not TEXT.exists(), reason="the paper's text is not beside this checkout")
 def test_what_the_paper_claims_is_in_its_text():
-    text = " ".join((PAPER / "adv-bnn-iclr2019.txt").read_text().split())
+    text = " ".join(TEXT.read_text().split())
     for words in (r"\rho \approx 0.85", r"\rho \approx 0.5 \sim 0.6", "only 10~20 forward operations are sufficient",
                   "number of iteration to 1000, the accuracy does not change", "(not sensitive)", "choose a smaller $\\alpha$",
                   "the posterior has two modes", "prune the weights which have large deviation"):
         assert words in text, words
-    assert (paper.ENOUGH_DRAWS, paper.ENOUGH_STEPS, paper.MOST_STEPS) == ((10, 20), 20, 1000)
 
 
 @pytest.mark.parametrize("asked", [

@@ -1,4 +1,4 @@
-"""Tests of records: Wilson's interval, text tables, JSON files that only grow whole."""
+"""Tests of records: text tables, JSON files that only grow whole."""
 import json
 import os
 
@@ -6,21 +6,6 @@ import pytest
 
 from pyro_advbnn import records
 from pyro_advbnn.errors import InputError
-
-
-@pytest.mark.parametrize(("correct", "total", "low", "high"), [
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    (20, 20, 0.8389, 1.0),                               # the first four: Newcombe 1998, Table I
-])
-def test_wilsons_interval_is_the_published_one(correct, total, low, high):
-    assert records.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilsons_interval_solves_its_quadratic_and_mirrors():
-    low, high = records.wilson_interval(7, 30)
-    for bound in (low, high):
-        assert (7 / 30 - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / 30)
-    assert records.wilson_interval(23, 30) == pytest.approx((1 - high, 1 - low))
 
 
 def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_path):

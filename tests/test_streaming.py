@@ -83,7 +83,6 @@ def test_the_same_seed_gives_the_batches_of_memory_whatever_the_number_of_worker
     images = streamed(folder, workers)
     assert isinstance(images, StreamedImages) and not isinstance(in_memory(folder), StreamedImages)
     assert_same_batches(batches(images), batches(in_memory(folder)))
-    assert_same_batches(batches(images, drop_last=True), batches(in_memory(folder), drop_last=True))
 
 
 def test_a_streamed_set_tells_of_itself_what_one_in_memory_does(folder):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pyro_advbnn import cli
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.values import read
 
 
 @pytest.mark.parametrize(
@@ -11,18 +11,18 @@ from pyro_advbnn.errors import InputError
     [("8/255", 8 / 255), ("-1/2", -0.5), ("1e-3", 1e-3), ("1_000", 1000.0), ("+.5", 0.5), ("5.", 5.0), ("0.5/2", 0.25)],
 )
 def test_a_number_may_be_a_decimal_or_a_fraction(text, value):
-    assert cli.number(text) == value
+    assert read(text, float) == value
 
 
 @pytest.mark.parametrize("text", ["", "8/0", "8/2x", "1/2/3", "nan", "inf", "-inf", "1e400", "1__0", "0x1", "٣"])
 def test_what_is_no_finite_number_is_refused(text):
     with pytest.raises(InputError, match="must be a number, got "):
-        cli.number(text)
+        read(text, float)
 
 
 def test_an_exponent_that_would_fill_the_memory_is_refused_unread():
     with pytest.raises(InputError, match=r"got '1e9999999'$"):
-        cli.number("1e9999999")
+        read("1e9999999", float)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_an_exponent_that_would_fill_the_memory_is_refused_unread():
     ],
 )
 def test_a_range_holds_clean_values_and_its_stop_when_a_step_hits_it(text, values):
-    assert cli.numbers(text) == values
+    assert read(text, list[float]) == values
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_a_range_holds_clean_values_and_its_stop_when_a_step_hits_it(text, value
 )
 def test_a_list_that_makes_no_sense_is_refused_with_the_reason(text, reason):
     with pytest.raises(InputError, match=reason):
-        cli.numbers(text)
+        read(text, list[float])
 
 
 def test_the_longest_range_that_is_taken_has_ten_thousand_numbers():
-    assert len(cli.numbers("1:10000:1")) == 10_000
+    assert len(read("1:10000:1", list[float])) == 10_000

@@ -1,0 +1,20 @@
+"""The classifier of a defence around a network."""
+from pyro_advbnn.bayesian import BayesianClassifier
+from pyro_advbnn.classifiers import Classifier
+from pyro_advbnn.defenses import DEFENSES
+from pyro_advbnn.errors import InputError
+from pyro_advbnn.noise import add_noise
+
+
+def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=()):
+    """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.
+
+    The settings are those of BayesianClassifier and say nothing to the other kinds. Raises InputError.
+    """
+    if defense not in DEFENSES:
+        raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {defense!r}")
+    kind = DEFENSES[defense].kind
+    if kind == "bayesian":
+        return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over,
+                                  deterministic=deterministic)
+    return Classifier(add_noise(network) if kind == "noisy" else network)

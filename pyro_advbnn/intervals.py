@@ -1,0 +1,68 @@
+"""95% intervals (low, high) of what was measured on some images of many. No tensors here."""
+import math
+
+Z95 = 1.959964
+
+
+def wilson_interval(correct, total):
+    """The Wilson score interval of a proportion, in [0, 1] (Wilson 1927)."""
+    p, z = correct / total, Z95
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def half_width(share, total):
+    """Half of the normal interval of a proportion, at least what `total` images that all agree leave open."""
+    return max(Z95 * math.sqrt(share * (1 - share) / total), _rule_of_three(total))
+
+
+def difference_interval(share, other):
+    """The interval of a proportion less another of other images; each is (share, low, high) with its Wilson interval.
+
+    Method 10 of Newcombe (Stat. Med. 17, 1998, 873-890).
+    """
+    difference = share[0] - other[0]
+    return (difference - math.hypot(share[0] - share[1], other[2] - other[0]),
+            difference + math.hypot(share[2] - share[0], other[0] - other[1]))
+
+
+def paired_difference_interval(lost, won, total):
+    """The normal interval of a proportion less another of the same `total` images.
+
+    lost: how many count for the first alone, won: for the second alone. At least as wide as what images that all agree leave
+    open.
+    """
+    mean = (lost - won) / total
+    half = max(Z95 * math.sqrt(max(lost + won - total * mean**2, 0)) / total, _rule_of_three(total))
+    return mean - half, mean + half
+
+
+def _rule_of_three(total):
+    """What images that all agree leave open: 3 / total."""
+    return 3 / total
+
+
+def auroc_interval(auroc, num_positives, num_negatives):
+    """The score interval of an AUROC in [0, 1]: method 5 of Newcombe (Stat. Med. 25, 2006, 559-573).
+
+    It holds every t with |auroc - t| <= z sqrt(V(t)), where, with M = (m + n) / 2 - 1 of m and n images,
+    V(t) = t (1 - t) (1 + M (1 - t) / (2 - t) + M t / (1 + t)) / (m n) is the variance of Hanley and McNeil (1982) at t, not at
+    what was measured: there it is 0 where the AUROC is 0 or 1. With one image of each kind it is Wilson's of a proportion.
+    """
+    def holds(t):
+        spread = (num_positives + num_negatives) / 2 - 1
+        variance = t * (1 - t) * (1 + spread * ((1 - t) / (2 - t) + t / (1 + t))) / (num_positives * num_negatives)
+        return abs(auroc - t) <= Z95 * math.sqrt(variance)
+
+    return _border(holds, auroc, 0.0), _border(holds, auroc, 1.0)
+
+
+def _border(holds, inside, end):
+    """Where, between inside and end, `holds` ceases to, by bisection; end itself where inside is it."""
+    if inside == end:
+        return end
+    for _ in range(60):
+        middle = (inside + end) / 2
+        inside, end = (middle, end) if holds(middle) else (inside, middle)
+    return inside

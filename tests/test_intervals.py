@@ -1,0 +1,58 @@
+"""Tests of intervals: the published ones, and the equations that they solve."""
+import pytest
+
+from pyro_advbnn.intervals import auroc_interval, difference_interval, half_width, paired_difference_interval, wilson_interval
+
+
+@pytest.mark.parametrize(("correct", "total", "low", "high"), [
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+    (20, 20, 0.8389, 1.0),                               # the first four: Newcombe 1998, Table I
+])
+def test_wilsons_interval_is_the_published_one(correct, total, low, high):
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilsons_interval_solves_its_quadratic_and_mirrors():
+    low, high = wilson_interval(7, 30)
+    for bound in (low, high):
+        assert (7 / 30 - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / 30)
+    assert wilson_interval(23, 30) == pytest.approx((1 - high, 1 - low))
+
+
+def share(correct, total):
+    return correct / total, *wilson_interval(correct, total)
+
+
+def test_the_interval_of_a_difference_is_the_published_one_and_mirrors():
+    low, high = difference_interval(share(56, 70), share(48, 80))                  # Newcombe 1998, Table II, example (a)
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference_interval(share(48, 80), share(56, 70)) == pytest.approx((-high, -low))
+
+
+def test_a_paired_difference_is_as_uncertain_as_its_images_differ():
+    low, high = paired_difference_interval(30, 10, 200)
+    assert high + low == pytest.approx(2 * 0.1) and (high - low) / 2 == pytest.approx(1.959964 * (40 - 2) ** 0.5 / 200)
+    assert paired_difference_interval(10, 30, 200) == pytest.approx((-high, -low))
+    low, high = paired_difference_interval(100, 0, 1000)                           # a proportion, where none is won
+    assert (high - low) / 2 == pytest.approx(half_width(0.1, 1000)) == pytest.approx(1.959964 * (0.09 / 1000) ** 0.5)
+
+
+def test_images_that_all_agree_leave_open_what_the_rule_of_three_says():
+    assert paired_difference_interval(0, 0, 1000) == (-0.003, 0.003)
+    assert paired_difference_interval(20, 0, 20) == pytest.approx((0.85, 1.15))
+    assert half_width(0.0, 60) == half_width(1.0, 60) == 0.05
+
+
+def test_an_auroc_of_1_or_0_has_an_interval_as_wide_as_its_images_are_few():
+    low, high = auroc_interval(1.0, 20, 20)
+    assert high == 1 and low == pytest.approx(0.898, abs=2e-3)
+    assert auroc_interval(0.0, 20, 20) == (0, pytest.approx(1 - low))
+    widths = [1 - auroc_interval(1.0, num, num)[0] for num in (1, 5, 20, 100, 1000)]
+    assert widths == sorted(widths, reverse=True) and widths[-1] > 0
+    assert auroc_interval(1.0, 1, 1) == pytest.approx(wilson_interval(1, 1))
+    low, high = auroc_interval(0.8, 40, 25)
+    for end in (low, high):                              # the ends solve the equation of the score
+        t, spread = end, (40 + 25) / 2 - 1
+        variance = t * (1 - t) * (1 + spread * (1 - t) / (2 - t) + spread * t / (1 + t)) / 1000
+        assert abs(0.8 - t) == pytest.approx(1.959964 * variance**0.5)
+    assert low < 0.8 < high
