@@ -7,16 +7,20 @@ import torch
 
 from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
 from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.attacks import eval_mode
 from pyro_advbnn.construction import build_classifier
 from pyro_advbnn.contradictions import MAY_CHANGE_ON_RESUME
 from pyro_advbnn.defenses import DEFENSES
 from pyro_advbnn.devices import describe_device, resolve_device
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.flat import how_normals_are_drawn
+from pyro_advbnn.inputs import check_logits
 from pyro_advbnn.memory import available_memory
 from pyro_advbnn.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.priors import fan_in_factor
 from pyro_advbnn.quoting import reason
+from pyro_advbnn.randomness import undisturbed
+from pyro_advbnn.skeletons import trainable_parameters
 from pyro_advbnn.streaming import StreamedImages
 from pyro_advbnn.training import Training
 
@@ -122,6 +126,7 @@ def build(config, images):
     settings, device = config["settings"], images.device
     torch.manual_seed(config["seed"])
     network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
+    trainable_parameters(network)
     check_memory(network, config["defense"], device)
     recipes.initialize_(network, settings["initialization"])
     if config["init_from"]:
@@ -131,6 +136,7 @@ def build(config, images):
     if config["batch_norm"] == "sync":
         network = batch_norm.synchronise(network, device.type)
     classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
+    _try_draws(classifier, images)
     config["classifier"] = classifier.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
@@ -232,12 +238,13 @@ def _start_from(network, name, run):
 
 def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
-    image = images.take([0]).in_memory().images.cpu().float() / 255
-    shape = _shape_of_logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
-    if shape != (1, images.num_classes):
-        raise InputError(f"the network gives {shape} for one image, not (1, {images.num_classes}) logits")
+    image = _first_image(images)
+    logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
+    if logits.shape != (1, images.num_classes):
+        raise InputError(f"the network gives {tuple(logits.shape)} for one image, not (1, {images.num_classes}) logits")
+    check_logits(logits)
     if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
-        _shape_of_logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one "
+        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one "
                          f"of the {len(images)} images, on which the network cannot be trained")
     network.train()
 
@@ -252,10 +259,28 @@ def _check_parts(num_images, batch_size):
                          f"images, fewer than 2 for each of {processes} processes")
 
 
+def _try_draws(classifier, images):
+    """One gradient of a drawn network, which some refuse: those that read weights when the call is over, or are compiled."""
+    image = _first_image(images)
+    with undisturbed(), eval_mode(classifier):
+        try:
+            classifier(image).sum().backward()
+        except Exception as error:
+            raise InputError(f"the network cannot be called with weights that are drawn anew in each call: "
+                             f"{reason(error)}") from None
+    classifier.zero_grad()
+    classifier.release_buffers()
+
+
+def _first_image(images):
+    return images.take([0]).in_memory().images.cpu().float() / 255
+
+
 @torch.no_grad()
-def _shape_of_logits(network, image, complaint):
+def _logits(network, image, complaint):
     try:
-        return tuple(network(image).shape)
+        logits = network(image)
+        return logits.reshape(logits.shape)              # else it is no tensor
     except Exception as error:                           # a network of the user's fails in ways of its own
         raise InputError(f"{complaint}: {reason(error)}") from None
 

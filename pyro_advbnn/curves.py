@@ -52,16 +52,26 @@ def curves(rows, x, *, across=(), names=None):
         homes = [home for home in groups if key <= home] if _is_clean(row) and x == "epsilon" else []
         for home in homes or [key]:
             groups.setdefault(home, []).append(row)
-    found = [Curve(names[group[0]["run"]], {}, _in_order(group, x)) for group in groups.values()]
+    renewed = set() if "run" in across else renewed_names(rows)
+    found = [Curve(names[group[0]["run"]] + f" ({defense_name(group[0])})" * (group[0]["run"] in renewed), {},
+                   _in_order(group, x)) for group in groups.values()]
     found.sort(key=lambda curve: _rank(curve.rows[-1], x, list(names)))
     return [Curve(curve.label, words, curve.rows) for curve, words in zip(found, _differences(found, x, across))]
 
 
 def labels(rows):
     """{run: how readers know it}: the name of its defence where no other run shown has the same, else the run's own."""
-    defenses = {row["run"]: defense_name(row) for row in rows}
+    defenses, renewed = {row["run"]: defense_name(row) for row in rows}, renewed_names(rows)
     counts = list(defenses.values())
-    return {run: run if counts.count(defense) > 1 else defense for run, defense in defenses.items()}
+    return {run: run if run in renewed or counts.count(defense) > 1 else defense for run, defense in defenses.items()}
+
+
+def renewed_names(rows):
+    """The names that runs of several defences have had, one after another; their rows must not be taken for each other's."""
+    seen = {}
+    for row in rows:
+        seen.setdefault(row["run"], set()).add(row["defense"])
+    return {run for run, defenses in seen.items() if len(defenses) > 1}
 
 
 def defense_name(row):

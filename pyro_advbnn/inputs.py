@@ -60,10 +60,12 @@ def check_classifier(classifier, x, *, gradient=True):
     """
     if not isinstance(classifier, nn.Module):
         raise InputError(f"the classifier must be an nn.Module, got {_kind(classifier)}")
+    if gradient and torch.is_inference_mode_enabled():
+        raise InputError("an attack takes gradients, which torch.inference_mode() forbids: call it outside")
     with undisturbed(), eval_mode(classifier), frozen(classifier), torch.enable_grad():
         x = x.detach().clone().requires_grad_(gradient)
         logits = _answer(classifier, x)
-        _check_values(logits.detach())
+        check_logits(logits.detach())
         if gradient:
             _check_gradient(logits, x)
     return logits.shape[1]
@@ -149,7 +151,8 @@ def _answer(classifier, x):
                          f"{type(error).__name__}: {reason(error)}") from error
 
 
-def _check_values(logits):
+def check_logits(logits):
+    """Raises InputError for what (B, classes) is not finite, or what a softmax or a sigmoid has been at."""
     if not logits.isfinite().all():
         raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()

@@ -40,10 +40,16 @@ def matching_parameters(patterns, parameters):
 
 
 def parameter_aliases(network):
-    """{name of a trainable parameter: all names under which modules hold it}."""
-    aliases, names = {}, {}
+    """{name of a trainable parameter: the names under which modules hold it}, one for each module that does.
+
+    A module that is itself there under several names counts once: its weight would be replaced, and put back, twice.
+    """
+    aliases, names, places = {}, {}, set()
     for name, p in network.named_parameters(remove_duplicate=False):
-        if p.requires_grad:
+        module, _, leaf = name.rpartition(".")
+        place = id(network.get_submodule(module)), leaf
+        if p.requires_grad and place not in places:
+            places.add(place)
             aliases.setdefault(names.setdefault(id(p), name), []).append(name)
     return aliases
 

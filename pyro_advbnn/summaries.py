@@ -12,6 +12,7 @@ from pyro_advbnn.curves import (
     fraction,
     labels,
     place,
+    renewed_names,
     settings,
     span,
     transfer_groups,
@@ -157,7 +158,8 @@ def _runs(rows, folder):
 
 
 def _transfer(rows, _):
-    names, defenses = labels(rows), {row["run"]: row["defense"] for row in rows}
+    names, renewed = labels(rows), renewed_names(rows)
+    defenses = {row["run"]: row["defense"] for row in rows if row["run"] not in renewed}
     lines, agree = [], []
     for words, part in transfer_groups(rows):
         for row in part:

@@ -314,3 +314,31 @@ def test_noise_is_active_in_training_and_in_testing_and_has_its_std():
 def test_what_is_no_plain_network_is_refused(network, match):
     with pytest.raises(ab.InputError, match=match):
         ab.BayesianClassifier(network)
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = self.a
+        self.end = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.end(self.b(self.a(x.flatten(1)).relu()))
+
+
+def test_a_layer_under_two_names_is_drawn_once_and_left_as_it_was():
+    torch.manual_seed(0)
+    network, x, y = Twice(), torch.rand(5, 1, 2, 2), torch.arange(5) % 3
+    classifier = ab.BayesianClassifier(network, init_std=1e-8)
+    names = [name for name, _ in classifier.named_parameters()]
+    for _ in range(2):
+        ab.negative_elbo(classifier, x, y, kl_weight=0.1).backward()
+        with ab.eval_mode(classifier):
+            torch.testing.assert_close(classifier(x), network(x))
+    assert [name for name, _ in classifier.named_parameters()] == names == ["mean", "log_std"]
+    assert len(classifier.mean) == sum(p.numel() for p in network.parameters())
+    torch.testing.assert_close(classifier.draw()(x), network(x))
+    assert ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1).shape == x.shape

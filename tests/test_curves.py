@@ -166,3 +166,13 @@ def test_transfer_of_other_settings_or_of_a_run_trained_anew_is_a_map_of_its_own
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.02, "1/50"), (1.0, "1"), (0.1, "1/10"), (0.3, "0.3"), (None, "–")])
 def test_an_alpha_is_written_as_the_paper_writes_it(value, text):
     assert curves.fraction(value) == text
+
+
+def test_a_name_that_has_had_two_defences_is_no_ones_alone():
+    """A run that was deleted and trained anew under its old name: its old rows are not the new defence's."""
+    old, new = run_fields("a", "adv") | {"weights": "old"}, run_fields("a", "none") | {"weights": "new"}
+    rows = [row(old, 540, 0.1), row(new, 0, 0.1)]
+    found = {curve.label: curve.rows[0]["accuracy"] for curve in curves.curves(rows, "epsilon")}
+    assert found == {"a (adversarial training)": 0.54, "a (no defence)": 0.0}
+    assert curves.labels(rows) == {"a": "a"}
+    assert [curve.label for curve in curves.curves(rows[:1], "epsilon")] == ["adversarial training"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile import refused_command
 from PIL import Image
 
 from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, run_folders
@@ -519,6 +520,41 @@ def test_a_start_from_another_architecture_is_refused(tmp_path, finished, flags)
         flags = flags | {"data_dir": colours(tmp_path), "num_train": None, "validation": 4}
     with pytest.raises(InputError, match="init_from: the network in .* is not the one"):
         build(init_from=finished, **flags)
+
+
+ODD = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+def soft(n):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, n), nn.Softmax(1))
+
+def lazy(n):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(n))
+
+def bare(n):
+    return nn.Flatten()
+
+class Later(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.layer = nn.Linear(64, n)
+
+    def forward(self, x):
+        return checkpoint(self.layer, x.flatten(1), use_reentrant=False)
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("soft", "must return logits, these are probabilities"), ("lazy", "has no shape yet"), ("bare", "has no parameters"),
+    ("Later", "cannot be called with weights that are drawn anew in each call")])
+def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, monkeypatch, capsys, name, words):
+    (tmp_path / "odd_networks.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_networks", raising=False)
+    told = refused_command(capsys, train, f"--network=odd_networks:{name}", "--num_train=100", "--out", tmp_path / "run")
+    assert words in told and not (tmp_path / "run").exists()
 
 
 def test_a_network_of_the_users_own_is_imported_again_only_where_the_flag_is_given_again(tmp_path, own_network, capsys):
