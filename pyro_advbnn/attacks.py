@@ -56,7 +56,8 @@ class PGD:
     step_size None takes 2.5 * epsilon / num_steps. norm: "linf", or "l2", whose steps of length step_size go along the
     gradient. loss, average: as in `attack_losses.loss_and_gradient`. momentum: each step follows the running sum of the
     gradients, each over its l_1 norm, the sum before it times momentum in [0, 1] (MI-FGSM, Dong et al. 2018); 0: the
-    gradient alone. restarts: of so many runs, all but the first from uniform points, an image's worst by `keep_worse`.
+    gradient alone. restarts: number of runs, every one but the first from a uniform point; each image keeps its worst
+    result (`keep_worse`).
     """
 
     epsilon: float
@@ -82,10 +83,11 @@ class PGD:
 
     @property
     def name(self):
-        """"pgd", with what is not as in the paper: the loss, the average, "momentum" and the norm."""
+        """"pgd", with what is not as in the paper: the loss, the average, momentum, random start, restarts and the norm."""
         return "-".join(["pgd", *(setting for setting, default in (
             (loss_name(self.loss), "ce"), (self.average, "gradient"), ("momentum" if self.momentum else "", ""),
-            (self.norm, "linf")) if setting != default)])
+            ("random" if self.random_start else "", ""), (f"x{self.restarts}", "x1"), (self.norm, "linf"))
+            if setting != default)])
 
     @property
     def reaches_ball(self):

@@ -71,11 +71,15 @@ class BayesianClassifier(Classifier):
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         self._may_explode = math.exp(self.log_std.detach().max()) < _HUGE_STD and not self._has_wide_prior()
-        self._work = Buffers()
+        self._work, self._work_fixed = Buffers(), Buffers()
         self._shared = shared_modules(network)
 
     def forward(self, x):
-        """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight."""
+        """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight.
+
+        Where nothing requires a gradient, exp(log_std) is kept from call to call: change it in place, not through .data, of
+        which torch tells nobody, or call eval() or train() afterwards.
+        """
         weights = self.posterior_distribution().rsample()
         if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
             return self._logits(weights, x)
@@ -133,7 +137,7 @@ class BayesianClassifier(Classifier):
     def release_buffers(self):
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
         super().release_buffers()
-        self._work = Buffers()
+        self._work, self._work_fixed = Buffers(), Buffers()
 
     def settings(self):
         return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}
@@ -161,7 +165,7 @@ class BayesianClassifier(Classifier):
         """{parameter name: view} of a draw (d,) and of the deterministic parameters."""
         by_name = dict(zip(self._shapes, unflatten(weights, self._shapes.values(), self._work), strict=True))
         if self.deterministic is not None:
-            fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work)
+            fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work_fixed)
             by_name |= zip(self._fixed_shapes, fixed, strict=True)
         return by_name
 

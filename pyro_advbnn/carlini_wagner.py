@@ -8,6 +8,7 @@ from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
+from pyro_advbnn.norms import L2Ball, per_image
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class CarliniWagner:
     num_samples: int = 20
 
     name = "cw"
+    norm = "l2"
     uses_gradient = True
 
     def __post_init__(self):
@@ -69,7 +71,7 @@ class CarliniWagner:
             found = self._descend(classifier, x, y, constants, best)
             low, high = torch.where(found, low, constants), torch.where(found, constants, high)
             constants = torch.where(high < math.inf, (low + high) / 2, 10 * constants)
-        return torch.where(_per_image(best.norms <= self.epsilon), best.images, x)
+        return torch.where(per_image(best.norms <= self.epsilon, x), best.images, x)
 
     def _descend(self, classifier, x, y, constants, best):
         """(B,): whether Adam met a broken image; `best` keeps the closest."""
@@ -80,14 +82,14 @@ class CarliniWagner:
             x_adv = (v.tanh() + 1) / 2
             shortfall, gradient = loss_and_gradient(classifier, x_adv, y, loss=self._shortfall,
                                                     attack_samples=self.attack_samples, average="probability")
-            norms = _norms(x_adv - x)
+            norms = L2Ball.size(x_adv - x)
             promising = ((shortfall >= 0) & ((norms < best.norms) | ~found)).nonzero().flatten()
             if len(promising):
                 broken = promising[self._breaks(classifier, x_adv[promising], y[promising])]
                 found[broken] = True
                 best.update(broken, x_adv, norms)
             if step < self.num_steps:
-                v.grad = (2 * (x_adv - x) - _per_image(constants) * gradient) * 2 * x_adv * (1 - x_adv)
+                v.grad = (2 * (x_adv - x) - per_image(constants, x) * gradient) * 2 * x_adv * (1 - x_adv)
                 optimizer.step()
         return found
 
@@ -114,11 +116,3 @@ class _Best:
 
 
 _INSIDE = 1 - 1e-6                                       # atanh of the borders 0 and 1 is infinite
-
-
-def _norms(change):
-    return change.flatten(1).norm(dim=1)
-
-
-def _per_image(values):
-    return values[:, None, None, None]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from pyro_advbnn.apgd import APGD
-from pyro_advbnn.attack_losses import expected_loss, loss_and_gradient
+from pyro_advbnn.attack_losses import loss_and_gradient, losses_together
 from pyro_advbnn.attacks import RandomNoise, eval_mode, frozen
 from pyro_advbnn.examination import Examination
 from pyro_advbnn.findings import (
@@ -140,8 +140,8 @@ def fixed_draw(exam):
 def gradients(exam):
     """Gradients neither vanish nor are the same for all images."""
     zeros, blind, constant = [], [], []
-    for x, y in exam.batches:
-        with separate_randomness(exam.seed), eval_mode(exam.classifier), frozen(exam.classifier):
+    for number, (x, y) in enumerate(exam.batches):
+        with separate_randomness(exam.seed + number), eval_mode(exam.classifier), frozen(exam.classifier):
             gradient = loss_and_gradient(exam.classifier, x, y, loss=exam.attack.loss)[1].flatten(1)
         zeros.append((gradient == 0).float().mean(1))
         blind.append((gradient == 0).all(1))
@@ -157,14 +157,16 @@ def gradients(exam):
 
 
 def loss_goes_up(exam):
-    """The loss that the attack climbs is higher on its images, by fresh draws."""
+    """What the attack climbs, measured by the margin, which unlike its cross-entropy never saturates, is higher on its images.
+
+    By fresh draws, the same for an image before and after.
+    """
     risen = []
-    for x, y in exam.batches:
-        with separate_randomness(exam.seed):
+    for number, (x, y) in enumerate(exam.batches):
+        with separate_randomness(exam.seed + number):
             x_adv = exam.attack(exam.classifier, x, y)
             with eval_mode(exam.classifier), frozen(exam.classifier):
-                before, after = (expected_loss(exam.classifier, images, y, loss="margin", attack_samples=exam.num_samples)
-                                 for images in (x, x_adv))
+                before, after = losses_together(exam.classifier, x, x_adv, y, loss="margin", attack_samples=exam.num_samples)
         risen.append(after > before)
     share, error = proportion(~torch.cat(risen))
     return Finding(judged(share - error, share + error, NEAR_ZERO), f"it rises for {percent(1 - share)} of the images",

@@ -32,7 +32,11 @@ class Classifier(nn.Module):
         self._kept = None
 
     def forward(self, x):
-        """Logits (B, classes) under fresh randomness."""
+        """Logits (B, classes) under fresh randomness.
+
+        Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
+        .data, of which torch tells nobody, or call eval() or train() afterwards.
+        """
         if any(p.requires_grad for p in self.parameters()):
             return checked(self.network(x))
         return checked(self._lean_calls(self._kept_weights(x), x))

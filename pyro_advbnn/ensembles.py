@@ -8,8 +8,9 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.square import Square
 from pyro_advbnn.surrogates import Through
 
+STEPS_OF_CW = 5                                          # in each of its searches, for one of the others: Adam's are small
 _ATTACKS = {
-    "noise": lambda s: RandomNoise(s.epsilon, norm=s.norm, num_tries=10),
+    "noise": lambda s: RandomNoise(s.epsilon, norm=s.norm, num_tries=10, attack_samples=s.attack_samples, average=s.average),
     "fgsm": lambda s: PGD(s.epsilon, s.epsilon, 1, s.attack_samples, norm=s.norm),
     "pgd": lambda s: s.pgd(),
     "pgd-margin": lambda s: s.pgd(loss="margin"),
@@ -18,7 +19,7 @@ _ATTACKS = {
     "apgd-ce": lambda s: s.apgd("ce"),
     "apgd-dlr": lambda s: s.apgd("dlr"),
     "square": lambda s: Square(s.epsilon, s.num_queries, s.attack_samples),
-    "cw": lambda s: CarliniWagner(s.epsilon, attack_samples=s.attack_samples),
+    "cw": lambda s: CarliniWagner(s.epsilon, num_steps=STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples),
 }
 _ONE_NORM = {"square": "linf", "cw": "l2"}
 OF_RANDOM = ("noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "square")
@@ -26,7 +27,11 @@ OF_RANDOM = ("noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd
 
 @dataclass(frozen=True)
 class Strength:
-    """What the attacks of an ensemble share. epsilon: radius in `norm`; average: see `attack_losses`."""
+    """What the attacks of an ensemble share. epsilon: radius in `norm`; average: see `attack_losses`.
+
+    Square and Carlini and Wagner's attack go by the averaged answer ("probability") always, and num_steps means nothing to
+    noise and Square.
+    """
 
     epsilon: float
     num_steps: int = 40

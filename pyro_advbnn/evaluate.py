@@ -48,7 +48,7 @@ def accuracy(
     """
     command = usage.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
     subjects = Subjects(of, _TABLES[against])
-    epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else epsilons
+    epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
@@ -116,7 +116,7 @@ def ensemble(
     """
     command = usage.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
     subjects = Subjects(of, "ensemble")
-    epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else epsilons
+    epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:

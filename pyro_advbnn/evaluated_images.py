@@ -16,7 +16,8 @@ def evaluated_images(config, selection):
     if selection.split == "held_out":
         images = _held_out(config, data_dir)
     else:
-        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"],
+        loading = "stream" if loading_of(config) == "stream" else "auto"     # not by today's memory: their digest depends on it
+        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"], loading=loading,
                                device=resolve_device(selection.device))
     if selection.num_test and selection.num_test > len(images):
         raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "

@@ -7,6 +7,7 @@ from tqdm import tqdm
 from pyro_advbnn import __version__, distributed, metrics, run_configs, run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
+_TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
 
 
 def tell_source(run):
@@ -25,7 +26,7 @@ class Progress:
         self._progress_at_start = training.progress
         self._epoch_began, self._epoch_images = time.monotonic(), 0
         self._bar = None
-        self._noted = set()
+        self._noted, self._told_statistics = set(), False
 
     def begin(self):
         config, settings = self.config, self.config["settings"]
@@ -124,7 +125,17 @@ class Progress:
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left"
               f"{_skipped(row['skipped_steps'])}", flush=True)
+        self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
         self._epoch_began, self._epoch_images = time.monotonic(), 0
+
+    def _note_statistics(self, in_training, predicted):
+        """Once, where batches normalised by their own statistics fare much better than predictions by the running ones."""
+        if self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART:
+            if not self._told_statistics:
+                print(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
+                      f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; "
+                      f"fewer --epochs or a smaller --alpha keep the posterior narrower", flush=True)
+            self._told_statistics = True
 
     def stopped(self, why):
         self.close()

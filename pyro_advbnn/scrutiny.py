@@ -42,9 +42,10 @@ def robust(
         attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr, square and
             cw (l2); NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an ensemble of M fixed
             draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,square, as far as they make sense.
-        num_steps: of each gradient attack.
-        attack_samples: weight draws averaged in each gradient and each query.
-        average: over the draws of the loss's gradient, or of the probability (one answer, one gradient).
+        num_steps: of each gradient attack (cw: five times as many, in each of six searches).
+        attack_samples: weight draws averaged in each gradient, each query and each comparison of noises.
+        average: over the draws of the loss's gradient, or of the probability (one answer, one gradient); square and cw always
+            take the probability.
         num_queries: of square.
         num_samples: weight draws averaged in each prediction, once to judge and once to count.
         max_minutes: start no further batch after this time; the result is then that of what was tried.

@@ -13,7 +13,7 @@ from pyro_advbnn.arguments import check_at_least, check_number
 from pyro_advbnn.attack_losses import check_loss, expected_loss
 from pyro_advbnn.attacks import eval_mode, frozen
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.norms import check_ball
+from pyro_advbnn.norms import check_ball, per_image
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Square:
     remeasure: bool = True
 
     name = "square"
+    norm = "linf"
 
     def __post_init__(self):
         check_ball(self.epsilon, "linf")
@@ -68,7 +69,7 @@ class Square:
                 proposal = self._squares(x_adv, ball, query) if query else self._stripes(ball)
                 current, proposed = self._both_losses(classifier, x_adv, proposal, y, kept)
                 better = proposed > current
-                x_adv = torch.where(better[:, None, None, None], proposal, x_adv)
+                x_adv = torch.where(per_image(better, x_adv), proposal, x_adv)
                 kept = None if self.remeasure else torch.where(better, proposed, current)
                 yield x_adv
 

@@ -94,7 +94,7 @@ def parse_source(source):
     raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, at most {MAX_POOL}, got {source!r}")
 
 
-_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball")    # of evaluation.attack_fields
+_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm")    # attack_fields, check_attacked
 
 
 def _answer(network, x):

@@ -98,7 +98,8 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
 
     What adversarial training regularises (Eq. 13): gamma times this is the loss that an l_inf attack of radius gamma can
     add, to first order. Of a random network the gradient is averaged over num_samples draws, before the norm.
-    Returns num_samples, num_examples, l1_norm, l1_norm_low, l1_norm_high; nats per unit of brightness in [0, 1].
+    Returns num_samples, num_examples, l1_norm, l1_norm_low, l1_norm_high; nats per unit of brightness in [0, 1]. One image
+    alone tells of no spread: its interval has no width.
     """
     norms = []
     for x, y in checked_batches(batches, [classifier], "gradient"):
@@ -109,7 +110,8 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     if not norms:
         raise InputError("there are no images to evaluate on")
     norms = torch.cat(norms)
-    mean, half = norms.mean().item(), Z95 * norms.std(correction=0).item() / math.sqrt(len(norms))
+    mean, std = norms.mean().item(), norms.std(correction=min(1, len(norms) - 1)).item()
+    half = Z95 * std / math.sqrt(len(norms))
     return {"num_samples": num_samples, "num_examples": len(norms), "l1_norm": mean, "l1_norm_low": mean - half,
             "l1_norm_high": mean + half}
 

@@ -161,7 +161,7 @@ def detection(clean, other):
 def rejection(score, correct, rejected):
     """Rows of the accuracy on what is kept when the share `rejected` in [0, 1) of the highest scores is refused an answer.
 
-    score, correct (N,). rejected: one number or several. At least one image is kept. Where images tie at the border, the
+    score, correct (N,). At least one image is kept. Where images tie at the border, the
     accuracy is the mean over which of them are kept.
     """
     return [{"rejected": share, **_kept(score, correct, max(1, round((1 - share) * len(score))))} for share in rejected]

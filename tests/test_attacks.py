@@ -445,6 +445,7 @@ def test_the_name_tells_what_is_not_as_in_the_paper():
     assert (ab.PGD(0.1).name, RandomNoise(0.1).name) == ("pgd", "noise")
     attack = ab.PGD(0.1, loss="dlr", average="probability", momentum=1.0, norm="l2")
     assert attack.name == "pgd-dlr-probability-momentum-l2"
+    assert ab.PGD(0.1, random_start=True, restarts=3).name == "pgd-random-x3"
 
 
 @pytest.mark.parametrize("wrong", [{"loss": "hinge"}, {"average": "mode"}, {"momentum": -0.1}, {"momentum": math.nan},

@@ -385,6 +385,26 @@ def test_a_loss_that_is_lost_in_one_process_ends_all(tmp_path):
     assert second == (0, "", "")
 
 
+def damaged_on_rank_1(words):
+    """`train`, in which rank 1 alone meets a streamed image that is damaged."""
+    real, distributed._SECONDS_TO_BE_ENDED = training.Training._step, 0
+
+    def step(self, x, y):
+        if distributed.rank() and self.steps_done == 1:
+            raise InputError("b/07.png: not a readable image")
+        real(self, x, y)
+
+    training.Training._step = step
+    return train_command(words)
+
+
+def test_an_image_that_only_one_process_reads_ends_all_with_its_name(tmp_path):
+    folder = tmp_path / "run"
+    first, second = processes(damaged_on_rank_1, words(folder))
+    assert second[:2] == (2, "") and second[2].startswith("error: [rank 1] b/07.png: not a readable image; no checkpoint has")
+    assert first[0] == 1 and "[rank 0] lost another process" in first[2]
+
+
 def skipping_on_rank_1():
     """A training of which rank 1 has no finite nll in its second step: weights, what is skipped and averages at the end."""
     config, images, _ = configuration.configure({**TINY, "defense": "bnn", "on_nonfinite": "skip"})

@@ -7,6 +7,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.evaluation import attack_fields
+from pyro_advbnn.inputs import check_attacked
 from pyro_advbnn.surrogates import Pool, Through, surrogate
 
 ATTACK = ab.PGD(0.1, 0.03, 5)
@@ -180,3 +181,11 @@ def test_surrogates_live_on_their_classifiers_device(classifier, batch, source):
     x, y = (part.cuda() for part in batch)
     x_adv = Through(ATTACK, source)(classifier.cuda(), x, y)
     assert x_adv.is_cuda and (x_adv - x).abs().max() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_an_attack_through_a_surrogate_is_held_to_the_ball_of_its_own_norm(bayesian, batch):
+    attack = Through(ab.PGD(0.5, norm="l2"), "mean")
+    assert attack.norm == "l2"
+    ab.robust_accuracy(bayesian, [batch], attack, num_samples=1)
+    with pytest.raises(ab.InputError, match=r"must stay within its epsilon 0.5 of the images \(l2\)"):
+        check_attacked((batch[0] + 0.3).clamp(0, 1), batch[0], attack)

@@ -17,6 +17,7 @@ from PIL import Image
 from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, run_folders
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.fitting import accuracies
+from pyro_advbnn.progress import Progress
 from pyro_advbnn.train import train
 from pyro_advbnn.training import NotFinite
 
@@ -827,3 +828,14 @@ def test_the_memory_of_a_training_is_that_of_its_copies_of_the_weights(monkeypat
         configuration.check_memory(network, defense, torch.device("cuda"))
         with pytest.raises(InputError, match="takes .* GiB in training"):
             configuration.check_memory(network, defense, torch.device("cpu"))
+
+
+def test_a_training_tells_once_that_running_statistics_do_not_fit_its_wide_draws(tmp_path, capsys):
+    """What a long training with much KL comes to: right on batches normalised by themselves, at chance in prediction."""
+    config, training, _ = build()
+    progress = Progress(config, training, tmp_path)
+    row = {"epoch": 1, "nll": 0.1, "kl": 1.0, "train_robust_accuracy": 0.1, "held_out_accuracy": None, "images_per_second": 1.0,
+           "skipped_steps": 0}
+    for batches, predicted, told in ((0.9, 0.7, 0), (0.9, 0.3, 1), (0.9, 0.1, 0)):
+        progress.epoch(row | {"batch_accuracy": batches, "train_accuracy": predicted})
+        assert capsys.readouterr().out.count("BatchNorm's running statistics do not fit draws this wide") == told
