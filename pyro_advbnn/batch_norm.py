@@ -1,5 +1,6 @@
-"""BatchNorm over several processes: its statistics are those of the joined batch."""
+"""BatchNorm by other statistics than those of the batch: of the joined batch of several processes, or the running ones."""
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pyro_advbnn import distributed
@@ -15,19 +16,35 @@ def synchronise(network, device_type):
         return network
     if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return _replaced(network, SyncedBatchNorm)
+
+
+def prepare_running(network):
+    """`network` with every BatchNorm that has running statistics one that `normalise_by_running` can switch; in place."""
+    return _replaced(network, RunningBatchNorm)
+
+
+def normalise_by_running(network, on):
+    """Whether the norms of a prepared network normalise training batches by their running statistics from now on."""
+    for module in network.modules():
+        if isinstance(module, RunningBatchNorm):
+            module.by_running = on
+
+
+def _replaced(network, kind):
     if isinstance(network, nn.modules.batchnorm._BatchNorm):
-        return _like(network)
+        return _like(network, kind) if network.track_running_stats or kind is SyncedBatchNorm else network
     for name, child in network.named_children():
-        network.add_module(name, synchronise(child, device_type))
+        network.add_module(name, _replaced(child, kind))
     return network
 
 
-def _like(norm):
-    synced = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    synced.weight, synced.bias, synced.training = norm.weight, norm.bias, norm.training
+def _like(norm, kind):
+    other = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    other.weight, other.bias, other.training = norm.weight, norm.bias, norm.training
     for name, buffer in norm.named_buffers():
-        setattr(synced, name, buffer)
-    return synced
+        setattr(other, name, buffer)
+    return other
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -58,6 +75,28 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x):
         if x.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {x.dim()}D input)")
+
+
+class RunningBatchNorm(SyncedBatchNorm):
+    """A BatchNorm that, where `by_running`, normalises training batches by its running statistics; each batch moves them first.
+
+    A Bayesian network's batch is normalised by the statistics of its own draw, which hides from the likelihood what a wide
+    draw does to predictions and attacks, whose statistics are those of many draws. Without `by_running` it is an ordinary
+    one, or in several processes a `SyncedBatchNorm`. No gradient goes through the running statistics.
+    """
+
+    by_running = False
+
+    def forward(self, x):
+        if not (self.training and self.by_running):
+            alone = distributed.world_size() == 1
+            return nn.modules.batchnorm._BatchNorm.forward(self, x) if alone else super().forward(x)
+        self._check_input_dim(x)
+        with torch.no_grad():
+            mean, var, count = _joined_statistics(x if x.dtype == torch.float64 else x.float())
+            self._track(mean, var * (count / (count - 1)))
+        mean, var = self.running_mean.clone(), self.running_var.clone()      # another call may move them before the gradient
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 def _joined_statistics(x):

@@ -133,7 +133,11 @@ def build(config, images):
         _start_from(network, config["network"], config["init_from"])
     _try_out(network, images, settings["batch_size"])
     _check_parts(len(images), settings["batch_size"])
-    if config["batch_norm"] == "sync":
+    if settings.get("running_statistics", 1) < 1:        # older runs do not know of it
+        if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
+            raise InputError("--running_statistics moves the statistics by the joined batch: --batch_norm must be sync")
+        network = batch_norm.prepare_running(network)
+    elif config["batch_norm"] == "sync":
         network = batch_norm.synchronise(network, device.type)
     classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     _try_draws(classifier, images)

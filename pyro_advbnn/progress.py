@@ -78,8 +78,10 @@ class Progress:
                 f"{settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
 
     def _averaging(self):
-        decay = self.config["settings"].get("weight_averaging")
-        return f", weights averaged with decay {decay:g}" if decay else ""
+        settings = self.config["settings"]               # of older runs they may lack both
+        decay, share = settings.get("weight_averaging"), settings.get("running_statistics", 1)
+        return (f", weights averaged with decay {decay:g}" if decay else "") + (
+            f", BatchNorm by running statistics from {100 * share:g} % on" if share < 1 else "")
 
     def _attack(self):
         attack = self.training.attack
@@ -134,7 +136,8 @@ class Progress:
             if not self._told_statistics:
                 print(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
                       f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; "
-                      f"fewer --epochs or a smaller --alpha keep the posterior narrower", flush=True)
+                      f"fewer --epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it "
+                      f"learn by them", flush=True)
             self._told_statistics = True
 
     def stopped(self, why):

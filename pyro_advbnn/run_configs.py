@@ -45,7 +45,7 @@ _SETTINGS = {
     "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,
     "epochs": Epochs, "network": str, "width": Width | None,
 }
-_SETTINGS_OF_NEWER_RUNS = {"weight_averaging": Annotated[float, Range(0, 1, open_high=True)]}
+_SETTINGS_OF_NEWER_RUNS = {"weight_averaging": Annotated[float, Range(0, 1, open_high=True)], "running_statistics": Share}
 
 
 def check(config, path):

@@ -19,6 +19,7 @@ SETTINGS = {
     "optimizer": lambda config: _list(config["settings"], "optimizer", "learning_rate", "schedule"),
     "weight decay": lambda config: _where_set(config["settings"].get("weight_decay")),
     "weights averaged, decay": lambda config: _where_set(config["settings"].get("weight_averaging")),
+    "by running statistics from": lambda config: _running(config["settings"].get("running_statistics")),
     "starts from": lambda config: _where_set(_last_part(config.get("init_from"))),
     "alpha": lambda config: _of_bayesian(config, "alpha"),
     "KL over weights": lambda config: _of_bayesian(config, "kl_over"),
@@ -32,7 +33,8 @@ SETTINGS = {
     "torch": lambda config: texts.of(mapping(environment(config).get("versions")).get("torch")),
     "commit": lambda config: _short(environment(config).get("git_commit")),
 }
-_OPTIONAL = ("weight decay", "weights averaged, decay", "starts from")        # elsewhere a dash means that it does not apply
+# elsewhere a dash means that it does not apply
+_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "starts from")
 LAST_EPOCH = {
     "last epoch": lambda metrics: texts.of(metrics.get("epoch")),
     "nll": lambda metrics: texts.of(metrics.get("nll")),
@@ -104,6 +106,10 @@ def mapping(value):
 
 def _where_set(value):
     return texts.of(value) if value else texts.NOTHING
+
+
+def _running(share):
+    return f"{texts.of(share)} of the training on" if isinstance(share, int | float) and share < 1 else texts.NOTHING
 
 
 def _last_part(path):

@@ -56,6 +56,7 @@ def train(
     weight_decay: NotNegative = None,
     schedule: Schedule | None = None,
     weight_averaging: Annotated[float | None, Range(0, 1, open_high=True)] = None,
+    running_statistics: Annotated[float | None, Range(0, 1)] = None,
     alpha: NotNegative = None,
     prior: Literal[tuple(PRIORS)] | None = None,
     prior_std: Std = None,
@@ -115,6 +116,8 @@ def train(
         schedule: stages (divided by 10 after each), cosine (one cycle) or constant.
         weight_averaging: decay by step of an exponential moving average of the weights and BatchNorm's statistics, which is
             then what is measured and kept; less at the beginning; default 0, none.
+        running_statistics: share of the training after which BatchNorm normalises batches by its running statistics, as
+            attacks and predictions do; default 1, never: by the batch's own.
         alpha: factor of the KL in Eq. (10).
         prior: normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and their KL is a
             Monte-Carlo estimate.

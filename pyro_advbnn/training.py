@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import torch
 
 from pyro_advbnn import datasets, distributed
+from pyro_advbnn.batch_norm import normalise_by_running
 from pyro_advbnn.micro_batches import largest_that_fits
 from pyro_advbnn.moving_averages import MovingAverage
 from pyro_advbnn.nonfinite import NotFinite, Watch, largest
@@ -22,7 +23,8 @@ class Training:
     Under torchrun each process takes its part of every batch. All draw the same order; augmentation and weights are drawn
     from streams of each process's own (`distributed.own_seed`).
 
-    settings: a resolved recipe; with weight_averaging it also holds a moving average of the weights, which changes no step.
+    settings: a resolved recipe; with weight_averaging it also holds a moving average of the weights, which changes no step;
+    with running_statistics below 1 the classifier's norms must be those of `batch_norm.prepare_running`.
     adversarial: whether batches are attacked. images: the training set, on the device.
     batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
     `train_step`.
@@ -110,6 +112,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
+        normalise_by_running(self.classifier.network, self.progress >= self.settings.get("running_statistics", 1))
         with autocast(self.device, self.precision), self._statistics_kept():
             train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
                        kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,

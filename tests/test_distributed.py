@@ -225,6 +225,23 @@ def test_a_network_with_synchronised_norms_keeps_names_order_and_values():
     assert batch_norm.synchronise(network, "cpu") is network and "SyncedBatchNorm" not in str(network)   # in one process
 
 
+def running_course(by_running):
+    """A training with running statistics from the start or, for a network prepared for it, never; its state."""
+    averages, state = course({"defense": "advbnn", "running_statistics": 0.0 if by_running else 0.999})
+    return averages, state
+
+
+def test_running_statistics_of_two_processes_are_those_of_the_joined_batch():
+    for by_running in (True, False):
+        (averages, state), _ = group(running_course, by_running)
+        alone, expected = running_course(by_running)
+        torch.testing.assert_close(averages, alone, rtol=1e-4, atol=1e-4)
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
+    by_batch, _ = course({"defense": "advbnn"})
+    torch.testing.assert_close(by_batch, alone, rtol=1e-5, atol=1e-5)           # in one process that is not switched: no change
+
+
 def broadcast_course():
     config, images, _ = configuration.configure({**TINY, "defense": "none", "batch_norm": "broadcast"})
     run = configuration.build(config, images)

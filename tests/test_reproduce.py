@@ -46,7 +46,7 @@ def defenses(steps):
     ("alpha", ["advbnn"] * 4, ["accuracy", "report"]),
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
-    ("kl", [*["advbnn"] * 6, "adv", "advbnn"], ["accuracy", "report"]),
+    ("kl", [*["advbnn"] * 7, "adv", "advbnn"], ["accuracy", "report"]),
     ("beyond", ["adv", "adv", "advbnn", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
 ])
 def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):

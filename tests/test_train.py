@@ -122,6 +122,7 @@ def build(folder=None, **flags):
     {"defense": "none", "precision": "bf16"},
     {"defense": "advbnn", "weight_averaging": 0.9},
     {"defense": "adv", "weight_averaging": 0.5},
+    {"defense": "advbnn", "running_statistics": 0.4},
 ], ids=lambda flags: "-".join(map(str, flags.values())))
 def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_the_run_in_one_piece(tmp_path, flags):
     whole, pieces = run(tmp_path / "whole", **flags), run(tmp_path / "pieces", max_minutes=SOON, **flags)
