@@ -179,15 +179,15 @@ def accelerate(training, config):
 def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
-    A run that was left before its first checkpoint is at its start. flags: those given, of which only epochs,
-    max_minutes, patience, tensorboard, data_dir, device, network, workers, precision, compile, cuda_graphs and micro_batch
-    may differ from the run's.
+    A run that was left before its first checkpoint is at its start. flags: those given, of which only
+    `contradictions.MAY_CHANGE_ON_RESUME` may differ from the run's.
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
     run_folders.check_position(folder, config)
     _check_resume_flags(folder, config, flags)
-    config["settings"]["epochs"] = flags.get("epochs", config["settings"]["epochs"])
+    epochs_before = config["settings"]["epochs"]
+    config["settings"]["epochs"] = flags.get("epochs", epochs_before)
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
@@ -209,6 +209,10 @@ def resume(folder, flags):
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")
+    if config["settings"]["epochs"] != epochs_before and training.progress:           # the schedule was another one so far
+        config["epochs_changed"] = [*config.get("epochs_changed", []), {
+            "after_epoch": training.epochs_done, "after_step": training.steps_done, "from": epochs_before,
+            "to": config["settings"]["epochs"]}]
     return config, training, held_out, best
 
 

@@ -180,7 +180,7 @@ def _figure(path, number):
 
 
 def _reproduce(configs, log):
-    commands = [_training_command(name, config) for name, config in configs.items()]
+    commands = [command for name, config in configs.items() for command in _training_commands(name, config)]
     commands += dict.fromkeys(f"python -m pyro_advbnn.{_command(line)}" for line in log if line.get("command"))
     if not commands:
         return missing("No commands: neither run folders nor evaluation/log.jsonl are here.")
@@ -189,7 +189,13 @@ def _reproduce(configs, log):
             element("pre", element("code", "\n".join(commands)), tabindex="0", role="region", aria_label="Commands")]
 
 
-def _training_command(name, config):
-    flags = mapping(config.get("flags"))
+def _training_commands(name, config):
+    """The one that began a run, and one for each time that it went on with another number of epochs."""
+    changed, folder = config.get("epochs_changed"), shlex.quote(f"runs/{name}")
+    changes = [mapping(change) for change in changed] if isinstance(changed, list) else []
+    flags = mapping(config.get("flags")) | ({"epochs": changes[0].get("from")} if changes else {})
     words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items()]
-    return " ".join(["python -m pyro_advbnn.train", *words, "--out", shlex.quote(f"runs/{name}")])
+    yield " ".join(["python -m pyro_advbnn.train", *words, "--out", folder])
+    for change in changes:
+        yield (f"python -m pyro_advbnn.train --resume {folder} --epochs {shlex.quote(str(change.get('to')))}    "
+               f"# stopped after epoch {change.get('after_epoch')}, step {change.get('after_step')} of the next")

@@ -35,7 +35,7 @@ _OF_NEWER_RUNS = {
     "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
     "cuda_graphs": CudaGraphs, "micro_batch": BatchSize | None, "batch_norm": BatchNorm, "tensorboard": bool,
     "deterministic": bool, "on_nonfinite": Literal[POLICIES], "world_size": Annotated[int, Range(1, 1_000_000)],
-    "job": str | None,
+    "job": str | None, "epochs_changed": list[dict],
 }
 _SETTINGS = {
     "batch_size": BatchSize, "validation": ImagesOrNone, "num_steps": CountOrNone, "attack_samples": Count,

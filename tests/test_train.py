@@ -1,4 +1,5 @@
 """Tests of train, training, configuration and progress: resuming, run folders, refusals, what a run leaves behind."""
+import html
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import torch
 from hostile import refused_command
 from PIL import Image
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, run_folders
+from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, report, run_folders
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.fitting import accuracies
 from pyro_advbnn.progress import Progress
@@ -335,6 +336,22 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
         assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
     for name in ("checkpoint.pt", "best.pt"):
         torch.load(finished / name, weights_only=True)
+
+
+def test_a_change_of_the_number_of_epochs_is_recorded_and_reported(tmp_path):
+    """For what came before it followed another schedule: one command does not make such a run again."""
+    folder = run(tmp_path / "runs" / "a", epochs=1)
+    train(resume=folder, epochs=3, max_minutes=SOON)
+    train(resume=folder, epochs=3)
+    train(resume=folder, epochs=4)
+    config = records.read_json(folder / "config.json")
+    assert config["epochs_changed"] == [{"after_epoch": 1, "after_step": 0, "from": 1, "to": 3},
+                                        {"after_epoch": 3, "after_step": 0, "from": 3, "to": 4}]
+    page = html.unescape(report.write(folder).read_text())
+    commands = [line for line in page.splitlines() if "pyro_advbnn.train" in line]
+    assert "--epochs 1 " in commands[0] and "--epochs 4" not in commands[0]
+    assert "--resume runs/a --epochs 3    # stopped after epoch 1, step 0 of the next" in commands[1]
+    assert "--resume runs/a --epochs 4    # stopped after epoch 3" in commands[2] and len(commands) == 3
 
 
 def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
