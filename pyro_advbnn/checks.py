@@ -83,7 +83,7 @@ def one_draw(exam):
     strongest = min(counts, key=lambda count: found[count].sum())
     weakly, strongly = (percent(found[count].float().mean()) for count in (1, strongest))
     return no_loss(found[1], found[strongest], f"1 draw per gradient {weakly}, {strongest} draws {strongly}, the strongest of "
-                                               f"{', '.join(map(str, counts))}")
+                                               f"{', '.join(map(str, counts))}", comparisons=len(counts))
 
 
 def enough_draws(exam):

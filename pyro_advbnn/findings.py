@@ -20,9 +20,12 @@ class Finding:
     expected: str
 
 
-def no_loss(base, other, measured, reverse=False):
-    """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE."""
-    low, high = difference(base, other)
+def no_loss(base, other, measured, reverse=False, comparisons=1):
+    """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE.
+
+    comparisons: of how many `other` is the most extreme (`intervals.widening`).
+    """
+    low, high = difference(base, other, comparisons)
     if reverse:
         low, high = -high, -low
     lost, won = (base & ~other).sum().item(), (other & ~base).sum().item()
@@ -30,9 +33,10 @@ def no_loss(base, other, measured, reverse=False):
                    f"{'no more' if reverse else 'no loss of more'} than {points(TOLERANCE)}")
 
 
-def difference(base, other):
+def difference(base, other, comparisons=1):
     """The 95% interval (low, high) of accuracy under `base` less that under `other`, from the images where they differ."""
-    return paired_difference_interval((base & ~other).sum().item(), (other & ~base).sum().item(), len(base))
+    return paired_difference_interval((base & ~other).sum().item(), (other & ~base).sum().item(), len(base),
+                                      comparisons)
 
 
 def proportion(correct):

@@ -1,7 +1,13 @@
 """95% intervals (low, high) of what was measured on some images of many. No tensors here."""
 import math
+from statistics import NormalDist
 
 Z95 = 1.959964
+
+
+def widening(comparisons):
+    """The factor by which an interval is wider that holds for `comparisons` >= 1 at once, the most extreme too (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / comparisons) / Z95
 
 
 def wilson_interval(correct, total):
@@ -17,24 +23,24 @@ def half_width(share, total):
     return max(Z95 * math.sqrt(share * (1 - share) / total), _rule_of_three(total))
 
 
-def difference_interval(share, other):
+def difference_interval(share, other, comparisons=1):
     """The interval of a proportion less another of other images; each is (share, low, high) with its Wilson interval.
 
-    Method 10 of Newcombe (Stat. Med. 17, 1998, 873-890).
+    Method 10 of Newcombe (Stat. Med. 17, 1998, 873-890), times the `widening` for the number of comparisons.
     """
-    difference = share[0] - other[0]
-    return (difference - math.hypot(share[0] - share[1], other[2] - other[0]),
-            difference + math.hypot(share[2] - share[0], other[0] - other[1]))
+    difference, factor = share[0] - other[0], widening(comparisons)
+    return (difference - factor * math.hypot(share[0] - share[1], other[2] - other[0]),
+            difference + factor * math.hypot(share[2] - share[0], other[0] - other[1]))
 
 
-def paired_difference_interval(lost, won, total):
+def paired_difference_interval(lost, won, total, comparisons=1):
     """The normal interval of a proportion less another of the same `total` images.
 
     lost: how many count for the first alone, won: for the second alone. At least as wide as what images that all agree leave
-    open.
+    open; times the `widening` for the number of comparisons.
     """
     mean = (lost - won) / total
-    half = max(Z95 * math.sqrt(max(lost + won - total * mean**2, 0)) / total, _rule_of_three(total))
+    half = max(widening(comparisons) * Z95 * math.sqrt(max(lost + won - total * mean**2, 0)) / total, _rule_of_three(total))
     return mean - half, mean + half
 
 

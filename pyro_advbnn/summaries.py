@@ -287,7 +287,9 @@ _MAKERS = {
                     "interval, lies above 0.",
                     across=(*_RUNS, "alpha")),),
     "prior_std": (_wide("prior_std", "Accuracy by the prior's standard deviation", "prior_std", "prior std",
-                        verdicts.check_prior_std, f"Change: from the lowest accuracy to the highest. {_SAME}",
+                        verdicts.check_prior_std,
+                        "Change: from the lowest accuracy to the highest, its interval for all pairs at once (Bonferroni). "
+                        f"{_SAME}",
                         across=(*_RUNS, "prior_std")),),
     "gradients": (_gradients,),
     "uncertainty": (lambda rows, _: [Summary(*doubt_summaries.uncertainty(rows))],),

@@ -9,14 +9,15 @@ NONE = "-"                                               # nothing measured, or 
 NEAR = 0.05                                              # of rho: the paper gives its values as approximate
 
 
-def difference(before, after):
+def difference(before, after, comparisons=1):
     """(after - before, low, high): the difference of two rows' accuracies with its 95 % interval, in points of percent.
 
     From the Wilson intervals of both (Newcombe 1998, method 10), as if of different images. They are of the same images, so
     that the difference varies less: the interval is too wide rather than too narrow. It says nothing about training anew.
+    comparisons: of how many it is the most extreme (`intervals.widening`).
     """
     a, b = [(row["accuracy"], row["accuracy_low"], row["accuracy_high"]) for row in (after, before)]
-    low, high = difference_interval(a, b)
+    low, high = difference_interval(a, b, comparisons)
     return 100 * (a[0] - b[0]), 100 * low, 100 * high
 
 
@@ -36,9 +37,9 @@ def _no_change(first, last, x):
     return text, "yes" if low <= 0 <= high else "no, lower" if high < 0 else "no, higher"
 
 
-def _change(first, last, start, end):
+def _change(first, last, start, end, comparisons=1):
     """(text, low, high) of the difference of two rows."""
-    change, low, high = difference(first, last)
+    change, low, high = difference(first, last, comparisons)
     texts = [f"{value:+.1f}" if abs(value) >= 0.05 else "0.0" for value in (change, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}], {start} to {end}", low, high
 
@@ -105,11 +106,11 @@ def check_alpha(rows):
 
 
 def check_prior_std(rows):
-    """Whether the highest accuracy can be told from the lowest."""
+    """Whether the highest accuracy can be told from the lowest, by an interval for all pairs at once."""
     if len({row["prior_std"] for row in rows}) < 2:
         return NONE, NONE
     first, last = sorted(rows, key=lambda row: row["accuracy"])[::len(rows) - 1]
-    text, low, _ = _change(first, last, first["prior_std"], last["prior_std"])
+    text, low, _ = _change(first, last, first["prior_std"], last["prior_std"], math.comb(len(rows), 2))
     return text, "yes" if low <= 0 else "no"
 
 

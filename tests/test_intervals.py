@@ -1,7 +1,14 @@
 """Tests of intervals: the published ones, and the equations that they solve."""
 import pytest
 
-from pyro_advbnn.intervals import auroc_interval, difference_interval, half_width, paired_difference_interval, wilson_interval
+from pyro_advbnn.intervals import (
+    auroc_interval,
+    difference_interval,
+    half_width,
+    paired_difference_interval,
+    widening,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("correct", "total", "low", "high"), [
@@ -35,6 +42,17 @@ def test_a_paired_difference_is_as_uncertain_as_its_images_differ():
     assert paired_difference_interval(10, 30, 200) == pytest.approx((-high, -low))
     low, high = paired_difference_interval(100, 0, 1000)                           # a proportion, where none is won
     assert (high - low) / 2 == pytest.approx(half_width(0.1, 1000)) == pytest.approx(1.959964 * (0.09 / 1000) ** 0.5)
+
+
+def test_the_most_extreme_of_several_differences_has_the_interval_that_holds_for_all():
+    assert widening(1) == pytest.approx(1, abs=1e-6)
+    assert [1.959964 * widening(k) for k in (3, 5, 10)] == pytest.approx([2.3940, 2.5758, 2.8070], abs=1e-4)   # t tables
+    low, high = paired_difference_interval(30, 10, 200)
+    wide_low, wide_high = paired_difference_interval(30, 10, 200, comparisons=5)
+    assert (wide_high - wide_low) / (high - low) == pytest.approx(widening(5))
+    assert wide_low + wide_high == pytest.approx(low + high)
+    (low, high), (wide_low, wide_high) = (difference_interval(share(56, 70), share(48, 80), n) for n in (1, 5))
+    assert (wide_high - 0.2) / (high - 0.2) == pytest.approx(widening(5)) == pytest.approx((0.2 - wide_low) / (0.2 - low))
 
 
 def test_images_that_all_agree_leave_open_what_the_rule_of_three_says():

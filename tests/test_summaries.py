@@ -157,7 +157,8 @@ def test_a_smaller_alpha_agrees_where_its_clean_accuracy_is_higher(tmp_path, cle
     assert first["change"].endswith("1 to 1/50")
 
 
-@pytest.mark.parametrize(("correct", "verdict"), [((500, 510, 505), "yes"), ((500, 600, 505), "no")])
+@pytest.mark.parametrize(("correct", "verdict"), [((500, 510, 505), "yes"), ((500, 600, 505), "no"),
+                                                  ((500, 548, 505), "yes")])        # of two alone it would be "no"
 def test_the_prior_agrees_where_the_highest_and_lowest_accuracy_are_alike(tmp_path, correct, verdict):
     rows = [row(run_fields(f"p{std}", "advbnn", prior_std=std), number)
             for std, number in zip(("0.05", "0.1", "fan_in"), correct)]
