@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyro_advbnn.arguments import check_at_least
+from pyro_advbnn.averaging import log_mean_probability
 from pyro_advbnn.errors import InputError
 
 AVERAGES = ("gradient", "probability")
@@ -120,8 +121,7 @@ def _of_mean_probability(call, x, y, function, attack_samples):
 
 def _log_mean_softmax(draw, num_draws):
     """The log of the mean softmax over num_draws calls of `draw`; (B, K), float32. Its own softmax is that mean."""
-    draws = [draw().float().log_softmax(-1) for _ in range(num_draws)]
-    return torch.stack(draws).logsumexp(0) - math.log(num_draws)
+    return log_mean_probability(torch.stack([draw().float().log_softmax(-1) for _ in range(num_draws)]))
 
 
 def _true_and_other(logits, y):

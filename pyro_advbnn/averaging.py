@@ -7,6 +7,11 @@ from torch import nn
 from pyro_advbnn.arguments import check_at_least
 
 
+def log_mean_probability(draws):
+    """The log of the mean probability over draws, from their log-probabilities: (n, B, K) -> (B, K)."""
+    return draws.logsumexp(0) - math.log(len(draws))
+
+
 class AveragedClassifier(nn.Module):
     """(B, C, H, W) -> (B, classes): the log of the mean softmax over num_samples draws, in float32.
 
@@ -22,4 +27,4 @@ class AveragedClassifier(nn.Module):
 
     def forward(self, x):
         draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
-        return torch.stack(draws).logsumexp(0) - math.log(self.num_samples)
+        return log_mean_probability(torch.stack(draws))

@@ -28,7 +28,7 @@ from pyro_advbnn.skeletons import (
 )
 
 LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
-_HUGE_STD = 9.99                     # near the bound: from here on a std comes to it without exploding
+_HUGE_STD = 9.99                     # a std that starts this close to the bound may reach it without diverging
 
 
 class BayesianClassifier(Classifier):

@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         return network
 
     def mean_network(self):
-        """The network at the posterior's mean, an independent module; the network itself where nothing is random."""
+        """The network at the posterior's mean, an independent module; a copy of the network where there is no posterior."""
         return copy.deepcopy(self.network)
 
     def averaged(self, num_samples):
@@ -108,9 +108,11 @@ class Classifier(nn.Module):
         return {"kind": "deterministic"}
 
     def unregistered_model(self, x, y, kl_weight):
+        """`model` without registering parameters in Pyro's store, as `elbo.negative_elbo` calls it."""
         return self._observe(self(x), y)
 
     def unregistered_guide(self, x, y, kl_weight):
+        """`guide`, likewise; {site: value}."""
         return {}
 
     @staticmethod

@@ -9,8 +9,8 @@ class MovingAverage:
     """A classifier whose state follows that of another: decay x its own + (1 - decay) x the other's, at each `update`.
 
     All that is of floating point is averaged: mean and log std of a posterior, deterministic parameters, and BatchNorm's
-    statistics; what counts is copied. decay: in (0, 1); at the beginning, after t steps, it is (1 + t) / (10 + t) where that
-    is less, so that the start is forgotten in short trainings too (as in TensorFlow's ExponentialMovingAverage).
+    statistics; integer counters are copied. decay: in (0, 1); at the beginning, after t steps, it is (1 + t) / (10 + t) where
+    that is less, so that the start is forgotten in short trainings too (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, classifier, decay):

@@ -1,6 +1,6 @@
 """The paper's networks, as plain modules from images in [0, 1] to logits.
 
-Nothing here is Bayesian or adversarial. Inputs are not normalised, as in the authors' code (facts.md, section 4); put a
+Nothing here is Bayesian or adversarial. Inputs are not normalised, as in the authors' code; put a
 normalisation layer in front where you want one.
 """
 import importlib

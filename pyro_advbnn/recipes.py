@@ -13,7 +13,7 @@ from pyro_advbnn.errors import InputError
 from pyro_advbnn.paper import epsilons as table_1_epsilons
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
-# Table 2 and authors' code (facts.md, sections 2 and 4) for the paper's three; the others are ours.
+# Table 2 and the authors' code for the paper's three; the others are ours.
 _DATA = {
     "digits": {"network": "convnet", "epsilon": 0.2, "step_size": None, "stages": (8, 6, 4, 2), "validation": 150},
     "cifar10": {"network": "vgg16", "epsilon": 8 / 256, "step_size": 0.007, "stages": (80, 60, 40, 20)},
@@ -137,7 +137,7 @@ def initialize_(network, initialization):
     """Set the parameters of `network` afresh, in place.
 
     "default": as PyTorch made them. "authors": weights of convolutions and linear layers uniform in +-1/sqrt(fan_in),
-    BatchNorm scale uniform in [0, 1], shift 0 (facts.md, section 4).
+    BatchNorm scale uniform in [0, 1], shift 0 (the authors' code).
     """
     if initialization == "default":
         return

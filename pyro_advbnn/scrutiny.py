@@ -139,7 +139,7 @@ def _break(subjects, subject, attacks, strength, num_samples, ends):
 
 def _progress(rows):
     """(images tried at all, those of them that stand) for the bar."""
-    found = worst_case.stand_ins(rows).values()
+    found = worst_case.worst_rows(rows).values()
     return len(found), sum(not row["broken"] for row in found)
 
 
@@ -155,7 +155,7 @@ def _tell(subject, rows, names, open_ones):
     print(records.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
-        "left": lambda row: row["num_left"],
+        "left": lambda row: row["num_removed"],
         "accuracy %": lambda row: records.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",

@@ -9,6 +9,11 @@ from pyro_advbnn.errors import InputError
 
 
 def trainable_parameters(network):
+    """{name: parameter} of those that require a gradient.
+
+    Raises InputError for what is no nn.Module, and for parameters that are none, have no shape yet, are not floating point, of
+    several dtypes or on several devices, or in recurrent layers, which keep a second list of them.
+    """
     if not isinstance(network, nn.Module):
         raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
     parameters = dict(network.named_parameters())
@@ -30,6 +35,7 @@ def trainable_parameters(network):
 
 
 def matching_parameters(patterns, parameters):
+    """{name: parameter} of those whose name matches a pattern, in their order.   Raises InputError for one without a match."""
     matched = {}
     for pattern in patterns:
         found = fnmatch.filter(parameters, pattern)
@@ -68,6 +74,7 @@ def skeleton(network):
 
 
 def flatten(parameters):
+    """{name: parameter} as one vector (d,), a copy without gradient."""
     return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
 

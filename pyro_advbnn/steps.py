@@ -7,16 +7,19 @@ from pyro_advbnn.elbo import objective
 from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces
 
 
-def train_step(classifier, optimizer, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=None, veto=None):
+def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, veto=None):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
-    attack: a callable (classifier, x, y) -> x_adv, None for clean training. Gradients, optimizer state, parameters and
+    kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean
+    training. Gradients, optimizer state, parameters and
     BatchNorm statistics change; the statistics see the attacked batch only. micro_batch: the most images that are in the
     network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
     veto: a function of the Objective, called when the gradients are there, whose scalar tensor is 1 where parameters and
     optimizer state shall stay as they are, and 0 elsewhere; only torch's fused optimizers can do that.
+
+    Raises InputError for a kl_weight out of range, and where the network does not return logits (B, classes).
     """
     optimizer.zero_grad()
     parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
@@ -40,7 +43,7 @@ def _step_unless(optimizer, found_inf):
         optimizer.found_inf = None
 
 
-def gradients(classifier, x, y, *, attack=None, kl_weight=0.0, micro_batch=None, share=1.0):
+def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, share=1.0):
     """`train_step` without its step: `share` times the gradients of the attacked batch are added to the parameters' grad."""
     if micro_batch is None or micro_batch >= len(y):
         x_adv = x if attack is None else attack(classifier, x, y)

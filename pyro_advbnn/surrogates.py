@@ -3,7 +3,6 @@
 An attack through a surrogate is a transfer attack: it needs one answer per step, where the classifier itself asks for an
 average over draws; what it finds must still be judged on the classifier.
 """
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_advbnn.averaging import log_mean_probability
 from pyro_advbnn.errors import InputError
 
 MAX_POOL = 10_000                                        # copies of the weights
@@ -50,7 +50,7 @@ class Pool(nn.Module):
 
     def forward(self, x):
         draws = [checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks]
-        return torch.stack(draws).logsumexp(0) - math.log(len(draws))
+        return log_mean_probability(torch.stack(draws))
 
 
 @dataclass(frozen=True)

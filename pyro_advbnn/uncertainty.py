@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from pyro_advbnn.arguments import check_at_least
 from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.averaging import log_mean_probability
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import accuracy_fields, attack_images, checked_batches
 from pyro_advbnn.intervals import auroc_interval
@@ -35,14 +36,9 @@ def log_probabilities(classifier, x, *, num_samples=20):
     return logits.double().log_softmax(-1)
 
 
-def averaged(draws):
-    """The log of the mean probability over draws: (n, B, K) -> (B, K)."""
-    return draws.logsumexp(0) - math.log(len(draws))
-
-
 def predictive_entropy(draws):
     """H[mean_i p_i], (B,) in [0, log K]: all doubt about the label (Depeweg et al. 2018)."""
-    return _entropy(averaged(draws))
+    return _entropy(log_mean_probability(draws))
 
 
 def expected_entropy(draws):
@@ -67,12 +63,12 @@ def variation_ratio(draws):
 
 def negative_log_likelihood(draws, y):
     """-log of the averaged probability of the label, (B,)."""
-    return -averaged(draws).gather(1, y[:, None]).squeeze(1)
+    return -log_mean_probability(draws).gather(1, y[:, None]).squeeze(1)
 
 
 def brier_score(draws, y):
     """The squared distance of the averaged prediction from the label's one-hot vector, (B,) in [0, 2] (Brier 1950)."""
-    probabilities = averaged(draws).exp()
+    probabilities = log_mean_probability(draws).exp()
     return (probabilities - F.one_hot(y, probabilities.shape[-1])).square().sum(-1)
 
 
@@ -99,7 +95,7 @@ def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
 
 
 def _scores(draws, y):
-    log_p = averaged(draws)
+    log_p = log_mean_probability(draws)
     found = {
         "correct": (log_p.argmax(-1) == y).double(), "confidence": log_p.amax(-1).exp(),
         "nll": negative_log_likelihood(draws, y), "brier": brier_score(draws, y),

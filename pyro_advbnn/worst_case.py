@@ -2,8 +2,9 @@
 
 An image counts as broken only where the averaged prediction over fresh draws is wrong on it. Which of its attacked images
 stands for it is judged on one set of draws, and whether that one is broken is counted on another. So no attack gains by
-trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image leaves the later attacks
-where the draws that judge are sure that it is broken, by two standard errors: leaving on a toss-up would favour the defender.
+trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image is
+removed from later attacks once the judging draws find it broken by two standard errors: to remove it on a toss-up would favour
+the defender.
 Less than ENOUGH_DRAWS draws of a random classifier are never sure.
 """
 import hashlib
@@ -112,7 +113,7 @@ def _of_class(draws, classes):
     return draws.gather(2, classes.expand(len(draws), -1)[..., None])[..., 0]
 
 
-def stand_ins(rows):
+def worst_rows(rows):
     """{index: the row that stands for an image}: that of the lowest margin by the draws that judge."""
     by_image = defaultdict(list)
     for row in rows:
@@ -126,7 +127,7 @@ def summary(rows):
     single_draw_accuracy: the mean accuracy of one draw on the same images; undecided: the share of images on which the
     draws that count do not agree.
     """
-    found = list(stand_ins(rows).values())
+    found = list(worst_rows(rows).values())
     correct = sum(not row["broken"] for row in found)
     return accuracy_fields(correct, len(found)) | {
         "single_draw_accuracy": 1 - sum(row["wrong_draws"] for row in found) / len(found),
@@ -140,7 +141,7 @@ def course(rows, names):
     for name in names:
         own = [row for row in rows if row["attack"] == name]
         tried += own
-        found.append({"attack": name, "num_attacked": len(own), "num_left": sum(bool(row["leaves"]) for row in own),
+        found.append({"attack": name, "num_attacked": len(own), "num_removed": sum(bool(row["leaves"]) for row in own),
                       "seconds": sum(row["seconds"] for row in own), **(summary(tried) if tried else {})})
     return found
 

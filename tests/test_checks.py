@@ -58,7 +58,7 @@ def train(adversarial, width):
     attack = ab.PGD(0.15, None, 5) if adversarial else None
     for _ in range(12 if adversarial else 4):
         for x, y in datasets.batches(images, 100, shuffle_with=torch.Generator().manual_seed(0)):
-            train_step(classifier.train(), optimizer, x, y, attack=attack)
+            train_step(classifier.train(), optimizer, x, y, kl_weight=0.0, attack=attack)
     return classifier.eval()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import uncertainty
+from pyro_advbnn.averaging import log_mean_probability
 from pyro_advbnn.errors import InputError
 from pyro_advbnn.evaluation import predict, robust_accuracy
 from pyro_advbnn.randomness import separate_randomness
@@ -151,7 +152,7 @@ def test_the_calibration_error_is_that_of_torchmetrics(draws):
     metrics = pytest.importorskip("torchmetrics.functional.classification")
     torch.manual_seed(4)
     y = torch.randint(4, (50,))
-    probabilities = uncertainty.averaged(draws).exp()
+    probabilities = log_mean_probability(draws).exp()
     rows = uncertainty.reliability(probabilities.amax(-1), (probabilities.argmax(-1) == y).double())
     known = metrics.multiclass_calibration_error(probabilities, y, 4, n_bins=15)
     assert uncertainty.calibration_error(rows) == pytest.approx(known.item(), abs=1e-6) and known > 0.1

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pyro_advbnn.errors import InputError
-from pyro_advbnn.worst_case import attacked, course, opinions, stand_ins, summary, worst_case_accuracy
+from pyro_advbnn.worst_case import attacked, course, opinions, summary, worst_case_accuracy, worst_rows
 
 
 class Threshold(nn.Module):
@@ -65,7 +65,7 @@ def test_what_is_broken_leaves_the_later_attacks():
     assert seen == {"dark": [2, 1], "light": [1]}
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 1]
     told = course(rows, ["none", "dark", "light"])
-    assert [(row["num_attacked"], row["num_left"], row["accuracy"]) for row in told] == [
+    assert [(row["num_attacked"], row["num_removed"], row["accuracy"]) for row in told] == [
         (4, 1, 3 / 4), (3, 2, 1 / 4), (1, 1, 0)]
 
 
@@ -87,7 +87,7 @@ def test_choosing_the_worst_of_many_attempts_does_not_favour_the_attacker_nor_le
 
 
 def test_the_lowest_margin_by_the_draws_that_judge_stands_for_an_image():
-    found = stand_ins([{"attack": name, "index": 0, "judged_margin": margin, "broken": 0, "margin": -1.0}
+    found = worst_rows([{"attack": name, "index": 0, "judged_margin": margin, "broken": 0, "margin": -1.0}
                        for name, margin in (("a", 0.5), ("b", 0.1), ("c", 0.3))])
     assert found[0]["attack"] == "b"
 
