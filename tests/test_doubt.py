@@ -7,8 +7,9 @@ import torch
 from test_curves import ADV, ADVBNN, all_tables, doubt_tables, folder_of
 from test_train import tiny
 
-from pyro_advbnn import checkpoints, cli, datasets, doubt, evaluate, evaluation, plots, records, summaries, tables, uncertainty
+from pyro_advbnn import checkpoints, cli, datasets, doubt, evaluate, plots, records, summaries, tables, uncertainty
 from pyro_advbnn.attacks import PGD
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.tables import TABLES
 from pyro_advbnn.train import train
 from pyro_advbnn.uncertainty import ConfidentError
@@ -53,7 +54,7 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
     hiding = {"loss": ConfidentError(3.0), "average": "probability"}
     found = {}
     for name, pgd in {"none": None, "pgd": PGD(0.2, None, 3, 2), "pgd-confident": PGD(0.2, None, 3, 2, **hiding)}.items():
-        with evaluation.separate_randomness(0):
+        with separate_randomness(0):
             found[name] = uncertainty.scores(classifier, datasets.batches(images, 500), pgd, num_samples=4)
     _, rows = whole
     assert [row["attack"] for row in rows["uncertainty"]] == list(found)
