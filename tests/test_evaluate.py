@@ -13,8 +13,9 @@ from PIL import Image
 from test_train import tiny
 
 import pyro_advbnn as ab
-from pyro_advbnn import checkpoints, cli, datasets, evaluate, evaluation, evidence, records, tables
+from pyro_advbnn import checkpoints, cli, datasets, evaluate, evidence, records, tables
 from pyro_advbnn.attacks import PGD
+from pyro_advbnn.randomness import separate_randomness
 from pyro_advbnn.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def test_a_row_has_every_field_and_agrees_with_the_library(run):
     row, = accuracy(run, "--epsilons", "0.1", *QUICK, "--attack_samples", 3)
     classifier = checkpoints.load(run / "best.pt")
     images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
-    with evaluation.separate_randomness(0):
+    with separate_randomness(0):
         known = ab.robust_accuracy(classifier, datasets.batches(images, 500), PGD(0.1, None, 2, 3), num_samples=2)
     assert tuple(row) == tables.ROW_FIELDS and "" not in row.values()
     assert float(row["accuracy"]) == known["accuracy"]
@@ -146,7 +147,7 @@ def test_what_was_run_is_logged_with_its_command_and_environment(run):
 def test_radius_0_is_the_clean_accuracy(run):
     row, = accuracy(run, "--epsilons", 0, "--num_samples", 3)
     classifier, batches = checkpoints.load(run / "best.pt"), datasets.batches(datasets.load("digits", "test"), 500)
-    with evaluation.separate_randomness(0):
+    with separate_randomness(0):
         clean = ab.robust_accuracy(classifier, batches, num_samples=3)
     assert (float(row["accuracy"]), int(row["num_examples"])) == (float(f"{clean['accuracy']:.9g}"), 360)
 
