@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from pyro_advbnn import cli, doubt, evaluate, evidence, records, reproduce, scrutiny, tables, train, trials
 from pyro_advbnn.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
@@ -184,7 +183,6 @@ def whole(tmp_path_factory):
     """All pieces, made without interruption."""
     out = tmp_path_factory.mktemp("whole") / "out"
     run("all", *TINY, "--out", out)
-    torch.set_num_threads(2)
     return out
 
 
