@@ -124,4 +124,4 @@ def _is(value, member, bounds):
 
 
 def _expected(kind):
-    return "an object" if kind is dict else values.expected(kind)
+    return {dict: "an object", list[dict]: "a list of objects"}.get(kind) or values.expected(kind)
