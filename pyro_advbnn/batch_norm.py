@@ -57,7 +57,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         values = x if x.dtype == torch.float64 else x.float()
         mean, var, count = _joined_statistics(values)
         if self.track_running_stats:
-            self._track(mean.detach(), var.detach() * (count / (count - 1)))
+            self._track(mean.detach(), var.detach(), count)
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale = (var + self.eps).rsqrt()
         if self.affine:
@@ -66,11 +66,11 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (normalised + self.bias.view(shape) if self.affine else normalised).to(x.dtype)
 
     @torch.no_grad()
-    def _track(self, mean, unbiased_var):
+    def _track(self, mean, var, count):
         self.num_batches_tracked += 1
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), momentum)
+        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), momentum)
 
     def _check_input_dim(self, x):
         if x.dim() < 2:
@@ -94,7 +94,7 @@ class RunningBatchNorm(SyncedBatchNorm):
         self._check_input_dim(x)
         with torch.no_grad():
             mean, var, count = _joined_statistics(x if x.dtype == torch.float64 else x.float())
-            self._track(mean, var * (count / (count - 1)))
+            self._track(mean, var, count)
         mean, var = self.running_mean.clone(), self.running_var.clone()      # another call may move them before the gradient
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 

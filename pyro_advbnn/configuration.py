@@ -252,8 +252,8 @@ def _try_out(network, images, batch_size):
         raise InputError(f"the network gives {tuple(logits.shape)} for one image, not (1, {images.num_classes}) logits")
     check_logits(logits)
     if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
-        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one "
-                         f"of the {len(images)} images, on which the network cannot be trained")
+        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
+                f"{len(images)} images, on which the network cannot be trained")
     network.train()
 
 

@@ -12,7 +12,8 @@ _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that
 
 def tell_source(run):
     """Print which checkpoint of the run `run` a training starts at, and whether it had a better one."""
-    path, best = run_folders.chosen(run), run_folders.chosen(run).with_name("best.pt")
+    path = run_folders.chosen(run)
+    best = path.with_name("best.pt")
     lost = path != best and run_folders.trouble_with_best(run, run_folders.read_config(run))
     print(f"the weights start at {path}" + (f": {best}, which it tells of, is gone" if lost else ""))
 

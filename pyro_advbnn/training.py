@@ -41,7 +41,8 @@ class Training:
         self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
-        decay = settings.get("weight_averaging")         # older runs do not know of it
+        self._running_from = settings.get("running_statistics", 1)
+        decay = settings.get("weight_averaging")         # older runs know of neither
         self._average = MovingAverage(classifier, decay) if decay else None
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator(self.device).manual_seed(distributed.own_seed(seed + 1))
@@ -112,7 +113,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
-        normalise_by_running(self.classifier.network, self.progress >= self.settings.get("running_statistics", 1))
+        if self._running_from < 1:
+            normalise_by_running(self.classifier.network, self.progress >= self._running_from)
         with autocast(self.device, self.precision), self._statistics_kept():
             train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
                        kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,
