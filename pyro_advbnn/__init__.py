@@ -3,46 +3,46 @@
 A public name is imported from its module on first use, so that what needs no torch (records, cli) starts without it.
 """
 from importlib import import_module
-from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 __all__ = [
     "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
-    "Examination", "InputError", "RandomNoise", "Square", "Through", "add_noise", "build_classifier", "eval_mode", "fgsm",
-    "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors", "robust_accuracy", "save", "surrogate",
-    "train_step", "worst_case_accuracy",
+    "Examination", "InputError", "RandomNoise", "Selection", "Square", "Through", "add_noise", "build_classifier", "checks",
+    "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors",
+    "robust_accuracy", "save", "surrogate", "train_step", "uncertainty", "worst_case_accuracy",
 ]
-_NAMES = {
-    "apgd": ("APGD",),
-    "attacks": ("PGD", "RandomNoise", "eval_mode", "fgsm", "pgd"),
-    "averaging": ("AveragedClassifier",),
-    "bayesian": ("BayesianClassifier",),
-    "carlini_wagner": ("CarliniWagner",),
-    "checkpoints": ("load", "save"),
-    "classifiers": ("Classifier",),
-    "construction": ("build_classifier",),
-    "defenses": ("DEFENSES",),
-    "elbo": ("negative_elbo", "objective"),
-    "errors": ("InputError",),
-    "evaluation": ("predict", "robust_accuracy"),
-    "examination": ("Examination",),
-    "noise": ("AdditiveNoise", "add_noise"),
-    "square": ("Square",),
-    "steps": ("train_step",),
-    "surrogates": ("Through", "surrogate"),
-    "worst_case": ("worst_case_accuracy",),
+_HOMES = {
+    "attacks.apgd": ("APGD",),
+    "attacks.carlini_wagner": ("CarliniWagner",),
+    "attacks.pgd": ("PGD", "RandomNoise", "eval_mode", "fgsm", "pgd"),
+    "attacks.square": ("Square",),
+    "attacks.surrogates": ("Through", "surrogate"),
+    "bayes.averaging": ("AveragedClassifier",),
+    "bayes.bayesian_classifier": ("BayesianClassifier",),
+    "bayes.build": ("build_classifier",),
+    "bayes.classifier": ("Classifier",),
+    "bayes.defenses": ("DEFENSES",),
+    "bayes.elbo": ("negative_elbo", "objective"),
+    "bayes.rse": ("AdditiveNoise", "add_noise"),
+    "evaluation.accuracy": ("predict", "robust_accuracy"),
+    "evaluation.examination": ("Examination",),
+    "evaluation.worst_case": ("worst_case_accuracy",),
+    "experiments.selection": ("Selection",),
+    "system.errors": ("InputError",),
+    "training.algorithm1": ("train_step",),
+    "training.checkpoints": ("load", "save"),
 }
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = {module.name for module in iter_modules(__path__)}
+_MODULES = {"checks": "evaluation", "datasets": "", "networks": "", "priors": "bayes", "uncertainty": "evaluation"}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name):
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(".".join(filter(None, (__name__, _MODULES[name], name))))
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__():
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 import sys
 from importlib import import_module
 
-from pyro_advbnn import signals
+from pyro_advbnn.cli import signals
 
 _FIRST_LINES = {
     "train": "Train one defence on one data set into a run folder.",
@@ -16,13 +16,13 @@ _FIRST_LINES = {
 def main():
     """Run the command that the first word of the process names, with the words after it."""
     signals.end_at_once()
-    from pyro_advbnn import cli  # here, because Fire too takes its time
+    from pyro_advbnn.cli import commands  # here, because Fire too takes its time
 
     words = sys.argv[1:]
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     name = words[0] if words else ""
     if name not in _FIRST_LINES:
-        return cli.run({name: _described(line) for name, line in _FIRST_LINES.items()}, words)
+        return commands.run({name: _described(line) for name, line in _FIRST_LINES.items()}, words)
     return import_module(f"pyro_advbnn.{name}").main(words[1:], under=name)
 
 

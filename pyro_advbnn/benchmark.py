@@ -3,7 +3,7 @@
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn import signals
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
@@ -15,19 +15,30 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from pyro_advbnn import cli, networks, python_calls, records, timings
-from pyro_advbnn.acceleration import use_cuda_graphs
-from pyro_advbnn.choices import CudaGraphs
-from pyro_advbnn.cli import Range
-from pyro_advbnn.contestants import CONTESTANTS, FLOORS, PEERS, TrainingStep, necessary_flops, random_workload, training_data
-from pyro_advbnn.devices import describe_device, resolve_device
-from pyro_advbnn.elsewhere import Elsewhere
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.limits import Count, CountOrNone, Repeats, Side
-from pyro_advbnn.measurement import matmul_rate, matrix_products, peak_memory, take_turns
-from pyro_advbnn.precision import PRECISIONS, resolve_precision
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.run_folders import refuse_existing
+from pyro_advbnn import networks
+from pyro_advbnn.cli import commands, python_calls
+from pyro_advbnn.cli.choices import CudaGraphs
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.limits import Count, CountOrNone, Repeats, Side
+from pyro_advbnn.experiments import timings
+from pyro_advbnn.experiments.elsewhere import Elsewhere
+from pyro_advbnn.experiments.measurement import matmul_rate, matrix_products, peak_memory, take_turns
+from pyro_advbnn.experiments.workloads import (
+    CONTESTANTS,
+    FLOORS,
+    PEERS,
+    TrainingStep,
+    necessary_flops,
+    random_workload,
+    training_data,
+)
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import PRECISIONS, resolve_precision
+from pyro_advbnn.system.process_settings import process_settings
+from pyro_advbnn.training.cuda_graphs import use_cuda_graphs
+from pyro_advbnn.training.run_folders import refuse_existing
 
 
 @python_calls.from_python
@@ -211,9 +222,9 @@ class _Report:
     def _write(self):
         timings.write_csv(self.out / "benchmark.csv", self.rows)
         described = asdict(self.settings) | {"device": describe_device(self.settings.device)}
-        records.write_json(self.out / "benchmark.json", {
+        json_files.write_json(self.out / "benchmark.json", {
             "settings": described, "num_weights": self.num_weights, "matmul_flops_per_second": self.matmul_rates,
-            "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": records.environment()})
+            "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": json_files.environment()})
 
     def print(self):
         texts = [timings.table(self.rows), timings.rates_line(self.matmul_rates), timings.parts_table(self.rows),
@@ -224,7 +235,7 @@ class _Report:
 
 def main(argv=None, under=""):
     """The command, for words that are given or those of the process.   under: as of `cli.run`."""
-    cli.run(benchmark, argv, under=under, way_on="what was measured is above, and the same command begins anew")
+    commands.run(benchmark, argv, under=under, way_on="what was measured is above, and the same command begins anew")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn import signals
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
 import tempfile
 from pathlib import Path
 
-from pyro_advbnn import cli, evidence, python_calls, records, run_folders
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.limits import Seed
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.subjects import Selection, Subjects
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.cli import commands, python_calls
+from pyro_advbnn.cli.limits import Seed
+from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.experiments.selection import Selection, Subjects
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
+from pyro_advbnn.training import run_folders
 
 _DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
 
@@ -46,8 +49,8 @@ def _evaluate(folder, seed):
     """Rows: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
     subjects = Subjects(Selection(run=folder, seed=seed), "accuracy")
     subject, = subjects
-    rows = [evidence.white_box(subjects, subject, PGD(0.0, 0.025, 20), 20)]
-    return rows + [evidence.white_box(subjects, subject, PGD(0.2, 0.025, 20, draws), 20)
+    rows = [result_rows.white_box(subjects, subject, PGD(0.0, 0.025, 20), 20)]
+    return rows + [result_rows.white_box(subjects, subject, PGD(0.2, 0.025, 20, draws), 20)
                    for draws in sorted({subject.draws(count) for count in (1, 10)})]
 
 
@@ -55,17 +58,17 @@ def _print(rows_by_defense):
     """One line per defence; a deterministic network, whose every draw is the same, has one figure under PGD."""
     print("accuracy % [95% interval] on the 360 test images of digits; PGD: l_inf radius 0.2, 20 steps of 0.025;\n"
           "predictions of Adv-BNN average 20 draws of the weights, its attackers 1 or 10 draws per gradient")
-    print(records.table(rows_by_defense, {
+    print(json_files.table(rows_by_defense, {
         "defence": lambda rows: _DEFENSES[rows[0]["defense"]],
-        "clean": lambda rows: records.percent(rows[0], interval=True),
-        "PGD, 1 draw": lambda rows: records.percent(rows[1], interval=True),
-        "PGD, 10 draws": lambda rows: records.percent(rows[-1], interval=True),
+        "clean": lambda rows: json_files.percent(rows[0], interval=True),
+        "PGD, 1 draw": lambda rows: json_files.percent(rows[1], interval=True),
+        "PGD, 10 draws": lambda rows: json_files.percent(rows[-1], interval=True),
     }))
 
 
 def main(argv=None, under=""):
     """The command, for words that are given or those of the process.   under: as of `cli.run`."""
-    cli.run(demo, argv, under=under, way_on="without --out its runs are gone")
+    commands.run(demo, argv, under=under, way_on="without --out its runs are gone")
 
 
 if __name__ == "__main__":

@@ -4,20 +4,25 @@ Every verb adds rows to a csv file below the results' folder as soon as it knows
 there already: what was stopped goes on where it was.
 """
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn import signals
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
 from typing import Annotated, Literal
 
-from pyro_advbnn import cli, evidence, recipes, records, report, summaries, usage, weights
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.cli import Range
-from pyro_advbnn.doubt import uncertainty
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.scrutiny import check, robust
-from pyro_advbnn.subjects import Selection, Subjects, exclusive
-from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.cli import commands, help
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.evaluation import weight_statistics
+from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.experiments.robustness_verbs import check, robust
+from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
+from pyro_advbnn.experiments.uncertainty_verb import uncertainty
+from pyro_advbnn.experiments.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
+from pyro_advbnn.reporting import report, summaries
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import recipes
 
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
 _TABLES = {"epsilon": "accuracy", "alpha": "alpha", "prior_std": "prior_std", "run": "runs"}      # of accuracy, by --against
@@ -46,7 +51,7 @@ def accuracy(
         against: what the figure has on its axis, for runs that differ in alpha or prior_std, or "run" for a table of runs of
             any kind, evaluation/runs.csv, without a figure; names the csv file too.
     """
-    command = usage.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
+    command = help.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
     subjects = Subjects(of, _TABLES[against])
     epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
@@ -55,7 +60,7 @@ def accuracy(
         for draws in sorted({subject.draws(count) for count in attack_samples}):
             for epsilon in epsilons:
                 pgd = attack.pgd(subjects.dataset, epsilon, draws)
-                rows.append(evidence.white_box(subjects, subject, pgd, num_samples))
+                rows.append(result_rows.white_box(subjects, subject, pgd, num_samples))
     finish(subjects, rows, command, [] if against == "run" else [_TABLES[against]], _COLUMNS)
 
 
@@ -79,7 +84,7 @@ def transfer(
         attack_samples: weight draws averaged in each attack gradient.
         num_samples: weight draws averaged in each prediction.
     """
-    command = usage.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
+    command = help.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
     subjects = Subjects(of, "transfer")
     subjects.check_shared_images()
     epsilon = recipes.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
@@ -87,13 +92,13 @@ def transfer(
     warn([attack.pgd(subjects.dataset, epsilon)])
     for source in subjects:
         pgd = attack.pgd(subjects.dataset, epsilon, source.draws(attack_samples))
-        rows += evidence.transfer_from(subjects, source, pgd, num_samples)
-    finish(subjects, evidence.with_rates(subjects, rows), command, ["transfer"], {
+        rows += result_rows.transfer_from(subjects, source, pgd, num_samples)
+    finish(subjects, result_rows.with_rates(subjects, rows), command, ["transfer"], {
         "source": lambda row: row["source"],
         "target": lambda row: row["run"],
         "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
         "clean %": lambda row: f"{100 * row['accuracy_clean']:.1f}",
-        "transferred %": records.percent,
+        "transferred %": json_files.percent,
         "white-box %": lambda row: f"{100 * row['accuracy_white_box']:.1f}",
     })
 
@@ -114,7 +119,7 @@ def ensemble(
         num_samples: the numbers of draws.
         attack_samples: weight draws averaged in each attack gradient.
     """
-    command = usage.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
+    command = help.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
     subjects = Subjects(of, "ensemble")
     epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
@@ -122,7 +127,7 @@ def ensemble(
     for subject in subjects:
         for epsilon in epsilons:
             pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
-            rows += evidence.ensemble(subjects, subject, pgd, num_samples)
+            rows += result_rows.ensemble(subjects, subject, pgd, num_samples)
     finish(subjects, rows, command, ["ensemble"], _COLUMNS)
 
 
@@ -146,7 +151,7 @@ def steps(
         attack_samples: weight draws averaged in each attack gradient, one number or several.
         num_samples: weight draws averaged in each prediction.
     """
-    command = usage.command_line("pyro_advbnn.evaluate steps", steps, locals())
+    command = help.command_line("pyro_advbnn.evaluate steps", steps, locals())
     subjects = Subjects(of, "steps")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     step = chosen_step(subjects.dataset, step_size)
@@ -156,7 +161,7 @@ def steps(
     for subject in subjects:
         for draws in sorted({subject.draws(count) for count in attack_samples}):
             pgd = PGD(epsilon, step, max(num_steps), draws)
-            rows += evidence.steps(subjects, subject, pgd, num_steps, num_samples)
+            rows += result_rows.steps(subjects, subject, pgd, num_steps, num_samples)
     finish(subjects, rows, command, ["steps"], _COLUMNS)
 
 
@@ -165,7 +170,7 @@ def posterior(
     *,
     of: Selection,
     fractions: list[Annotated[float, Range(0, 1)]] = PRUNED_FRACTIONS,
-    prune_by: list[Literal[weights.PRUNE_BY]] = weights.PRUNE_BY,
+    prune_by: list[Literal[weight_statistics.PRUNE_BY]] = weight_statistics.PRUNE_BY,
     save_fractions: list[Annotated[float, Range(0, 1)]] | None = None,
     epsilon: Radius | None = None,
     attack: Attack = TWENTY_STEPS,
@@ -185,7 +190,7 @@ def posterior(
         attack_samples: weight draws averaged in each attack gradient.
         num_samples: weight draws averaged in each prediction.
     """
-    command = usage.command_line("pyro_advbnn.evaluate posterior", posterior, locals())
+    command = help.command_line("pyro_advbnn.evaluate posterior", posterior, locals())
     subjects = Subjects(of, "pruning", "density", "layers")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     pgd, rows = attack.pgd(subjects.dataset, epsilon, attack_samples), []
@@ -194,19 +199,19 @@ def posterior(
         if not subject.is_bayesian:
             raise InputError(f"{subject.name} has no posterior: it was trained with --defense {subject.config['defense']}")
     for subject in subjects:
-        evidence.describe_posterior(subjects, subject)
+        result_rows.describe_posterior(subjects, subject)
         for by in prune_by:
             for fraction in fractions:
-                rows += evidence.pruned(subjects, subject, by, fraction, pgd, num_samples)
+                rows += result_rows.pruned(subjects, subject, by, fraction, pgd, num_samples)
             for fraction in save_fractions or ():
-                print(f"wrote {evidence.save_pruned(subjects, subject, by, fraction)}")
+                print(f"wrote {result_rows.save_pruned(subjects, subject, by, fraction)}")
     figures = ("log_std", "log_std_by_layer", "signal_to_noise", "pruning")
     finish(subjects, rows, command, figures, {
         "pruned by": lambda row: row["prune_by"],
         "fraction": lambda row: f"{row['fraction']:g}",
         "prediction": lambda row: row["prediction"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: records.percent(row, interval=True),
+        "accuracy %": lambda row: json_files.percent(row, interval=True),
     })
 
 
@@ -220,10 +225,10 @@ def gradients(*, of: Selection, num_samples: list[Count] = (1, 20)):
     Args:
         num_samples: weight draws that a gradient averages, one number or several.
     """
-    command = usage.command_line("pyro_advbnn.evaluate gradients", gradients, locals())
+    command = help.command_line("pyro_advbnn.evaluate gradients", gradients, locals())
     subjects, rows = Subjects(of, "gradients"), []
     for subject in subjects:
-        rows += evidence.gradients(subjects, subject, num_samples)
+        rows += result_rows.gradients(subjects, subject, num_samples)
     finish(subjects, rows, command, ["gradients"], {
         "split": lambda row: row["split"],
         "mean l_1 norm [95%]": lambda row: f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]",
@@ -252,13 +257,13 @@ def write_report(
         attack_samples: weight draws averaged in each attack gradient.
         num_samples: weight draws of each prediction.
     """
-    command = usage.command_line("pyro_advbnn.evaluate report", write_report, locals())
+    command = help.command_line("pyro_advbnn.evaluate report", write_report, locals())
     subjects = Subjects(of, "examples")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     warn([attack.pgd(subjects.dataset, epsilon)])
     for subject in subjects if num_images else ():
         pgd = attack.pgd(subjects.dataset, epsilon, subject.draws(attack_samples))
-        evidence.examples(subjects, subject, pgd, num_samples, num_images)
+        result_rows.examples(subjects, subject, pgd, num_samples, num_images)
     subjects.log(command)
     draw_figures(subjects.folder)
     for path in summaries.write(subjects.folder):
@@ -275,7 +280,7 @@ def _reported(subjects):
 
 _COLUMNS = {
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: records.percent(row, interval=True),
+    "accuracy %": lambda row: json_files.percent(row, interval=True),
     "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
     "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
     "attack draws": lambda row: row["attack_samples"],
@@ -288,7 +293,7 @@ VERBS = {"accuracy": accuracy, "transfer": transfer, "ensemble": ensemble, "step
 
 def main(argv=None, under=""):
     """The command, for words that are given or those of the process.   under: as of `cli.run`."""
-    cli.run(VERBS, argv, under=under, way_on="the same command goes on and does not compute again what it has written")
+    commands.run(VERBS, argv, under=under, way_on="the same command goes on and does not compute again what it has written")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import fx, nn
 
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.memory import available_memory
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.memory import available_memory
 
 _VGG_STAGES = {  # convolutions per stage; every stage ends with a 2x2 max-pool
     "vgg11": (1, 1, 2, 2, 2),

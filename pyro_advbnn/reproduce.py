@@ -5,7 +5,7 @@ evaluations compute only the rows that are not there yet, and reproduce.jsonl te
 command given again goes on, whatever stopped it.
 """
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn import signals
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
@@ -13,17 +13,21 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import cli, configuration, datasets, locks, networks, records, run_folders, summaries
-from pyro_advbnn.attacks import pgd
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.devices import resolve_device
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict
-from pyro_advbnn.plans import PIECES, Plan, Reproduction
-from pyro_advbnn.precision import resolve_precision
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.randomness import separate_randomness
+from pyro_advbnn import datasets, networks
+from pyro_advbnn.attacks.pgd import pgd
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.cli import commands
+from pyro_advbnn.evaluation.accuracy import predict
+from pyro_advbnn.experiments.plans import PIECES, Plan, Reproduction
+from pyro_advbnn.reporting import summaries
+from pyro_advbnn.system import json_files, locks
+from pyro_advbnn.system.devices import resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import resolve_precision
+from pyro_advbnn.system.process_settings import process_settings
+from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
+from pyro_advbnn.training import configuration, run_folders
 
 
 def table1(*, of: Reproduction):
@@ -155,7 +159,7 @@ class _Journal:
         self.path, self.out, self.settings, self._steps = plan.out / "reproduce.jsonl", plan.out, plan.identity, plan.steps
         if not self.path.exists():
             run_folders.refuse_existing(plan.out, hint="")
-        lines = records.read_jsonl(self.path)
+        lines = json_files.read_jsonl(self.path)
         if lines and lines[0] != {"settings": self.settings}:
             raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], self.settings)}); "
                              f"choose another --out")
@@ -163,8 +167,8 @@ class _Journal:
 
     def open(self):
         """Make the journal, where it is not there yet."""
-        if not records.read_jsonl(self.path):
-            records.write_jsonl(self.path, [{"settings": self.settings}])
+        if not json_files.read_jsonl(self.path):
+            json_files.write_jsonl(self.path, [{"settings": self.settings}])
 
     def waiting(self):
         """The steps of the plan that are not done, or whose results are lost."""
@@ -182,7 +186,7 @@ class _Journal:
         if not step.is_training:
             step.function(**step.arguments)
         self._done.add(self._name(step))
-        records.append_jsonl(self.path, {"command": self._name(step), "seconds": round(time.monotonic() - began, 1)})
+        json_files.append_jsonl(self.path, {"command": self._name(step), "seconds": round(time.monotonic() - began, 1)})
         return True
 
 
@@ -263,7 +267,7 @@ VERBS = {"table1": table1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig
 
 def main(argv=None, under=""):
     """The command, for words that are given or those of the process.   under: as of `cli.run`."""
-    cli.run(VERBS, argv, under=under, way_on="the same command goes on")
+    commands.run(VERBS, argv, under=under, way_on="the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """python -m pyro_advbnn.train: train one defence on one data set."""
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn import signals
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
@@ -9,37 +9,39 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import (
-    cli,
-    configuration,
-    contradictions,
-    datasets,
-    distributed,
-    fitting,
-    locks,
-    nonfinite,
-    recipes,
-    records,
-    run_folders,
-    signals,
+from pyro_advbnn import datasets
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.priors import PRIORS
+from pyro_advbnn.cli import commands, signals
+from pyro_advbnn.cli.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.limits import (
+    BatchSize,
+    Count,
+    CountOrNone,
+    Epochs,
+    Images,
+    ImagesOrNone,
+    Minutes,
+    Seed,
+    Side,
+    Width,
+    Workers,
 )
-from pyro_advbnn.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
-from pyro_advbnn.cli import Range
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, only_deterministic
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Minutes, Seed, Side, Width, Workers
-from pyro_advbnn.precision import PRECISIONS, float32_products
-from pyro_advbnn.priors import PRIORS
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.progress import tell_source
+from pyro_advbnn.system import distributed, json_files, locks
+from pyro_advbnn.system.devices import describe_device, only_deterministic
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import PRECISIONS, float32_products
+from pyro_advbnn.system.process_settings import process_settings
+from pyro_advbnn.training import configuration, contradictions, loop, nonfinite, recipes, run_folders
+from pyro_advbnn.training.progress import tell_source
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
 NotNegative = Annotated[float | None, Range(0)]
 Std = Annotated[float, Range(0, open_low=True)] | str | None
 
 
-@cli.checked(lambda flags: contradictions.check_meaning((configuration.DEFAULTS | flags)["defense"], flags))
+@commands.checked(lambda flags: contradictions.check_meaning((configuration.DEFAULTS | flags)["defense"], flags))
 def train(
     *,
     dataset: Literal[datasets.DATASETS] | None = None,
@@ -198,7 +200,7 @@ def _train_locked(flags, dry, max_minutes, locked):
         [config["images_sha256"], str(resumed), training.epochs_done, training.steps_done],
         "the machines do not see the same images and the same run folder; both must lie where all of them can read")
     if dry:
-        return print(records.as_json(config))
+        return print(json_files.as_json(config))
     folder = resumed or folder or _default_folder(config)
     _open(folder, config, training, resumed, locked)
     for classifier in dict.fromkeys([training.classifier, training.result]):
@@ -206,7 +208,7 @@ def _train_locked(flags, dry, max_minutes, locked):
     with only_deterministic(config["deterministic"]), float32_products(config["precision"]), signals.asking() as asked:
         for note in configuration.accelerate(training, config):
             print(note)
-        finished = fitting.fit(folder, config, training, held_out, best, max_minutes, asked)
+        finished = loop.fit(folder, config, training, held_out, best, max_minutes, asked)
     return signals.Interrupted(asked.number, f"{folder} is finished" if finished else "") if asked.number else None
 
 
@@ -268,7 +270,7 @@ def _default_folder(config):
 
 def main(argv=None, under=""):
     """The command, for words that are given or those of the process.   under: as of `cli.run`."""
-    cli.run(train, argv, processes=True, under=under)
+    commands.run(train, argv, processes=True, under=under)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,11 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits_once():
     """scikit-learn parses its digits anew at each call; a module whose tests load them hundreds of times need not."""
-    from pyro_advbnn import datasets
+    from pyro_advbnn.datasets import loading
 
-    read = functools.cache(datasets.read_digits)
+    read = functools.cache(loading.read_digits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "read_digits", lambda: copy.deepcopy(read()))
+        patch.setattr(loading, "read_digits", lambda: copy.deepcopy(read()))
         yield
 
 

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from pyro_advbnn import cli, image_folders, records, tables
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.cli import commands
+from pyro_advbnn.datasets import folders
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
 
 RUN_FLAGS = ["--defense", "advbnn", "--dataset", "digits", "--epochs", "1", "--num_train", "60", "--validation", "10",
@@ -28,7 +31,7 @@ class Bomb:
 
 
 def make_run(folder):
-    cli.run(train, [*RUN_FLAGS, "--out", str(folder)])
+    commands.run(train, [*RUN_FLAGS, "--out", str(folder)])
     return folder
 
 
@@ -54,7 +57,7 @@ def refused_command(capsys, commands, *words):
     """The line with which a command refuses: alone on stderr, with exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.run(commands, [str(word) for word in words])
+        commands.run(commands, [str(word) for word in words])
     line = capsys.readouterr().err
     assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
     return line
@@ -106,18 +109,18 @@ def write_folder(root, classes=("cat", "dog"), num=2):
 
 
 def write_imagenet(root, monkeypatch):
-    monkeypatch.setattr(image_folders, "_imagenet143_wnids", lambda: ("n01", "n02"))
+    monkeypatch.setattr(folders, "_imagenet143_wnids", lambda: ("n01", "n02"))
     return write_folder(root, ("n01", "n02"))
 
 
 def write_results(folder):
     """A result folder with a table, a log, a drawing and a picture, for a report."""
-    row = dict.fromkeys(tables.ROW_FIELDS, "x") | {
+    row = dict.fromkeys(csv_tables.ROW_FIELDS, "x") | {
         "alpha": 0.1, "epsilon": 0.2, "num_steps": 20, "step_size": 0.02, "attack_samples": 1, "num_samples": 1, "seed": 0,
         "num_examples": 360, "batch_size": 500, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6,
         "reaches_ball": True, "attack": "pgd", "dataset": "digits", "defense": "advbnn"}
-    tables.Table(folder, "accuracy").add([row])
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": "python -m x", "seconds": 1.5, "rows": 1}])
+    csv_tables.Table(folder, "accuracy").add([row])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": "python -m x", "seconds": 1.5, "rows": 1}])
     (folder / "figures").mkdir()
     (folder / "figures" / "accuracy.svg").write_text(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>accuracy</text></svg>')

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pyro_advbnn import benchmark as command
-from pyro_advbnn import cli, measurement, timings
 from pyro_advbnn.benchmark import benchmark
+from pyro_advbnn.cli import commands
+from pyro_advbnn.experiments import measurement, timings
 
 TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2", "--repeats=1", "--batch_sizes=2",
         "--device=cpu"]
@@ -39,7 +40,7 @@ def rows_of(folder):
 
 
 def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
-    cli.run(benchmark, [*TINY, f"--out={tmp_path / 'b'}"])
+    commands.run(benchmark, [*TINY, f"--out={tmp_path / 'b'}"])
     rows = rows_of(tmp_path / "b")
     assert [(row["precision"], row["contestant"]) for row in rows] == [
         *(("fp32", name) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction", "bare forwards",
@@ -57,7 +58,7 @@ def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
 
 def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
     wanted = ["--contestants=evaluation,deterministic,evaluation", "--precisions=bf16,bf16", f"--out={tmp_path / 'b'}"]
-    cli.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=4,2,4", *wanted])
+    commands.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=4,2,4", *wanted])
     names = ("evaluation", "bare evaluation", "deterministic")
     assert [(row["batch_size"], row["contestant"]) for row in rows_of(tmp_path / "b")] == [
         (size, name) for size in (4, 2) for name in names]
@@ -68,19 +69,19 @@ def test_every_call_gets_its_batch_size_and_precision(monkeypatch):
     monkeypatch.setitem(command.CONTESTANTS, "adv-bnn", {
         "adv-bnn": lambda network, work: seen.append((len(work.x), work.precision)) or (lambda: None)})
     monkeypatch.setattr(command, "_peak_memory", lambda *arguments: 2**20)
-    cli.run(benchmark, [*TINY[:-2], "--batch_sizes=3", "--contestants=adv-bnn", "--precisions=fp32,bf16"])
+    commands.run(benchmark, [*TINY[:-2], "--batch_sizes=3", "--contestants=adv-bnn", "--precisions=fp32,bf16"])
     assert seen == [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
 
 
 def test_flops_are_those_of_the_whole_batch(tmp_path):
-    cli.run(benchmark, [*TINY, "--contestants=deterministic", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
+    commands.run(benchmark, [*TINY, "--contestants=deterministic", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
     work = command.random_workload(2, 8, 1, 2, torch.device("cpu"))
     network = command.networks.build_network("convnet", 10)
     assert rows_of(tmp_path / "b")[0]["flops"] == command.necessary_flops(network, work)["deterministic"]
 
 
 def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path):
-    cli.run(benchmark, [*TINY, "--contestants=adv-bnn,plain-pyro", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
+    commands.run(benchmark, [*TINY, "--contestants=adv-bnn,plain-pyro", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
     content = json.loads((tmp_path / "b" / "benchmark.json").read_text())
     with (tmp_path / "b" / "benchmark.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -102,7 +103,7 @@ def test_an_interrupt_leaves_the_batch_sizes_that_are_done_on_disk_and_on_paper(
         return measure(settings, network, batch_size, *rest)
     monkeypatch.setattr(command, "_measure", interrupted)
     with pytest.raises(SystemExit) as end:
-        cli.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=2,4", "--precisions=fp32",
+        commands.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=2,4", "--precisions=fp32",
                             "--contestants=deterministic", f"--out={tmp_path / 'b'}"])
     assert end.value.code == 130 and [row["batch_size"] for row in rows_of(tmp_path / "b")] == [2]
     assert "deterministic" in capsys.readouterr().out
@@ -130,7 +131,7 @@ def test_wrong_flags_are_refused_in_one_line(wrong, says, capsys, tmp_path):
     name = wrong.partition("=")[0]
     rest = [flag for flag in TINY if flag.partition("=")[0] != name]
     with pytest.raises(SystemExit) as end:
-        cli.run(benchmark, [*rest, wrong, f"--out={tmp_path / 'b'}"])
+        commands.run(benchmark, [*rest, wrong, f"--out={tmp_path / 'b'}"])
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ") and says in error
     assert not (tmp_path / "b").exists()
@@ -139,7 +140,7 @@ def test_wrong_flags_are_refused_in_one_line(wrong, says, capsys, tmp_path):
 def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "old").write_text("kept")
     with pytest.raises(SystemExit):
-        cli.run(benchmark, [*TINY, f"--out={tmp_path}"])
+        commands.run(benchmark, [*TINY, f"--out={tmp_path}"])
     err = capsys.readouterr().err
     assert "is not overwritten; choose another --out\n" in err and [p.name for p in tmp_path.iterdir()] == ["old"]
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from pyro_advbnn import cli, demo
+from pyro_advbnn import demo
+from pyro_advbnn.cli import commands
 
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 1, "epochs": 1, "num_samples": 1}
 
@@ -16,7 +17,7 @@ def tiny(monkeypatch):
 
 
 def test_the_demo_attacks_three_defences_and_prints_one_table(tmp_path, capsys):
-    cli.run(demo.demo, ["--out", str(tmp_path / "demo")])
+    commands.run(demo.demo, ["--out", str(tmp_path / "demo")])
     lines = capsys.readouterr().out.splitlines()[-4:]
     names = [line.strip().split("  ")[0] for line in lines]
     assert names == ["defence", "no defence", "adversarial training", "Adv-BNN"]
@@ -33,7 +34,7 @@ def test_the_demo_attacks_three_defences_and_prints_one_table(tmp_path, capsys):
 def test_the_demo_refuses_what_it_does_not_know(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        cli.run(demo.demo, words.split())
+        commands.run(demo.demo, words.split())
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n"), os.listdir(tmp_path)) == (2, "", 1, [])
 
@@ -41,6 +42,6 @@ def test_the_demo_refuses_what_it_does_not_know(words, tmp_path, monkeypatch, ca
 def test_the_demo_overwrites_nothing(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(SystemExit) as end:
-        cli.run(demo.demo, ["--out", str(tmp_path)])
+        commands.run(demo.demo, ["--out", str(tmp_path)])
     assert end.value.code == 2 and "is not overwritten; choose another --out\n" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine"]

@@ -13,10 +13,15 @@ from PIL import Image
 from test_train import tiny
 
 import pyro_advbnn as ab
-from pyro_advbnn import checkpoints, cli, datasets, evaluate, evidence, records, tables
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.randomness import separate_randomness
+from pyro_advbnn import datasets, evaluate
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.cli import commands
+from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
@@ -43,7 +48,7 @@ def run(trained):
 def accuracy(folder, *words):
     """The rows that the command adds."""
     before = len(rows(folder))
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *map(str, words)])
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *map(str, words)])
     return rows(folder)[before:]
 
 
@@ -57,7 +62,7 @@ def rows(folder):
 
 def refusal(capsys, *words):
     with pytest.raises(SystemExit) as end:
-        cli.run(evaluate.VERBS, [str(word) for word in words])
+        commands.run(evaluate.VERBS, [str(word) for word in words])
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -70,7 +75,7 @@ def test_a_row_has_every_field_and_agrees_with_the_library(run):
     images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
     with separate_randomness(0):
         known = ab.robust_accuracy(classifier, datasets.batches(images, 500), PGD(0.1, None, 2, 3), num_samples=2)
-    assert tuple(row) == tables.ROW_FIELDS and "" not in row.values()
+    assert tuple(row) == csv_tables.ROW_FIELDS and "" not in row.values()
     assert float(row["accuracy"]) == known["accuracy"]
     assert float(row["accuracy_low"]) == pytest.approx(known["accuracy_low"])
     for digest in (row.pop("weights"), row.pop("images")):
@@ -96,7 +101,7 @@ def test_equal_seeds_give_equal_files_and_other_seeds_other_rows(run, tmp_path):
     accuracy(run, "--epsilons", "0,0.1", *QUICK)
     first = (run / "evaluation" / "accuracy.csv").read_bytes()
     torch.rand(5)                                        # whatever another process draws before
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0,0.1", *QUICK, "--out", str(tmp_path)])
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0,0.1", *QUICK, "--out", str(tmp_path)])
     assert (tmp_path / "evaluation" / "accuracy.csv").read_bytes() == first
     third = accuracy(run, "--epsilons", "0,0.1", *QUICK, "--seed", 1)
     assert (run / "evaluation" / "accuracy.csv").read_bytes().startswith(first)
@@ -108,17 +113,17 @@ def test_rows_that_are_there_are_not_computed_again(run, monkeypatch, capsys):
     accuracy(run, "--epsilons", "0,0.1", *QUICK)
     before = (run / "evaluation" / "accuracy.csv").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(evidence, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(result_rows, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
     assert accuracy(run, "--epsilons", "0.1,0", *QUICK) == []
     assert (run / "evaluation" / "accuracy.csv").read_bytes() == before
     assert "added 0 rows" in (out := capsys.readouterr().out) and "2 were there already" in out
-    assert len(records.read_jsonl(run / "evaluation" / "log.jsonl")) == 1
+    assert len(json_files.read_jsonl(run / "evaluation" / "log.jsonl")) == 1
     monkeypatch.undo()
     assert [row["epsilon"] for row in accuracy(run, "--epsilons", "0,0.05", *QUICK)] == ["0.05"]
 
 
 def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
-    real, calls = evidence.robust_accuracy, []
+    real, calls = result_rows.robust_accuracy, []
 
     def stopped_at_the_third(*arguments, **more):
         calls.append(1)
@@ -126,7 +131,7 @@ def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(evidence, "robust_accuracy", stopped_at_the_third)
+    monkeypatch.setattr(result_rows, "robust_accuracy", stopped_at_the_third)
     with pytest.raises(SystemExit):
         accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)
     assert [row["epsilon"] for row in rows(run)] == ["0", "0.05"]
@@ -139,7 +144,7 @@ def test_several_numbers_of_draws_per_gradient_get_rows_of_their_own(run):
 
 def test_what_was_run_is_logged_with_its_command_and_environment(run):
     accuracy(run, "--epsilons", "0.1", *QUICK)
-    line, = records.read_jsonl(run / "evaluation" / "log.jsonl")
+    line, = json_files.read_jsonl(run / "evaluation" / "log.jsonl")
     assert line["command"].startswith(f"python -m pyro_advbnn.evaluate accuracy --run {run} --num_test 50 --epsilons 0.1")
     assert (line["rows"], line["environment"]["device"][:3]) == (1, "cpu") and line["seconds"] >= 0
 
@@ -153,7 +158,7 @@ def test_radius_0_is_the_clean_accuracy(run):
 
 
 def test_a_radius_of_a_list_gets_the_row_that_it_gets_alone(run, tmp_path):
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0.1", *QUICK, "--out", str(tmp_path)])
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--epsilons", "0.1", *QUICK, "--out", str(tmp_path)])
     assert rows(tmp_path) == accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)[2:]
 
 
@@ -247,7 +252,7 @@ def test_damaged_runs_are_refused_in_one_line(run, tmp_path, capsys):
 def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     (run / "evaluation").mkdir()
     (run / "evaluation" / "accuracy.csv").write_text("a,b\n")
-    monkeypatch.setattr(evidence, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(result_rows, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
     assert "its columns are not those" in refusal(capsys, "accuracy", "--run", run)
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
@@ -261,14 +266,14 @@ def test_the_process_itself_refuses_in_one_line_with_exit_code_2(tmp_path):
 
 def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     folder = tmp_path / "run"
-    cli.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=6",
+    commands.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=6",
                     "--defense=none", "--batch_size=20",
                     "--seed=3", f"--out={folder}"])
     evaluation = ["accuracy", "--run", str(folder), "--epsilons=0", "--checkpoint=last"]
-    cli.run(evaluate.VERBS, [*evaluation, "--split=held_out"])
+    commands.run(evaluate.VERBS, [*evaluation, "--split=held_out"])
     with (folder / "evaluation" / "accuracy.csv").open(newline="") as file:
         row = list(csv.DictReader(file))[-1]
-    metrics = records.read_jsonl(folder / "metrics.jsonl")[-1]
+    metrics = json_files.read_jsonl(folder / "metrics.jsonl")[-1]
     assert (row["dataset"], row["num_examples"]) == ("digits:held_out", "30")
     assert float(row["accuracy"]) == pytest.approx(metrics["held_out_accuracy"])
     assert metrics["held_out_accuracy"] > 0.3            # neither chance nor the test split's figure by accident
@@ -276,10 +281,10 @@ def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
 
 def test_held_out_images_of_a_run_without_any_are_refused(tmp_path, capsys):
     folder = tmp_path / "run"
-    cli.run(train, ["--width=4", "--num_train=60", "--validation=0", "--num_steps=1", "--epochs=1", "--defense=none",
+    commands.run(train, ["--width=4", "--num_train=60", "--validation=0", "--num_steps=1", "--epochs=1", "--defense=none",
                     f"--out={folder}"])
     with pytest.raises(SystemExit) as end:
-        cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), "--split=held_out"])
+        commands.run(evaluate.VERBS, ["accuracy", "--run", str(folder), "--split=held_out"])
     assert end.value.code == 2 and "held no images out" in capsys.readouterr().err
 
 
@@ -304,8 +309,8 @@ def runs(trained, tmp_path_factory):
 
 def evaluated(verb, runs, out, *words):
     """What the verb prints, and its table's rows."""
-    cli.run(evaluate.VERBS, [verb, "--runs", runs, "--out", str(out), *map(str, words)])
-    return {name: tables.read(out, name) for name in tables.TABLES if tables.read(out, name)}
+    commands.run(evaluate.VERBS, [verb, "--runs", runs, "--out", str(out), *map(str, words)])
+    return {name: csv_tables.read(out, name) for name in csv_tables.TABLES if csv_tables.read(out, name)}
 
 
 def test_several_runs_stand_in_one_table_and_one_figure(runs, tmp_path):
@@ -352,7 +357,7 @@ def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsy
 def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(runs, tmp_path, monkeypatch):
     words = ["--epsilon", 0.2, *QUICK]
     evaluated("transfer", runs, tmp_path / "whole", *words)
-    real, calls = evidence.transfer_accuracies, []
+    real, calls = result_rows.transfer_accuracies, []
 
     def stopped_at_the_second(*arguments, **more):
         calls.append(1)
@@ -360,10 +365,10 @@ def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(r
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(evidence, "transfer_accuracies", stopped_at_the_second)
+    monkeypatch.setattr(result_rows, "transfer_accuracies", stopped_at_the_second)
     with pytest.raises(SystemExit):
         evaluated("transfer", runs, tmp_path / "parts", *words)
-    assert [row["source"] for row in tables.read(tmp_path / "parts", "transfer")] == ["plain", "plain"]
+    assert [row["source"] for row in csv_tables.read(tmp_path / "parts", "transfer")] == ["plain", "plain"]
     evaluated("transfer", runs, tmp_path / "parts", *words)
     assert len(calls) == 3
     files = [tmp_path / name / "evaluation" / "transfer.csv" for name in ("whole", "parts")]

@@ -4,15 +4,21 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import benchmark, checkpoints, cli, datasets, doubt, recipes, records, reproduce, scrutiny, tables, uncertainty
-from pyro_advbnn.acceleration import GraphedAttack
-from pyro_advbnn.construction import build_classifier
-from pyro_advbnn.micro_batches import is_out_of_memory
-from pyro_advbnn.nonfinite import NotFinite
-from pyro_advbnn.precision import float32_products
-from pyro_advbnn.steps import gradients
+from pyro_advbnn import benchmark, datasets, reproduce
+from pyro_advbnn.bayes.build import build_classifier
+from pyro_advbnn.cli import commands
+from pyro_advbnn.evaluation import uncertainty
+from pyro_advbnn.experiments import robustness_verbs, uncertainty_verb
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.precision import float32_products
 from pyro_advbnn.train import train
-from pyro_advbnn.training import Training
+from pyro_advbnn.training import checkpoints, recipes
+from pyro_advbnn.training.algorithm1 import gradients
+from pyro_advbnn.training.cuda_graphs import GraphedAttack
+from pyro_advbnn.training.micro_batches import is_out_of_memory
+from pyro_advbnn.training.nonfinite import NotFinite
+from pyro_advbnn.training.trainer import Training
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -84,10 +90,10 @@ def test_a_checkpoint_moves_between_devices(tmp_path, batch):
 
 def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
-    cli.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
+    commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
-    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(tables.TABLES) - {
-        *doubt.TABLES, *scrutiny.TABLES, "runs"}
+    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
 
 
 def test_averaged_weights_are_kept_on_the_gpu_and_go_on_after_a_stop(tmp_path):
@@ -216,9 +222,9 @@ def test_out_of_memory_on_the_gpu_is_known_as_such():
 
 
 def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
-    cli.run(benchmark.benchmark, ["--network=convnet", "--image_size=8", "--num_steps=2", "--repeats=1", "--batch_sizes=4",
+    commands.run(benchmark.benchmark, ["--network=convnet", "--image_size=8", "--num_steps=2", "--repeats=1", "--batch_sizes=4",
                                   "--precisions=fp32,bf16,tf32", "--device=cuda", f"--out={tmp_path / 'out'}"])
-    content = records.read_json(tmp_path / "out" / "benchmark.json")
+    content = json_files.read_json(tmp_path / "out" / "benchmark.json")
     assert content["matmul_flops_per_second"]["bf16"] > content["matmul_flops_per_second"]["fp32"]
     for row in content["rows"]:
         assert row["peak_memory_bytes"] > 0 and row["wall_s"] > 0

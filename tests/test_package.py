@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import pyro_advbnn as ab
-from pyro_advbnn import networks, priors
-from pyro_advbnn.attacks import PGD, pgd
+from pyro_advbnn import networks
+from pyro_advbnn.attacks.pgd import PGD, pgd
+from pyro_advbnn.bayes import priors
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "pyro", "numpy", "sklearn", "matplotlib", "tensorboard"}
@@ -20,8 +21,8 @@ def python(code):
                           check=True).stdout.split()
 
 
-@pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.records", "pyro_advbnn.cli", "pyro_advbnn.defenses",
-                                    "pyro_advbnn.errors"])
+@pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.system.json_files", "pyro_advbnn.cli.commands",
+                                    "pyro_advbnn.bayes.defenses", "pyro_advbnn.system.errors"])
 def test_what_needs_no_tensors_starts_without_torch(module):
     loaded = set(python(f"import sys, {module}; print(*sys.modules)"))
     assert module in loaded and not loaded & HEAVY

@@ -175,7 +175,8 @@ def test_the_list_of_commands_comes_without_torch():
 
 
 def test_every_command_is_in_the_list_and_is_run_by_its_name(monkeypatch, capsys):
-    from pyro_advbnn import __main__, signals
+    from pyro_advbnn import __main__
+    from pyro_advbnn.cli import signals
     monkeypatch.setattr(signals, "end_at_once", lambda: None)        # not of this process
     assert list(__main__._FIRST_LINES) == COMMANDS
     for words, says in ((["train", "--epochs=0"], "--epochs must be"), (["evaluate", "accuracy"], "give --run"),

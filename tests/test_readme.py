@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import benchmark, cli, evaluate, reproduce, train
+from pyro_advbnn import benchmark, evaluate, reproduce, train
 
 TORCHRUN = {"standalone", "nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-endpoint", "rdzv-id"}
 PIP = {"no-deps", "no-build-isolation", "require-hashes", "help"}
@@ -21,7 +21,7 @@ def test_the_library_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 def test_every_flag_that_the_readme_names_exists():
     commands = (train.train, benchmark.benchmark, *evaluate.VERBS.values(), *reproduce.VERBS.values())
-    known = {name for command in commands for name in cli.flag_names(command)} | PIP | TORCHRUN | SBATCH
+    known = {name for command in commands for name in commands.flag_names(command)} | PIP | TORCHRUN | SBATCH
     named = set(re.findall(r"--([a-z][a-z_-]+)", README))
     assert named <= known, named - known
 

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import cli, doubt, evaluate, evidence, records, reproduce, scrutiny, tables, train, trials
-from pyro_advbnn.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
+from pyro_advbnn import evaluate, reproduce, train
+from pyro_advbnn.cli import commands
+from pyro_advbnn.experiments import ablations, result_rows, robustness_verbs, uncertainty_verb
+from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
 
 
 def run(*words):
-    cli.run(reproduce.VERBS, [str(word) for word in words])
+    commands.run(reproduce.VERBS, [str(word) for word in words])
 
 
 def csv_files(out):
@@ -75,7 +79,7 @@ def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
             known, function = verbs[module], verbs[module]
             if isinstance(known, dict):
                 function, words = known[words[0]], words[1:]
-            read = cli._texts(function, words)
+            read = commands._texts(function, words)
             assert read["out"].startswith("out")
 
 
@@ -112,13 +116,14 @@ def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece
             assert following.arguments["of"].runs == [step.arguments["out"]] and following.arguments["against"] == "run"
             assert following.arguments["epsilons"] == [0.0, 0.035, 8 / 255] and following.arguments["attack_samples"] == [1, 20]
             compared += 1
-    assert compared == {"kl": len(trials.KL_OF_ALL_WEIGHTS), "beyond": len(trials.BASELINES) + len(trials.CONTENDERS)}[piece]
+    assert compared == {"kl": len(ablations.KL_OF_ALL_WEIGHTS),
+                        "beyond": len(ablations.BASELINES) + len(ablations.CONTENDERS)}[piece]
 
 
 def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_the_plan():
     runs = {step.arguments["out"].name: step.arguments for step in plan("table1", "kl", "beyond", scale="paper",
                                                                        dataset="cifar10").steps if step.is_training}
-    tried = len(trials.KL_OF_ALL_WEIGHTS) + len(trials.BASELINES) + len(trials.CONTENDERS)
+    tried = len(ablations.KL_OF_ALL_WEIGHTS) + len(ablations.BASELINES) + len(ablations.CONTENDERS)
     assert len(runs) == 2 + tried                        # adv is that of table1
     assert (runs["kl-as-printed"]["recipe"], runs["kl-as-printed"]["epochs"]) == ("paper", 10)
     assert runs["kl-warm-start"]["init_from"] == runs["adv"]["out"] and runs["adv"]["recipe"] == "authors"
@@ -187,28 +192,28 @@ def whole(tmp_path_factory):
 
 
 def test_all_leaves_every_table_figure_and_the_report(whole):
-    assert {path.stem for path in (whole / "evaluation").glob("*.csv")} == set(tables.TABLES) - {
-        *doubt.TABLES, *scrutiny.TABLES, "runs"}
+    assert {path.stem for path in (whole / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
     assert {path.stem for path in (whole / "figures").glob("*.svg")} == {
         "accuracy", "alpha", "prior_std", "transfer", "ensemble", "steps", "log_std", "log_std_by_layer",
         "signal_to_noise", "pruning", "gradients"}
     report = (whole / "report.html").read_text()
     assert len(report) > 50_000 and all(path.name in report for path in (whole / "runs").iterdir())
     assert {path.stem for path in (whole / "tables").glob("*.md")} >= {"table1", "transfer", "ensemble", "steps"}
-    alphas = {row["alpha"] for row in tables.read(whole, "alpha")}
-    stds = {float(row["prior_std"]) for row in tables.read(whole, "prior_std")}
+    alphas = {row["alpha"] for row in csv_tables.read(whole, "alpha")}
+    stds = {float(row["prior_std"]) for row in csv_tables.read(whole, "prior_std")}
     assert (alphas, stds) == ({1, 0.1, 0.02, 0}, {0.05, 0.1, 0.15})
 
 
 def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "CONTENDERS", {name: trials.CONTENDERS[name] for name in ("averaged", "many-draws")})
+    monkeypatch.setattr(ablations, "CONTENDERS", {name: ablations.CONTENDERS[name] for name in ("averaged", "many-draws")})
     run("beyond", *TINY, "--out", tmp_path / "out")
-    names = [*trials.BASELINES, *(f"advbnn-{name}" for name in trials.CONTENDERS)]
-    rows = tables.read(tmp_path / "out", "runs")
+    names = [*ablations.BASELINES, *(f"advbnn-{name}" for name in ablations.CONTENDERS)]
+    rows = csv_tables.read(tmp_path / "out", "runs")
     assert list(dict.fromkeys(row["run"] for row in rows)) == names
     assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == names[2]] == [
         (0, 1), (0.2, 1), (0, 2), (0.2, 2)]
-    assert [row["run"] for row in tables.read(tmp_path / "out", "robust")] == names
+    assert [row["run"] for row in csv_tables.read(tmp_path / "out", "robust")] == names
     lines = (tmp_path / "out" / "tables" / "runs.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| a")] == [
         *(f"| {name}" for name in names[:2]), *(f"| {name}" for name in names[2:] for _ in range(2))]
@@ -247,7 +252,7 @@ def test_a_run_that_was_put_in_the_place_of_another_is_refused(whole, tmp_path, 
 
 
 def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trials, "KL_OF_ALL_WEIGHTS", {"ours": trials.KL_OF_ALL_WEIGHTS["ours"]})
+    monkeypatch.setattr(ablations, "KL_OF_ALL_WEIGHTS", {"ours": ablations.KL_OF_ALL_WEIGHTS["ours"]})
     run("kl", *TINY, "--out", tmp_path / "out")
     capsys.readouterr()
     run("kl", *TINY, "--out", tmp_path / "out")
@@ -262,7 +267,7 @@ def test_draws_cost_nothing_where_all_are_the_same():
 
 def test_every_row_names_its_checkpoint_and_attack(whole):
     for name in ("accuracy", "transfer", "ensemble", "steps", "pruning", "alpha", "prior_std"):
-        for row in tables.read(whole, name):
+        for row in csv_tables.read(whole, name):
             for column in ("run", "checkpoint", "weights", "attack", "epsilon", "num_steps", "step_size", "attack_samples",
                            "num_samples", "seed", "num_examples"):
                 assert row[column] is not None, (name, column)
@@ -317,15 +322,15 @@ def test_a_journal_that_was_cut_short_is_begun_anew_and_one_that_is_none_refused
         assert "reproduce.jsonl, line 1: expected a row" in refusal(capsys, "fig4", *TINY, "--out", tmp_path, "--dry_run")
     else:
         run("fig4", *TINY, "--out", tmp_path, "--max_minutes", "1e-9")
-        assert "settings" in records.read_jsonl(tmp_path / "reproduce.jsonl")[0]
+        assert "settings" in json_files.read_jsonl(tmp_path / "reproduce.jsonl")[0]
 
 
 @pytest.mark.parametrize("line", [{"command": []}, {"command": None}, {}])
 def test_a_line_of_the_journal_that_names_no_command_says_of_none_that_it_is_done(tmp_path, line):
     run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
-    records.append_jsonl(tmp_path / "out" / "reproduce.jsonl", line)
+    json_files.append_jsonl(tmp_path / "out" / "reproduce.jsonl", line)
     run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
-    assert len(records.read_jsonl(tmp_path / "out" / "reproduce.jsonl")) == 2
+    assert len(json_files.read_jsonl(tmp_path / "out" / "reproduce.jsonl")) == 2
 
 
 def killed_when(path, *words):
@@ -347,7 +352,7 @@ def test_killed_at_several_points_and_started_again_it_ends_with_the_same_record
     for path in ("runs/none/config.json", "evaluation/accuracy.csv"):
         killed_when(out / path, "fig2", *TINY, "--out", out)
     run("fig2", *TINY, "--out", out)
-    rows = {name: tables.read(folder, "accuracy") for name, folder in {"whole": whole, "out": out}.items()}
+    rows = {name: csv_tables.read(folder, "accuracy") for name, folder in {"whole": whole, "out": out}.items()}
     for name in rows:
         rows[name].sort(key=lambda row: [str(value) for value in row.values()])
     assert rows["out"] == rows["whole"]
@@ -357,7 +362,7 @@ def test_killed_at_several_points_and_started_again_it_ends_with_the_same_record
 
 
 def test_a_step_that_fails_leaves_what_is_done_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evidence, "ensemble_accuracies", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(result_rows, "ensemble_accuracies", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit) as end:
         run("fig5", *TINY, "--out", tmp_path / "out")
     assert end.value.code == 130
@@ -394,10 +399,10 @@ def refusal(capsys, *words):
 
 
 def test_other_flags_in_the_same_folder_are_refused(whole, capsys):
-    before = records.read_jsonl(whole / "reproduce.jsonl")
+    before = json_files.read_jsonl(whole / "reproduce.jsonl")
     assert "other flags (width 4, now 8)" in refusal(capsys, "all", *TINY[:-4], "--width", 8, "--attack_samples", 2,
                                                       "--out", whole)
-    assert records.read_jsonl(whole / "reproduce.jsonl") == before
+    assert json_files.read_jsonl(whole / "reproduce.jsonl") == before
 
 
 def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys):

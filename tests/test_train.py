@@ -15,12 +15,16 @@ import torch
 from hostile import refused_command
 from PIL import Image
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, fitting, records, report, run_folders
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.fitting import accuracies
-from pyro_advbnn.progress import Progress
+from pyro_advbnn import datasets
+from pyro_advbnn.cli import commands
+from pyro_advbnn.reporting import report
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
-from pyro_advbnn.training import NotFinite
+from pyro_advbnn.training import checkpoints, configuration, loop, run_folders
+from pyro_advbnn.training.loop import accuracies
+from pyro_advbnn.training.progress import Progress
+from pyro_advbnn.training.trainer import NotFinite
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
@@ -48,7 +52,7 @@ def content(folder, name="checkpoint.pt"):
 
 def metrics(folder):
     """The rows without what no two runs share."""
-    rows = records.read_jsonl(folder / "metrics.jsonl")
+    rows = json_files.read_jsonl(folder / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
@@ -72,7 +76,7 @@ def assert_same_run(a, b):
 def refusal(capsys, *words):
     """The one line with which the command refuses words."""
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [str(word) for word in words])
+        commands.run(train, [str(word) for word in words])
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -214,7 +218,7 @@ def test_interrupted_before_its_first_checkpoint_a_run_says_how_to_start_it_agai
     folder = tmp_path / "run"
     interrupt_after(monkeypatch, 1, before_writing=True)
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY)), "--out", str(folder)])
+        commands.run(train, [*map(str, words(TINY)), "--out", str(folder)])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (130, "interrupted\n")
     assert f"go on with --resume {folder} from the beginning" in out
@@ -260,7 +264,7 @@ def test_a_run_is_finished_after_all_its_epochs_and_not_before(tmp_path, monkeyp
 
 
 def test_a_run_that_its_patience_ended_is_finished_until_a_larger_one_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (0.5, 0.5))
+    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (0.5, 0.5))
     folder = run(tmp_path / "run", epochs=6, patience=2, defense="none")
     assert len(metrics(folder)) == 3 and run_folders.is_finished(folder)
     train(resume=folder, patience=4, max_minutes=SOON)
@@ -269,7 +273,7 @@ def test_a_run_that_its_patience_ended_is_finished_until_a_larger_one_goes_on(tm
 
 def test_checkpoints_between_epochs_ends_change_nothing(tmp_path, monkeypatch):
     whole, saves = run(tmp_path / "whole"), []
-    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     real = run_folders.save_position
     monkeypatch.setattr(run_folders, "save_position", lambda folder, training, *others: (
         saves.append((training.epochs_done, training.steps_done)), real(folder, training, *others)))
@@ -298,7 +302,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(tmp_path):
 def test_a_larger_number_of_epochs_goes_on_with_a_finished_run_and_is_recorded(tmp_path):
     folder = run(tmp_path / "run")
     train(resume=folder, epochs=3)
-    config = records.read_json(folder / "config.json")
+    config = json_files.read_json(folder / "config.json")
     assert (config["settings"]["epochs"], config["flags"]["epochs"]) == (3, 3)
     assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3]
 
@@ -344,7 +348,7 @@ def test_a_change_of_the_number_of_epochs_is_recorded_and_reported(tmp_path):
     train(resume=folder, epochs=3, max_minutes=SOON)
     train(resume=folder, epochs=3)
     train(resume=folder, epochs=4)
-    config = records.read_json(folder / "config.json")
+    config = json_files.read_json(folder / "config.json")
     assert config["epochs_changed"] == [{"after_epoch": 1, "after_step": 0, "from": 1, "to": 3},
                                         {"after_epoch": 3, "after_step": 0, "from": 3, "to": 4}]
     page = html.unescape(report.write(folder).read_text())
@@ -355,7 +359,7 @@ def test_a_change_of_the_number_of_epochs_is_recorded_and_reported(tmp_path):
 
 
 def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
-    config = records.read_json(finished / "config.json")
+    config = json_files.read_json(finished / "config.json")
     assert TINY.items() <= config["flags"].items()
     assert (config["seed"], config["num_train"], config["num_held_out"], config["subset"]) == (0, 100, 20, 120)
     assert config["recipe_settings"]["epochs"] != config["settings"]["epochs"] == 2
@@ -366,7 +370,7 @@ def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
 
 
 def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finished):
-    settings, (_, last) = records.read_json(finished / "config.json")["settings"], metrics(finished)
+    settings, (_, last) = json_files.read_json(finished / "config.json")["settings"], metrics(finished)
     progress = (2 * STEPS_PER_EPOCH - 1) / (2 * STEPS_PER_EPOCH)
     cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 0.1) / 0.9)
     assert last["learning_rate"] == pytest.approx(0.01 * cosine)
@@ -374,9 +378,9 @@ def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finish
 
 
 def test_images_per_second_leaves_the_measuring_out(tmp_path, monkeypatch):
-    real = fitting.accuracies
-    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (time.sleep(1), real(*a, **k))[1])
-    row, = records.read_jsonl(run(tmp_path / "run", epochs=1, defense="none") / "metrics.jsonl")
+    real = loop.accuracies
+    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (time.sleep(1), real(*a, **k))[1])
+    row, = json_files.read_jsonl(run(tmp_path / "run", epochs=1, defense="none") / "metrics.jsonl")
     assert row["images_per_second"] > 100 / 2
 
 
@@ -394,14 +398,14 @@ def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(
         return 0.0, 0.0
 
     measured = []
-    monkeypatch.setattr(fitting, "accuracies", measure)
+    monkeypatch.setattr(loop, "accuracies", measure)
     folder = run(tmp_path / "run", defense=defense, epochs=4)
     assert content(folder, "best.pt")["best"]["epoch"] == content(folder)["best"]["epoch"] == best
     assert equal(content(folder, "best.pt")["state"], states[best - 1])
 
 
 def test_patience_stops_the_run_and_a_larger_one_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (0.5, 0.5))
+    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (0.5, 0.5))
     folder = run(tmp_path / "run", epochs=6, patience=2)
     assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3]
     capsys.readouterr()
@@ -415,7 +419,7 @@ def test_patience_stops_the_run_and_a_larger_one_goes_on(tmp_path, monkeypatch, 
 def test_nothing_held_out_leaves_no_best_and_trains_on_every_image(tmp_path):
     folder = run(tmp_path / "run", validation=0)
     assert not (folder / "best.pt").exists() and content(folder)["best"] is None
-    assert records.read_json(folder / "config.json")["num_train"] == 120
+    assert json_files.read_json(folder / "config.json")["num_train"] == 120
     assert all(row["held_out_accuracy"] is None and row["held_out_robust_accuracy"] is None for row in metrics(folder))
     train(resume=folder, epochs=3)
     assert len(metrics(folder)) == 3
@@ -599,7 +603,7 @@ def colours(folder, num=24, side=32):
 def test_a_torchvision_network_trains_on_images_of_ones_own(tmp_path):
     flags = {"dataset": "npz", "data_dir": colours(tmp_path), "network": "torchvision:resnet18", "width": None}
     folder = run(tmp_path / "run", **flags, num_train=None, validation=4, batch_size=10, epochs=1, num_steps=1)
-    assert records.read_json(folder / "config.json")["num_weights"] == 11_177_538
+    assert json_files.read_json(folder / "config.json")["num_weights"] == 11_177_538
     assert len(metrics(folder)) == 1
 
 
@@ -627,7 +631,7 @@ def test_a_network_that_fails_in_its_own_way_is_refused(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last_good_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY | {"learning_rate": 1e30, "schedule": "constant"})), "--out", str(folder)])
+        commands.run(train, [*map(str, words(TINY | {"learning_rate": 1e30, "schedule": "constant"})), "--out", str(folder)])
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert "the std explodes" in err and "at step 1 of epoch 1" in err
@@ -635,16 +639,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last
 
 
 def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):
-    real = fitting._finish_epoch
+    real = loop._finish_epoch
 
     def finish_and_break(folder, config, training, *others):
         best = real(folder, config, training, *others)
         training.classifier.log_std.data.fill_(float("nan"))
         return best
 
-    monkeypatch.setattr(fitting, "_finish_epoch", finish_and_break)
+    monkeypatch.setattr(loop, "_finish_epoch", finish_and_break)
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
+        commands.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
     assert end.value.code == 2
     err = capsys.readouterr().err
     assert "at step 1 of epoch 2" in err
@@ -757,7 +761,7 @@ def test_a_folder_with_nothing_but_a_file_that_a_crash_left_unfinished_is_taken(
     monkeypatch.setattr(os, "getpid", lambda: 12345)
     folder = tmp_path / "run"
     folder.mkdir()
-    with records.replacing(folder / "config.json"):
+    with json_files.replacing(folder / "config.json"):
         leftover, = folder.iterdir()
         content = leftover.name
     (folder / "config.json").unlink()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from pyro_advbnn import cli, fitting
+from pyro_advbnn.cli import commands
+from pyro_advbnn.training import loop
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest", "sklearn.datasets"])
@@ -63,11 +64,11 @@ def _be(verbs, words, out, fault, every_step):
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes
-        fitting.SECONDS_BETWEEN_CHECKPOINTS = -1
+        loop.SECONDS_BETWEEN_CHECKPOINTS = -1
     if fault:
         _set(*fault, out)
     with out.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
-        cli.run(getattr(module, name), words)
+        commands.run(getattr(module, name), words)
 
 
 def _set(function, call, when, out):

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from pyro_advbnn.arguments import check_number
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.arguments import check_number
+from pyro_advbnn.system.errors import InputError
 
 
 class LinfBall:

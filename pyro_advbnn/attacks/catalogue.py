@@ -1,12 +1,12 @@
 """Attacks by name, as a command line has them: NAME, or NAME@SOURCE for one that is made on a stand-in of the classifier."""
 from dataclasses import dataclass, replace
 
-from pyro_advbnn.apgd import APGD
-from pyro_advbnn.attacks import PGD, RandomNoise
-from pyro_advbnn.carlini_wagner import CarliniWagner
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.square import Square
-from pyro_advbnn.surrogates import Through
+from pyro_advbnn.attacks.apgd import APGD
+from pyro_advbnn.attacks.carlini_wagner import CarliniWagner
+from pyro_advbnn.attacks.pgd import PGD, RandomNoise
+from pyro_advbnn.attacks.square import Square
+from pyro_advbnn.attacks.surrogates import Through
+from pyro_advbnn.system.errors import InputError
 
 STEPS_OF_CW = 5                                          # in each of its searches, for one of the others: Adam's are small
 _ATTACKS = {

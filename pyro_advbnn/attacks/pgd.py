@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from pyro_advbnn.arguments import check_at_least, check_number
-from pyro_advbnn.attack_losses import check_loss, loss_and_gradient, loss_name, losses_together
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.norms import BALLS, check_ball, per_image
+from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
+from pyro_advbnn.attacks.losses import check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.system.arguments import check_at_least, check_number
+from pyro_advbnn.system.errors import InputError
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_advbnn.arguments import check_at_least, check_number
-from pyro_advbnn.attack_losses import check_loss, expected_loss
-from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.norms import check_ball, per_image
+from pyro_advbnn.attacks.balls import check_ball, per_image
+from pyro_advbnn.attacks.losses import check_loss, expected_loss
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.system.arguments import check_at_least, check_number
+from pyro_advbnn.system.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_advbnn.averaging import log_mean_probability
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes.averaging import log_mean_probability
+from pyro_advbnn.system.errors import InputError
 
 MAX_POOL = 10_000                                        # copies of the weights
 

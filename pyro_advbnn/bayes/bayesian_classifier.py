@@ -11,13 +11,11 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
-from pyro_advbnn.classifiers import Classifier, checked
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.flat import Buffers, unflatten
-from pyro_advbnn.folding import LeanCalls
-from pyro_advbnn.posteriors import MeanFieldNormal
-from pyro_advbnn.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
-from pyro_advbnn.skeletons import (
+from pyro_advbnn.bayes.classifier import Classifier, checked
+from pyro_advbnn.bayes.guide import MeanFieldNormal
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls
+from pyro_advbnn.bayes.kernels.vectors import Buffers, unflatten
+from pyro_advbnn.bayes.parameters import (
     flatten,
     last_layer_names,
     matching_parameters,
@@ -26,6 +24,8 @@ from pyro_advbnn.skeletons import (
     skeleton,
     trainable_parameters,
 )
+from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
+from pyro_advbnn.system.errors import InputError
 
 LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
 _HUGE_STD = 9.99                     # a std that starts this close to the bound may reach it without diverging

@@ -1,9 +1,9 @@
 """The classifier of a defence around a network."""
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.noise import add_noise
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.rse import add_noise
+from pyro_advbnn.system.errors import InputError
 
 
 def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=()):

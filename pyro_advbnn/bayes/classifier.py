@@ -13,11 +13,11 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_advbnn.averaging import AveragedClassifier
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.folding import LeanCalls, autocast_dtype
-from pyro_advbnn.noise import AdditiveNoise
-from pyro_advbnn.skeletons import shared_modules
+from pyro_advbnn.bayes.averaging import AveragedClassifier
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
+from pyro_advbnn.bayes.parameters import shared_modules
+from pyro_advbnn.bayes.rse import AdditiveNoise
+from pyro_advbnn.system.errors import InputError
 
 
 class Classifier(nn.Module):

@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from pyro_advbnn.flat import Buffers, chunks, normal_, standard_normal_
+from pyro_advbnn.bayes.kernels.vectors import Buffers, chunks, normal_, standard_normal_
 
 
 class MeanFieldNormal(TorchDistribution):

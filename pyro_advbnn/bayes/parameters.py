@@ -5,7 +5,7 @@ import fnmatch
 import torch
 from torch import nn
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 
 def trainable_parameters(network):

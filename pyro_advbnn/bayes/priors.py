@@ -16,9 +16,9 @@ from pyro.distributions import TorchDistribution
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.flat import chunks
-from pyro_advbnn.posteriors import MeanFieldNormal
+from pyro_advbnn.bayes.guide import MeanFieldNormal
+from pyro_advbnn.bayes.kernels.vectors import chunks
+from pyro_advbnn.system.errors import InputError
 
 
 class NormalPrior(TorchDistribution):

@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 import fire
 from fire.decorators import SetParseFns
 
-from pyro_advbnn import python_calls, signals, streams, usage, values
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.memory import is_out_of_memory
-from pyro_advbnn.quoting import one_line, quoted
-from pyro_advbnn.usage import Command, parameters
-from pyro_advbnn.values import Range
+from pyro_advbnn.cli import flag_types, help, python_calls, signals, streams
+from pyro_advbnn.cli.flag_types import Range
+from pyro_advbnn.cli.help import Command, parameters
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.memory import is_out_of_memory
+from pyro_advbnn.system.quoting import one_line, quoted
 
 __all__ = ["Range", "checked", "flag_names", "run"]
 
@@ -106,11 +106,11 @@ def _run(commands: Command | dict[str, Command], words: list[str], under: str) -
     verb, function = "", commands
     if isinstance(commands, dict):
         if _asks_for_help(words) and words[0] not in commands:
-            _show(usage.of_verbs(commands, under))
+            _show(help.of_verbs(commands, under))
         verb, function = _verb(words, commands)
         words = _with_help_as_flag(words[1:])
     if _asks_for_help(words):
-        _show(usage.of_function(function, f"{under} {verb}".strip()))
+        _show(help.of_function(function, f"{under} {verb}".strip()))
     try:
         texts = _texts(function, words)
         _check_together(function, texts)
@@ -192,13 +192,13 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
         if text is None:
             text = _next_text(name, known[name].annotation, rest)
         try:
-            values.read(text, known[name].annotation)
+            flag_types.read(text, known[name].annotation)
         except InputError as error:
             raise InputError(f"--{name} {error}") from None
         texts[name] = text
     missing = [name for name, known_as in known.items() if known_as.default is Parameter.empty and name not in texts]
     if missing:
-        needs = [f"--{name} ({values.expected(known[name].annotation)})" for name in missing]
+        needs = [f"--{name} ({flag_types.expected(known[name].annotation)})" for name in missing]
         raise InputError(f"missing {', '.join(needs)}")
     return texts
 
@@ -206,7 +206,7 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
 def _check_together(function: Command, texts: dict[str, str]) -> None:
     check = getattr(function, "check_flags", None)
     if check:
-        check({name: values.read(text, parameters(function)[name].annotation) for name, text in texts.items()})
+        check({name: flag_types.read(text, parameters(function)[name].annotation) for name, text in texts.items()})
 
 
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
@@ -230,7 +230,7 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
 def _flag_for(word: str, known: dict[str, Parameter]) -> str:
     """The flag that was probably meant by a word without one."""
     for name, parameter in known.items():
-        if any(word in form.choices for form in values.forms(parameter.annotation)):
+        if any(word in form.choices for form in flag_types.forms(parameter.annotation)):
             return f"; did you mean --{name} {word}?"
     near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
     return f"; did you mean --{near[0]}?" if near else ""
@@ -241,7 +241,7 @@ def _all_flags(known: dict[str, Parameter]) -> str:
 
 
 def _takes_bool(annotation: Any) -> bool:
-    return any(form.is_bool for form in values.forms(annotation))
+    return any(form.is_bool for form in flag_types.forms(annotation))
 
 
 def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
@@ -249,15 +249,15 @@ def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
         return rest.popleft()
     if _takes_bool(annotation):
         return "true"
-    raise InputError(f"--{name} needs a value: {values.expected(annotation)}")
+    raise InputError(f"--{name} needs a value: {flag_types.expected(annotation)}")
 
 
 def _call(function: Command, texts: dict[str, str]) -> None:
     """Hand function and texts to Fire, which reads each text with the parser that has just found it good."""
 
     def command(**arguments: Any) -> None:
-        usage.call(function, arguments)  # what it returns is not for Fire to print
+        help.call(function, arguments)  # what it returns is not for Fire to print
 
     known = parameters(function)
-    readers = {name: functools.partial(values.read, annotation=known[name].annotation) for name in known}
+    readers = {name: functools.partial(flag_types.read, annotation=known[name].annotation) for name in known}
     fire.Fire(SetParseFns(**readers)(command), [f"--{name}={text}" for name, text in texts.items()])

@@ -11,8 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pyro_advbnn import quoting
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import quoting
+from pyro_advbnn.system.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
 LIST_AS_TEXT = " written a,b,c or start:stop:step"

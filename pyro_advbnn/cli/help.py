@@ -12,7 +12,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pyro_advbnn import values
+from pyro_advbnn.cli import flag_types
 
 Command = Callable[..., Any]
 WIDTH = 100
@@ -33,7 +33,7 @@ def parameters(function: Command) -> dict[str, Parameter]:
         if dataclasses.is_dataclass(hints[name]):
             found |= parameters(hints[name])
             continue
-        values.forms(hints[name])
+        flag_types.forms(hints[name])
         found[name] = parameter.replace(annotation=hints[name])
     return found
 
@@ -100,7 +100,7 @@ def _doc(function: Command) -> str:
 
 
 def _flag(parameter: Parameter, note: str) -> str:
-    kind = values.expected(parameter.annotation)
+    kind = flag_types.expected(parameter.annotation)
     if parameter.default is Parameter.empty:
         kind += "; required"
     elif parameter.default is None:                      # the note says what happens without the flag

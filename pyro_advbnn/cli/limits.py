@@ -1,7 +1,7 @@
 """How large the numbers of flags may be: what is beyond is a slip of the keyboard, and would fill the memory or never end."""
 from typing import Annotated
 
-from pyro_advbnn.values import Range
+from pyro_advbnn.cli.flag_types import Range
 
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 Count = Annotated[int, Range(1, 100_000)]                            # draws, or steps

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pyro_advbnn import usage, values
-from pyro_advbnn.arguments import as_path, is_whole
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.cli import flag_types, help
+from pyro_advbnn.system.arguments import as_path, is_whole
+from pyro_advbnn.system.errors import InputError
 
 
-def from_python(function: usage.Command) -> usage.Command:
+def from_python(function: help.Command) -> help.Command:
     """A decorator of commands: what Python code gives for a flag is found good before any work, texts for paths become paths.
 
     Raises:
@@ -21,7 +21,7 @@ def from_python(function: usage.Command) -> usage.Command:
 
     @functools.wraps(function)
     def command(**arguments: Any) -> Any:
-        known, groups = usage.parameters(function), usage.groups_of(function)
+        known, groups = help.parameters(function), help.groups_of(function)
         for name, value in arguments.items():
             if name in known:
                 arguments[name] = settled(name, value, known[name].annotation)
@@ -36,7 +36,7 @@ def flags(group: type) -> type:
     """A decorator of classes: the frozen, keyword-only dataclass of flags that several commands share, checked likewise."""
 
     def check(self: Any) -> None:
-        for name, parameter in usage.parameters(type(self)).items():
+        for name, parameter in help.parameters(type(self)).items():
             object.__setattr__(self, name, settled(name, getattr(self, name), parameter.annotation))
 
     group.__post_init__ = check
@@ -50,7 +50,7 @@ def settled(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         InputError: it is no such value.
     """
-    for member, bounds in sorted(values.members(annotation), key=lambda pair: values.order(pair[0])):
+    for member, bounds in sorted(flag_types.members(annotation), key=lambda pair: flag_types.order(pair[0])):
         try:
             return _taken(name, value, member, bounds)
         except TypeError:
@@ -60,17 +60,17 @@ def settled(name: str, value: Any, annotation: Any) -> Any:
 
 def _expected(annotation: Any) -> str:
     """`values.expected` in words for Python, where a list is none that is written with commas."""
-    words = values.expected(annotation).removesuffix(" or none")
-    of_numbers = words.removesuffix(values.LIST_AS_TEXT)
+    words = flag_types.expected(annotation).removesuffix(" or none")
+    of_numbers = words.removesuffix(flag_types.LIST_AS_TEXT)
     return f"a list of {of_numbers}" if of_numbers != words else words.replace("a comma list", "a list")
 
 
-def _taken(name: str, value: Any, member: Any, bounds: values.Range) -> Any:
+def _taken(name: str, value: Any, member: Any, bounds: flag_types.Range) -> Any:
     """value as one of a plain annotation.   Raises TypeError where it is none, InputError where it is a flawed path."""
     if get_origin(member) is list:
         if isinstance(value, str | bytes):
             raise TypeError
-        element = values.members(get_args(member)[0], bounds)[0]
+        element = flag_types.members(get_args(member)[0], bounds)[0]
         taken = [_taken(name, each, *element) for each in ([value] if isinstance(value, numbers.Real) else value)]
         if not taken:
             raise TypeError
@@ -84,6 +84,6 @@ def _taken(name: str, value: Any, member: Any, bounds: values.Range) -> Any:
         value = float(value) if fits and not isinstance(value, int) else value
     else:
         fits = isinstance(value, (str, os.PathLike) if member is Path else member)
-    if not fits or not values.within(value, bounds):
+    if not fits or not flag_types.within(value, bounds):
         raise TypeError
     return as_path(name, value) if member is Path else value

@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from pyro_advbnn import streams
+from pyro_advbnn.cli import streams
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 
 def crop_flip(x, generator=None):

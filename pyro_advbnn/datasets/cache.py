@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 
-from pyro_advbnn import files
-from pyro_advbnn.image_files import decode, decode_to
-from pyro_advbnn.records import replacing
+from pyro_advbnn.datasets.decoding import decode, decode_to
+from pyro_advbnn.system import files
+from pyro_advbnn.system.json_files import replacing
 
 _MOST_HEADER = 1000                                      # bytes before the array
 

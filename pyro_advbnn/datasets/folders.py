@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_advbnn import files
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_cache import decode_once
+from pyro_advbnn.datasets.cache import decode_once
+from pyro_advbnn.system import files
+from pyro_advbnn.system.errors import InputError
 
 IMAGENET_SIZE = 64
 

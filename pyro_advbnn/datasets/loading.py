@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pyro_advbnn import image_files
-from pyro_advbnn.arguments import is_whole
-from pyro_advbnn.augmentation import AUGMENTATIONS, augment, check_augmentation, unit_range
-from pyro_advbnn.devices import free_memory
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_arrays import read_cifar10, read_digits, read_npz, read_stl10
-from pyro_advbnn.image_folders import list_folder, read_imagenet143
-from pyro_advbnn.image_sets import Images, ImageSet, ImageView
-from pyro_advbnn.streaming import StreamedImages, default_workers
+from pyro_advbnn.datasets import decoding
+from pyro_advbnn.datasets.arrays import read_cifar10, read_digits, read_npz, read_stl10
+from pyro_advbnn.datasets.augmentation import AUGMENTATIONS, augment, check_augmentation, unit_range
+from pyro_advbnn.datasets.folders import list_folder, read_imagenet143
+from pyro_advbnn.datasets.image_sets import Images, ImageSet, ImageView
+from pyro_advbnn.datasets.streaming import StreamedImages, default_workers
+from pyro_advbnn.system.arguments import is_whole
+from pyro_advbnn.system.devices import free_memory
+from pyro_advbnn.system.errors import InputError
 
 __all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]
 
@@ -169,13 +169,13 @@ def _folder(paths, labels, class_names, image_size, loading, workers, device):
     if loading == "stream" or (loading == "auto" and image_size and not _fits(len(paths), image_size, device)):
         return StreamedImages(paths, torch.arange(len(paths)), torch.from_numpy(labels), class_names, image_size,
                               default_workers() if workers is None else workers)
-    return _images(image_files.decode(paths, image_size), labels, class_names)
+    return _images(decoding.decode(paths, image_size), labels, class_names)
 
 
 def _fits(num, image_size, device):
     needed = num * 3 * image_size * image_size
     on_device = free_memory(device) / 2 if device is not None and torch.device(device).type == "cuda" else needed
-    return needed <= min(on_device, image_files.available_memory())
+    return needed <= min(on_device, decoding.available_memory())
 
 
 def _digits(split):

@@ -19,10 +19,10 @@ from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from pyro_advbnn import image_files
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_cache import update_with_names
-from pyro_advbnn.image_sets import Images, ImageSet
+from pyro_advbnn.datasets import decoding
+from pyro_advbnn.datasets.cache import update_with_names
+from pyro_advbnn.datasets.image_sets import Images, ImageSet
+from pyro_advbnn.system.errors import InputError
 
 BATCHES_AHEAD = 2                                        # of each worker
 _PASSES = weakref.WeakSet()
@@ -71,7 +71,7 @@ class StreamedImages(ImageSet):
 
     def in_memory(self) -> Images:
         """All of them, read now by this process, on the device.   Raises InputError where they do not fit."""
-        images = torch.from_numpy(image_files.decode(self._paths_at(self.rows), self.image_size))
+        images = torch.from_numpy(decoding.decode(self._paths_at(self.rows), self.image_size))
         return Images(images, self.labels, self.class_names).to(self.device)
 
     def update_hash(self, digest):
@@ -138,13 +138,13 @@ class _Reader:
     def __getitems__(self, paths):
         """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
         try:
-            with image_files.no_bombs():
-                return torch.stack([image_files.read(path, self._tensor) for path in paths])
+            with decoding.no_bombs():
+                return torch.stack([decoding.read(path, self._tensor) for path in paths])
         except InputError as error:
             return error
 
     def _tensor(self, image):
-        return self._transform(image_files.as_rgb(image))
+        return self._transform(decoding.as_rgb(image))
 
 
 class _CentreSquare(v2.Transform):
@@ -155,7 +155,7 @@ class _CentreSquare(v2.Transform):
         self.size = size
 
     def transform(self, inpt, params):
-        return image_files.centre_square(inpt, self.size)
+        return decoding.centre_square(inpt, self.size)
 
 
 def _as_it_is(batch):

@@ -1,10 +1,8 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
 import torch
 
-from pyro_advbnn.arguments import check_at_least
-from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.inputs import (
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.evaluation.inputs import (
     check_attacked,
     check_classifier,
     check_images,
@@ -13,7 +11,9 @@ from pyro_advbnn.inputs import (
     logits_of,
     pair,
 )
-from pyro_advbnn.intervals import wilson_interval
+from pyro_advbnn.evaluation.intervals import wilson_interval
+from pyro_advbnn.system.arguments import check_at_least
+from pyro_advbnn.system.errors import InputError
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from pyro_advbnn.apgd import APGD
-from pyro_advbnn.attack_losses import loss_and_gradient, losses_together
-from pyro_advbnn.attacks import RandomNoise, eval_mode, frozen
-from pyro_advbnn.examination import Examination
-from pyro_advbnn.findings import (
+from pyro_advbnn.attacks.apgd import APGD
+from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
+from pyro_advbnn.attacks.pgd import RandomNoise, eval_mode, frozen
+from pyro_advbnn.attacks.square import Square
+from pyro_advbnn.evaluation.examination import Examination
+from pyro_advbnn.evaluation.findings import (
     FAILED,
     HELD,
     TOLERANCE,
@@ -26,8 +27,7 @@ from pyro_advbnn.findings import (
     proportion,
     worst,
 )
-from pyro_advbnn.randomness import separate_randomness
-from pyro_advbnn.square import Square
+from pyro_advbnn.system.random_streams import separate_randomness
 
 __all__ = ["CHECKS", "FAILED", "HELD", "UNFIT", "UNKNOWN", "Examination", "Finding", "many_draws"]
 

@@ -1,14 +1,14 @@
 """What the checks of an evaluation look at: a classifier, images, and the attack whose figure is to be trusted."""
 import torch
 
-from pyro_advbnn.arguments import check_at_least, check_number
-from pyro_advbnn.attacks import PGD, eval_mode
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_images
-from pyro_advbnn.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
-from pyro_advbnn.randomness import is_random, separate_randomness
-from pyro_advbnn.surrogates import surrogate
-from pyro_advbnn.worst_case import opinions
+from pyro_advbnn.attacks.pgd import PGD, eval_mode
+from pyro_advbnn.attacks.surrogates import surrogate
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
+from pyro_advbnn.evaluation.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
+from pyro_advbnn.evaluation.worst_case import opinions
+from pyro_advbnn.system.arguments import check_at_least, check_number
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.random_streams import is_random, separate_randomness
 
 
 class Examination:

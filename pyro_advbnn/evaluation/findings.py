@@ -5,7 +5,7 @@ where the interval lies beyond it.
 """
 from dataclasses import dataclass
 
-from pyro_advbnn.intervals import half_width, paired_difference_interval
+from pyro_advbnn.evaluation.intervals import half_width, paired_difference_interval
 
 HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
 TOLERANCE = 0.02                                         # of all images

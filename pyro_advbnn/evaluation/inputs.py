@@ -7,11 +7,11 @@ import math
 import torch
 from torch import nn
 
-from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.norms import BALLS
-from pyro_advbnn.quoting import reason
-from pyro_advbnn.randomness import undisturbed
+from pyro_advbnn.attacks.balls import BALLS
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
 _ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from pyro_advbnn import datasets
 from pyro_advbnn.datasets import DATASETS, Images
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 MADE = ("noise", "permuted")
 NAMES = (*MADE, *DATASETS)

@@ -8,12 +8,12 @@ import math
 
 import torch
 
-from pyro_advbnn.attacks import eval_mode, frozen, input_gradient
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_fields, attack_images, checked_batches, predict
-from pyro_advbnn.inputs import check_attacked, check_probabilities, logits_of
-from pyro_advbnn.intervals import Z95
-from pyro_advbnn.randomness import own_stream, undisturbed
+from pyro_advbnn.attacks.pgd import eval_mode, frozen, input_gradient
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, checked_batches, predict
+from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, logits_of
+from pyro_advbnn.evaluation.intervals import Z95
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.random_streams import own_stream, undisturbed
 
 
 def ensemble_accuracies(target, batches, attack, counts, *, progress=None):

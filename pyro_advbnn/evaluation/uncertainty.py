@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pyro_advbnn.arguments import check_at_least
-from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.averaging import log_mean_probability
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_images, checked_batches
-from pyro_advbnn.intervals import auroc_interval
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.bayes.averaging import log_mean_probability
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, checked_batches
+from pyro_advbnn.evaluation.intervals import auroc_interval
+from pyro_advbnn.system.arguments import check_at_least
+from pyro_advbnn.system.errors import InputError
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from pyro_advbnn.bayesian import LOG_STD_RANGE, BayesianClassifier
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.priors import NormalPrior
+from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE, BayesianClassifier
+from pyro_advbnn.bayes.priors import NormalPrior
+from pyro_advbnn.system.errors import InputError
 
 NUM_BINS = 81                                            # odd, so that one value alone is inside of a bin
 PRUNE_BY = ("signal_to_noise", "std")

@@ -15,11 +15,9 @@ from collections.abc import Mapping
 
 import torch
 
-from pyro_advbnn.arguments import check_at_least
-from pyro_advbnn.attacks import eval_mode, frozen
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, attack_images
-from pyro_advbnn.inputs import (
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
+from pyro_advbnn.evaluation.inputs import (
     check_classifier,
     check_images,
     check_labels,
@@ -29,7 +27,9 @@ from pyro_advbnn.inputs import (
     logits_of,
     pair,
 )
-from pyro_advbnn.randomness import draws_anew, separate_randomness
+from pyro_advbnn.system.arguments import check_at_least
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.random_streams import draws_anew, separate_randomness
 
 CLEAN = "none"
 ENOUGH_DRAWS = 5

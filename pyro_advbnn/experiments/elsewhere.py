@@ -4,7 +4,7 @@ import multiprocessing
 import pyro
 import torch
 
-from pyro_advbnn.measurement import timed
+from pyro_advbnn.experiments.measurement import timed
 
 
 class Elsewhere:

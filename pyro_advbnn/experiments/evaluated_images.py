@@ -2,9 +2,9 @@
 import hashlib
 
 from pyro_advbnn import datasets
-from pyro_advbnn.configuration import load_images, loading_of
-from pyro_advbnn.devices import resolve_device
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.devices import resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training.configuration import load_images, loading_of
 
 
 def evaluated_images(config, selection):

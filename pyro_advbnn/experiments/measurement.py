@@ -9,7 +9,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_advbnn.precision import arithmetic
+from pyro_advbnn.system.precision import arithmetic
 
 _MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 

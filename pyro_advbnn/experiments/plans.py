@@ -3,12 +3,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pyro_advbnn import datasets, evaluate, python_calls, recipes, scrutiny, trials, usage
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
-from pyro_advbnn.precision import PRECISIONS
-from pyro_advbnn.subjects import Selection
+from pyro_advbnn import datasets, evaluate
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.cli import help, python_calls
+from pyro_advbnn.cli.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
+from pyro_advbnn.experiments import ablations, robustness_verbs
+from pyro_advbnn.experiments.selection import Selection
+from pyro_advbnn.system.precision import PRECISIONS
 from pyro_advbnn.train import train
+from pyro_advbnn.training import recipes
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
 BEYOND_THE_PAPER = ("kl", "beyond")
@@ -95,7 +98,7 @@ class Step:
 
     @property
     def command(self):
-        return usage.command_line(self.program, self.function, self.arguments)
+        return help.command_line(self.program, self.function, self.arguments)
 
 
 class Plan:
@@ -177,19 +180,19 @@ class Plan:
 
     def _kl(self):
         """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
-        for name, flags in trials.KL_OF_ALL_WEIGHTS.items():
+        for name, flags in ablations.KL_OF_ALL_WEIGHTS.items():
             flags = {"epochs": self.settings.get("trial_epochs"), **flags}
             self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):
-        wanted = [("adv", name, flags) for name, flags in trials.BASELINES.items()]
-        wanted += [("advbnn", f"advbnn-{name}", flags) for name, flags in trials.CONTENDERS.items()]
+        wanted = [("adv", name, flags) for name, flags in ablations.BASELINES.items()]
+        wanted += [("advbnn", f"advbnn-{name}", flags) for name, flags in ablations.CONTENDERS.items()]
         for defense, name, flags in wanted:
             self._compared(defense, self._named_run(defense, name, flags))
         count = min(self.settings.get("num_worst") or self.num_few, self.num_test)
         for defense, name, _ in wanted:
             draws = self._draws(defense, [self.draws[1]])[0]
-            self._evaluate(scrutiny.robust, [self._runs[name]], ["robust"], num_test=count, epsilon=self._radii()[-1],
+            self._evaluate(robustness_verbs.robust, [self._runs[name]], ["robust"], num_test=count, epsilon=self._radii()[-1],
                            attack_samples=self.draws[1], gradients=3 * 40 * draws * count, forwards=1000 * draws * count)
 
     def _radii(self):

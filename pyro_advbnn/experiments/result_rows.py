@@ -2,14 +2,22 @@
 import hashlib
 from functools import partial
 
-from pyro_advbnn import checkpoints, datasets, weights
-from pyro_advbnn import examples as adversarial_examples
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.evaluated_images import image_digest, training_images
-from pyro_advbnn.evaluation import attack_fields, robust_accuracy
-from pyro_advbnn.run_folders import check_writable
-from pyro_advbnn.sweeps import ensemble_accuracies, gradient_norms, steps_accuracies, transfer_accuracies, transfer_rate
+from pyro_advbnn import datasets
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.evaluation import examples as adversarial_examples
+from pyro_advbnn.evaluation import weight_statistics
+from pyro_advbnn.evaluation.accuracy import attack_fields, robust_accuracy
+from pyro_advbnn.evaluation.sweeps import (
+    ensemble_accuracies,
+    gradient_norms,
+    steps_accuracies,
+    transfer_accuracies,
+    transfer_rate,
+)
+from pyro_advbnn.experiments.evaluated_images import image_digest, training_images
+from pyro_advbnn.training import checkpoints
+from pyro_advbnn.training.run_folders import check_writable
 
 
 def white_box(subjects, subject, attack, num_samples):
@@ -70,14 +78,14 @@ def describe_posterior(subjects, subject):
     """Write the density of log std and of signal-to-noise, and the summary by layer."""
     _, density, layers = subjects.tables
     if not density.select(**subject.fields):
-        subjects.write(density, [subject.fields | row for row in weights.density_rows(subject.classifier)])
+        subjects.write(density, [subject.fields | row for row in weight_statistics.density_rows(subject.classifier)])
     if not layers.select(**subject.fields):
-        subjects.write(layers, [subject.fields | row for row in weights.layer_rows(subject.classifier)])
+        subjects.write(layers, [subject.fields | row for row in weight_statistics.layer_rows(subject.classifier)])
 
 
 def pruned(subjects, subject, by, fraction, attack, num_samples):
     """Rows without the pruned weights: averaged posterior and mean network, clean and attacked."""
-    rest, rows = weights.prune(subject.classifier, fraction, by), []
+    rest, rows = weight_statistics.prune(subject.classifier, fraction, by), []
     for prediction, classifier in {"posterior": rest, "mean": Classifier(rest.mean_network())}.items():
         draws, attack_samples = (num_samples, attack.attack_samples) if prediction == "posterior" else (1, 1)
         for epsilon in dict.fromkeys((0.0, attack.epsilon)):
@@ -94,7 +102,7 @@ def save_pruned(subjects, subject, by, fraction):
     path = subjects.folder / "pruned" / f"{subject.name}-{by}-{fraction:g}.pt"
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save_state_dict(path, weights.prune(subject.classifier, fraction, by).mean_network())
+    checkpoints.save_state_dict(path, weight_statistics.prune(subject.classifier, fraction, by).mean_network())
     return path
 
 

@@ -2,15 +2,20 @@
 import time
 from typing import Annotated, Literal
 
-from pyro_advbnn import checks, ensembles, recipes, records, scrutiny_summaries, usage, worst_case
-from pyro_advbnn.attack_losses import AVERAGES
-from pyro_advbnn.cli import Range
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.limits import Minutes, Queries
-from pyro_advbnn.norms import BALLS
-from pyro_advbnn.subjects import Selection, Subjects, exclusive
-from pyro_advbnn.verbs import Count, finish
+from pyro_advbnn.attacks import catalogue
+from pyro_advbnn.attacks.balls import BALLS
+from pyro_advbnn.attacks.losses import AVERAGES
+from pyro_advbnn.cli import help
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.limits import Minutes, Queries
+from pyro_advbnn.evaluation import checks, worst_case
+from pyro_advbnn.evaluation.accuracy import attack_fields
+from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
+from pyro_advbnn.experiments.verbs import Count, finish
+from pyro_advbnn.reporting import scrutiny_summaries
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import recipes
 
 TABLES = ("robust", "robust_examples", "checks", "many_draws")
 PositiveRadius = Annotated[float, Range(0, 10_000, open_low=True)]
@@ -50,19 +55,19 @@ def robust(
         num_samples: weight draws averaged in each prediction, once to judge and once to count.
         max_minutes: start no further batch after this time; the result is then that of what was tried.
     """
-    command = usage.command_line("pyro_advbnn.evaluate robust", robust, locals())
+    command = help.command_line("pyro_advbnn.evaluate robust", robust, locals())
     subjects = Subjects(of, "robust", "robust_examples")
     epsilon = epsilon or (recipes.training_epsilon(subjects.dataset) if norm == "linf" else 0.5)
     if norm == "linf" and epsilon > 1:
         raise InputError(f"--epsilon must be a number in (0, 1], the range of the images, got {epsilon:g}")
     ends = time.monotonic() + 60 * max_minutes if max_minutes else None
-    ensemble = {subject.name: _ensemble(subject, attacks, ensembles.Strength(
+    ensemble = {subject.name: _ensemble(subject, attacks, catalogue.Strength(
         epsilon, num_steps, subject.draws(attack_samples), num_queries, norm, average)) for subject in subjects}
     rows = [_break(subjects, subject, *ensemble[subject.name], subject.draws(num_samples), ends) for subject in subjects]
     finish(subjects, rows, command, [], {
         "norm": lambda row: row["norm"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: records.percent(row, interval=True),
+        "accuracy %": lambda row: json_files.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "attacks": scrutiny_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
@@ -94,7 +99,7 @@ def check(
         num_samples: weight draws averaged in each prediction.
         num_queries: of the black-box search (Square).
     """
-    command = usage.command_line("pyro_advbnn.evaluate checks", check, locals())
+    command = help.command_line("pyro_advbnn.evaluate checks", check, locals())
     subjects = Subjects(of, "checks", "many_draws")
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     rows = [row for subject in subjects for row in _examined(
@@ -109,8 +114,8 @@ def check(
 
 def _ensemble(subject, names, strength):
     if names is None:
-        names = ensembles.default_names(subject.is_random, subject.is_bayesian, subject.config["num_classes"], strength.norm)
-    return ensembles.build(names, strength), strength
+        names = catalogue.default_names(subject.is_random, subject.is_bayesian, subject.config["num_classes"], strength.norm)
+    return catalogue.build(names, strength), strength
 
 
 def _break(subjects, subject, attacks, strength, num_samples, ends):
@@ -152,11 +157,11 @@ def _lookup(known):
 
 def _tell(subject, rows, names, open_ones):
     print(f"{subject.name}: accuracy in the worst case, after each attack")
-    print(records.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
+    print(json_files.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
         "left": lambda row: row["num_removed"],
-        "accuracy %": lambda row: records.percent(row, interval=True),
+        "accuracy %": lambda row: json_files.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",
         "seconds": lambda row: f"{row['seconds']:.1f}",

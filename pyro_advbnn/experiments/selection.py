@@ -10,17 +10,20 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pyro_advbnn import datasets, locks, python_calls, records, run_folders
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, resolve_device
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluated_images import digest, evaluated_images, image_digest
-from pyro_advbnn.limits import BatchSize, Images, Seed
+from pyro_advbnn import datasets
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.cli import python_calls
+from pyro_advbnn.cli.limits import BatchSize, Images, Seed
+from pyro_advbnn.experiments.evaluated_images import digest, evaluated_images, image_digest
 from pyro_advbnn.networks import build_network, is_imported
-from pyro_advbnn.precision import float32_products
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.randomness import separate_randomness
-from pyro_advbnn.tables import Table
+from pyro_advbnn.reporting.csv_tables import Table
+from pyro_advbnn.system import json_files, locks
+from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import float32_products
+from pyro_advbnn.system.process_settings import process_settings
+from pyro_advbnn.system.random_streams import separate_randomness
+from pyro_advbnn.training import run_folders
 
 
 @python_calls.flags
@@ -181,9 +184,9 @@ class Subjects(list):
     def log(self, command):
         """Note in evaluation/log.jsonl what was run, how long it took and where; a call that wrote nothing leaves no line."""
         if self.num_rows:
-            records.append_jsonl(self.folder / "evaluation" / "log.jsonl", {
+            json_files.append_jsonl(self.folder / "evaluation" / "log.jsonl", {
                 "command": command, "seconds": round(time.perf_counter() - self.began, 1), "rows": self.num_rows,
-                "environment": records.environment() | {"device": describe_device(self.device)}})
+                "environment": json_files.environment() | {"device": describe_device(self.device)}})
 
 
 def _folders(selection):

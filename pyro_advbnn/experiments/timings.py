@@ -3,7 +3,7 @@ import csv
 import io
 import statistics
 
-from pyro_advbnn import records
+from pyro_advbnn.system import json_files
 
 PARTS_OF_STEP = ("attack", "draws", "forward", "backward", "optimizer")
 PARTS = (*PARTS_OF_STEP, "data")
@@ -89,13 +89,13 @@ def write_csv(path, rows):
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with records.replacing(path) as file:
+    with json_files.replacing(path) as file:
         file.write(text.getvalue().encode())
 
 
 def table(rows):
     """All rows as text; the ratio of each is to its floor."""
-    return records.table(rows, {
+    return json_files.table(rows, {
         "batch": lambda row: row["batch_size"],
         "precision": lambda row: row["precision"],
         "contestant": lambda row: row["contestant"],
@@ -118,7 +118,7 @@ def parts_table(rows):
     titles = {"draws": "of it draws", "data": "beside it data"}
     columns = {title: lambda row, name=name: row[name] for title, name in names.items()}
     columns |= {f"{titles.get(part, part)} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
-    return records.table(cut, columns) if cut else ""
+    return json_files.table(cut, columns) if cut else ""
 
 
 def rates_line(matmul_rates):

@@ -3,13 +3,16 @@ import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn import foreign_images, recipes, records, usage
-from pyro_advbnn.cli import Range
-from pyro_advbnn.evaluated_images import image_digest
-from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.subjects import Selection, Subjects, exclusive
-from pyro_advbnn.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
-from pyro_advbnn.verbs import TWENTY_STEPS, Attack, Count, Radius, draw_figures, warn
+from pyro_advbnn.cli import help
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.evaluation import ood_images
+from pyro_advbnn.evaluation.accuracy import attack_fields
+from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
+from pyro_advbnn.experiments.evaluated_images import image_digest
+from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
+from pyro_advbnn.experiments.verbs import TWENTY_STEPS, Attack, Count, Radius, draw_figures, warn
+from pyro_advbnn.system import json_files
+from pyro_advbnn.training import recipes
 
 TABLES = ("uncertainty", "detection", "rejection", "calibration")
 FIGURES = ("calibration", "detection", "rejection")
@@ -25,7 +28,7 @@ def uncertainty(
     attack_samples: Count = 10,
     num_samples: Count = 20,
     confidence_weight: Annotated[float, Range(0, 1_000_000)] = 3.0,
-    ood: list[Literal[foreign_images.NAMES]] | None = foreign_images.MADE,
+    ood: list[Literal[ood_images.NAMES]] | None = ood_images.MADE,
     ood_dir: Path | None = None,
     rejected: list[Annotated[float, Range(0, 1, open_high=True)]] = REJECTED,
 ):
@@ -46,12 +49,12 @@ def uncertainty(
         ood_dir: folder of the data set that ood names.
         rejected: shares of the images that are rejected, the most doubtful first.
     """
-    command = usage.command_line("pyro_advbnn.evaluate uncertainty", uncertainty, locals())
+    command = help.command_line("pyro_advbnn.evaluate uncertainty", uncertainty, locals())
     subjects = Subjects(of, *TABLES)
     epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
     confident = {"loss": ConfidentError(confidence_weight), "average": "probability"}
-    foreign_images.check(ood or (), subjects.dataset, ood_dir)
-    foreign = [{name: foreign_images.foreign_images(name, subject.images, subjects.seed, ood_dir) for name in ood or ()}
+    ood_images.check(ood or (), subjects.dataset, ood_dir)
+    foreign = [{name: ood_images.foreign_images(name, subject.images, subjects.seed, ood_dir) for name in ood or ()}
                for subject in subjects]
     warn([attack.pgd(subjects.dataset, epsilon)])
     for subject, images in zip(subjects, foreign, strict=True):
@@ -149,11 +152,11 @@ class Doubts:
 
 def _show(subject, doubts):
     print(f"{subject.name}, {doubts.num_samples} {'draws' if doubts.num_samples > 1 else 'draw'} per prediction")
-    print(records.table(doubts.told, _TOLD))
+    print(json_files.table(doubts.told, _TOLD))
     if doubts.unknown():
         print("note: mutual information needs several draws per prediction: --num_samples 2 or more")
     if doubts.detected:
-        print(records.table(doubts.detected, _DETECTED))
+        print(json_files.table(doubts.detected, _DETECTED))
 
 
 def _number(name, digits=3):
@@ -163,7 +166,7 @@ def _number(name, digits=3):
 _TOLD = {
     "attack": lambda row: row["attack"],
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: records.percent(row, interval=True),
+    "accuracy %": lambda row: json_files.percent(row, interval=True),
     "nll": _number("nll"), "Brier": _number("brier"), "ECE": _number("calibration_error"),
     "entropy": _number("entropy"), "mutual information": _number("mutual_information", 4),
     "attack draws": lambda row: row["attack_samples"] or "-",

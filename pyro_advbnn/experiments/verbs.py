@@ -2,10 +2,13 @@
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pyro_advbnn import plots, python_calls, recipes, records
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.cli import Range
-from pyro_advbnn.limits import Count
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.cli import python_calls
+from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.limits import Count
+from pyro_advbnn.reporting import figures
+from pyro_advbnn.system import json_files
+from pyro_advbnn.training import recipes
 
 Radius = Annotated[float, Range(0, 1)]
 StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
@@ -45,24 +48,24 @@ def warn(attacks):
               f"radius {', '.join(weak)}")
 
 
-def finish(subjects, rows, command, figures, columns):
+def finish(subjects, rows, command, drawn, columns):
     """Print the rows and what was added to the first of the subjects' tables, log the command, draw the figures.
 
     columns: {title: function of a row}; the run stands before them where there are several and no column is the target.
     """
     named = len(subjects) == 1 or "target" in columns
-    print(records.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
+    print(json_files.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
     table = subjects.tables[0]
     known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
     print(f"added {subjects.num_rows} rows to {table.path}{known}")
     subjects.log(command)
-    draw_figures(subjects.folder, figures)
+    draw_figures(subjects.folder, drawn)
 
 
 def draw_figures(folder, names=None):
     """Draw the figures `names` of a result folder, by default all, and print where they are."""
     if find_spec("matplotlib") is None:
         return print("no figures: matplotlib is not installed (pip install pyro_advbnn[evaluation])")
-    for path in plots.draw(folder, names):
+    for path in figures.draw(folder, names):
         if path.suffix == ".svg":
             print(f"drew {path}")

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_advbnn import datasets
-from pyro_advbnn.acceleration import GraphedAttack, compile_network
-from pyro_advbnn.attacks import PGD, frozen, input_gradient
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import count_correct, predict
-from pyro_advbnn.measurement import Stopwatch, count_flops
-from pyro_advbnn.peers import AuthorsStyle, PlainPyro
-from pyro_advbnn.precision import arithmetic, batch_format
-from pyro_advbnn.steps import build_optimizer, train_step
-from pyro_advbnn.timings import PARTS_OF_STEP
+from pyro_advbnn.attacks.pgd import PGD, frozen, input_gradient
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.evaluation.accuracy import count_correct, predict
+from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
+from pyro_advbnn.experiments.measurement import Stopwatch, count_flops
+from pyro_advbnn.experiments.timings import PARTS_OF_STEP
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import arithmetic, batch_format
+from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
 
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
 EVALUATION_STEPS = 20

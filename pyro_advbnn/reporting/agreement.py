@@ -1,9 +1,9 @@
 """Whether our numbers agree with what the paper says: each verdict is computed from rows and their intervals. No torch."""
 import math
 
-from pyro_advbnn import paper
-from pyro_advbnn.curves import fraction
-from pyro_advbnn.intervals import difference_interval
+from pyro_advbnn.evaluation.intervals import difference_interval
+from pyro_advbnn.reporting import paper
+from pyro_advbnn.reporting.curves import fraction
 
 NONE = "-"                                               # nothing measured, or nothing published
 NEAR = 0.05                                              # of rho: the paper gives its values as approximate

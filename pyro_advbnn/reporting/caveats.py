@@ -1,7 +1,7 @@
 """What to keep in mind when reading results: what every attack leaves open, and what these rows and runs do."""
-from pyro_advbnn import run_descriptions, tables, texts
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.elements import element
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.reporting import csv_tables, run_descriptions, texts
+from pyro_advbnn.reporting.elements import element
 
 _RANDOM = tuple(name for name, defense in DEFENSES.items() if defense.random)
 
@@ -13,7 +13,7 @@ def caveats(folder, configs):
              "arXiv 1907.00895). Compare defences by the attack with many draws.",
              "The 95 % intervals say how far the choice of test images may move a number. They do not say how far another "
              "training seed may."]
-    rows = [row for name in ("accuracy", "alpha", "prior_std", "steps") for row in tables.read(folder, name)]
+    rows = [row for name in ("accuracy", "alpha", "prior_std", "steps") for row in csv_tables.read(folder, name)]
     return [element("ul", *(element("li", line) for line in
                             [*lines, *_drawn_once(rows), *_out_of_reach(rows), *_few_images(rows), *_changed(configs)]))]
 

@@ -7,8 +7,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_advbnn import files, records
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import files, json_files
+from pyro_advbnn.system.errors import InputError
 
 RUN_FIELDS = ("run", "dataset", "network", "defense", "alpha", "prior_std", "checkpoint", "weights")
 ROW_FIELDS = (
@@ -121,7 +121,7 @@ class Table:
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._lines)
-        with records.replacing(self.path) as file:
+        with json_files.replacing(self.path) as file:
             file.write(text.getvalue().encode())
 
     def _key(self, line):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from pyro_advbnn import paper, tables
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.reporting import csv_tables, paper
+from pyro_advbnn.system.errors import InputError
 
 _DETERMINISTIC = tuple(name for name, defense in DEFENSES.items() if not defense.random)
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
@@ -157,7 +157,7 @@ def _is_clean(row):
 
 def _identity(row, x, across):
     """All that keeps rows apart: the run and the settings."""
-    own = {name: row.get(name) for name in (*tables.RUN_FIELDS, "quantity", "layer")}
+    own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
     return {name: value for name, value in (settings(row, x) | own).items() if name not in (x, *across)}
 
 

@@ -2,8 +2,8 @@
 import re
 import xml.etree.ElementTree as ET
 
-from pyro_advbnn import files
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import files
+from pyro_advbnn.system.errors import InputError
 
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _SHAPES = {"svg", "g", "defs", "path", "use", "clipPath", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text",

@@ -2,7 +2,7 @@
 import re
 import xml.etree.ElementTree as ET
 
-from pyro_advbnn import texts
+from pyro_advbnn.reporting import texts
 
 _BLOCKS = {"head", "body", "meta", "link", "style", "title", "header", "nav", "main", "footer", "section", "article", "div",
            "p", "h1", "h2", "h3", "ol", "ul", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "figure",

@@ -4,12 +4,24 @@ import warnings
 from pathlib import Path
 from unicodedata import category
 
-from pyro_advbnn import paper, records, tables
-from pyro_advbnn.appearance import GREY, INK, SERIES, STYLE, Look, columns_of, error_bars, finish_figure, start_figure, wrap
-from pyro_advbnn.curves import check, common, curves, densities, fraction, labels, place
-from pyro_advbnn.doubt_plots import calibration, detection
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.heat_maps import transfer
+from pyro_advbnn.reporting import csv_tables, paper
+from pyro_advbnn.reporting.curves import check, common, curves, densities, fraction, labels, place
+from pyro_advbnn.reporting.figure_style import (
+    GREY,
+    INK,
+    SERIES,
+    STYLE,
+    Look,
+    columns_of,
+    error_bars,
+    finish_figure,
+    start_figure,
+    wrap,
+)
+from pyro_advbnn.reporting.transfer_figure import transfer
+from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
 _EDGE = "#fafafa"                                       # of bars, and their hatches; on light and dark pages
 
@@ -26,7 +38,7 @@ def draw(folder, names=None):
     paths = []
     for name, (csv_name, drawing) in FIGURES.items():
         if names is None or name in names:
-            rows = tables.read(folder, csv_name)
+            rows = csv_tables.read(folder, csv_name)
             paths += _write(Path(folder) / "figures", name, drawing, rows) if rows else []
     return paths
 
@@ -47,7 +59,7 @@ def _write(folder, name, drawing, rows):
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.svg", folder / f"{name}.png"]
         for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
-            with records.replacing(path) as file:
+            with json_files.replacing(path) as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
 

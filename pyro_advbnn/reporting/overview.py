@@ -1,7 +1,8 @@
 """What was run, as a section of the page: what runs share, how they differ, and all that their records say."""
-from pyro_advbnn import records, texts
-from pyro_advbnn.elements import definitions, element, missing, table
-from pyro_advbnn.run_descriptions import LAST_EPOCH, environment, mapping, shared_and_differing
+from pyro_advbnn.reporting import texts
+from pyro_advbnn.reporting.elements import definitions, element, missing, table
+from pyro_advbnn.reporting.run_descriptions import LAST_EPOCH, environment, mapping, shared_and_differing
+from pyro_advbnn.system import json_files
 
 
 def runs(configs):
@@ -26,7 +27,7 @@ def _details(name, config):
     whole = {key: value for key, value in config.items() if key != "metrics"}
     return element("details", element("summary", element("b", name), ": versions, hardware and the whole configuration"),
                    definitions(shown, "settings"),
-                   element("pre", element("code", records.as_json(whole)), tabindex="0", role="region",
+                   element("pre", element("code", json_files.as_json(whole)), tabindex="0", role="region",
                            aria_label=f"config.json of {name}"))
 
 

@@ -1,15 +1,15 @@
 """Adversarial examples side by side, from examples.csv and the pictures that it names."""
 import base64
 
-from pyro_advbnn import run_descriptions, tables, texts
-from pyro_advbnn.elements import element, missing
+from pyro_advbnn.reporting import csv_tables, run_descriptions, texts
+from pyro_advbnn.reporting.elements import element, missing
 
 _MOST_BYTES = 2**24                                      # of a picture; ours have a few thousand
 
 
 def examples(folder):
     """The contents of the section: a row of three pictures for each example in folder/evaluation."""
-    rows = tables.read(folder, "examples")
+    rows = csv_tables.read(folder, "examples")
     if not rows:
         return missing("No examples: evaluation/examples.csv is not there.")
     groups = {}

@@ -8,13 +8,14 @@ import xml.etree.ElementTree as ET
 from importlib import resources
 from pathlib import Path
 
-from pyro_advbnn import files, overview, paper, records, summaries, texts
-from pyro_advbnn.caveats import caveats
-from pyro_advbnn.drawings import inline_svg
-from pyro_advbnn.elements import definitions, element, missing, table
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.pictures import examples
-from pyro_advbnn.run_descriptions import dataset, defense, environment, mapping, read, run_folders
+from pyro_advbnn.reporting import overview, paper, summaries, texts
+from pyro_advbnn.reporting.caveats import caveats
+from pyro_advbnn.reporting.drawings import inline_svg
+from pyro_advbnn.reporting.elements import definitions, element, missing, table
+from pyro_advbnn.reporting.pictures import examples
+from pyro_advbnn.reporting.run_descriptions import dataset, defense, environment, mapping, read, run_folders
+from pyro_advbnn.system import files, json_files
+from pyro_advbnn.system.errors import InputError
 
 # Control characters are no text of a page, and those that turn the direction of writing make it read as what it is not.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
@@ -32,13 +33,13 @@ def write(folder, runs=None):
     folder = Path(folder)
     configs = read(run_folders(folder) if runs is None else [Path(run) for run in runs])
     configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1].get("defense"), paper.DEFENSE_NAMES)))
-    log = records.read_jsonl(folder / "evaluation" / "log.jsonl")
+    log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = "<!DOCTYPE html>\n" + ET.tostring(_page(folder, configs, log), encoding="unicode", method="html")
     page = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", page)
     path = folder / "report.html"
-    with records.replacing(path) as file:
+    with json_files.replacing(path) as file:
         file.write(page.encode())
     return path
 
@@ -66,7 +67,7 @@ def _page(folder, configs, log):
         element("header", element("h1", title), *_introduction(configs, log)),
         element("nav", element("ol", *links), aria_label="Sections"),
         element("main", *(_section(name, *content) for name, content in sections.items()), id="contents"),
-        element("footer", element("p", "Written by pyro_advbnn.report from the records in this folder alone.")))
+        element("footer", element("p", "Written by pyro_advbnn.reporting.report from the records in this folder alone.")))
     return element("html", _head(title), body, lang="en")
 
 

@@ -2,9 +2,10 @@
 from collections import Counter
 from pathlib import PurePath
 
-from pyro_advbnn import paper, records, texts
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.reporting import paper, texts
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
 SETTINGS = {
     "defence": lambda config: defense(config),
@@ -57,12 +58,12 @@ def read(runs):
     """
     configs = {}
     for run in runs:
-        name, config = run.resolve().name, records.read_json(run / "config.json")
+        name, config = run.resolve().name, json_files.read_json(run / "config.json")
         if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
             raise InputError(f"{run} is no run folder: its config.json is not that of a training")
         if name in configs:
             raise InputError(f"two runs are named {name}; runs are told apart by the names of their folders")
-        configs[name] = config | {"metrics": (records.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
+        configs[name] = config | {"metrics": (json_files.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
     return configs
 
 

@@ -2,8 +2,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyro_advbnn import doubt_summaries, paper, records, run_descriptions, scrutiny_summaries, tables, verdicts
-from pyro_advbnn.curves import (
+from pyro_advbnn.reporting import agreement, csv_tables, doubt_summaries, paper, run_descriptions, scrutiny_summaries
+from pyro_advbnn.reporting.agreement import NONE
+from pyro_advbnn.reporting.curves import (
     check,
     common,
     curves,
@@ -17,7 +18,7 @@ from pyro_advbnn.curves import (
     span,
     transfer_groups,
 )
-from pyro_advbnn.verdicts import NONE
+from pyro_advbnn.system import json_files
 
 _MOST_RADII = 7
 _INTERVALS = "Accuracy in % with its 95 % Wilson interval"
@@ -38,7 +39,7 @@ def summaries(folder):
     """The summaries of all csv files in folder/evaluation that have rows, a list.   Raises InputError for a damaged one."""
     found = []
     for csv_name, makers in _MAKERS.items():
-        rows = tables.read(folder, csv_name)
+        rows = csv_tables.read(folder, csv_name)
         for row in rows:
             check(row)
         for maker in makers if rows else ():
@@ -52,7 +53,7 @@ def write(folder):
     for summary in summaries(folder):
         path = Path(folder) / "tables" / f"{summary.name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with records.replacing(path) as file:
+        with json_files.replacing(path) as file:
             file.write(as_markdown(summary).encode())
         paths.append(path)
     return paths
@@ -61,7 +62,7 @@ def write(folder):
 def as_text(summary):
     """A summary as aligned text."""
     rows = [dict(zip(summary.columns, row, strict=True)) for row in summary.rows]
-    table = records.table(rows, {name: lambda row, name=name: row[name] for name in summary.columns})
+    table = json_files.table(rows, {name: lambda row, name=name: row[name] for name in summary.columns})
     return "\n".join(filter(None, (summary.title, table, summary.note))) + "\n"
 
 
@@ -90,7 +91,7 @@ def _table1_of(rows, dataset, suffix):
     for curve in curves(rows, "epsilon"):
         last, many = curve.rows[-1], _is_many(curve)
         name = _joined(curve.label, {name: text for name, text in curve.words.items() if name != "attack_samples"})
-        cells = {row["epsilon"]: records.percent(row, interval=True) for row in curve.rows}
+        cells = {row["epsilon"]: json_files.percent(row, interval=True) for row in curve.rows}
         published = [_percent(paper.accuracy(dataset, last["defense"], radius, many)) for radius in radii]
         lines.append([name, "ours", str(last["attack_samples"] or NONE), *(cells.get(radius, NONE) for radius in radii)])
         known.append((defense_name(last), many, set(published) != {NONE}))
@@ -130,7 +131,7 @@ def _radii(rows, dataset):
 
 def _accuracy(rows, _):
     """Fig. 2 as a table, one line per point."""
-    lines = [[curve.text, f"{row['epsilon']:g}", records.percent(row, interval=True),
+    lines = [[curve.text, f"{row['epsilon']:g}", json_files.percent(row, interval=True),
               _percent(paper.accuracy(row["dataset"], row["defense"], row["epsilon"], _is_many(curve)))]
              for curve in curves(rows, "epsilon") for row in curve.rows]
     note = (f"{_shared(rows, 'epsilon')}. {_INTERVALS}. Published: {paper.TABLE_1}, and for many draws per "
@@ -147,7 +148,7 @@ def _runs(rows, folder):
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        last, cells = curve.rows[-1], {row["epsilon"]: records.percent(row, interval=True) for row in curve.rows}
+        last, cells = curve.rows[-1], {row["epsilon"]: json_files.percent(row, interval=True) for row in curve.rows}
         lines.append([curve.label, defense_name(last), peculiar.get(last["run"]) or NONE, str(last["attack_samples"] or NONE),
                       *(cells.get(radius, NONE) for radius in radii)])
     told = ("Unlike most: settings that most of these runs have otherwise" if len(peculiar) == len(order) else
@@ -164,15 +165,15 @@ def _transfer(rows, _):
     for words, part in transfer_groups(rows):
         for row in part:
             published = paper.correlation(defenses.get(row["source"]), row["defense"])
-            agree.append(verdicts.check_rho(row["rho"], published))
+            agree.append(agreement.check_rho(row["rho"], published))
             lines.append([
                 _joined(names.get(row["source"], row["source"]), words), names[row["run"]], _percent(row["accuracy_clean"]),
-                records.percent(row, interval=True), _percent(row["accuracy_white_box"]),
+                json_files.percent(row, interval=True), _percent(row["accuracy_white_box"]),
                 row["note"] or NONE if row["rho"] is None else f"{row['rho']:.2f}",
                 f"≈ {span(published)}" if published else NONE, agree[-1]])
     note = (f"{_shared(rows)}. ρ = (Acc[B] − Acc[B|A]) / (Acc[B] − Acc[B|B]), Eq. (14); where the denominator's 95 % interval "
-            f"holds 0, the drop stands instead. {_claim('transfer')} Agrees: within {verdicts.NEAR:g} of what the paper states"
-            f"{verdicts.count_agreeing(agree)}.")
+            f"holds 0, the drop stands instead. {_claim('transfer')} Agrees: within {agreement.NEAR:g} of what the paper states"
+            f"{agreement.count_agreeing(agree)}.")
     return [Summary("transfer", "Transfer of attacks from source A to target B (Fig. 3)",
                     ["source A", "target B", "Acc[B]", "Acc[B|A]", "Acc[B|B]", "ρ", "paper", "agrees"], lines, note)]
 
@@ -188,7 +189,7 @@ def _wide(name, title, x, header, check, asks, *, across=()):
             agree.append(verdict)
             lines.append([curve.text or "all runs", *(", ".join(cell) or NONE for cell in cells), text, verdict])
         note = (f"{_shared(rows, x)}. Accuracy in %, by {header}. {_claim(name)} {asks} Changes are in points with a 95 % "
-                f"interval, as if the two accuracies were of different images{verdicts.count_agreeing(agree)}.")
+                f"interval, as if the two accuracies were of different images{agreement.count_agreeing(agree)}.")
         columns = [value if isinstance(value, str) else fraction(value) if x == "alpha" else f"{value:g}" for value in values]
         return [Summary(name, title, ["curve", *columns, "change", "agrees"], lines, note)]
     return make
@@ -199,8 +200,8 @@ def _layers(rows, folder):
     lines = [[curve.text, row["layer"], f"{row['num_weights']:,}", *(_decimal(row[name]) for name in (
         "prior_log_std", "log_std_q05", "log_std_median", "log_std_q95", "log10_signal_to_noise_median"))]
         for curve in curves(rows, "layer") for row in sorted(curve.rows, key=lambda row: order.index(row["layer"]))]
-    density = [row for row in tables.read(folder, "density") if row["quantity"] == "log_std" and row["layer"] == "all"]
-    modes = {curve.text: verdicts.count_modes(densities(curve))
+    density = [row for row in csv_tables.read(folder, "density") if row["quantity"] == "log_std" and row["layer"] == "all"]
+    modes = {curve.text: agreement.count_modes(densities(curve))
              for curve in curves(density, "left", names=labels(density) | names)}
     counts = "; ".join(f"{name}: {count}, {'yes' if count == 2 else 'no'}" for name, count in modes.items())
     note = (f"{_shared(rows)}. Log std: natural logarithm of the posterior's standard deviations; signal-to-noise: log10 of "
@@ -212,13 +213,13 @@ def _layers(rows, folder):
 
 def _pruning(rows, folder):
     """The sweep over fractions, and what pruning by std begins with where the rows of the layers show it."""
-    make = _wide("pruning", "Accuracy after pruning", "fraction", "fraction of the weights pruned", verdicts.check_pruning,
+    make = _wide("pruning", "Accuracy after pruning", "fraction", "fraction of the weights pruned", agreement.check_pruning,
                  "Change: the largest fraction up to which no loss is seen, the 95 % interval of the change reaching 0. "
                  "Agrees, for clean images pruned by std: there is such a fraction above 0.")
     summary, = make(rows, folder)
-    names, layers, told = labels(rows), tables.read(folder, "layers"), []
+    names, layers, told = labels(rows), csv_tables.read(folder, "layers"), []
     for run, weights in dict.fromkeys((row["run"], row["weights"]) for row in rows if row["prune_by"] == "std"):
-        first = verdicts.first_by_std([row for row in layers if (row["run"], row["weights"]) == (run, weights)])
+        first = agreement.first_by_std([row for row in layers if (row["run"], row["weights"]) == (run, weights)])
         told += [f"{names[run]}: those of {', '.join(first)}"] if first else []
     end = f" Pruning by std begins with the parameters of widest prior, whose median std is the largest ({'; '.join(told)})."
     return [replace(summary, note=summary.note + end * bool(told))]
@@ -233,12 +234,12 @@ def _gradients(rows, _):
         ratio = f"{test['l1_norm'] / train['l1_norm']:.2f}" if both and train["l1_norm"] else NONE
         verdict = NONE
         if both and curve.rows[0]["defense"] == "adv":
-            verdict = verdicts.check_gradients(train, test)
+            verdict = agreement.check_gradients(train, test)
         agree.append(verdict)
         lines.append([curve.text, *(_norm(by_split.get(split)) for split in ("train", "test")), ratio, verdict])
     note = (f"{_shared(rows, 'split')}. Mean l1 norm of the gradient of the loss by the image, with its 95 % interval. "
             f"{_claim('gradients')} Agrees, for adversarial training: that of test is larger, beyond the 95 % interval "
-            f"of the difference{verdicts.count_agreeing(agree)}.")
+            f"of the difference{agreement.count_agreeing(agree)}.")
     return [Summary("gradients", "Input gradients on training and test images (Eq. 11 to 13)",
                     ["run", "train", "test", "test / train", "agrees"], lines, note)]
 
@@ -277,17 +278,18 @@ _MAKERS = {
     "runs": (_runs,),
     "transfer": (_transfer,),
     "ensemble": (_wide("ensemble", "Accuracy by draws per prediction (Fig. 5, left)", "num_samples", "draws per prediction",
-                       verdicts.check_ensemble, f"Change: from the fewest draws in that range to the most measured. {_SAME}"),),
-    "steps": (_wide("steps", "Accuracy by PGD steps (Fig. 5, right)", "num_steps", "PGD steps", verdicts.check_steps,
+                       agreement.check_ensemble,
+                       f"Change: from the fewest draws in that range to the most measured. {_SAME}"),),
+    "steps": (_wide("steps", "Accuracy by PGD steps (Fig. 5, right)", "num_steps", "PGD steps", agreement.check_steps,
                     f"Change: from the fewest steps >= {paper.ENOUGH_STEPS} to the most measured. {_SAME}"),),
     "layers": (_layers,),
     "pruning": (_pruning,),
-    "alpha": (_wide("alpha", "Accuracy by the factor α of the KL", "alpha", "alpha", verdicts.check_alpha,
+    "alpha": (_wide("alpha", "Accuracy by the factor α of the KL", "alpha", "alpha", agreement.check_alpha,
                     "Change: from the largest alpha to the smallest above 0. Agrees: that of the clean accuracy, with its "
                     "interval, lies above 0.",
                     across=(*_RUNS, "alpha")),),
     "prior_std": (_wide("prior_std", "Accuracy by the prior's standard deviation", "prior_std", "prior std",
-                        verdicts.check_prior_std,
+                        agreement.check_prior_std,
                         "Change: from the lowest accuracy to the highest, its interval for all pairs at once (Bonferroni). "
                         f"{_SAME}",
                         across=(*_RUNS, "prior_std")),),

@@ -1,7 +1,7 @@
 """The heat map of transfer attacks (Fig. 3): a cell for each pair of runs, in the colour of its rho."""
-from pyro_advbnn import paper
-from pyro_advbnn.appearance import finish_figure, start_figure, wrap
-from pyro_advbnn.curves import common, labels, span, transfer_groups
+from pyro_advbnn.reporting import paper
+from pyro_advbnn.reporting.curves import common, labels, span, transfer_groups
+from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
 
 
 def transfer(rows):

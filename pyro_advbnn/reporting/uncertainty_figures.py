@@ -1,7 +1,7 @@
 """Figures of doubt: the reliability diagram, and how well doubt detects attacked and foreign images."""
-from pyro_advbnn.appearance import GREY, Look, error_bars, finish_figure, start_figure
-from pyro_advbnn.curves import Curve, common, curves, labels, place, settings
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.reporting.curves import Curve, common, curves, labels, place, settings
+from pyro_advbnn.reporting.figure_style import GREY, Look, error_bars, finish_figure, start_figure
+from pyro_advbnn.system.errors import InputError
 
 
 def calibration(rows):

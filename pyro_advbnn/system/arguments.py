@@ -3,8 +3,8 @@ import operator
 import os
 from pathlib import Path
 
-from pyro_advbnn import quoting
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import quoting
+from pyro_advbnn.system.errors import InputError
 
 
 def is_whole(value):

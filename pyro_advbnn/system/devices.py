@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from pyro_advbnn import distributed
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import distributed
+from pyro_advbnn.system.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4          # malloc.h
 

@@ -11,9 +11,9 @@ from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
-from pyro_advbnn import files
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.quoting import quoted
+from pyro_advbnn.system import files
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.quoting import quoted
 
 
 def table(rows, columns):

@@ -14,8 +14,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyro_advbnn import records
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
 NAME = ".lock"
 _handles = set()                                         # of the locks that this process holds
@@ -142,7 +142,7 @@ def _owner(handle):
 
 def _new(path, put):
     """The open handle of a new lock file, whole and with flock before `put(temporary, path)` brings it to its place."""
-    with records.naming(path):                           # a full disk names no file
+    with json_files.naming(path):                           # a full disk names no file
         return _written(path, put)
 
 

@@ -3,7 +3,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pyro
 import torch
 
-from pyro_advbnn.devices import keep_freed_memory
+from pyro_advbnn.system.devices import keep_freed_memory
 
 
 @contextmanager

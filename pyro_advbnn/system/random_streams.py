@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pyro_advbnn.attacks import eval_mode, frozen
+from pyro_advbnn.attacks.pgd import eval_mode, frozen
 
 _ROUNDING_OF_LOGITS, _ROUNDING_OF_GRADIENTS = 1e-5, 1e-3           # of the largest: a GPU adds in no fixed order
 

@@ -1,10 +1,10 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
 import torch
 
-from pyro_advbnn import distributed
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.elbo import objective
-from pyro_advbnn.micro_batches import attack_in_pieces, backward_in_pieces
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.bayes.elbo import objective
+from pyro_advbnn.system import distributed
+from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
 
 
 def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, veto=None):

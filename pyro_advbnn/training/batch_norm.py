@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_advbnn import distributed
+from pyro_advbnn.system import distributed
 
 
 def synchronise(network, device_type):

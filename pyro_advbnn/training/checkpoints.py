@@ -6,16 +6,17 @@ from pathlib import Path
 
 import torch
 
-from pyro_advbnn import checkpoint_archives, files
-from pyro_advbnn.arguments import as_path
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.construction import build_classifier
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.build import build_classifier
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.priors import PRIORS, is_named
 from pyro_advbnn.networks import build_network, is_imported
-from pyro_advbnn.priors import PRIORS, is_named
-from pyro_advbnn.quoting import one_line, reason
-from pyro_advbnn.records import replacing
+from pyro_advbnn.system import files
+from pyro_advbnn.system.arguments import as_path
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.json_files import replacing
+from pyro_advbnn.system.quoting import one_line, reason
+from pyro_advbnn.training import checkpoint_archives
 
 FORMAT = 1
 

@@ -5,24 +5,26 @@ from contextlib import nullcontext
 
 import torch
 
-from pyro_advbnn import batch_norm, datasets, distributed, event_files, metrics, networks, recipes, records, run_folders
-from pyro_advbnn.acceleration import GraphedAttack, compile_network, use_cuda_graphs
-from pyro_advbnn.attacks import eval_mode
-from pyro_advbnn.construction import build_classifier
-from pyro_advbnn.contradictions import MAY_CHANGE_ON_RESUME
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.devices import describe_device, resolve_device
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.flat import how_normals_are_drawn
-from pyro_advbnn.inputs import check_logits
-from pyro_advbnn.memory import available_memory
-from pyro_advbnn.precision import autocast, batch_format, resolve_precision
-from pyro_advbnn.priors import fan_in_factor
-from pyro_advbnn.quoting import reason
-from pyro_advbnn.randomness import undisturbed
-from pyro_advbnn.skeletons import trainable_parameters
-from pyro_advbnn.streaming import StreamedImages
-from pyro_advbnn.training import Training
+from pyro_advbnn import datasets, networks
+from pyro_advbnn.attacks.pgd import eval_mode
+from pyro_advbnn.bayes.build import build_classifier
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn
+from pyro_advbnn.bayes.parameters import trainable_parameters
+from pyro_advbnn.bayes.priors import fan_in_factor
+from pyro_advbnn.datasets.streaming import StreamedImages
+from pyro_advbnn.evaluation.inputs import check_logits
+from pyro_advbnn.system import distributed, json_files
+from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.memory import available_memory
+from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
+from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.random_streams import undisturbed
+from pyro_advbnn.training import batch_norm, event_files, metrics, recipes, run_folders
+from pyro_advbnn.training.contradictions import MAY_CHANGE_ON_RESUME
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.training.trainer import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
             "cuda_graphs": "auto", "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
@@ -63,7 +65,7 @@ def configure(flags):
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
-        "environment": records.environment() | {"device": describe_device(device),
+        "environment": json_files.environment() | {"device": describe_device(device),
                                                   "normals": how_normals_are_drawn()},
     }
     return config, images, held_out

@@ -1,8 +1,8 @@
 """Flags that say nothing beside the others, and checkpoints that contradict their run: refused before any work."""
 import json
 
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.system.errors import InputError
 
 _OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warmup")
 _OF_DRAWS = ("attack_samples", "num_samples")

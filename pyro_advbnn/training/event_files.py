@@ -2,7 +2,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 _LOSSES = ("loss", "nll", "kl", "kl_weight")
 

@@ -3,18 +3,21 @@ import signal
 
 import torch
 
-from pyro_advbnn import checkpoints, datasets, distributed, run_folders, signals
-from pyro_advbnn.devices import is_nondeterministic, peak_memory_mib
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import accuracy_fields, count_correct
-from pyro_advbnn.memory import is_out_of_memory
-from pyro_advbnn.micro_batches import release_frames
-from pyro_advbnn.nonfinite import NotFinite
-from pyro_advbnn.precision import autocast, batch_format
-from pyro_advbnn.progress import Progress
-from pyro_advbnn.quoting import reason
-from pyro_advbnn.randomness import separate_randomness
-from pyro_advbnn.steps import build_attack
+from pyro_advbnn import datasets
+from pyro_advbnn.cli import signals
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, count_correct
+from pyro_advbnn.system import distributed
+from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.memory import is_out_of_memory
+from pyro_advbnn.system.precision import autocast, batch_format
+from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.random_streams import separate_randomness
+from pyro_advbnn.training import checkpoints, run_folders
+from pyro_advbnn.training.algorithm1 import build_attack
+from pyro_advbnn.training.micro_batches import release_frames
+from pyro_advbnn.training.nonfinite import NotFinite
+from pyro_advbnn.training.progress import Progress
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
 

@@ -3,8 +3,9 @@ import math
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pyro_advbnn import event_files, records
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import event_files
 
 _WAY_ON = "mend or remove the line, or move the file away to go on without its rows"
 
@@ -15,7 +16,7 @@ def read(folder):
     Raises InputError for anything else: the file, the line's number, what it holds, and the way on.
     """
     path = Path(folder) / "metrics.jsonl"
-    rows, last = records.read_jsonl(path, _WAY_ON), 0
+    rows, last = json_files.read_jsonl(path, _WAY_ON), 0
     for number, row in enumerate(rows, 1):
         flaw = _flaw(row, last)
         if flaw:
@@ -34,7 +35,7 @@ def writer(folder, shown=None):
     with events as write_event:
 
         def write(row):
-            records.append_jsonl(Path(folder) / "metrics.jsonl", row)
+            json_files.append_jsonl(Path(folder) / "metrics.jsonl", row)
             if write_event:
                 write_event(row)
 

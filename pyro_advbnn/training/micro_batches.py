@@ -8,11 +8,11 @@ from contextlib import nullcontext
 
 import torch
 
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.devices import give_back_freed_memory
-from pyro_advbnn.elbo import Objective, objective
-from pyro_advbnn.memory import is_out_of_memory
-from pyro_advbnn.randomness import undisturbed
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.elbo import Objective, objective
+from pyro_advbnn.system.devices import give_back_freed_memory
+from pyro_advbnn.system.memory import is_out_of_memory
+from pyro_advbnn.system.random_streams import undisturbed
 
 
 def attack_in_pieces(attack, classifier, x, y, size):

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.system.errors import InputError
 
 POLICIES = ("stop", "skip")
 LARGEST_GRADIENT = math.sqrt(torch.finfo(torch.float32).max)     # Adam keeps squares, and freezes where one is infinite

@@ -4,7 +4,9 @@ import time
 
 from tqdm import tqdm
 
-from pyro_advbnn import __version__, distributed, metrics, run_configs, run_folders
+from pyro_advbnn import __version__
+from pyro_advbnn.system import distributed
+from pyro_advbnn.training import metrics, run_config, run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
@@ -57,9 +59,9 @@ class Progress:
         trouble = run_folders.trouble_with_best(self.folder, self.config)
         if trouble:
             print(f"note: {trouble}")
-        strange = [".".join(key) for key in run_configs.unknown(self.config)]
+        strange = [".".join(key) for key in run_config.unknown(self.config)]
         if strange:
-            print(f"note: {self.folder / 'config.json'} is of version {run_configs.version(self.config)}; this one, "
+            print(f"note: {self.folder / 'config.json'} is of version {run_config.version(self.config)}; this one, "
                   f"{__version__}, keeps but does not know {', '.join(strange)}")
 
     def _processes(self):

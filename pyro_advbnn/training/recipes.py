@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from pyro_advbnn.attacks import auto_step_size
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.paper import epsilons as table_1_epsilons
+from pyro_advbnn.attacks.pgd import auto_step_size
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.reporting.paper import epsilons as table_1_epsilons
+from pyro_advbnn.system.errors import InputError
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.

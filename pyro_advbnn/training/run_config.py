@@ -5,17 +5,18 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pyro_advbnn
-from pyro_advbnn import datasets, values
-from pyro_advbnn.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Seed, Side, Width, Workers
-from pyro_advbnn.nonfinite import POLICIES
-from pyro_advbnn.precision import PRECISIONS
-from pyro_advbnn.priors import PRIORS
-from pyro_advbnn.recipes import RECIPES
-from pyro_advbnn.records import place_of_key
-from pyro_advbnn.values import Range
+from pyro_advbnn import datasets
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.priors import PRIORS
+from pyro_advbnn.cli import flag_types
+from pyro_advbnn.cli.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
+from pyro_advbnn.cli.flag_types import Range
+from pyro_advbnn.cli.limits import BatchSize, Count, CountOrNone, Epochs, Images, ImagesOrNone, Seed, Side, Width, Workers
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.json_files import place_of_key
+from pyro_advbnn.system.precision import PRECISIONS
+from pyro_advbnn.training.nonfinite import POLICIES
+from pyro_advbnn.training.recipes import RECIPES
 
 Dimension = Annotated[int, Range(1, 1_000_000)]
 NotNegative = Annotated[float, Range(0)]
@@ -108,7 +109,7 @@ def _check_values(found, kinds, path, prefix):
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a value, as JSON has it, is one that annotation allows."""
-    return any(_is(value, member, bounds) for member, bounds in values.members(annotation))
+    return any(_is(value, member, bounds) for member, bounds in flag_types.members(annotation))
 
 
 def _is(value, member, bounds):
@@ -124,4 +125,4 @@ def _is(value, member, bounds):
 
 
 def _expected(kind):
-    return {dict: "an object", list[dict]: "a list of objects"}.get(kind) or values.expected(kind)
+    return {dict: "an object", list[dict]: "a list of objects"}.get(kind) or flag_types.expected(kind)

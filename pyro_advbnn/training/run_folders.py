@@ -9,10 +9,11 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from pyro_advbnn import checkpoints, distributed, files, locks, metrics, records, run_configs
-from pyro_advbnn.contradictions import check_same_run
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.quoting import reason
+from pyro_advbnn.system import distributed, files, json_files, locks
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.training import checkpoints, metrics, run_config
+from pyro_advbnn.training.contradictions import check_same_run
 
 
 def create(folder, config, classifier, start):
@@ -24,7 +25,7 @@ def create(folder, config, classifier, start):
 
     def write(place):
         checkpoints.save(place / "checkpoint.pt", classifier, config, training=start, best=None)
-        records.write_json(place / "config.json", config)
+        json_files.write_json(place / "config.json", config)
 
     try:
         return _fill(folder, write) if folder.exists() else _make(folder, write)
@@ -49,7 +50,7 @@ def _make(folder, write):
             raise
     finally:
         shutil.rmtree(unnamed, ignore_errors=True)       # left over only where something failed
-    records.sync_folder(folder.parent)
+    json_files.sync_folder(folder.parent)
     return lock.moved(folder)
 
 
@@ -79,7 +80,7 @@ def _sweep_beside(folder):
 def _sweep(folder):
     """Take away the files that a killed process was writing to a locked folder."""
     for path in folder.iterdir():
-        if records.is_temporary(path):
+        if json_files.is_temporary(path):
             path.unlink(missing_ok=True)
 
 
@@ -107,7 +108,7 @@ def check_writable(folder):
 
 def _is_leftover(path):
     begun = (path.with_name(locks.NAME).exists() and not path.with_name("config.json").exists())  # killed in `_fill`
-    return records.is_temporary(path) or path.name == locks.NAME or (path.name == "checkpoint.pt" and begun)
+    return json_files.is_temporary(path) or path.name == locks.NAME or (path.name == "checkpoint.pt" and begun)
 
 
 def read_config(folder):
@@ -115,10 +116,10 @@ def read_config(folder):
     folder = Path(folder)
     if not files.is_there(folder / "config.json"):
         raise InputError(f"{folder} is no run folder: it has no config.json")
-    config = records.read_json(folder / "config.json")
+    config = json_files.read_json(folder / "config.json")
     if not isinstance(config, dict) or not {"dataset", "defense", "settings"} <= set(config):
         raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
-    run_configs.check(config, folder / "config.json")
+    run_config.check(config, folder / "config.json")
     return config
 
 
@@ -206,8 +207,8 @@ def reopen(folder, config, classifier, position):
     _sweep(folder)
     if not has_position(folder):
         checkpoints.save(folder / "checkpoint.pt", classifier, config, training=position, best=None)
-    records.write_jsonl(folder / "metrics.jsonl", [row for row in rows if row["epoch"] <= position["epochs_done"]])
-    records.write_json(folder / "config.json", config)
+    json_files.write_jsonl(folder / "metrics.jsonl", [row for row in rows if row["epoch"] <= position["epochs_done"]])
+    json_files.write_json(folder / "config.json", config)
 
 
 def metrics_writer(folder, config):

@@ -3,14 +3,15 @@ from contextlib import contextmanager
 
 import torch
 
-from pyro_advbnn import datasets, distributed
-from pyro_advbnn.batch_norm import normalise_by_running
-from pyro_advbnn.micro_batches import largest_that_fits
-from pyro_advbnn.moving_averages import MovingAverage
-from pyro_advbnn.nonfinite import NotFinite, Watch, largest
-from pyro_advbnn.precision import autocast, batch_format
-from pyro_advbnn.recipes import learning_rate_factor
-from pyro_advbnn.steps import build_attack, build_optimizer, gradients, train_step
+from pyro_advbnn import datasets
+from pyro_advbnn.system import distributed
+from pyro_advbnn.system.precision import autocast, batch_format
+from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, gradients, train_step
+from pyro_advbnn.training.batch_norm import normalise_by_running
+from pyro_advbnn.training.ema import MovingAverage
+from pyro_advbnn.training.micro_batches import largest_that_fits
+from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
+from pyro_advbnn.training.recipes import learning_rate_factor
 
 
 class Training:

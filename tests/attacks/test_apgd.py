@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.apgd import APGD, checkpoints
-from pyro_advbnn.attack_losses import AVERAGES, expected_loss, loss_and_gradient
-from pyro_advbnn.attacks import RandomNoise, frozen
-from pyro_advbnn.norms import BALLS
+from pyro_advbnn.attacks.apgd import APGD, checkpoints
+from pyro_advbnn.attacks.balls import BALLS
+from pyro_advbnn.attacks.losses import AVERAGES, expected_loss, loss_and_gradient
+from pyro_advbnn.attacks.pgd import RandomNoise, frozen
 
 
 @pytest.fixture(autouse=True)

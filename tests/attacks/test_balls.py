@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn.norms import BALLS, L2Ball, LinfBall, check_ball
+from pyro_advbnn.attacks.balls import BALLS, L2Ball, LinfBall, check_ball
 
 EPSILONS = {"linf": 0.1, "l2": 0.7}
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
-from pyro_advbnn.carlini_wagner import CarliniWagner
-from pyro_advbnn.evaluation import attack_fields
+from pyro_advbnn.attacks.carlini_wagner import CarliniWagner
+from pyro_advbnn.evaluation.accuracy import attack_fields
 
 QUICK = {"num_steps": 60, "binary_search_steps": 5, "num_samples": 1}
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.ensembles import OF_RANDOM, Strength, build, default_names
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.attacks.catalogue import OF_RANDOM, Strength, build, default_names
+from pyro_advbnn.system.errors import InputError
 
 STRENGTH = Strength(0.1, num_steps=2, attack_samples=3, num_queries=4)
 

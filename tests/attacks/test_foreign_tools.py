@@ -15,7 +15,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
-from pyro_advbnn.averaging import AveragedClassifier
+from pyro_advbnn.bayes.averaging import AveragedClassifier
 
 EPSILON, ROUNDING = 0.2, 1e-6
 pytestmark = pytest.mark.usefixtures("one_thread")

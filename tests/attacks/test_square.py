@@ -6,9 +6,9 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
-from pyro_advbnn.attack_losses import expected_loss
-from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.square import Square
+from pyro_advbnn.attacks.losses import expected_loss
+from pyro_advbnn.attacks.square import Square
+from pyro_advbnn.evaluation.accuracy import attack_fields
 
 ZEROS = torch.zeros(6, dtype=torch.long)
 

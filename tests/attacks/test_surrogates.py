@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.evaluation import attack_fields
-from pyro_advbnn.inputs import check_attacked
-from pyro_advbnn.surrogates import Pool, Through, surrogate
+from pyro_advbnn.attacks.surrogates import Pool, Through, surrogate
+from pyro_advbnn.evaluation.accuracy import attack_fields
+from pyro_advbnn.evaluation.inputs import check_attacked
 
 ATTACK = ab.PGD(0.1, 0.03, 5)
 

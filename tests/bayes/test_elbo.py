@@ -10,7 +10,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.elbo import objective
+from pyro_advbnn.bayes.elbo import objective
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks import frozen
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.folding import foldable
+from pyro_advbnn.attacks.pgd import frozen
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.kernels.frozen_calls import foldable
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from pyro.distributions import Normal
 
-from pyro_advbnn import flat
-from pyro_advbnn.flat import Buffers, standard_normal_, unflatten
-from pyro_advbnn.posteriors import MeanFieldNormal
-from pyro_advbnn.priors import NormalPrior
+from pyro_advbnn.bayes.guide import MeanFieldNormal
+from pyro_advbnn.bayes.kernels import vectors
+from pyro_advbnn.bayes.kernels.vectors import Buffers, standard_normal_, unflatten
+from pyro_advbnn.bayes.priors import NormalPrior
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def seeded():
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Vectors of a few hundred elements take many chunks and streams."""
-    monkeypatch.setattr(flat, "_CPU_CHUNK", 64)
-    monkeypatch.setattr(flat, "_STREAM", 128)
+    monkeypatch.setattr(vectors, "_CPU_CHUNK", 64)
+    monkeypatch.setattr(vectors, "_STREAM", 128)
 
 
 def posterior(size=1000, **more):

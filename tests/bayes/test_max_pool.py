@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_advbnn import pooling
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.pooling import is_2x2, max_pool_2x2
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.kernels import max_pool
+from pyro_advbnn.bayes.kernels.max_pool import is_2x2, max_pool_2x2
 
-compiled = pytest.mark.skipif(pooling._max_pool is None, reason="no C compiler at installation")
+compiled = pytest.mark.skipif(max_pool._max_pool is None, reason="no C compiler at installation")
 SHAPES = [(1, 1, 2, 2), (2, 3, 4, 6), (3, 5, 32, 32), (2, 3, 6, 130), (40, 64, 32, 32)]
 
 
@@ -29,7 +29,7 @@ def same(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_and_gradients_are_those_of_torch(shape, dtype, monkeypatch):
     used = []
-    monkeypatch.setattr(pooling, "_in_parts", lambda *args, call=pooling._in_parts: (used.append(1), call(*args)))
+    monkeypatch.setattr(max_pool, "_in_parts", lambda *args, call=max_pool._in_parts: (used.append(1), call(*args)))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert same(x) and len(used) == 2
 
@@ -55,7 +55,7 @@ def test_nan_is_never_lost(dtype, place, nan):
 
 @compiled
 def test_what_the_loop_cannot_do_is_done_by_torch(monkeypatch):
-    monkeypatch.setattr(pooling, "_in_parts", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(max_pool, "_in_parts", lambda *_: pytest.fail("compiled"))
     x = torch.rand(2, 3, 8, 8)
     for other in (x[..., :7], x[:, :, :5], x.double(), x.half(), x.transpose(2, 3), x.to(memory_format=torch.channels_last),
                   x[:0], x[0]):
@@ -100,7 +100,7 @@ def test_only_plain_2x2_max_pooling_is_known(module, known):
 @compiled
 def test_a_frozen_network_uses_it_and_one_that_is_watched_or_trained_does_not(monkeypatch):
     calls = []
-    monkeypatch.setattr(pooling, "max_pool_2x2", lambda x: calls.append(1) or F.max_pool2d(x, 2))
+    monkeypatch.setattr(max_pool, "max_pool_2x2", lambda x: calls.append(1) or F.max_pool2d(x, 2))
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 3)).eval()
     classifier, x = Classifier(network), torch.rand(2, 1, 8, 8)
     expected = classifier(x)

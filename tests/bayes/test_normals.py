@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_advbnn import flat
-from pyro_advbnn.flat import normal_, standard_normal_
+from pyro_advbnn.bayes.kernels import vectors
+from pyro_advbnn.bayes.kernels.vectors import normal_, standard_normal_
 
-normals = pytest.importorskip("pyro_advbnn._normals", reason="no C compiler at installation")
+normals = pytest.importorskip("pyro_advbnn.bayes.kernels._normals", reason="no C compiler at installation")
 
 
 def numbers(size, key, block=0):
@@ -80,7 +80,7 @@ def test_extreme_words_give_finite_numbers():
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_long_draw_is_the_same_for_any_number_of_threads(compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(flat, "_normals", None)
+        monkeypatch.setattr(vectors, "_normals", None)
     draws, threads = [], torch.get_num_threads()
     for num in (1, 3):
         torch.set_num_threads(num)
@@ -94,7 +94,7 @@ def test_a_long_draw_is_the_same_for_any_number_of_threads(compiled, monkeypatch
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_draw_is_mean_plus_std_times_the_standard_normals_of_the_same_seed(compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(flat, "_normals", None)
+        monkeypatch.setattr(vectors, "_normals", None)
     size = (1 << 21) + 77
     mean, std = torch.linspace(-1, 1, size), torch.linspace(0.1, 2, size)
     draws = []

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pyro_advbnn import InputError, networks
-from pyro_advbnn.bayesian import BayesianClassifier
-from pyro_advbnn.priors import (
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.priors import (
     ElementwisePrior,
     NormalPrior,
     fan_in_factor,

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 import pytest
 
-from pyro_advbnn import cli, usage
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.cli import commands, help
+from pyro_advbnn.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 seen = []  # what the commands below were called with
 
 
@@ -22,16 +22,16 @@ def train(
     out: Path,
     dataset: Literal["digits", "cifar10", "stl10"] = "digits",
     depth: Literal[11, 16] = 11,
-    epsilon: Annotated[float, cli.Range(0)] = 8 / 255,
-    num_steps: Annotated[int, cli.Range(0, open_low=True)] = 10,
+    epsilon: Annotated[float, commands.Range(0)] = 8 / 255,
+    num_steps: Annotated[int, commands.Range(0, open_low=True)] = 10,
     seed: int | None = None,
-    momentum: Annotated[float | None, cli.Range(0, 1, open_high=True)] = None,
-    step_size: Annotated[float, cli.Range(0)] | Literal["auto"] = "auto",
-    prior_std: Annotated[float, cli.Range(0)] | str = 0.05,
+    momentum: Annotated[float | None, commands.Range(0, 1, open_high=True)] = None,
+    step_size: Annotated[float, commands.Range(0)] | Literal["auto"] = "auto",
+    prior_std: Annotated[float, commands.Range(0)] | str = 0.05,
     name: str = "run",
     note: str | None = None,
     data_dir: Path | None = None,
-    epsilons: list[Annotated[float, cli.Range(0, 1)]] = (0.0, 0.5),
+    epsilons: list[Annotated[float, commands.Range(0, 1)]] = (0.0, 0.5),
     seeds: list[int] = (0,),
     runs: list[str] = (),
     defenses: list[Literal["none", "adv"]] = ("none",),
@@ -70,7 +70,7 @@ def nothing_seen():
 def refusal(capsys, commands, *words):
     """The one line with which words are refused, by exit code 2 and before the command runs."""
     with pytest.raises(SystemExit) as end:
-        cli.run(commands, list(words))
+        commands.run(commands, list(words))
     out, err = capsys.readouterr()
     assert (end.value.code, out, seen) == (2, "", [])
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -113,7 +113,7 @@ def refusal(capsys, commands, *words):
     ],
 )
 def test_a_good_flag_reaches_the_command_as_the_value_that_was_checked(words, name, value):
-    cli.run(train, ["--out=o", *words])
+    commands.run(train, ["--out=o", *words])
     assert seen[0][name] == value and type(seen[0][name]) is type(value)
 
 
@@ -122,18 +122,18 @@ def test_a_good_flag_reaches_the_command_as_the_value_that_was_checked(words, na
     ["1e3", "None", "none", "True", "a,b", "[x]", "{a: b}", "--weird", "-", "-h-", "--help=1", " a  b ", "'q'"],
 )
 def test_a_string_arrives_unchanged(text):
-    cli.run(train, ["--out=o", f"--name={text}"])
+    commands.run(train, ["--out=o", f"--name={text}"])
     assert seen[0]["name"] == text
 
 
 def test_a_flag_that_is_not_given_keeps_its_default_and_the_result_is_not_printed(capsys):
-    assert cli.run(train, ["--out", "a"]) is None
+    assert commands.run(train, ["--out", "a"]) is None
     assert seen[0]["out"] == Path("a") and seen[0]["epsilon"] == 8 / 255 and seen[0]["epsilons"] == (0.0, 0.5)
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_first_word_chooses_the_verb():
-    cli.run(VERBS, ["accuracy", "--run", "a", "--num-samples=3"])
+    commands.run(VERBS, ["accuracy", "--run", "a", "--num-samples=3"])
     assert seen == [{"run": Path("a"), "num_samples": 3}]
 
 
@@ -204,7 +204,7 @@ def test_a_missing_or_wrong_verb_is_refused_with_the_verbs_nearest_first(capsys,
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--nonsense", "--help"], ["--epsilon", "-h"]])
 def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys, words):
     with pytest.raises(SystemExit) as end:
-        cli.run(train, words)
+        commands.run(train, words)
     out, err = capsys.readouterr()
     assert (end.value.code, err, seen) == (0, "", [])
     assert "--out ... [--flag value ...]\n\nTrain one classifier.\n\nA second paragraph.\n\nflags:\n" in out
@@ -217,7 +217,7 @@ def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--run", "a", "-h"], ["help", "nothing"]])
 def test_help_without_a_verb_lists_the_verbs(capsys, words):
     with pytest.raises(SystemExit) as end:
-        cli.run(VERBS, words)
+        commands.run(VERBS, words)
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert "  accuracy  Measure the accuracy.\n" in out and "A second paragraph" not in out
@@ -226,13 +226,13 @@ def test_help_without_a_verb_lists_the_verbs(capsys, words):
 @pytest.mark.parametrize("words", [["accuracy", "--help"], ["help", "accuracy"], ["accuracy", "help"]])
 def test_help_with_a_verb_tells_the_flags_of_that_verb(capsys, words):
     with pytest.raises(SystemExit) as end:
-        cli.run(VERBS, words)
+        commands.run(VERBS, words)
     assert end.value.code == 0
     assert " accuracy --run ... [--flag value ...]\n" in capsys.readouterr().out
 
 
 def test_flag_names_are_those_of_the_signature():
-    assert cli.flag_names(accuracy) == ["run", "num_samples"]
+    assert commands.flag_names(accuracy) == ["run", "num_samples"]
 
 
 def positional(run: Path): ...
@@ -250,7 +250,7 @@ def mixed(*, run: list[int | str]): ...
 @pytest.mark.parametrize("function", [positional, bare, strange, mixed])
 def test_a_function_that_is_no_command_is_a_bug_and_not_a_refusal(function):
     with pytest.raises(TypeError):
-        cli.run(function, [])
+        commands.run(function, [])
 
 
 def test_an_input_error_of_the_command_becomes_one_line_and_exit_code_two(capsys):
@@ -258,7 +258,7 @@ def test_an_input_error_of_the_command_becomes_one_line_and_exit_code_two(capsys
         raise InputError("data_dir: no file\n   train.bin")
 
     with pytest.raises(SystemExit) as end:
-        cli.run(command, [])
+        commands.run(command, [])
     assert end.value.code == 2
     assert capsys.readouterr() == ("", "error: data_dir: no file train.bin\n")
 
@@ -268,7 +268,7 @@ def test_an_interrupt_becomes_one_line_and_exit_code_130(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        cli.run(command, [])
+        commands.run(command, [])
     assert end.value.code == 130
     assert capsys.readouterr() == ("", "interrupted\n")
 
@@ -279,7 +279,7 @@ def test_any_other_exception_is_a_bug_and_shows_itself(error):
         raise error
 
     with pytest.raises(error):
-        cli.run(command, [])
+        commands.run(command, [])
 
 
 SCRIPT = """
@@ -371,7 +371,7 @@ def test_a_command_whose_output_is_closed_works_and_ends_with_the_same_code(prog
 
 
 def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
-    (tmp_path / "script.py").write_text("import os, sys\nfrom pyro_advbnn import streams\nstreams.open_closed()\n"
+    (tmp_path / "script.py").write_text("import os, sys\nfrom pyro_advbnn.cli import streams\nstreams.open_closed()\n"
                                         "with open('number', 'w') as file:\n    file.write(str(file.fileno() > 2))\n"
                                         "os.system('echo lost; echo lost >&2')\nprint('lost', file=sys.stderr)\n")
     ended = in_shell("script.py >&- 2>&- <&-", tmp_path)
@@ -395,7 +395,7 @@ def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
         out.write_text("x")
 
     with pytest.raises(SystemExit) as end:
-        cli.run(write, ["--out", str(tmp_path / "absent" / "file")])
+        commands.run(write, ["--out", str(tmp_path / "absent" / "file")])
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'absent' / 'file'}: No such file or directory\n"
 
@@ -414,11 +414,11 @@ class Common:
     """
 
     run: Path
-    step: Annotated[float, cli.Range(0)] | Literal["auto"] | None = None
+    step: Annotated[float, commands.Range(0)] | Literal["auto"] | None = None
     names: list[str] | None = None
 
 
-def grouped(*, of: Common, epsilons: list[Annotated[float, cli.Range(0, 1)]] = (0.0,), dry_run: bool = False):
+def grouped(*, of: Common, epsilons: list[Annotated[float, commands.Range(0, 1)]] = (0.0,), dry_run: bool = False):
     """Take a group.
 
     Args:
@@ -429,11 +429,11 @@ def grouped(*, of: Common, epsilons: list[Annotated[float, cli.Range(0, 1)]] = (
 
 def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
     seen.clear()
-    cli.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
+    commands.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
     assert seen == [{"of": Common(run=Path("a/b"), step="auto", names=["x", "y"]), "epsilons": [0.0, 0.5], "dry_run": False}]
-    assert cli.flag_names(grouped) == ["run", "step", "names", "epsilons", "dry_run"]
+    assert commands.flag_names(grouped) == ["run", "step", "names", "epsilons", "dry_run"]
     with pytest.raises(SystemExit):
-        cli.run(grouped, ["--help"])
+        commands.run(grouped, ["--help"])
     text = capsys.readouterr().out
     assert "--run: a path; required\n      the run folder." in text and "a step, of a length." in text and "radii." in text
 
@@ -446,7 +446,7 @@ def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
 def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
     seen.clear()
     with pytest.raises(SystemExit) as end:
-        cli.run(grouped, words)
+        commands.run(grouped, words)
     assert end.value.code == 2 and message in capsys.readouterr().err and seen == []
 
 
@@ -457,8 +457,8 @@ def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
 ])
 def test_a_command_line_gives_its_arguments_back(arguments):
     seen.clear()
-    line = usage.command_line("some.module", grouped, arguments)
+    line = help.command_line("some.module", grouped, arguments)
     python, m, module, *words = shlex.split(line)
     assert (python, m, module) == ("python", "-m", "some.module")
-    cli.run(grouped, words)
+    commands.run(grouped, words)
     assert seen == [{"epsilons": (0.0,), "dry_run": False} | arguments]

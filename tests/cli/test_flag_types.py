@@ -2,8 +2,8 @@
 
 import pytest
 
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.values import read
+from pyro_advbnn.cli.flag_types import read
+from pyro_advbnn.system.errors import InputError
 
 
 @pytest.mark.parametrize(

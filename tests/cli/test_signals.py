@@ -15,28 +15,18 @@ import torch
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 from victims import PATIENCE, Victim
 
-from pyro_advbnn import (
-    __main__,
-    benchmark,
-    cli,
-    demo,
-    distributed,
-    evaluate,
-    evidence,
-    fitting,
-    locks,
-    records,
-    reproduce,
-    run_folders,
-    signals,
-)
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.progress import Progress
+from pyro_advbnn import __main__, benchmark, demo, evaluate, reproduce
+from pyro_advbnn.cli import commands, signals
+from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.system import distributed, json_files, locks
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
-from pyro_advbnn.training import Training
+from pyro_advbnn.training import loop, run_folders
+from pyro_advbnn.training.progress import Progress
+from pyro_advbnn.training.trainer import Training
 
 ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ["-m", "pyro_advbnn"]
 SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -133,7 +123,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_pa
 
 @pytest.mark.parametrize("number", WORDS)
 def test_when_the_command_runs_it_says_how_to_go_on_again(number):
-    code = (f"import os\nfrom pyro_advbnn import cli, signals\nsignals.end_at_once()\ndef command():\n"
+    code = (f"import os\nfrom pyro_advbnn.cli import commands as cli, signals\nsignals.end_at_once()\ndef command():\n"
             f"    os.kill(os.getpid(), {number:d})\ncli.run(command, [], way_on='go on')")
     ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (ended.returncode, ended.stderr.decode()) == (128 + number, f"{WORDS[number]}; go on\n")
@@ -235,7 +225,7 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(t
     at_step(monkeypatch, step, signal.SIGTERM)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY)), "--out", str(cut)])
+        commands.run(train, [*map(str, words(TINY)), "--out", str(cut)])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (143, f"terminated; {cut} is finished\n" if step == 8 else "terminated\n")
     assert ("--resume" in out) == (step < 8) == ("done: 2 epochs" not in out) and handlers() == before
@@ -264,13 +254,13 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
     monkeypatch.setattr(owner, name, interrupted)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(TINY | flags)), "--out", str(folder)])
+        commands.run(train, [*map(str, words(TINY | flags)), "--out", str(folder)])
     monkeypatch.undo()
     return end.value.code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(("owner", "name", "call", "numbers"), [
-    (fitting, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
+    (loop, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
     (run_folders, "save_position", 2, [signal.SIGINT, signal.SIGINT]),   # the last checkpoint is written
     (Progress, "finished", 1, [signal.SIGINT, signal.SIGINT]),
     (Progress, "finished", 1, [signal.SIGINT]),
@@ -289,7 +279,7 @@ def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go
 
 def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path, monkeypatch, capsys):
     flags = {"patience": 1, "epochs": 9}
-    monkeypatch.setattr(fitting, "_is_better", lambda clean, robust, best, *, adversarial: best is None)
+    monkeypatch.setattr(loop, "_is_better", lambda clean, robust, best, *, adversarial: best is None)
     code, out, err = interrupted_at(monkeypatch, capsys, Progress, "epoch", 2, [signal.SIGTERM], tmp_path / "run", **flags)
     assert (code, err) == (143, f"terminated; {tmp_path / 'run'} is finished\n")
     assert "done: 2 epochs" in out and "--resume" not in out and run_folders.is_finished(tmp_path / "run")
@@ -298,7 +288,7 @@ def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path,
 def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     twice = [signal.SIGTERM, signal.SIGTERM]
-    code, out, err = interrupted_at(monkeypatch, capsys, fitting, "accuracies", 4, twice, folder)
+    code, out, err = interrupted_at(monkeypatch, capsys, loop, "accuracies", 4, twice, folder)
     assert (code, err) == (143, "terminated\n") and f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in out
     train(resume=folder)
     assert_same_run(run(tmp_path / "whole"), folder)
@@ -313,7 +303,7 @@ def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_t
     assert (end.value.code, capsys.readouterr().err) == (143, "terminated; the same command goes on\n")
     trained = [path.parent for path in out.rglob("checkpoint.pt")]
     assert [run_folders.is_finished(folder) for folder in trained] == [True]
-    assert len(records.read_jsonl(out / "reproduce.jsonl")) == 1         # the settings
+    assert len(json_files.read_jsonl(out / "reproduce.jsonl")) == 1         # the settings
     before = (trained[0] / "checkpoint.pt").stat()
     reproduce.main([*SMOKE, "--out", str(out)])
     assert (trained[0] / "checkpoint.pt").stat() == before and (out / "report.html").exists()
@@ -331,7 +321,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path, mon
 
     monkeypatch.setattr(distributed, "clock", clock)
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(ENDLESS)), "--out", str(tmp_path / "run"), "--max_minutes", "1"])
+        commands.run(train, [*map(str, words(ENDLESS)), "--out", str(tmp_path / "run"), "--max_minutes", "1"])
     assert end.value.code == 143 and calls == [0, 0, signal.SIGTERM]
     assert content(tmp_path / "run")["training"]["steps_done"] == 2
 
@@ -397,7 +387,7 @@ def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, mo
 
     code, word = 128 + number, WORDS[number]
     folder, out = run(tmp_path / "run", defense="none", epochs=1), tmp_path / "out"
-    how = stopped(evidence, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
+    how = stopped(result_rows, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
     assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
     assert not (folder / "evaluation").exists()
     assert stopped(reproduce, "train", reproduce, *SMOKE, "--out", out) == (code, f"{word}; the same command goes on\n")

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_advbnn import cli, datasets, evaluate, networks, priors, records, run_folders, tables, train
+from pyro_advbnn import datasets, evaluate, networks, train
+from pyro_advbnn.bayes import priors
+from pyro_advbnn.cli import commands
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
+from pyro_advbnn.training import run_folders
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} with the real images is absent")]
 
 
@@ -20,18 +25,18 @@ def run(tmp_path_factory):
     subprocess.run([sys.executable, SHARED / "unpack.py", folder, "cifar10"], check=True, capture_output=True)
     flags = ["--dataset=cifar10", f"--data_dir={folder}", "--network=vgg11", "--width=12", "--num_train=3500",
              "--validation=500", "--epochs=2", "--batch_size=64", "--num_steps=3", "--learning_rate=0.005"]
-    cli.run(train.train, [*flags, f"--out={folder / 'run'}", "--max_minutes=0.02"])
-    assert len(records.read_jsonl(folder / "run" / "metrics.jsonl")) < 2
-    cli.run(train.train, ["--resume", str(folder / "run")])
+    commands.run(train.train, [*flags, f"--out={folder / 'run'}", "--max_minutes=0.02"])
+    assert len(json_files.read_jsonl(folder / "run" / "metrics.jsonl")) < 2
+    commands.run(train.train, ["--resume", str(folder / "run")])
     yield folder / "run"
 
 
 def test_it_learns_well_above_chance_and_the_loss_falls(run):
-    first, last = records.read_jsonl(run / "metrics.jsonl")
+    first, last = json_files.read_jsonl(run / "metrics.jsonl")
     assert last["nll"] < first["nll"] < math.log(10)
     assert last["held_out_accuracy"] > 0.2               # chance is 0.1, with a standard error of 0.013
     assert last["held_out_robust_accuracy"] < last["held_out_accuracy"]
-    assert records.read_json(run / "config.json")["num_train"] == 3000
+    assert json_files.read_json(run / "config.json")["num_train"] == 3000
 
 
 def test_the_kl_is_that_of_all_weights_computed_by_hand(run):
@@ -46,10 +51,10 @@ def test_the_kl_is_that_of_all_weights_computed_by_hand(run):
 
 
 def test_it_is_evaluated_on_the_official_test_images(run):
-    cli.run(evaluate.accuracy, ["--run", str(run), "--epsilons=0,8/256", "--num_test=200", "--num_steps=3",
+    commands.run(evaluate.accuracy, ["--run", str(run), "--epsilons=0,8/256", "--num_test=200", "--num_steps=3",
                                 "--num_samples=5"])
     rows = (run / "evaluation" / "accuracy.csv").read_text().splitlines()[1:]
-    clean, robust = (float(row.split(",")[tables.ROW_FIELDS.index("accuracy")]) for row in rows)
+    clean, robust = (float(row.split(",")[csv_tables.ROW_FIELDS.index("accuracy")]) for row in rows)
     assert clean > 0.15 and robust <= clean
 
 

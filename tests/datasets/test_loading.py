@@ -17,20 +17,25 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 
-from pyro_advbnn import (
+from pyro_advbnn import datasets
+from pyro_advbnn.datasets import (
+    AUGMENTATIONS,
+    DATASETS,
+    DEFAULT_AUGMENTATION,
+    Images,
+    ImageView,
     array_archives,
-    datasets,
-    evaluated_images,
-    image_arrays,
-    image_cache,
-    image_files,
-    image_folders,
+    arrays,
+    cache,
+    decoding,
+    folders,
     image_sets,
+    load,
 )
-from pyro_advbnn.datasets import AUGMENTATIONS, DATASETS, DEFAULT_AUGMENTATION, Images, ImageView, load
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.experiments import evaluated_images
+from pyro_advbnn.system.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def generator(seed=0):
@@ -362,7 +367,7 @@ def test_the_published_cifar10_files_are_read_as_torchvision_reads_them(tmp_path
 
 @pytest.mark.parametrize("name, url", [("cifar10", "cifar-10-python.tar.gz"), ("stl10", "stl10_binary.tar.gz")])
 def test_a_named_folder_without_the_data_set_is_refused_and_nothing_is_downloaded(tmp_path, monkeypatch, name, url):
-    monkeypatch.setattr(image_arrays, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(arrays, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
     for folder in (tmp_path, tmp_path / "absent"):
         message = refusal(name, "train", folder)
         assert url in message and str(folder) in message and "--data_dir" in message
@@ -375,7 +380,7 @@ def test_a_failed_download_says_where_to_get_the_data_set(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(image_arrays, "download_and_extract_archive", fail)
+    monkeypatch.setattr(arrays, "download_and_extract_archive", fail)
     message = refusal("cifar10", "train")
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in message and "the download failed" in message
 
@@ -390,7 +395,7 @@ def test_a_data_set_is_downloaded_to_the_default_folder_unless_it_is_there(
         calls.append((url, root))
         (elsewhere / "data").symlink_to(cifar10_dir)
 
-    monkeypatch.setattr(image_arrays, "download_and_extract_archive", download)
+    monkeypatch.setattr(arrays, "download_and_extract_archive", download)
     assert len(load("cifar10", "test")) == len(load("cifar10", "test")) == 4
     assert calls == [(CIFAR10.url, Path("data"))]
 
@@ -655,30 +660,30 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 def test_more_images_than_memory_are_refused_with_both_sizes(tmp_path, monkeypatch):
     write_folder(tmp_path, {"train/a": 3})
     assert load("folder", "train", tmp_path, image_size=2).images.numel() == 36
-    monkeypatch.setattr(image_files, "available_memory", lambda: 35)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 35)
     assert "need 0.00 GiB of memory, but 0.00 GiB are available" in refusal(
         "folder", "train", tmp_path, image_size=2, loading="memory")
     assert "--loading stream --image_size N" in refusal("folder", "train", tmp_path)
-    monkeypatch.setattr(image_files, "available_memory", lambda: 2**31)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 2**31)
     assert "3 images of 40000x40000 need 13.41 GiB of memory, but 2.00 GiB are available" in refusal(
         "folder", "train", tmp_path, image_size=40000, loading="memory")
 
 
 def test_the_available_memory_is_a_plausible_number_of_bytes():
-    assert 2**24 < image_files.available_memory() < 2**50
+    assert 2**24 < decoding.available_memory() < 2**50
 
 
 @pytest.fixture
 def imagenet_dir(tmp_path):
     """One image in each of the 143 classes, 80x70 in train and 70x90 in val, and a class that is no dog or cat."""
     for split, size in (("train", (80, 70)), ("val", (70, 90))):
-        write_folder(tmp_path, {f"{split}/{wnid}": 1 for wnid in image_folders._imagenet143_wnids()}, size)
+        write_folder(tmp_path, {f"{split}/{wnid}": 1 for wnid in folders._imagenet143_wnids()}, size)
         write_folder(tmp_path, {f"{split}/n01440764": 1})
     return tmp_path
 
 
 def test_the_list_of_wnids_is_the_143_dog_and_cat_classes():
-    wnids = image_folders._imagenet143_wnids()
+    wnids = folders._imagenet143_wnids()
     assert len(set(wnids)) == 143 and list(wnids) == sorted(wnids)
     assert (wnids[0], wnids[-1]) == ("n02085620", "n02130308")
     if not (SHARED / "imagenet143_one_per_class_64.npz").exists():
@@ -696,7 +701,7 @@ def test_imagenet143_picks_its_classes_and_scales_them(imagenet_dir):
 
 
 def test_missing_imagenet_classes_are_listed(imagenet_dir):
-    wnids = image_folders._imagenet143_wnids()
+    wnids = folders._imagenet143_wnids()
     for wnid in wnids[3:15]:
         (imagenet_dir / "train" / wnid).rename(imagenet_dir / f"gone-{wnid}")
     message = refusal("imagenet143", "train", imagenet_dir)
@@ -707,7 +712,7 @@ def test_the_cache_serves_the_second_load_and_is_rebuilt_after_a_change(imagenet
     first = load("imagenet143", "train", imagenet_dir)
     assert (imagenet_dir / "imagenet143-64-train.npy").is_file() and not list(imagenet_dir.glob(".*"))
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "decode_to", lambda *args: pytest.fail("decoded again"))
+        patch.setattr(cache, "decode_to", lambda *args: pytest.fail("decoded again"))
         second = load("imagenet143", "train", imagenet_dir)
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
     path = imagenet_dir / "train" / first.class_names[5] / "0.png"
@@ -721,7 +726,7 @@ def test_the_cache_serves_the_second_load_and_is_rebuilt_after_a_change(imagenet
 def test_the_cache_is_an_npy_file_of_what_is_decoded_in_memory(imagenet_dir, monkeypatch):
     mapped = load("imagenet143", "train", imagenet_dir)
     cache = imagenet_dir / "imagenet143-64-train.npy"
-    monkeypatch.setattr(image_cache, "_write", lambda *args: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(cache, "_write", lambda *args: (_ for _ in ()).throw(PermissionError("read-only")))
     cache.rename(imagenet_dir / "elsewhere.npy")
     in_memory = load("imagenet143", "train", imagenet_dir)
     assert isinstance(mapped, ImageView) and isinstance(in_memory, Images)

@@ -18,14 +18,18 @@ import torch
 from PIL import Image
 from torch.multiprocessing.reductions import shared_cache
 
-from pyro_advbnn import checkpoints, cli, configuration, datasets, evaluate, image_files, records, streaming, tables
-from pyro_advbnn.datasets import load
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.image_sets import Images
-from pyro_advbnn.streaming import StreamedImages
+from pyro_advbnn import datasets, evaluate
+from pyro_advbnn.cli import commands
+from pyro_advbnn.datasets import decoding, load, streaming
+from pyro_advbnn.datasets.image_sets import Images
+from pyro_advbnn.datasets.streaming import StreamedImages
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints, configuration
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
 MODES = ["RGB", "L", "P", "RGBA", "1"]
 TINY = {"dataset": "folder", "image_size": 8, "width": 4, "num_steps": 2, "epochs": 2, "batch_size": 10, "num_samples": 2,
@@ -95,8 +99,8 @@ def test_a_streamed_set_tells_of_itself_what_one_in_memory_does(folder):
 
 
 def test_a_pass_that_begins_in_the_middle_reads_only_the_rest(folder, monkeypatch):
-    whole, read, real = batches(streamed(folder), augmentation="none"), [], image_files.read
-    monkeypatch.setattr(image_files, "read", lambda path, use: (read.append(path), real(path, use))[1])
+    whole, read, real = batches(streamed(folder), augmentation="none"), [], decoding.read
+    monkeypatch.setattr(decoding, "read", lambda path, use: (read.append(path), real(path, use))[1])
     assert_same_batches(batches(streamed(folder), 5, augmentation="none"), whole[5:])
     assert len(read) == len(set(read)) == 51 - 5 * 7
 
@@ -104,7 +108,7 @@ def test_a_pass_that_begins_in_the_middle_reads_only_the_rest(folder, monkeypatc
 def test_parts_are_those_of_memory_and_read_no_file(folder, monkeypatch):
     some, other = streamed(folder), in_memory(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "read", refuse)
+        patch.setattr(decoding, "read", refuse)
         parts = [datasets.balanced_subset(some, 20, 3), *datasets.hold_out(some, 15, 3), some.take([4, 50, 4])]
     for part, same in zip(parts, [datasets.balanced_subset(other, 20, 3), *datasets.hold_out(other, 15, 3),
                                   other.take([4, 50, 4])]):
@@ -125,7 +129,7 @@ def test_the_hash_of_streamed_images_is_one_of_names_and_sizes(folder, monkeypat
         images.update_hash(found)
         return found.hexdigest()
 
-    monkeypatch.setattr(image_files, "read", refuse)
+    monkeypatch.setattr(decoding, "read", refuse)
     images = streamed(folder)
     first = digest(images)
     assert digest(streamed(folder)) == first != digest(images.take(range(50)))
@@ -144,14 +148,14 @@ def test_the_hash_of_streamed_images_is_one_of_names_and_sizes(folder, monkeypat
 def test_auto_streams_what_does_not_fit_in_the_memory(folder, monkeypatch):
     needed = 51 * 3 * 8 * 8
     for available, kind in ((needed, Images), (needed - 1, StreamedImages)):
-        monkeypatch.setattr(image_files, "available_memory", partial(int, available))
+        monkeypatch.setattr(decoding, "available_memory", partial(int, available))
         assert isinstance(load("folder", "train", folder, image_size=8), kind)
 
 
 def test_auto_streams_what_does_not_fit_in_half_of_the_devices_memory(folder, monkeypatch):
     needed = 51 * 3 * 8 * 8
     for free, kind in ((2 * needed, Images), (2 * needed - 1, StreamedImages)):
-        monkeypatch.setattr(datasets, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("pyro_advbnn.datasets.loading.free_memory", lambda device, free=free: free)
         assert isinstance(load("folder", "train", folder, image_size=8, device="cuda"), kind)
         assert isinstance(load("folder", "train", folder, image_size=8, device="cpu"), Images)
 
@@ -186,7 +190,7 @@ def test_wrong_arguments_of_load_are_refused(folder, options, message):
 def refusal(capsys, command, *words):
     """The one line with which the command refuses words."""
     with pytest.raises(SystemExit) as end:
-        cli.run(command, [str(word) for word in words])
+        commands.run(command, [str(word) for word in words])
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
     return err
@@ -289,22 +293,22 @@ def test_a_streamed_training_ends_bit_for_bit_as_one_in_memory(tmp_path, folder,
     stream = run(tmp_path / "stream", folder, loading="stream", workers=workers)
     assert equal(content(memory)["state"], content(stream)["state"])
     assert equal(content(memory)["training"], content(stream)["training"])
-    rows = [records.read_jsonl(path / "metrics.jsonl") for path in (memory, stream)]
+    rows = [json_files.read_jsonl(path / "metrics.jsonl") for path in (memory, stream)]
     for row, other in zip(*rows, strict=True):
         assert {k: v for k, v in row.items() if v != other[k]}.keys() <= {"images_per_second", "peak_memory_mib"}
-    assert [records.read_json(path / "config.json")["loading"] for path in (memory, stream)] == ["memory", "stream"]
+    assert [json_files.read_json(path / "config.json")["loading"] for path in (memory, stream)] == ["memory", "stream"]
 
 
 def test_a_streamed_training_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(tmp_path, folder, monkeypatch):
     whole = run(tmp_path / "whole", folder, loading="stream", workers=0)
-    monkeypatch.setattr(image_files, "available_memory", lambda: 2000)           # now it is auto that streams
+    monkeypatch.setattr(decoding, "available_memory", lambda: 2000)           # now it is auto that streams
     pieces = run(tmp_path / "pieces", folder, workers=0, max_minutes=SOON)
     monkeypatch.undo()
     while content(pieces)["training"]["epochs_done"] < TINY["epochs"]:
         train(resume=pieces, max_minutes=SOON)
     assert equal(content(whole)["state"], content(pieces)["state"])
     train(resume=pieces, epochs=3, workers=1)
-    assert records.read_json(pieces / "config.json")["workers"] == 1
+    assert json_files.read_json(pieces / "config.json")["workers"] == 1
 
 
 def test_a_streamed_training_does_not_go_on_with_other_images(tmp_path, folder):
@@ -318,11 +322,11 @@ def test_a_streamed_training_does_not_go_on_with_other_images(tmp_path, folder):
 
 def test_a_run_of_before_there_was_streaming_goes_on_in_memory(tmp_path, folder, monkeypatch):
     out = run(tmp_path / "run", folder, max_minutes=SOON)
-    config = records.read_json(out / "config.json")
-    records.write_json(out / "config.json", {k: v for k, v in config.items() if k not in ("loading", "workers")})
-    real = image_files.available_memory
+    config = json_files.read_json(out / "config.json")
+    json_files.write_json(out / "config.json", {k: v for k, v in config.items() if k not in ("loading", "workers")})
+    real = decoding.available_memory
     calls = iter([2000])                                 # auto would stream
-    monkeypatch.setattr(image_files, "available_memory", lambda: next(calls, None) or real())
+    monkeypatch.setattr(decoding, "available_memory", lambda: next(calls, None) or real())
     with pytest.raises(InputError, match="need 0.00 GiB of memory"):
         train(resume=out)
     train(resume=out)
@@ -343,17 +347,17 @@ def test_evaluation_streams_what_does_not_fit_and_measures_the_same(tmp_path, fo
     runs = [run(tmp_path / how, folder, loading=how, **({"workers": 0} if how == "stream" else {}), epochs=1)
             for how in ("memory", "stream")]
     made, real = [], StreamedImages.read
-    monkeypatch.setattr(datasets, "default_workers", lambda: 0)
+    monkeypatch.setattr("pyro_advbnn.datasets.loading.default_workers", lambda: 0)
     monkeypatch.setattr(StreamedImages, "read", lambda self, *a: (made.append(len(self)), real(self, *a))[1])
     for path, available in itertools.product(runs, (2**40, 10)):
-        monkeypatch.setattr(image_files, "available_memory", partial(int, available))
+        monkeypatch.setattr(decoding, "available_memory", partial(int, available))
         for split in ("test", "held_out") if available > 10 or path.name == "stream" else ("test",):
             made.clear()
-            cli.run(evaluate.VERBS, ["accuracy", f"--run={path}", f"--split={split}", "--num_steps=2", "--num_samples=2",
+            commands.run(evaluate.VERBS, ["accuracy", f"--run={path}", f"--split={split}", "--num_steps=2", "--num_samples=2",
                                      "--epsilons=0,0.1", "--batch_size=7", "--device=cpu"])
             streams = path.name == "stream" or split == "test" and available == 10
             assert bool(made) == (streams and (path, available) != (runs[1], 10))          # there the rows are there already
-    found = [[(row["epsilon"], row["accuracy"]) for row in tables.read(path, "accuracy")] for path in runs]
+    found = [[(row["epsilon"], row["accuracy"]) for row in csv_tables.read(path, "accuracy")] for path in runs]
     assert len(found[0]) == 6 and len(found[1]) == 4     # what was in memory is known by its pixels, and anew by its names
     assert set(found[0]) == set(found[1])
 
@@ -465,6 +469,6 @@ def test_batches_arrive_on_the_gpu_as_they_are_in_memory(folder, workers):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_streamed_training_runs_on_the_gpu(tmp_path, folder):
     out = run(tmp_path / "run", folder, loading="stream", workers=2, device="cuda")
-    assert len(records.read_jsonl(out / "metrics.jsonl")) == 2
+    assert len(json_files.read_jsonl(out / "metrics.jsonl")) == 2
     config, images, _ = configuration.configure({**TINY, "data_dir": folder, "loading": "stream", "device": "cuda"})
     assert images.device.type == "cuda" and config["loading"] == "stream"

@@ -5,9 +5,9 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.intervals import wilson_interval
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.evaluation.intervals import wilson_interval
+from pyro_advbnn.system.errors import InputError
 
 
 class Fixed(nn.Module):

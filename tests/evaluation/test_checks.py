@@ -4,11 +4,13 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import checks, datasets, ensembles, findings
-from pyro_advbnn.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.steps import build_optimizer, train_step
-from pyro_advbnn.worst_case import worst_case_accuracy
+from pyro_advbnn import datasets
+from pyro_advbnn.attacks import catalogue
+from pyro_advbnn.evaluation import checks, findings
+from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
+from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
 
 EPSILON = 0.1
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +125,7 @@ def test_on_a_masked_network_the_checks_do_not_hold(fragile, batches, masked, fa
 
 
 def test_a_large_scale_of_the_logits_or_rounded_pixels_do_not_stop_the_ensemble(fragile, batches):
-    attacks = ensembles.build(["pgd", "apgd-dlr", "square"], ensembles.Strength(EPSILON, 20, 1, num_queries=150))
+    attacks = catalogue.build(["pgd", "apgd-dlr", "square"], catalogue.Strength(EPSILON, 20, 1, num_queries=150))
     bare, saturated, quantised = (
         worst_case_accuracy(network, batches[:1], attacks, num_samples=1)["accuracy"]
         for network in (fragile, Saturated(fragile.network), Quantised(fragile.network)))

@@ -6,9 +6,9 @@ from PIL import Image
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import examples
 from pyro_advbnn.datasets import Images
-from pyro_advbnn.tables import TABLES
+from pyro_advbnn.evaluation import examples
+from pyro_advbnn.reporting.csv_tables import TABLES
 
 
 class Alternating(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import inputs, uncertainty
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import inputs, uncertainty
+from pyro_advbnn.system.errors import InputError
 
 Outputs = namedtuple("Outputs", "logits auxiliary")
 
@@ -232,7 +232,7 @@ def test_a_random_classifiers_row_is_what_it_was_without_the_check(batch, monkey
         return attacked[0], torch.rand(3)
 
     checked = seen()
-    monkeypatch.setattr("pyro_advbnn.evaluation.check_classifier", lambda *_, **__: 3)
+    monkeypatch.setattr("pyro_advbnn.evaluation.accuracy.check_classifier", lambda *_, **__: 3)
     assert all(map(torch.equal, checked, seen()))
 
 

@@ -1,7 +1,7 @@
 """Tests of intervals: the published ones, and the equations that they solve."""
 import pytest
 
-from pyro_advbnn.intervals import (
+from pyro_advbnn.evaluation.intervals import (
     auroc_interval,
     difference_interval,
     half_width,

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_advbnn import foreign_images
 from pyro_advbnn.datasets import Images
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import ood_images
+from pyro_advbnn.system.errors import InputError
 
 
 @pytest.fixture
@@ -21,27 +21,27 @@ def npz(path, images):
 
 
 def test_noise_has_every_brightness_and_is_the_seeds(like):
-    found = foreign_images.foreign_images("noise", like, 0)
+    found = ood_images.foreign_images("noise", like, 0)
     assert found.images.shape == like.images.shape and found.images.dtype == torch.uint8 and len(found.images.unique()) > 150
-    assert torch.equal(found.images, foreign_images.foreign_images("noise", like, 0).images)
-    assert not torch.equal(found.images, foreign_images.foreign_images("noise", like, 1).images)
+    assert torch.equal(found.images, ood_images.foreign_images("noise", like, 0).images)
+    assert not torch.equal(found.images, ood_images.foreign_images("noise", like, 1).images)
 
 
 def test_permuted_images_keep_their_colours_in_one_other_order(like):
-    found = foreign_images.foreign_images("permuted", like, 0)
+    found = ood_images.foreign_images("permuted", like, 0)
     assert not torch.equal(found.images, like.images) and found.labels.tolist() == [0] * 6
     pixels, before = found.images.flatten(2), like.images.flatten(2)
     order = [(before[0, 0] == value).nonzero().item() for value in pixels[0, 0]]
     assert sorted(order) == list(range(16)) and torch.equal(pixels, before[:, :, order])
-    assert not torch.equal(found.images, foreign_images.foreign_images("permuted", like, 1).images)
+    assert not torch.equal(found.images, ood_images.foreign_images("permuted", like, 1).images)
 
 
 def test_another_data_set_takes_the_size_and_the_colours(like, tmp_path):
     grey = npz(tmp_path / "grey.npz", np.full((4, 8, 8, 1), 77, np.uint8))
-    found = foreign_images.foreign_images("npz", like, 0, grey)
+    found = ood_images.foreign_images("npz", like, 0, grey)
     assert found.images.shape == (4, 3, 4, 4) and (found.images == 77).all()
     colours = npz(tmp_path / "colours.npz", np.full((9, 2, 2, 3), (250, 100, 50), np.uint8))
-    found = foreign_images.foreign_images("npz", Images(like.images[:, :1], like.labels, ("a", "b")), 0, colours)
+    found = ood_images.foreign_images("npz", Images(like.images[:, :1], like.labels, ("a", "b")), 0, colours)
     assert found.images.shape == (6, 1, 4, 4) and found.images.unique().tolist() == [round(0.299 * 250 + 58.7 + 5.7)]
 
 
@@ -51,6 +51,6 @@ def test_another_data_set_takes_the_size_and_the_colours(like, tmp_path):
 ])
 def test_what_makes_no_sense_is_refused(names, data_dir, message):
     with pytest.raises(InputError, match=message):
-        foreign_images.check(names, "cifar10", data_dir)
-    foreign_images.check(["noise", "digits", "stl10"], "cifar10", "x")
-    foreign_images.check(["npz"], "npz", "other.npz")
+        ood_images.check(names, "cifar10", data_dir)
+    ood_images.check(["noise", "digits", "stl10"], "cifar10", "x")
+    ood_images.check(["npz"], "npz", "other.npz")

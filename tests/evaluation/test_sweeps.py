@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import sweeps
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import robust_accuracy
-from pyro_advbnn.randomness import own_stream, separate_randomness
+from pyro_advbnn.evaluation import sweeps
+from pyro_advbnn.evaluation.accuracy import robust_accuracy
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.random_streams import own_stream, separate_randomness
 
 NUM_IMAGES = 40
 

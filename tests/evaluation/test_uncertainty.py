@@ -7,12 +7,12 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import uncertainty
-from pyro_advbnn.averaging import log_mean_probability
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.evaluation import predict, robust_accuracy
-from pyro_advbnn.randomness import separate_randomness
-from pyro_advbnn.uncertainty import ConfidentError
+from pyro_advbnn.bayes.averaging import log_mean_probability
+from pyro_advbnn.evaluation import uncertainty
+from pyro_advbnn.evaluation.accuracy import predict, robust_accuracy
+from pyro_advbnn.evaluation.uncertainty import ConfidentError
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.random_streams import separate_randomness
 
 LOG2 = math.log(2)
 

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import checkpoints, weights
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.evaluation import weight_statistics
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import checkpoints
 
 
 @pytest.fixture
@@ -31,43 +32,43 @@ def tiny(mean, std, **more):
 def test_the_signal_to_noise_is_the_logarithm_of_mean_over_std():
     classifier = tiny([1.0, -0.1, 0.0, 1e-30, 1e9], [0.1, 1.0, 0.1, 0.1, 1e-8])
     expected = torch.tensor([1.0, -1.0, -8.0, -8.0, 8.0])
-    assert torch.allclose(weights.log10_signal_to_noise(classifier), expected, atol=1e-6)
+    assert torch.allclose(weight_statistics.log10_signal_to_noise(classifier), expected, atol=1e-6)
 
 
 def test_weights_are_told_apart_by_layer_in_the_networks_order(classifier):
     values = torch.arange(23.0)
-    parts = weights.by_layer(classifier, values)
+    parts = weight_statistics.by_layer(classifier, values)
     assert list(parts) == ["all", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert [len(part) for part in parts.values()] == [23, 12, 3, 6, 2] and parts["2.bias"].tolist() == [21.0, 22.0]
     for name, normal in classifier.posterior().items():
-        assert torch.equal(weights.by_layer(classifier, classifier.mean.detach())[name], normal.mean.flatten())
+        assert torch.equal(weight_statistics.by_layer(classifier, classifier.mean.detach())[name], normal.mean.flatten())
 
 
 def test_the_priors_std_is_that_of_each_weight(classifier):
     expected = torch.cat([torch.full((15,), math.log(0.1)), torch.full((8,), math.log(0.5))])
-    assert torch.allclose(weights.prior_log_std(classifier), expected)
+    assert torch.allclose(weight_statistics.prior_log_std(classifier), expected)
     mixed = ab.BayesianClassifier(nn.Linear(2, 2), prior_std=0.1, prior="scale_mixture")
-    assert weights.prior_log_std(mixed) is None
-    assert {row["quantity"] for row in weights.density_rows(mixed)} == {"log_std", "log10_signal_to_noise"}
-    assert {row["prior_log_std"] for row in weights.layer_rows(mixed)} == {None}
+    assert weight_statistics.prior_log_std(mixed) is None
+    assert {row["quantity"] for row in weight_statistics.density_rows(mixed)} == {"log_std", "log10_signal_to_noise"}
+    assert {row["prior_log_std"] for row in weight_statistics.layer_rows(mixed)} == {None}
 
 
 def test_a_histogram_holds_every_value_where_it_is():
     values = torch.cat([torch.zeros(300), torch.linspace(-1, 1, 700)])
-    bins = weights.histogram(values)
+    bins = weight_statistics.histogram(values)
     assert len(bins) == 81 and sum(share for *_, share in bins) == pytest.approx(1)
     assert all(a[1] == b[0] for a, b in zip(bins, bins[1:]))
     assert bins[0][0] < -1 < bins[0][1] and bins[-1][0] < 1 < bins[-1][1]
     left, right, _ = max(bins, key=lambda bin: bin[2])
     assert left < 0 < right
     assert max(share for *_, share in bins) == pytest.approx(0.3 + 700 / 1000 / 81, abs=0.003)
-    (left, right, share), = [found for found in weights.histogram(torch.full((5,), -3.0)) if found[2]]
+    (left, right, share), = [found for found in weight_statistics.histogram(torch.full((5,), -3.0)) if found[2]]
     assert left < -3 < right and share == 1
 
 
 def test_the_density_rows_integrate_to_one_for_every_layer(classifier):
     classifier.log_std.data = torch.randn(23)
-    rows = weights.density_rows(classifier)
+    rows = weight_statistics.density_rows(classifier)
     for quantity in ("log_std", "log10_signal_to_noise", "prior_log_std"):
         for layer in ("all", "1.weight", "1.bias", "2.weight", "2.bias"):
             found = [row for row in rows if (row["quantity"], row["layer"]) == (quantity, layer)]
@@ -80,7 +81,7 @@ def test_the_density_rows_integrate_to_one_for_every_layer(classifier):
 
 def test_the_layer_rows_summarise_each_parameter(classifier):
     classifier.log_std.data = torch.linspace(-3, -1, 23)
-    rows = {row["layer"]: row for row in weights.layer_rows(classifier)}
+    rows = {row["layer"]: row for row in weight_statistics.layer_rows(classifier)}
     assert [row["num_weights"] for row in rows.values()] == [23, 12, 3, 6, 2]
     assert rows["all"]["log_std_mean"] == pytest.approx(-2, abs=1e-5) == rows["all"]["log_std_median"]
     assert (rows["all"]["log_std_q05"], rows["all"]["log_std_q95"]) == (pytest.approx(-3 + 2 / 22), pytest.approx(-1 - 2 / 22))
@@ -89,26 +90,26 @@ def test_the_layer_rows_summarise_each_parameter(classifier):
 
 def test_pruning_takes_the_lowest_signal_to_noise_or_the_largest_std():
     mean, std = [3.0, 0.1, -2.0, 0.5], [2.0, 0.01, 0.5, 1.0]       # |mean| / std: 1.5, 10, 4, 0.5
-    pruned = weights.prune(tiny(mean, std), 0.5)
+    pruned = weight_statistics.prune(tiny(mean, std), 0.5)
     assert pruned.mean.tolist() == pytest.approx([0, 0.1, -2.0, 0]) and pruned.mean[0] == 0
     assert pruned.log_std.exp().tolist() == pytest.approx([1e-8, 0.01, 0.5, 1e-8])
-    by_std = weights.prune(tiny(mean, std), 0.5, "std")
+    by_std = weight_statistics.prune(tiny(mean, std), 0.5, "std")
     assert by_std.mean.tolist() == pytest.approx([0, 0.1, -2.0, 0])
-    assert weights.prune(tiny(mean, std), 0.25, "std").mean.tolist() == pytest.approx([0, 0.1, -2.0, 0.5])
-    assert weights.prune(tiny(mean, std), 0.25).mean.tolist() == pytest.approx([3.0, 0.1, -2.0, 0])
+    assert weight_statistics.prune(tiny(mean, std), 0.25, "std").mean.tolist() == pytest.approx([0, 0.1, -2.0, 0.5])
+    assert weight_statistics.prune(tiny(mean, std), 0.25).mean.tolist() == pytest.approx([3.0, 0.1, -2.0, 0])
 
 
 def test_pruning_nothing_and_everything_and_the_original_stays(classifier):
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    assert torch.equal(weights.prune(classifier, 0).mean, classifier.mean)
-    nothing_left = weights.prune(classifier, 1.0)
+    assert torch.equal(weight_statistics.prune(classifier, 0).mean, classifier.mean)
+    nothing_left = weight_statistics.prune(classifier, 1.0)
     assert torch.count_nonzero(nothing_left.mean) == 0
     assert nothing_left(torch.rand(5, 4)).abs().max() < 1e-6
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
 
 
 def test_a_pruned_mean_network_is_saved_as_a_plain_state_dict(classifier, tmp_path):
-    network = weights.prune(classifier, 0.5).mean_network()
+    network = weight_statistics.prune(classifier, 0.5).mean_network()
     checkpoints.save_state_dict(tmp_path / "pruned.pt", network)
     state = torch.load(tmp_path / "pruned.pt", weights_only=True)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
@@ -124,9 +125,9 @@ def test_a_pruned_mean_network_is_saved_as_a_plain_state_dict(classifier, tmp_pa
 ])
 def test_wrong_settings_are_refused(classifier, fraction, by, message):
     with pytest.raises(InputError, match=message):
-        weights.prune(classifier, fraction, by)
+        weight_statistics.prune(classifier, fraction, by)
 
 
 def test_only_a_bayesian_classifier_can_be_pruned():
     with pytest.raises(InputError, match="only a Bayesian classifier"):
-        weights.prune(ab.Classifier(nn.Linear(2, 2)), 0.5)
+        weight_statistics.prune(ab.Classifier(nn.Linear(2, 2)), 0.5)

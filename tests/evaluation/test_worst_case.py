@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.worst_case import attacked, course, opinions, summary, worst_case_accuracy, worst_rows
+from pyro_advbnn.evaluation.worst_case import attacked, course, opinions, summary, worst_case_accuracy, worst_rows
+from pyro_advbnn.system.errors import InputError
 
 
 class Threshold(nn.Module):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import flat, posteriors
-from pyro_advbnn.peers import AuthorsStyle, PlainPyro
-from pyro_advbnn.steps import build_optimizer
+from pyro_advbnn.bayes import guide
+from pyro_advbnn.bayes.kernels import vectors
+from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
+from pyro_advbnn.training.algorithm1 import build_optimizer
 
 PEERS = [PlainPyro, AuthorsStyle]
 ATTACK = ab.PGD(0.1, 0.03, 4)
@@ -37,7 +38,7 @@ def batch():
 @pytest.fixture
 def equal_draws(monkeypatch):
     """Every normal of every way to draw is 0.7."""
-    for module in (flat, posteriors):
+    for module in (vectors, guide):
         monkeypatch.setattr(module, "standard_normal_", lambda out: out.fill_(0.7))
     monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.7))
     monkeypatch.setattr(torch.distributions.normal, "_standard_normal",

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from pyro_advbnn.elsewhere import Elsewhere
+from pyro_advbnn.experiments.elsewhere import Elsewhere
 
 
 def process_number(path):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_advbnn import measurement
-from pyro_advbnn import precision as precisions
-from pyro_advbnn.measurement import Stopwatch, count_flops, matmul_rate, matrix_products, peak_memory, take_turns
-from pyro_advbnn.precision import arithmetic
+from pyro_advbnn.experiments import measurement
+from pyro_advbnn.experiments.measurement import Stopwatch, count_flops, matmul_rate, matrix_products, peak_memory, take_turns
+from pyro_advbnn.system import precision as precisions
+from pyro_advbnn.system.precision import arithmetic
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,13 @@ import shutil
 import pytest
 import torch
 
-from pyro_advbnn import checks, cli, ensembles, evaluate, scrutiny, tables
-from pyro_advbnn.carlini_wagner import CarliniWagner
+from pyro_advbnn import evaluate
+from pyro_advbnn.attacks import catalogue
+from pyro_advbnn.attacks.carlini_wagner import CarliniWagner
+from pyro_advbnn.cli import commands
+from pyro_advbnn.evaluation import checks
+from pyro_advbnn.experiments import robustness_verbs
+from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.train import train
 
 TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
@@ -33,7 +38,7 @@ def run(trained):
 
 
 def evaluated(folder, verb, *words):
-    cli.run(evaluate.VERBS, [verb, "--run", str(folder), *QUICK, *words])
+    commands.run(evaluate.VERBS, [verb, "--run", str(folder), *QUICK, *words])
 
 
 def lines(folder, name):
@@ -44,19 +49,19 @@ def lines(folder, name):
 
 def late_after(batches, monkeypatch):
     """It is late once so many batches were computed."""
-    rows, count = scrutiny.worst_case._rows, []
+    rows, count = robustness_verbs.worst_case._rows, []
 
     def counted(*arguments):
         count.append(1)
         return rows(*arguments)
 
-    monkeypatch.setattr(scrutiny.worst_case, "_rows", counted)
-    monkeypatch.setattr(scrutiny.time, "monotonic", lambda: 1e9 * (len(count) >= batches))
+    monkeypatch.setattr(robustness_verbs.worst_case, "_rows", counted)
+    monkeypatch.setattr(robustness_verbs.time, "monotonic", lambda: 1e9 * (len(count) >= batches))
 
 
 def test_robust_writes_a_row_per_image_and_attack_and_the_worst_case(run, capsys):
     evaluated(run, "robust", *ATTACKS)
-    examples, (result,) = tables.read(run, "robust_examples"), tables.read(run, "robust")
+    examples, (result,) = csv_tables.read(run, "robust_examples"), csv_tables.read(run, "robust")
     clean = [row for row in examples if row["attack"] == "none"]
     assert [row["index"] for row in clean] == list(range(60))
     left = {row["index"] for row in clean if row["leaves"]}
@@ -73,13 +78,13 @@ def test_robust_writes_a_row_per_image_and_attack_and_the_worst_case(run, capsys
 def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_same_rows(run, monkeypatch, capsys):
     evaluated(run, "robust", *ATTACKS)
     whole = [lines(run, name) for name in ("robust_examples", "robust")]
-    monkeypatch.setattr(scrutiny.worst_case, "opinions", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(robustness_verbs.worst_case, "opinions", lambda *_: pytest.fail("computed again"))
     evaluated(run, "robust", *ATTACKS)
     assert "added 0 rows" in capsys.readouterr().out
     monkeypatch.undo()
 
     shutil.rmtree(run / "evaluation")
-    rows, count = scrutiny.worst_case._rows, []
+    rows, count = robustness_verbs.worst_case._rows, []
 
     def stopped(*arguments):
         count.append(1)
@@ -87,7 +92,7 @@ def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_
             raise KeyboardInterrupt
         return rows(*arguments)
 
-    monkeypatch.setattr(scrutiny.worst_case, "_rows", stopped)
+    monkeypatch.setattr(robustness_verbs.worst_case, "_rows", stopped)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         evaluated(run, "robust", *ATTACKS)
     monkeypatch.undo()
@@ -100,11 +105,11 @@ def test_when_the_time_is_up_the_result_says_what_was_tried_and_the_next_call_go
     late_after(4, monkeypatch)                           # two batches of clean images, two of noise
     evaluated(run, "robust", *ATTACKS, "--max_minutes", "1")
     monkeypatch.undo()
-    row, = tables.read(run, "robust")
+    row, = csv_tables.read(run, "robust")
     assert row["tried"] == "noise" and row["num_examples"] == 60
     assert "the time was up before apgd-ce@mean, pgd, apgd-dlr had seen all images" in capsys.readouterr().out
     evaluated(run, "robust", *ATTACKS)
-    again, = tables.read(run, "robust")
+    again, = csv_tables.read(run, "robust")
     assert again["tried"] == again["attacks"]
 
 
@@ -115,8 +120,8 @@ def test_an_attack_that_was_stopped_between_its_batches_is_finished_by_the_next_
     late_after(5, monkeypatch)                           # before the second batch of the last attack
     evaluated(run, "robust", "--attacks", "noise,pgd", "--max_minutes", "1")
     monkeypatch.undo()
-    row, = tables.read(run, "robust")
-    attacks = {row["attack"] for row in tables.read(run, "robust_examples")}
+    row, = csv_tables.read(run, "robust")
+    attacks = {row["attack"] for row in csv_tables.read(run, "robust_examples")}
     assert row["tried"] == "noise" and attacks == {"none", "noise", "pgd"}
     evaluated(run, "robust", "--attacks", "noise,pgd")
     assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
@@ -125,20 +130,21 @@ def test_an_attack_that_was_stopped_between_its_batches_is_finished_by_the_next_
 def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 3))
     evaluated(run, "checks")
-    rows = tables.read(run, "checks")
+    rows = csv_tables.read(run, "checks")
     assert [row["check"] for row in rows] == list(checks.CHECKS)
     assert {row["verdict"] for row in rows} <= {checks.HELD, checks.FAILED, checks.UNKNOWN, checks.UNFIT}
-    assert [row["attack_samples"] for row in tables.read(run, "many_draws")] == [1, 3]
+    assert [row["attack_samples"] for row in csv_tables.read(run, "many_draws")] == [1, 3]
     assert (run / "figures" / "many_draws.svg").exists() and "could not tell" in capsys.readouterr().out
     monkeypatch.setattr(checks.Examination, "correct", lambda *_, **__: pytest.fail("measured again"))
     evaluated(run, "checks")
 
 
 def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
-    monkeypatch.setitem(ensembles._ATTACKS, "cw", lambda strength: CarliniWagner(strength.epsilon, num_steps=3))
-    cli.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw", "--num_samples=2",
+    monkeypatch.setitem(catalogue._ATTACKS, "cw", lambda strength: CarliniWagner(strength.epsilon, num_steps=3))
+    commands.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw",
+                             "--num_samples=2",
                              "--attack_samples=1", "--num_steps=2"])
-    row, = tables.read(run, "robust")
+    row, = csv_tables.read(run, "robust")
     assert (row["norm"], row["epsilon"]) == ("l2", 0.5)
 
 
@@ -151,7 +157,7 @@ def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
 ])
 def test_wrong_flags_are_refused_before_any_work(run, capsys, words, message):
     with pytest.raises(SystemExit) as ended:
-        cli.run(evaluate.VERBS, [words[0], "--run", str(run), *words[1:]])
+        commands.run(evaluate.VERBS, [words[0], "--run", str(run), *words[1:]])
     assert ended.value.code == 2 and message in capsys.readouterr().err and not (run / "evaluation").exists()
 
 
@@ -159,7 +165,7 @@ def test_the_report_shows_the_worst_case_and_the_checks(run, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 2))
     evaluated(run, "robust", "--attacks=noise")
     evaluated(run, "checks")
-    cli.run(evaluate.VERBS, ["report", "--run", str(run), "--num_images=0"])
+    commands.run(evaluate.VERBS, ["report", "--run", str(run), "--num_images=0"])
     page = (run / "report.html").read_text()
     assert "Accuracy in the worst case over several attacks" in page and "Signs of a broken evaluation" in page
     assert (run / "tables" / "robust.md").exists() and torch.get_num_threads() > 0

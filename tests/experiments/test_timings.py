@@ -3,7 +3,7 @@ import csv
 
 import pytest
 
-from pyro_advbnn import timings
+from pyro_advbnn.experiments import timings
 
 FLOORS = {"adv-bnn": "deterministic", "deterministic": "deterministic", "plain-pyro": "deterministic",
           "authors": "deterministic", "prediction": "bare forwards", "bare forwards": "bare forwards",

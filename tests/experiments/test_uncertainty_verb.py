@@ -7,12 +7,18 @@ import torch
 from test_curves import ADV, ADVBNN, all_tables, doubt_tables, folder_of
 from test_train import tiny
 
-from pyro_advbnn import checkpoints, cli, datasets, doubt, evaluate, plots, records, summaries, tables, uncertainty
-from pyro_advbnn.attacks import PGD
-from pyro_advbnn.randomness import separate_randomness
-from pyro_advbnn.tables import TABLES
+from pyro_advbnn import datasets, evaluate
+from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.cli import commands
+from pyro_advbnn.evaluation import uncertainty
+from pyro_advbnn.evaluation.uncertainty import ConfidentError
+from pyro_advbnn.experiments import uncertainty_verb
+from pyro_advbnn.reporting import csv_tables, figures, summaries
+from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
-from pyro_advbnn.uncertainty import ConfidentError
+from pyro_advbnn.training import checkpoints
 
 TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 6, "num_samples": 2,
         "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
@@ -30,13 +36,13 @@ def run(tmp_path_factory):
 def evaluated(run, out, *words):
     """The rows of the four tables."""
     epsilon = [] if "--epsilon" in words else ["--epsilon", "0.2"]
-    cli.run(evaluate.VERBS, ["uncertainty", "--run", str(run), "--out", str(out), *QUICK, *epsilon, *map(str, words)])
-    return {name: tables.read(out, name) for name in doubt.TABLES}
+    commands.run(evaluate.VERBS, ["uncertainty", "--run", str(run), "--out", str(out), *QUICK, *epsilon, *map(str, words)])
+    return {name: csv_tables.read(out, name) for name in uncertainty_verb.TABLES}
 
 
 def refusal(capsys, *words):
     with pytest.raises(SystemExit) as end:
-        cli.run(evaluate.VERBS, ["uncertainty", *(str(word) for word in words)])
+        commands.run(evaluate.VERBS, ["uncertainty", *(str(word) for word in words)])
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     return err
@@ -80,8 +86,8 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
 def test_one_draw_of_a_random_network_tells_no_mutual_information_and_a_line_says_so(run, tmp_path, capsys):
     words = ["--run", run, "--out", tmp_path, *QUICK[:4], "--num_test", 60, "--epsilon", 0.2, "--ood", "noise"]
     for _ in range(2):                                   # the second time the rows are there
-        cli.run(evaluate.VERBS, ["uncertainty", *map(str, words), "--num_samples", "1"])
-        rows = {name: tables.read(tmp_path, name) for name in doubt.TABLES}
+        commands.run(evaluate.VERBS, ["uncertainty", *map(str, words), "--num_samples", "1"])
+        rows = {name: csv_tables.read(tmp_path, name) for name in uncertainty_verb.TABLES}
         assert [(row["mutual_information"], row["variation_ratio"]) for row in rows["uncertainty"]] == 3 * [(None, None)]
         assert {row["score"] for name in ("detection", "rejection") for row in rows[name]} == {"entropy"}
         out = capsys.readouterr().out
@@ -94,29 +100,29 @@ def test_one_draw_of_a_random_network_tells_no_mutual_information_and_a_line_say
 
 def test_clean_and_blind_accuracy_are_those_of_the_verb_accuracy(run, whole, tmp_path):
     words = [*QUICK, "--epsilons", "0,0.2"]
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(tmp_path), *words])
-    known = {row["epsilon"]: row["accuracy"] for row in tables.read(tmp_path, "accuracy")}
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(tmp_path), *words])
+    known = {row["epsilon"]: row["accuracy"] for row in csv_tables.read(tmp_path, "accuracy")}
     assert {row["epsilon"]: row["accuracy"] for row in whole[1]["uncertainty"][:2]} == known
 
 
 def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_again(run, whole, tmp_path, monkeypatch, capsys):
     torch.rand(5)                                        # whatever another process draws before
     evaluated(run, tmp_path, "--rejected", "0.5,0", "--ood", "permuted,noise")
-    contents = {name: (whole[0] / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
+    contents = {name: (whole[0] / "evaluation" / f"{name}.csv").read_bytes() for name in uncertainty_verb.TABLES}
     for name in ("uncertainty", "calibration", "rejection"):
         assert (tmp_path / "evaluation" / f"{name}.csv").read_bytes() == contents[name]
     assert sorted((tmp_path / "evaluation" / "detection.csv").read_bytes().splitlines()) == sorted(
         contents["detection"].splitlines())
     assert "added 0 rows" not in capsys.readouterr().out
-    monkeypatch.setattr(doubt, "scores", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(uncertainty_verb, "scores", lambda *_, **__: pytest.fail("work was done"))
     evaluated(run, tmp_path, "--rejected", "0,0.5")
     out = capsys.readouterr().out
     assert "added 0 rows" in out and "permuted" in out and out.count("pgd-confident") == 5
-    assert len(records.read_jsonl(tmp_path / "evaluation" / "log.jsonl")) == 1
+    assert len(json_files.read_jsonl(tmp_path / "evaluation" / "log.jsonl")) == 1
 
 
 def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, monkeypatch):
-    real, calls = doubt.scores, []
+    real, calls = uncertainty_verb.scores, []
 
     def stopped_at_the_third(*arguments, **more):
         calls.append(1)
@@ -124,25 +130,26 @@ def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, mo
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(doubt, "scores", stopped_at_the_third)
+    monkeypatch.setattr(uncertainty_verb, "scores", stopped_at_the_third)
     with pytest.raises(SystemExit):
         evaluated(run, tmp_path, "--rejected", "0,0.5")
-    assert [row["attack"] for row in tables.read(tmp_path, "uncertainty")] == ["none", "pgd"]
+    assert [row["attack"] for row in csv_tables.read(tmp_path, "uncertainty")] == ["none", "pgd"]
     evaluated(run, tmp_path, "--rejected", "0,0.5")
     assert len(calls) == 3 + 4                           # clean again to compare with, the last attack, noise, permuted
-    for name in doubt.TABLES:
+    for name in uncertainty_verb.TABLES:
         assert (tmp_path / "evaluation" / f"{name}.csv").read_bytes() == (
             whole[0] / "evaluation" / f"{name}.csv").read_bytes()
 
 
 def test_more_is_added_to_what_is_there(run, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-    before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in doubt.TABLES}
+    before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in uncertainty_verb.TABLES}
     rows = evaluated(run, tmp_path, "--rejected", "0,0.25,0.5", "--confidence_weight", 2, "--ood", "none")
-    assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name]) for name in doubt.TABLES)
+    assert all((tmp_path / "evaluation" / f"{name}.csv").read_bytes().startswith(before[name])
+               for name in uncertainty_verb.TABLES)
     assert [row["confidence_weight"] for row in rows["uncertainty"]] == [None, None, 3, 2]
     assert sum(row["rejected"] == 0.25 for row in rows["rejection"]) == 4 * 2 - 2    # not for the weight of before
-    line = records.read_jsonl(tmp_path / "evaluation" / "log.jsonl")[-1]
+    line = json_files.read_jsonl(tmp_path / "evaluation" / "log.jsonl")[-1]
     assert line["rows"] == sum(map(len, rows.values())) - sum(map(len, whole[1].values()))
 
 
@@ -184,7 +191,7 @@ def test_foreign_images_that_cannot_be_had_are_refused_before_any_work(run, tmp_
 
 
 def drawing(name, rows):
-    csv_name, draw = plots.FIGURES[name]
+    csv_name, draw = figures.FIGURES[name]
     return draw([dict.fromkeys(TABLES[csv_name]) | one for one in rows[csv_name]])
 
 

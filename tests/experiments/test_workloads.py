@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import contestants, datasets
-from pyro_advbnn.contestants import CONTESTANTS, FLOORS, necessary_flops, random_workload, training_data
-from pyro_advbnn.measurement import peak_memory, take_turns
+from pyro_advbnn import datasets
+from pyro_advbnn.experiments import workloads
+from pyro_advbnn.experiments.measurement import peak_memory, take_turns
+from pyro_advbnn.experiments.workloads import CONTESTANTS, FLOORS, necessary_flops, random_workload, training_data
 
 CPU = torch.device("cpu")
 ROWS = {name: make for makers in CONTESTANTS.values() for name, make in makers.items()}
@@ -85,7 +86,7 @@ def test_normals_draw_as_many_as_the_network_has_weights_into_kept_memory(networ
 def test_draws_are_what_passes_before_the_network_in_the_attack_alone(name, network, work, monkeypatch):
     step = ROWS[name](network, work)
     laps = []
-    monkeypatch.setattr(contestants, "Stopwatch", lambda device: SimpleNamespace(lap=laps.append))
+    monkeypatch.setattr(workloads, "Stopwatch", lambda device: SimpleNamespace(lap=laps.append))
     step()
     assert laps == [*3 * ["attack", "draws"], "attack", "forward", "backward", "optimizer"]
 

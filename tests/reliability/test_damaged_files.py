@@ -28,8 +28,11 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from pyro_advbnn import checkpoints, configuration, datasets, plots, report, run_folders, subjects, summaries
-from pyro_advbnn.errors import InputError
+from pyro_advbnn import datasets
+from pyro_advbnn.experiments import selection
+from pyro_advbnn.reporting import figures, report, summaries
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import checkpoints, configuration, run_folders
 
 MALFORMED = "malformed files refused or read right"
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -302,7 +305,7 @@ def resumed(run):
 
 
 def evaluated(run):
-    return subjects.Subjects(subjects.Selection(run=run, num_test=10, device="cpu"))
+    return selection.Subjects(selection.Selection(run=run, num_test=10, device="cpu"))
 
 
 def places(value, at=()):
@@ -456,7 +459,7 @@ def load_checkpoint(root):
 def reported(root):
     report.write(root / "results", [root / "run"])
     summaries.summaries(root / "results")
-    plots.draw(root / "results")
+    figures.draw(root / "results")
 
 
 FUZZ = {                                                     # the file, how it is changed, what reads it

@@ -35,21 +35,13 @@ from hostile import (
 from PIL import Image
 from victims import FORKSERVER, PATIENCE
 
-from pyro_advbnn import (
-    checkpoints,
-    datasets,
-    evaluate,
-    image_cache,
-    plots,
-    records,
-    report,
-    reproduce,
-    run_folders,
-    summaries,
-    tables,
-)
-from pyro_advbnn.errors import InputError
+from pyro_advbnn import datasets, evaluate, reproduce
+from pyro_advbnn.datasets import cache
+from pyro_advbnn.reporting import csv_tables, figures, report, summaries
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints, run_folders
 
 FILES = "hostile files refused"
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -177,7 +169,7 @@ def test_no_image_and_no_cache_runs_code(tmp_path, marker, monkeypatch, tally):
     fingerprint = cache.read_bytes()[-64:]
     for content in everything(marker):
         cache.write_bytes(content + fingerprint)             # as long as the right one is not needed to be read
-        assert image_cache._mapped(cache, tuple(expected.shape), fingerprint) is None
+        assert cache._mapped(cache, tuple(expected.shape), fingerprint) is None
         assert torch.equal(datasets.load("imagenet143", "train", folder).images, expected)
         (folder / "train" / "n01" / "0.png").write_bytes(content)
         for loading in ({"image_size": 8}, {"image_size": 8, "loading": "stream", "workers": 0}):
@@ -198,13 +190,13 @@ def test_a_cache_of_objects_with_the_right_size_and_fingerprint_is_not_unpickled
     np.save(file, array)
     body = file.getvalue()[:128 + 3 * 64 * 64]
     (tmp_path / "cache.npy").write_bytes(body + fingerprint)
-    assert image_cache._mapped(tmp_path / "cache.npy", (1, 3, 64, 64), fingerprint) is None and not marker.exists()
+    assert cache._mapped(tmp_path / "cache.npy", (1, 3, 64, 64), fingerprint) is None and not marker.exists()
 
 
 TEXTS = {
     "config.json": lambda run: run_folders.read_config(run),
     "metrics.jsonl": lambda run: run_folders.reopen(run, {}, None, {"epochs_done": 1}),
-    "evaluation/accuracy.csv": lambda run: tables.read(run, "accuracy"),
+    "evaluation/accuracy.csv": lambda run: csv_tables.read(run, "accuracy"),
     "evaluation/log.jsonl": lambda run: report.write(run),
     "figures/accuracy.svg": lambda run: report.write(run),
     "reproduce.jsonl": lambda run: reproduce._Journal(SimpleNamespace(out=run, identity={}, steps=())),
@@ -226,10 +218,10 @@ def test_no_text_file_runs_code(run, marker, name, tally):
 def test_a_network_that_a_run_names_is_not_imported(run, tmp_path, monkeypatch, capsys, tally):
     (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path(__file__).with_name('IT-RAN').mkdir()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    content, config = checkpoints.read(run / "checkpoint.pt"), records.read_json(run / "config.json")
+    content, config = checkpoints.read(run / "checkpoint.pt"), json_files.read_json(run / "config.json")
     for network in ("harmful:build", "harmful:__import__", "os:system", "torchvision:harmful", "../harmful:build", "", 5, None,
                     ["convnet"], {"a": 1}):
-        records.write_json(run / "config.json", config | {"network": network})
+        json_files.write_json(run / "config.json", config | {"network": network})
         for name in ("checkpoint.pt", "best.pt"):
             torch.save(content | {"config": content["config"] | {"network": network}}, run / name)
         for commands, words in ((train, ["--resume", run, "--epochs", "2"]), (evaluate.VERBS, ["accuracy", "--run", run]),
@@ -354,7 +346,7 @@ ARRAYS = {
 }
 READ = {                                                     # the folder of bombs, what reads them
     "checkpoints": checkpoints.load, "arrays": lambda path: datasets.load("npz", "train", path),
-    "json": records.read_json, "jsonl": records.read_jsonl, "csv": lambda path: tables.read(path, "accuracy"),
+    "json": json_files.read_json, "jsonl": json_files.read_jsonl, "csv": lambda path: csv_tables.read(path, "accuracy"),
     "svg": report.write, "images": lambda path: datasets.load("folder", "train", path, image_size=8),
     "stl10": lambda path: datasets.load("stl10", "train", path),
     "cifar10": lambda path: datasets.load("cifar10", "train", path),
@@ -449,7 +441,7 @@ def test_compressed_arrays_that_are_no_bombs_are_read(tmp_path):
 
 def test_an_array_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch):
     path = write_npz(tmp_path / "a.npz")
-    monkeypatch.setattr("pyro_advbnn.array_archives.available_memory", lambda: 1000)
+    monkeypatch.setattr("pyro_advbnn.datasets.array_archives.available_memory", lambda: 1000)
     assert "GiB of memory" in refused(datasets.load, "npz", "train", path)
 
 
@@ -531,8 +523,8 @@ def test_a_class_folder_whose_name_would_garble_the_terminal_or_the_records_is_r
 
 
 def test_names_in_records_lead_no_evaluation_out_of_its_folder(run, tmp_path, capsys):
-    config = records.read_json(run / "config.json")
-    records.write_json(run / "config.json", config | {"class_names": [f"../../../{i}" for i in range(10)], "data_dir": None})
+    config = json_files.read_json(run / "config.json")
+    json_files.write_json(run / "config.json", config | {"class_names": [f"../../../{i}" for i in range(10)], "data_dir": None})
     before = digests(tmp_path)
     assert "class_names" in refused_command(capsys, evaluate.VERBS, "accuracy", "--run", run)
     assert digests(tmp_path) == before
@@ -643,15 +635,15 @@ def test_no_text_of_any_record_becomes_markup_of_the_report(run, tmp_path, evil,
     name = re.sub(r"[/\x00\ud800]", "", evil)[:60]
     other = tmp_path / "runs" / name
     other.mkdir(parents=True)
-    config = records.read_json(run / "config.json")
+    config = json_files.read_json(run / "config.json")
     (other / "config.json").write_text(json.dumps(spoiled(config, evil) | {"classifier": {"kind": "bayesian", evil: evil}}))
-    records.write_jsonl(other / "metrics.jsonl", [{"epoch": evil, "nll": evil, evil: evil}])
-    row, = tables.read(folder, "accuracy")
+    json_files.write_jsonl(other / "metrics.jsonl", [{"epoch": evil, "nll": evil, evil: evil}])
+    row, = csv_tables.read(folder, "accuracy")
     text = evil.encode("utf-8", "replace").decode().replace("\x00", "")
-    tables.Table(folder, "accuracy").add([{n: text if isinstance(v, str) else v for n, v in row.items()}])
-    example = {n: text if n in tables._TEXTS else 1 for n in tables.TABLES["examples"]}
-    tables.Table(folder, "examples").add([example])
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": evil, "seconds": evil, "rows": evil,
+    csv_tables.Table(folder, "accuracy").add([{n: text if isinstance(v, str) else v for n, v in row.items()}])
+    example = {n: text if n in csv_tables._TEXTS else 1 for n in csv_tables.TABLES["examples"]}
+    csv_tables.Table(folder, "examples").add([example])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": evil, "seconds": evil, "rows": evil,
                                                                 "environment": {"device": evil}}])
     (folder / "figures" / f"{name}.svg").write_text(SVG.format(text=escaped(evil), quoted=escaped(evil)))
     page = report.write(folder, [run, other]).read_text()
@@ -671,14 +663,14 @@ def test_no_text_of_any_record_becomes_markup_of_the_report(run, tmp_path, evil,
 def test_no_name_becomes_markup_of_a_drawing_or_a_summary(tmp_path, evil):
     import xml.etree.ElementTree as ET
     folder = write_results(tmp_path / "results")
-    row, = tables.read(folder, "accuracy")
+    row, = csv_tables.read(folder, "accuracy")
     evil = evil.encode("utf-8", "replace").decode().replace("\x00", "")
     rows = [row | {"run": evil, "dataset": evil, "defense": evil, "network": evil, "attack": evil, "epsilon": epsilon}
             for epsilon in (0.1, 0.2)] + [row | {"run": "$\\frac{$", "epsilon": epsilon} for epsilon in (0.1, 0.2)]
-    table = tables.Table(folder, "accuracy")
+    table = csv_tables.Table(folder, "accuracy")
     table.add(rows)
     (folder / "figures" / "accuracy.svg").unlink()
-    plots.draw(folder, ["accuracy"])
+    figures.draw(folder, ["accuracy"])
     known = {"svg", "g", "defs", "path", "use", "clipPath", "rect", "text", "style", "metadata", "RDF", "Work", "type", "date",
              "format", "creator", "Agent", "title", "tspan"}
     for path in (folder / "figures").glob("*.svg"):

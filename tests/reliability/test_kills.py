@@ -8,8 +8,10 @@ import torch
 from test_train import TINY, assert_same_run, metrics, words
 from victims import Victim
 
-from pyro_advbnn import checkpoints, cli, evaluate, run_folders
+from pyro_advbnn import evaluate
+from pyro_advbnn.cli import commands
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints, run_folders
 
 FLAGS = {**TINY, "augmentation": "crop_flip", "epochs": 3}
 PLACES = ("os.fsync", "os.replace", "os.rename", "os.link", "torch.save")
@@ -107,7 +109,7 @@ def test_killed_at_its_first_checkpoint_a_new_run_is_whole_or_not_there(tmp_path
 
 def evaluations(folder, run, kills, seed):
     """Kill evaluations until `kills` have been; each ends with the same rows as one in one piece."""
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(folder / "whole"), *map(str, EVALUATE)])
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(folder / "whole"), *map(str, EVALUATE)])
     expected = (folder / "whole" / "evaluation" / "accuracy.csv").read_bytes()
     chance, count, number = random.Random(seed), 0, 0
     while count < kills:
@@ -121,7 +123,7 @@ def evaluations(folder, run, kills, seed):
             count += 1
             table = out / "evaluation" / "accuracy.csv"
             assert not table.exists() or expected.startswith(table.read_bytes())
-        cli.run(evaluate.VERBS, list(map(str, line)))
+        commands.run(evaluate.VERBS, list(map(str, line)))
         assert (out / "evaluation" / "accuracy.csv").read_bytes() == expected
         shutil.rmtree(out)
     return count

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from victims import FORKSERVER, PATIENCE
 
-from pyro_advbnn import benchmark, cli, demo, evaluate, reproduce, run_configs, usage, values
+from pyro_advbnn import benchmark, demo, evaluate, reproduce
+from pyro_advbnn.cli import commands, flag_types, help
 from pyro_advbnn.train import train
+from pyro_advbnn.training import run_config
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 TINY = {"width": 4, "num_train": 60, "validation": 10, "num_steps": 1, "epochs": 1, "batch_size": 25, "num_samples": 2,
@@ -82,7 +84,7 @@ def outcome(name, words):
     out, err, code = io.StringIO(), io.StringIO(), None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run(COMMANDS[command], [*verb, *words])
+            commands.run(COMMANDS[command], [*verb, *words])
         except SystemExit as end:
             code = end.code
         except Reached:
@@ -109,8 +111,8 @@ def context(name):
 
 def rubbish(flag, annotation):
     """Texts that no flag of this annotation may take."""
-    forms, members = values.forms(annotation), [member for member, _ in values.members(annotation)]
-    numeric = [form for form in forms if form.bounds != values.EVERY_NUMBER]
+    forms, members = flag_types.forms(annotation), [member for member, _ in flag_types.members(annotation)]
+    numeric = [form for form in forms if form.bounds != flag_types.EVERY_NUMBER]
     found = list(GARBLED)
     if str in members or list[str] in members:
         return found + NO_TEXTS[flag]
@@ -132,14 +134,14 @@ def rubbish(flag, annotation):
 
 def read_alike(name, flag):
     """The first command, of those up to the one of this name, that reads a flag as it does."""
-    kind = repr(usage.parameters(FUNCTIONS[name])[flag].annotation)
-    known = {other: usage.parameters(function) for other, function in FUNCTIONS.items()}
+    kind = repr(help.parameters(FUNCTIONS[name])[flag].annotation)
+    known = {other: help.parameters(function) for other, function in FUNCTIONS.items()}
     return next(other for other in FUNCTIONS if flag in known[other] and repr(known[other][flag].annotation) == kind)
 
 
 def try_every_flag(name, tally, every):
     """Rubbish for each flag: all of it, or each eighth text where an earlier command reads the flag in the same way."""
-    for number, (flag, parameter) in enumerate(usage.parameters(FUNCTIONS[name]).items()):
+    for number, (flag, parameter) in enumerate(help.parameters(FUNCTIONS[name]).items()):
         others = [word for word in context(name) if not word.startswith(f"--{flag}=")]
         others = [] if flag == "runs" else others
         texts = rubbish(flag, parameter.annotation)
@@ -166,22 +168,22 @@ def test_every_flag_of_every_command_refuses_every_kind_of_rubbish(name, place, 
 
 
 def is_bool(parameter):
-    return bool in [member for member, _ in values.members(parameter.annotation)]
+    return bool in [member for member, _ in flag_types.members(parameter.annotation)]
 
 
 def spell(annotation):
     """A text that is good for a flag."""
     for text in ("1", "0.5", "some"):
         with contextlib.suppress(ValueError):
-            values.read(text, annotation)
+            flag_types.read(text, annotation)
             return text
-    return next(choice for form in values.forms(annotation) for choice in form.choices)
+    return next(choice for form in flag_types.forms(annotation) for choice in form.choices)
 
 
 @pytest.mark.parametrize("name", ["train", "benchmark", "demo", "evaluate accuracy", "evaluate transfer",
                                   "evaluate uncertainty", "reproduce fig4"])
 def test_paths_of_the_wrong_kind_are_refused_and_left_as_they_are(name, place, idle, tally):
-    for flag in set(usage.parameters(FUNCTIONS[name])) & set(WRONG_PLACES):
+    for flag in set(help.parameters(FUNCTIONS[name])) & set(WRONG_PLACES):
         others = context(name) if flag not in ("run", "runs") else []
         others += {"data_dir": ["--dataset=npz"], "ood_dir": ["--ood=npz"]}.get(flag, []) if name[:8] != "evaluate" or (
             flag == "ood_dir") else []
@@ -195,7 +197,7 @@ def test_a_number_of_a_hundred_thousand_digits_is_refused_without_being_looked_a
     for text in ("1" * 60_000 + "x", "1_" * 30_000, "1," * 30_000, "9" * 60_000):
         for annotation in (int, float, list[float]):
             with pytest.raises(ValueError, match="too many digits|more than 10000 numbers|an element is empty"):
-                values.read(text, annotation)
+                flag_types.read(text, annotation)
     assert time.process_time() - began < 10              # of the processor's own time; without the limit it was minutes
 
 
@@ -243,7 +245,7 @@ def test_flags_that_mean_something_are_taken(words):
 def test_no_flag_but_those_that_may_change_goes_with_resume(place):
     may = {"epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers", "precision",
            "compile", "cuda_graphs", "micro_batch", "on_nonfinite", "resume", "dry_run"}
-    for flag, parameter in usage.parameters(train).items():
+    for flag, parameter in help.parameters(train).items():
         if flag not in may:
             good = "true" if is_bool(parameter) else spell(parameter.annotation)
             says = refusal("train", ["--resume", "run", f"--{flag}={good}"], place)
@@ -278,9 +280,9 @@ ODD = [math.nan, math.inf, -1, 10**30, 1.5, True, None, "nonsense", [], {}, [[1]
 
 @pytest.mark.parametrize("within", ["", "settings"])
 def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(within, edited, tally):
-    newer = run_configs._OF_NEWER_RUNS | run_configs._SETTINGS_OF_NEWER_RUNS
-    kinds = ((run_configs._SETTINGS | run_configs._SETTINGS_OF_NEWER_RUNS) if within else
-             run_configs._NEEDED | run_configs._OF_NEWER_RUNS)
+    newer = run_config._OF_NEWER_RUNS | run_config._SETTINGS_OF_NEWER_RUNS
+    kinds = ((run_config._SETTINGS | run_config._SETTINGS_OF_NEWER_RUNS) if within else
+             run_config._NEEDED | run_config._OF_NEWER_RUNS)
     for name, kind in kinds.items():
         where = (lambda config: config[within]) if within else (lambda config: config)
         if name not in newer:
@@ -288,16 +290,16 @@ def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(w
             says = "config.json is not that of a training" if name in ("dataset", "defense", "settings") else f"{name}"
             assert says in refusal("evaluate accuracy", ["--run", str(folder)], folder)
         for value in ODD:
-            if not run_configs.fits(value, kind):
+            if not run_config.fits(value, kind):
                 folder = edited(lambda config, name=name, value=value, where=where: where(config).update({name: value}))
                 assert f"{name} must be" in refusal("train", ["--resume", str(folder), "--epochs=2"], folder)
                 tally("malformed inputs refused")
 
 
 def test_nothing_of_a_config_may_be_a_number_that_is_none():
-    for kind in [*run_configs._NEEDED.values(), *run_configs._OF_NEWER_RUNS.values(), *run_configs._SETTINGS.values(),
-                 *run_configs._SETTINGS_OF_NEWER_RUNS.values()]:
-        assert not run_configs.fits(math.nan, kind) and not run_configs.fits(math.inf, kind) and not run_configs.fits(-1, kind)
+    for kind in [*run_config._NEEDED.values(), *run_config._OF_NEWER_RUNS.values(), *run_config._SETTINGS.values(),
+                 *run_config._SETTINGS_OF_NEWER_RUNS.values()]:
+        assert not run_config.fits(math.nan, kind) and not run_config.fits(math.inf, kind) and not run_config.fits(-1, kind)
 
 
 @pytest.mark.parametrize("change, says", [
@@ -390,7 +392,7 @@ def idle(monkeypatch):
     def no_network(url, root, **more):
         root.mkdir(exist_ok=True)
         raise OSError("no network")
-    monkeypatch.setattr("pyro_advbnn.image_arrays.download_and_extract_archive", no_network)
+    monkeypatch.setattr("pyro_advbnn.datasets.arrays.download_and_extract_archive", no_network)
     for module, names in {"evaluate.evidence": ["white_box", "transfer_from", "ensemble", "steps", "describe_posterior",
                                                 "gradients", "examples"],
                           "evaluate": ["_reported"], "evaluate.summaries": ["write"], "scrutiny": ["_break", "_examined"],
@@ -407,8 +409,8 @@ GOOD_TEXTS = {"device": ["cpu", "auto"], "network": ["convnet", "vgg16"], "prior
 
 def good_texts(flag, annotation, place):
     """Texts that may be good for a flag."""
-    members = [member for member, _ in values.members(annotation)]
-    choices = [choice for form in values.forms(annotation) for choice in form.choices]
+    members = [member for member, _ in flag_types.members(annotation)]
+    choices = [choice for form in flag_types.forms(annotation) for choice in form.choices]
     if flag in GOOD_TEXTS:
         return GOOD_TEXTS[flag]
     if Path in members or list[Path] in members:
@@ -421,7 +423,7 @@ def good_texts(flag, annotation, place):
 def command_lines(draw, place):
     """(name of a command, its words, whether some of them are certainly wrong)."""
     name = draw(st.sampled_from(sorted(FUNCTIONS)))
-    known = usage.parameters(FUNCTIONS[name])
+    known = help.parameters(FUNCTIONS[name])
     words, wrong, taken = [], False, set()
     for _ in range(draw(st.integers(0, 4))):
         flag = draw(st.sampled_from(sorted(known)))

@@ -13,8 +13,9 @@ from test_streaming import folder  # noqa: F401  (a fixture)
 from test_train import TINY, tiny
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets, fitting
+from pyro_advbnn import datasets
 from pyro_advbnn.train import train
+from pyro_advbnn.training import loop
 
 MIB = 1 << 20
 MOST_GROWTH = 4 * MIB                                    # of the memory over a whole soak, by the robust fit
@@ -42,7 +43,7 @@ def soak(flags, epochs, measure=False):
     measure: after each epoch one more evaluation of the classifier, on test images.
     """
     torch.set_num_threads(1)
-    used, real = [], fitting._finish_epoch
+    used, real = [], loop._finish_epoch
     batches = list(datasets.batches(datasets.load("digits", "test").take(range(60)), 30)) if measure else None
 
     def finish(path, config, training, *others):
@@ -52,11 +53,11 @@ def soak(flags, epochs, measure=False):
         used.append(usage())
         return best
 
-    fitting._finish_epoch = finish
+    loop._finish_epoch = finish
     try:
         train(**flags | {"epochs": epochs})
     finally:
-        fitting._finish_epoch = real
+        loop._finish_epoch = real
     return used
 
 

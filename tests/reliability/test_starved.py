@@ -7,8 +7,12 @@ import subprocess
 import pytest
 from test_train import TINY, assert_same_run, content, run, snapshot, words
 
-from pyro_advbnn import checkpoints, cli, evaluate, fitting, records, run_folders, tables
+from pyro_advbnn import evaluate
+from pyro_advbnn.cli import commands
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints, loop, run_folders
 
 FLAGS = TINY | {"defense": "advbnn"}
 EVALUATE = ["--epsilons", "0,0.1", "--num_steps", "2", "--num_samples", "2", "--num_test", "40", "--device", "cpu"]
@@ -52,7 +56,7 @@ def outcome(capsys, verbs, *line):
     capsys.readouterr()
     code = 0
     try:
-        cli.run(verbs, [str(word) for word in line])
+        commands.run(verbs, [str(word) for word in line])
     except SystemExit as end:
         code = end.code
     err = capsys.readouterr().err
@@ -82,13 +86,13 @@ def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_i
 
 
 def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, capsys, monkeypatch, tally):
-    real, folder = fitting.accuracies, disk.path / "run"
+    real, folder = loop.accuracies, disk.path / "run"
 
     def fill(*arguments, **more):                        # at the end of the first epoch
         disk.fill(0)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(fitting, "accuracies", fill)
+    monkeypatch.setattr(loop, "accuracies", fill)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and "best.pt: No space left on device; when that is mended, go on with --resume" in err
     monkeypatch.undo()
@@ -109,19 +113,19 @@ def test_a_new_run_on_a_full_disk_leaves_nothing(disk, capsys, tally):
 def test_an_evaluation_on_a_full_disk_keeps_its_rows_and_goes_on(tmp_path, disk, capsys, tally):
     folder, out, failed = run(tmp_path / "run", defense="none", epochs=1), disk.path / "out", 0
     line = ["accuracy", "--run", folder, *EVALUATE, "--out"]
-    cli.run(evaluate.VERBS, list(map(str, [*line, tmp_path / "whole"])))
+    commands.run(evaluate.VERBS, list(map(str, [*line, tmp_path / "whole"])))
     for leave in (0, 4096, 12288, 16384, 20480, 65536):
-        known = tables.read(out, "accuracy")
+        known = csv_tables.read(out, "accuracy")
         disk.fill(leave)
         code, err = outcome(capsys, evaluate.VERBS, *line, out)
-        assert tables.read(out, "accuracy")[: len(known)] == known
+        assert csv_tables.read(out, "accuracy")[: len(known)] == known
         assert not [path for path in out.rglob(".*")]
         if code:
             assert "No space left on device" in err and str(out) in err
             failed += 1
     assert failed >= 3
     disk.free()
-    cli.run(evaluate.VERBS, list(map(str, [*line, out])))
+    commands.run(evaluate.VERBS, list(map(str, [*line, out])))
     assert (out / "evaluation" / "accuracy.csv").read_bytes() == (tmp_path / "whole/evaluation/accuracy.csv").read_bytes()
     assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "whole/figures").iterdir()}
     tally("full disks survived", failed)
@@ -131,7 +135,7 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
     folder = run(disk.path / "run", **FLAGS, max_minutes=1e-9)
     before = snapshot(disk.path)
     disk.writable(False)
-    monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("trained"))
     for line in [*words(FLAGS), "--out", disk.path / "new"], ["--resume", folder]:
         code, err = outcome(capsys, train, *line)
         assert code == 2 and ("cannot be written" in err or "Read-only" in err) and str(disk.path) in err
@@ -146,7 +150,7 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
 
 
 def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(disk, capsys, monkeypatch, tally):
-    real, folder = fitting.accuracies, disk.path / "run"
+    real, folder = loop.accuracies, disk.path / "run"
 
     def protect(*arguments, **more):                     # a second mount, as the first one has a file open: the lock
         if os.access(folder, os.W_OK):
@@ -154,7 +158,7 @@ def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(d
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(fitting, "accuracies", protect)
+    monkeypatch.setattr(loop, "accuracies", protect)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and f"Read-only file system; when that is mended, go on with --resume {folder}" in err
     assert not run_folders.has_begun(folder)
@@ -166,13 +170,13 @@ def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(d
 
 
 def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch, tally):
-    real, folder = fitting.accuracies, tmp_path / "run"
+    real, folder = loop.accuracies, tmp_path / "run"
 
     def vanish(*arguments, **more):
         shutil.rmtree(folder, ignore_errors=True)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(fitting, "accuracies", vanish)
+    monkeypatch.setattr(loop, "accuracies", vanish)
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and f"No such folder; {folder} holds no checkpoint any more" in err
     assert os.listdir(tmp_path) == []
@@ -199,7 +203,7 @@ def test_a_mount_that_is_too_small_for_a_run_is_left_empty(disk, capsys, tally):
 
 def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(tmp_path, capsys, monkeypatch, tally):
     folder = run(tmp_path / "run", **FLAGS, max_minutes=1e-9)
-    before, real = (folder / "checkpoint.pt").read_bytes(), records.os.fsync
+    before, real = (folder / "checkpoint.pt").read_bytes(), json_files.os.fsync
 
     def fsync(handle):                                   # a disk that says yes and forgets a bit
         real(handle)
@@ -210,7 +214,7 @@ def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(
                 file.seek(20_000)
                 file.write(bytes([byte[0] ^ 1]))
 
-    monkeypatch.setattr(records.os, "fsync", fsync)
+    monkeypatch.setattr(json_files.os, "fsync", fsync)
     code, err = outcome(capsys, train, "--resume", folder, "--max_minutes", 1e-9)
     assert code == 2 and "what was written could not be read back" in err and "go on with --resume" in err
     monkeypatch.undo()

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from pyro_advbnn import tables
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.tables import Table
+from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.reporting.csv_tables import Table
+from pyro_advbnn.system.errors import InputError
 
 ROW = {"run": "a,b", "dataset": "digits", "network": "convnet", "defense": "adv", "alpha": 0.1, "prior_std": "fan_in",
        "checkpoint": "a,b/best.pt", "weights": "0123456789ab", "source": "target", "attack": "pgd", "epsilon": 0.2,
@@ -17,8 +17,8 @@ ROW = {"run": "a,b", "dataset": "digits", "network": "convnet", "defense": "adv"
 
 def test_a_row_comes_back_with_its_types_and_the_columns_are_the_row_fields(tmp_path):
     Table(tmp_path, "accuracy").add([ROW])
-    row, = tables.read(tmp_path, "accuracy")
-    assert tuple(row) == tables.ROW_FIELDS == tuple(ROW)
+    row, = csv_tables.read(tmp_path, "accuracy")
+    assert tuple(row) == csv_tables.ROW_FIELDS == tuple(ROW)
     assert row == ROW | {"accuracy": 0.333333333} and isinstance(row["num_steps"], int)
     with (tmp_path / "evaluation" / "accuracy.csv").open(newline="") as file:
         line, = csv.DictReader(file)
@@ -27,7 +27,7 @@ def test_a_row_comes_back_with_its_types_and_the_columns_are_the_row_fields(tmp_
 
 def test_missing_cells_are_none_and_names_that_look_like_numbers_stay_text(tmp_path):
     Table(tmp_path, "accuracy").add([{"run": "1", "weights": "000000000000", "accuracy": 1e-12}])
-    row, = tables.read(tmp_path, "accuracy")
+    row, = csv_tables.read(tmp_path, "accuracy")
     assert (row["run"], row["weights"], row["accuracy"], row["alpha"]) == ("1", "000000000000", 1e-12, None)
 
 
@@ -37,7 +37,7 @@ def test_rows_are_added_and_those_before_stay_byte_for_byte(tmp_path):
     before = table.path.read_text()
     Table(tmp_path, "accuracy").add([ROW | {"seed": 1}, ROW | {"seed": 2}])
     assert table.path.read_text().startswith(before)
-    assert [row["seed"] for row in tables.read(tmp_path, "accuracy")] == [0, 1, 2]
+    assert [row["seed"] for row in csv_tables.read(tmp_path, "accuracy")] == [0, 1, 2]
 
 
 def test_a_row_is_found_by_its_settings_whatever_its_results(tmp_path):
@@ -47,14 +47,14 @@ def test_a_row_is_found_by_its_settings_whatever_its_results(tmp_path):
     assert table.find(settings)["accuracy"] == 0.333333333
     for name, other in {"seed": 1, "weights": "ba9876543210", "epsilon": 0.2001, "num_examples": 359, "run": "b"}.items():
         assert table.find(settings | {name: other}) is None
-    assert Table(tmp_path, "accuracy").find(settings | {"accuracy": 0.9}) == tables.read(tmp_path, "accuracy")[0]
+    assert Table(tmp_path, "accuracy").find(settings | {"accuracy": 0.9}) == csv_tables.read(tmp_path, "accuracy")[0]
 
 
 def test_a_row_of_the_same_settings_takes_the_place_of_the_older_one(tmp_path):
     table = Table(tmp_path, "accuracy")
     table.add([ROW, ROW | {"seed": 1}])
     table.add([ROW | {"accuracy": 0.4}])
-    rows = tables.read(tmp_path, "accuracy")
+    rows = csv_tables.read(tmp_path, "accuracy")
     assert [(row["seed"], row["accuracy"]) for row in rows] == [(0, 0.4), (1, 0.333333333)] == [
         (row["seed"], row["accuracy"]) for row in table.rows]
 
@@ -63,7 +63,7 @@ def test_rows_that_another_process_adds_meanwhile_are_kept(tmp_path):
     one, other = Table(tmp_path, "accuracy"), Table(tmp_path, "accuracy")
     for table, seed in ((one, 0), (other, 1), (one, 2)):
         table.add([ROW | {"seed": seed}])
-    assert [row["seed"] for row in tables.read(tmp_path, "accuracy")] == [0, 1, 2] == [row["seed"] for row in one.rows]
+    assert [row["seed"] for row in csv_tables.read(tmp_path, "accuracy")] == [0, 1, 2] == [row["seed"] for row in one.rows]
 
 
 def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -77,22 +77,22 @@ def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "evaluation") == ["accuracy.csv"]
 
 
-@pytest.mark.parametrize("name", tables.TABLES)
+@pytest.mark.parametrize("name", csv_tables.TABLES)
 def test_a_full_row_of_every_table_comes_back(tmp_path, name):
-    texts = {column for column in tables.TABLES[name] if column in tables._TEXTS}
-    row = {column: "true" if column in texts else -1 - i for i, column in enumerate(tables.TABLES[name])}
-    shares = {column: 0.5 for column in row if column in tables._SHARES}
+    texts = {column for column in csv_tables.TABLES[name] if column in csv_tables._TEXTS}
+    row = {column: "true" if column in texts else -1 - i for i, column in enumerate(csv_tables.TABLES[name])}
+    shares = {column: 0.5 for column in row if column in csv_tables._SHARES}
     row |= shares | {column: -100 for column in row if column.endswith("_low") and column not in shares}
     row |= {"l1_norm_high": 1} if "l1_norm_high" in row else {}
     row |= {"reaches_ball": False} if "reaches_ball" in row else {}
     Table(tmp_path, name).add([row])
-    assert tables.read(tmp_path, name) == [row]
+    assert csv_tables.read(tmp_path, name) == [row]
 
 
 def test_measured_norms_and_examples_are_results(tmp_path):
     for name in ("gradients", "examples"):
         table = Table(tmp_path, name)
-        row = {column: 1.0 if column not in tables._TEXTS else "x" for column in tables.TABLES[name]}
+        row = {column: 1.0 if column not in csv_tables._TEXTS else "x" for column in csv_tables.TABLES[name]}
         table.add([row])
         wanted = {"gradients": {"l1_norm": 2.0}, "examples": {"clean_prediction": "y", "adversarial_image": "z"}}[name]
         assert table.find(row | wanted) and not table.find(row | {"seed": 2})
@@ -101,7 +101,7 @@ def test_measured_norms_and_examples_are_results(tmp_path):
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
     (tmp_path / "evaluation" / "accuracy.csv").mkdir(parents=True)
     with pytest.raises(InputError, match="cannot be read"):
-        tables.read(tmp_path, "accuracy")
+        csv_tables.read(tmp_path, "accuracy")
 
 
 def test_rows_are_selected_by_some_of_their_cells(tmp_path):
@@ -118,7 +118,7 @@ def test_an_unknown_column_is_a_mistake_of_ours_and_writes_nothing(tmp_path):
     assert not table.path.exists() and table.rows == []
 
 
-HEADER = ",".join(tables.ROW_FIELDS).encode() + b"\n"
+HEADER = ",".join(csv_tables.ROW_FIELDS).encode() + b"\n"
 WAY_ON = "; move the file away, and what wrote it computes its rows again"
 
 
@@ -159,7 +159,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_line(tmp_path, name, cell, t
     with table.path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     with table.path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, tables.ROW_FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, csv_tables.ROW_FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows([lines[0], lines[1] | {name: cell}])
     assert refusal(tmp_path) == f"{table.path}, line 3: {told}{WAY_ON}"
@@ -177,16 +177,16 @@ def test_a_table_that_is_cut_anywhere_in_its_last_line_is_refused(tmp_path):
 def test_bounds_that_were_rounded_are_no_contradiction(tmp_path):
     row = ROW | {"accuracy": 1.0, "accuracy_high": 1 - 1e-9, "epsilon": 0}
     Table(tmp_path, "accuracy").add([row, row | {"accuracy": None, "seed": 1}])
-    assert [row["accuracy"] for row in tables.read(tmp_path, "accuracy")] == [1, None]
+    assert [row["accuracy"] for row in csv_tables.read(tmp_path, "accuracy")] == [1, None]
 
 
 def refusal(folder):
     """How the table of accuracies in folder is refused."""
     with pytest.raises(InputError) as error:
-        tables.read(folder, "accuracy")
+        csv_tables.read(folder, "accuracy")
     return str(error.value)
 
 
 def test_no_file_is_no_rows(tmp_path):
-    assert tables.read(tmp_path, "transfer") == []
+    assert csv_tables.read(tmp_path, "transfer") == []
     assert list(tmp_path.iterdir()) == []

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import curves, scrutiny_summaries
-from pyro_advbnn.intervals import wilson_interval
-from pyro_advbnn.tables import TABLES, Table
+from pyro_advbnn.evaluation.intervals import wilson_interval
+from pyro_advbnn.reporting import curves, scrutiny_summaries
+from pyro_advbnn.reporting.csv_tables import TABLES, Table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run_fields(name, defense, **fields):
@@ -103,9 +103,9 @@ def folder_of(path, tables):
     return path
 
 
-@pytest.mark.parametrize("module", ["curves", "summaries"])
+@pytest.mark.parametrize("module", ["reporting.curves", "reporting.summaries"])
 def test_grouping_rows_needs_neither_torch_nor_matplotlib(module):
-    code = f"import sys; from pyro_advbnn import {module}; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    code = f"import sys; import pyro_advbnn.{module}; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.split() == ["False", "False"]
 

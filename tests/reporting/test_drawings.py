@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from test_report import SVG, Page
 
-from pyro_advbnn import drawings
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.reporting import drawings
+from pyro_advbnn.system.errors import InputError
 
 
 def draw(tmp_path, inside, start=SVG):

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 from test_curves import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, row, run_fields
 
-from pyro_advbnn import appearance, plots
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.tables import TABLES
+from pyro_advbnn.reporting import figure_style, figures
+from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.system.errors import InputError
 
 pytest.importorskip("matplotlib")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = folder_of(tmp_path_factory.mktemp("drawn"), all_tables())
-    return folder, plots.draw(folder)
+    return folder, figures.draw(folder)
 
 
 def drawing(name, rows):
     """The figure as an object, from rows as `tables.read` gives them."""
-    return plots.FIGURES[name][1]([dict.fromkeys(TABLES[plots.FIGURES[name][0]]) | one for one in rows])
+    return figures.FIGURES[name][1]([dict.fromkeys(TABLES[figures.FIGURES[name][0]]) | one for one in rows])
 
 
 def line(axes, marker, style=None):
@@ -35,7 +35,7 @@ def line(axes, marker, style=None):
 
 def test_every_figure_is_drawn_as_svg_and_png_and_all_are_listed(drawn):
     folder, paths = drawn
-    assert paths == [folder / "figures" / f"{name}.{kind}" for name in plots.FIGURES for kind in ("svg", "png")]
+    assert paths == [folder / "figures" / f"{name}.{kind}" for name in figures.FIGURES for kind in ("svg", "png")]
     assert all(path.stat().st_size > 2000 for path in paths)
     assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(path.name for path in paths)
 
@@ -44,17 +44,18 @@ def test_drawing_again_gives_the_same_bytes_in_another_process_too_whatever_its_
     folder, paths = drawn
     before = [path.read_bytes() for path in paths]
     (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 20\nsvg.fonttype: path\nlines.markeredgewidth: 4\n")
-    code = f"from pyro_advbnn import plots; plots.draw({str(folder)!r})"
+    code = f"from pyro_advbnn.reporting import figures; figures.draw({str(folder)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True,
                    env=os.environ | {"PYTHONHASHSEED": "17", "MATPLOTLIBRC": str(tmp_path)})
     assert [path.read_bytes() for path in paths] == before
-    plots.draw(folder)
+    figures.draw(folder)
     assert [path.read_bytes() for path in paths] == before
 
 
 def test_importing_and_drawing_need_no_torch(tmp_path):
     folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
-    code = f"import sys; from pyro_advbnn import plots; print('matplotlib' in sys.modules); plots.draw({str(folder)!r}); " \
+    code = f"import sys; from pyro_advbnn.reporting import figures; print('matplotlib' in sys.modules); " \
+           f"figures.draw({str(folder)!r}); " \
            "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.split() == ["False"] * 3
@@ -140,19 +141,19 @@ def test_texts_stay_texts_and_only_text_and_axes_have_the_colour_of_ink(drawn):
     folder, _ = drawn
     for path in (folder / "figures").glob("*.svg"):
         svg = path.read_text()
-        assert "CIFAR-10" in svg and appearance.INK in svg and "<dc:date>" not in svg
+        assert "CIFAR-10" in svg and figure_style.INK in svg and "<dc:date>" not in svg
     svg = (folder / "figures" / "transfer.svg").read_text()
     cells = re.findall(r'<text style="([^"]*)"[^>]*>(?:0\.62|paper|drop)', svg)
-    assert len(cells) >= 9 and not [style for style in cells if appearance.INK in style or appearance.PAPER in style]
+    assert len(cells) >= 9 and not [style for style in cells if figure_style.INK in style or figure_style.PAPER in style]
 
 
 def test_only_the_figures_asked_for_are_drawn_and_none_without_rows(tmp_path):
-    assert plots.draw(tmp_path) == [] and not list(tmp_path.iterdir())
+    assert figures.draw(tmp_path) == [] and not list(tmp_path.iterdir())
     folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,)), "steps": []})
-    assert [path.name for path in plots.draw(tmp_path)] == ["accuracy.svg", "accuracy.png"]
-    assert plots.draw(tmp_path, ["steps", "alpha"]) == []
+    assert [path.name for path in figures.draw(tmp_path)] == ["accuracy.svg", "accuracy.png"]
+    assert figures.draw(tmp_path, ["steps", "alpha"]) == []
     with pytest.raises(InputError, match="must be of accuracy, .*, got acuracy"):
-        plots.draw(tmp_path, ["acuracy"])
+        figures.draw(tmp_path, ["acuracy"])
 
 
 @pytest.mark.parametrize(("name", "column", "cell"), [
@@ -168,7 +169,7 @@ def test_a_damaged_csv_file_is_refused_and_draws_nothing(tmp_path, name, column,
     cells[TABLES[name].index(column)] = cell
     path.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
     with pytest.raises(InputError):
-        plots.draw(folder)
+        figures.draw(folder)
     assert not list(folder.glob("figures/*"))
 
 
@@ -177,12 +178,12 @@ def test_without_matplotlib_the_error_is_one_line_that_says_what_to_install(tmp_
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"^figures need matplotlib: pip install pyro_advbnn\[evaluation\]$"):
-        plots.draw(folder)
+        figures.draw(folder)
 
 
 def test_a_figure_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_path, monkeypatch):
     folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
-    before = {path: path.read_bytes() for path in plots.draw(folder)}
+    before = {path: path.read_bytes() for path in figures.draw(folder)}
     folder_of(folder, {"accuracy": accuracy_rows(BNN)})
 
     def crash(*_):
@@ -191,9 +192,9 @@ def test_a_figure_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", crash)
         with pytest.raises(OSError, match="no power"):
-            plots.draw(folder)
+            figures.draw(folder)
     assert before and {path: path.read_bytes() for path in before} == before
-    assert {path: path.read_bytes() for path in plots.draw(folder)} != before
+    assert {path: path.read_bytes() for path in figures.draw(folder)} != before
 
 
 def test_points_that_others_have_in_between_are_not_joined_by_a_line():

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import paper
+from pyro_advbnn.reporting import paper
 
-TEXT = Path(__file__).parents[2] / "shared" / "paper" / "adv-bnn-iclr2019.txt"
+TEXT = Path(__file__).parents[3] / "shared" / "paper" / "adv-bnn-iclr2019.txt"
 RADII = {"cifar10": (0, 0.015, 0.035, 0.055, 0.07), "stl10": (0, 0.015, 0.035, 0.055, 0.07),
          "imagenet143": (0, 0.004, 0.01, 0.016, 0.02)}
 TABLE_1 = {  # in percent

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from pyro_advbnn import records, report, tables
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.reporting import csv_tables, report
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EVIL = '<script>alert(1)</script>&"\''
 SVG = ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 90 60" width="90pt">'
        '<defs><clipPath id="c"><rect width="9" height="9"/></clipPath><path id="m" d="M0 0h3"/></defs>'
@@ -76,8 +77,8 @@ class Page(html.parser.HTMLParser):
 
 def write_run(folder, **changes):
     folder.mkdir(parents=True)
-    records.write_json(folder / "config.json", CONFIG | changes)
-    records.write_jsonl(folder / "metrics.jsonl", [{"epoch": 16, "nll": 0.541, "held_out_accuracy": 0.987,
+    json_files.write_json(folder / "config.json", CONFIG | changes)
+    json_files.write_jsonl(folder / "metrics.jsonl", [{"epoch": 16, "nll": 0.541, "held_out_accuracy": 0.987,
                                                     "held_out_robust_accuracy": 0.673}])
 
 
@@ -87,9 +88,9 @@ def folder(tmp_path):
     folder = tmp_path / "results"
     write_run(folder / "runs" / "advbnn")
     write_run(folder / "runs" / "none", defense="none", classifier={"kind": "deterministic"})
-    tables.Table(folder, "accuracy").add([ACCURACY, ACCURACY | {"epsilon": 0.7, "reaches_ball": False}])
-    tables.Table(folder, "examples").add([EXAMPLE])
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE])
+    csv_tables.Table(folder, "accuracy").add([ACCURACY, ACCURACY | {"epsilon": 0.7, "reaches_ball": False}])
+    csv_tables.Table(folder, "examples").add([EXAMPLE])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE])
     (folder / "evaluation" / "examples").mkdir()
     for name in ("clean", "change", "attacked"):
         Image.new("L", (8, 8), 128).save(folder / "evaluation" / "examples" / f"{name}.png")
@@ -149,7 +150,7 @@ def test_the_same_records_give_the_same_bytes_wherever_they_lie(folder, tmp_path
 
 
 def test_writing_needs_neither_torch_nor_matplotlib(folder):
-    code = f"import sys; from pyro_advbnn import report; report.write({str(folder)!r}); " \
+    code = f"import sys; from pyro_advbnn.reporting import report; report.write({str(folder)!r}); " \
            "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.split() == ["False", "False"]
@@ -160,9 +161,9 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
     name = EVIL.replace("/", "")                                        # a folder's name cannot hold a slash
     write_run(folder / "runs" / name, dataset=EVIL, network=EVIL, recipe=EVIL, flags={EVIL: EVIL}, class_names=[EVIL],
               environment={"git_commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}}, defense=EVIL)
-    tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
+    csv_tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
         ("run", "defense", "attack", "label", "clean_prediction", "adversarial_prediction", "clean_image"), EVIL)])
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
     (folder / "figures" / f"{name}.svg").write_text(SVG.format("<text>&lt;script&gt;alert(1)&lt;/script&gt;&amp;</text>"))
     evil = SimpleNamespace(name=EVIL, title=EVIL, columns=[EVIL, EVIL], rows=[[EVIL, EVIL]], note=EVIL)
     monkeypatch.setattr(report.summaries, "summaries", lambda folder: [evil])
@@ -187,7 +188,7 @@ def test_identifiers_of_two_drawings_do_not_meet_and_references_follow_them(fold
 def test_pictures_outside_the_folder_missing_ones_and_those_that_are_no_png_are_not_shown(folder):
     (folder / "secret.png").write_bytes((folder / "evaluation" / "examples" / "clean.png").read_bytes())
     (folder / "evaluation" / "text.png").write_text("no picture")
-    tables.Table(folder, "examples").add([EXAMPLE | {
+    csv_tables.Table(folder, "examples").add([EXAMPLE | {
         "index": 18, "clean_image": "../secret.png", "perturbation_image": "text.png", "adversarial_image": "nowhere.png"}])
     page = write(folder)
     assert len(page.all("img")) == 3 and page.text.count("no picture") == 3
@@ -208,10 +209,10 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
 def test_a_folder_without_any_record_and_damaged_records_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="no run, no evaluation"):
         report.write(tmp_path / "nothing")
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", ["text"])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", ["text"])
     with pytest.raises(InputError, match=r"log\.jsonl"):
         report.write(folder)
-    records.write_json(folder / "runs" / "none" / "config.json", [])
+    json_files.write_json(folder / "runs" / "none" / "config.json", [])
     with pytest.raises(InputError, match="none is no run folder"):
         report.write(folder)
     assert not (folder / "report.html").exists()
@@ -236,7 +237,7 @@ def test_decay_averaging_and_the_start_have_columns_where_a_run_has_them(folder)
 
 
 def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
-    tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
+    csv_tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
                                           ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1}])
     text = write(folder).text
     assert "Only attacked with one draw per gradient, so not yet honestly: weakly." in text
@@ -246,7 +247,7 @@ def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(fol
 @pytest.mark.parametrize(("seconds", "told"), [
     (0.25, "0.2 s"), (59.96, "1 min 00 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min")])
 def test_times_are_told_as_people_tell_them(folder, seconds, told):
-    records.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"seconds": seconds}])
+    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"seconds": seconds}])
     assert Page(report.write(folder).read_text()).text.count(told) == 2
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from test_curves import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
 
-from pyro_advbnn import paper, records, summaries
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.tables import TABLES
+from pyro_advbnn.reporting import paper, summaries
+from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def summary_of(tmp_path, name, rows, csv_name=None):
@@ -201,7 +202,7 @@ def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
     for name, change in changes.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
         kind = "deterministic" if name == "adv" else "bayesian"
-        records.write_json(tmp_path / "runs" / name / "config.json", {
+        json_files.write_json(tmp_path / "runs" / name / "config.json", {
             "defense": "adv" if name == "adv" else "advbnn", "classifier": {"kind": kind}, "settings": settings | change,
             "init_from": "../runs/adv" if name == "b" else None})
     rows = [row(run_fields(name, "adv" if name == "adv" else "advbnn"), 700, draws=1) for name in changes]
@@ -243,7 +244,7 @@ def test_writing_twice_gives_the_same_files_in_another_process_too_without_torch
     assert [path.name for path in paths] == [f"{each.name}.md" for each in summaries.summaries(everything)]
     assert sorted(path.name for path in (everything / "tables").iterdir()) == sorted(path.name for path in paths)
     before = [path.read_bytes() for path in paths]
-    code = f"import sys; from pyro_advbnn import summaries; summaries.write({str(everything)!r}); " \
+    code = f"import sys; from pyro_advbnn.reporting import summaries; summaries.write({str(everything)!r}); " \
            "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True,
                             env=os.environ | {"PYTHONHASHSEED": "17"})

@@ -1,9 +1,9 @@
 """Tests of heat maps: a cell says rho, what the paper says, or why there is none, in a colour that can be read."""
 import pytest
 from test_curves import ADV, all_tables, row
-from test_plots import drawing
+from test_figures import drawing
 
-from pyro_advbnn import appearance, heat_maps
+from pyro_advbnn.reporting import figure_style, transfer_figure
 
 pytest.importorskip("matplotlib")
 
@@ -28,6 +28,6 @@ def test_rho_of_exactly_one_is_the_darkest_cell_and_texts_are_readable_on_every_
 
     for grey in range(0, 256, 5):
         cell = f"#{grey:02x}{grey:02x}{grey:02x}"
-        text = heat_maps.readable_on(cell)
+        text = transfer_figure.readable_on(cell)
         low, high = sorted((luminance(cell), luminance(text)))
-        assert (high + 0.05) / (low + 0.05) > 4.35 and text not in (appearance.INK, appearance.PAPER)
+        assert (high + 0.05) / (low + 0.05) > 4.35 and text not in (figure_style.INK, figure_style.PAPER)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
-from pyro_advbnn import arguments, benchmark, demo, evaluate
-from pyro_advbnn.plans import Reproduction
-from pyro_advbnn.subjects import Selection
+from pyro_advbnn import benchmark, demo, evaluate
+from pyro_advbnn.experiments.plans import Reproduction
+from pyro_advbnn.experiments.selection import Selection
+from pyro_advbnn.experiments.verbs import Attack
+from pyro_advbnn.system import arguments
 from pyro_advbnn.train import train
-from pyro_advbnn.verbs import Attack
 
 
 @pytest.fixture

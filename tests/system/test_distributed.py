@@ -20,25 +20,15 @@ from torch import nn
 from victims import FORKSERVER
 
 import pyro_advbnn as ab
-from pyro_advbnn import (
-    batch_norm,
-    checkpoints,
-    cli,
-    configuration,
-    datasets,
-    distributed,
-    evaluate,
-    fitting,
-    locks,
-    records,
-    steps,
-    training,
-)
+from pyro_advbnn import datasets, evaluate
 from pyro_advbnn import train as train_module
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system import distributed, json_files, locks
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
+from pyro_advbnn.training import algorithm1, batch_norm, checkpoints, configuration, loop, trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {"width": 4, "num_train": 88, "validation": 21, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
 SOON = 1e-9                                              # minutes
@@ -70,7 +60,7 @@ def command(verbs, words, **how):
     code = 0
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err, redirect_stdout(out), redirect_stderr(err):
         try:
-            cli.run(verbs, list(map(str, words)), **how)
+            commands.run(verbs, list(map(str, words)), **how)
         except SystemExit as end:
             code = end.code
         return code, *((file.seek(0), file.read())[1] for file in (out, err))
@@ -298,7 +288,7 @@ def test_a_batch_that_leaves_a_process_fewer_than_two_images_is_refused_before_a
 def measured(defense):
     config, images, held_out = configuration.configure({**TINY, "defense": defense})
     classifier = configuration.build(config, images).classifier
-    return [fitting.accuracies(classifier, sample, config["settings"], seed=1)
+    return [loop.accuracies(classifier, sample, config["settings"], seed=1)
             for sample in (held_out, images, held_out.take([0]))]
 
 
@@ -386,13 +376,13 @@ def test_one_process_of_a_machine_goes_first_and_the_others_wait_for_it():
 
 
 def lost_on_rank_1(words):
-    real = steps.gradients
+    real = algorithm1.gradients
 
     def gradients(*arguments, **settings):
         parts = real(*arguments, **settings)
         return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() else parts
 
-    steps.gradients = gradients
+    algorithm1.gradients = gradients
     return train_command(words)
 
 
@@ -405,14 +395,14 @@ def test_a_loss_that_is_lost_in_one_process_ends_all(tmp_path):
 
 def damaged_on_rank_1(words):
     """`train`, in which rank 1 alone meets a streamed image that is damaged."""
-    real, distributed._SECONDS_TO_BE_ENDED = training.Training._step, 0
+    real, distributed._SECONDS_TO_BE_ENDED = trainer.Training._step, 0
 
     def step(self, x, y):
         if distributed.rank() and self.steps_done == 1:
             raise InputError("b/07.png: not a readable image")
         real(self, x, y)
 
-    training.Training._step = step
+    trainer.Training._step = step
     return train_command(words)
 
 
@@ -426,18 +416,18 @@ def test_an_image_that_only_one_process_reads_ends_all_with_its_name(tmp_path):
 def skipping_on_rank_1():
     """A training of which rank 1 has no finite nll in its second step: weights, what is skipped and averages at the end."""
     config, images, _ = configuration.configure({**TINY, "defense": "bnn", "on_nonfinite": "skip"})
-    run, real, done = configuration.build(config, images), steps.gradients, []
+    run, real, done = configuration.build(config, images), algorithm1.gradients, []
 
     def gradients(*arguments, **settings):
         parts = real(*arguments, **settings)
         done.append(parts)
         return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() and len(done) == 2 else parts
 
-    steps.gradients = gradients
+    algorithm1.gradients = gradients
     weights = []
     for _ in run.epoch():
         weights.append(run.classifier.mean.detach().clone())
-    steps.gradients = real
+    algorithm1.gradients = real
     return weights, run.skipped_steps, list(run.averages().values()), int(run.optimizer.state[run.classifier.mean]["step"])
 
 
@@ -535,7 +525,7 @@ def test_a_run_goes_on_in_another_number_of_processes_with_streams_that_begin_an
     (code, out, err), other = processes(train_command, ["--resume", folder])
     assert (code, err, other) == (0, "", (0, "", "")) and "of 1 processes, not 2" in out
     assert [row["epoch"] for row in rows(folder)] == [1, 2]
-    assert records.read_json(folder / "config.json")["world_size"] == 2
+    assert json_files.read_json(folder / "config.json")["world_size"] == 2
 
 
 def restarted(words, count, job):
@@ -562,7 +552,7 @@ def test_the_command_trains_one_run_that_rank_0_alone_prints_and_writes(tmp_path
         assert out.count(text) == 1
     assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
     assert [row["epoch"] for row in rows(folder)] == [1, 2]
-    config, at = records.read_json(folder / "config.json"), content(folder)["training"]
+    config, at = json_files.read_json(folder / "config.json"), content(folder)["training"]
     assert (config["world_size"], config["batch_norm"], config["device"]) == (2, "sync", "cpu")
     other, = at["rng_of_others"]
     assert torch.equal(at["rng"]["order"], other["order"])
@@ -628,7 +618,7 @@ def test_a_killed_process_ends_the_others_within_seconds_and_a_restart_goes_on_f
 
 def signalled(words, rank, step):
     """`train`, in which the process `rank` alone gets a SIGTERM in the middle of a step."""
-    real, count = training.Training._step, 0
+    real, count = trainer.Training._step, 0
 
     def step_(self, x, y):
         nonlocal count
@@ -637,11 +627,11 @@ def signalled(words, rank, step):
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, x, y)
 
-    training.Training._step = step_
+    trainer.Training._step = step_
     try:
         return command(train, words, processes=True)
     finally:
-        training.Training._step = real
+        trainer.Training._step = real
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -13,11 +13,14 @@ import pytest
 from test_train import TINY, run, snapshot, words
 from victims import Victim
 
-from pyro_advbnn import cli, evaluate, locks, reproduce, run_folders
-from pyro_advbnn.errors import InputError
+from pyro_advbnn import evaluate, reproduce
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system import locks
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
+from pyro_advbnn.training import run_folders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 ACCURACY = ["--epsilons", "0", "--num_samples", "2", "--num_test", "20", "--device", "cpu"]
 
@@ -26,7 +29,7 @@ def refusal(capsys, verbs, *line):
     """The one line with which the command refuses."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        cli.run(verbs, [str(word) for word in line])
+        commands.run(verbs, [str(word) for word in line])
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     return err
@@ -108,7 +111,8 @@ def test_of_many_that_take_over_at_once_one_alone_gets_in(tmp_path, tally):
 
 
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
-    code = ("import os, signal, sys, time\nfrom pyro_advbnn import locks\nlock = locks.take(sys.argv[1])\npid = os.fork()\n"
+    code = ("import os, signal, sys, time\n"
+            "from pyro_advbnn.system import locks\nlock = locks.take(sys.argv[1])\npid = os.fork()\n"
             "if pid == 0:\n    os.write(1, b'ready')\n    time.sleep(600)\nos.write(1, f'{pid} '.encode())\ntime.sleep(600)\n")
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
@@ -183,10 +187,10 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     assert not (folder / "evaluation").exists()
     monkeypatch.setattr(evaluate.evidence, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
-        cli.run(evaluate.VERBS, list(map(str, line)))
+        commands.run(evaluate.VERBS, list(map(str, line)))
     assert not (folder / "evaluation").exists()
     monkeypatch.undo()
-    cli.run(evaluate.VERBS, list(map(str, line)))
+    commands.run(evaluate.VERBS, list(map(str, line)))
     assert {path.name for path in (folder / "evaluation").iterdir()} == {"accuracy.csv", "log.jsonl"}
 
 
@@ -197,7 +201,7 @@ def test_every_command_that_takes_over_the_lock_of_a_dead_process_says_so_once(t
                                 (out, reproduce.VERBS, [*SMOKE, "--out", out, "--max_minutes", "1e-9"])):
         folder.mkdir(parents=True, exist_ok=True)
         path = left_by(folder)
-        cli.run(verbs, list(map(str, line)))
+        commands.run(verbs, list(map(str, line)))
         assert capsys.readouterr().out.count(f"note: {path} is taken over: process 12345 on") == 1 and not path.exists()
 
 
@@ -216,18 +220,18 @@ def test_a_reproduction_is_alone_in_its_folder_and_a_dry_one_locks_nothing(tmp_p
     out = tmp_path / "out"
     with locks.held(out):
         assert f"{out} is in use by process" in refusal(capsys, reproduce.VERBS, *SMOKE, "--out", out)
-        cli.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
+        commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
         assert os.listdir(out) == [locks.NAME]
-    cli.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
+    commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
     assert not out.exists()
-    cli.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--max_minutes", "1e-9"])
+    commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--max_minutes", "1e-9"])
     assert os.listdir(out) == ["reproduce.jsonl"]
 
 
 def test_the_lock_of_a_training_and_that_of_an_evaluation_do_not_exclude_each_other(tmp_path):
     folder = run(tmp_path / "run", defense="none", epochs=1)
     with locks.take(folder):
-        cli.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *ACCURACY])
+        commands.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *ACCURACY])
     assert (folder / "evaluation/accuracy.csv").exists()
     with locks.held(folder / "evaluation"):
         train(resume=folder, epochs=2)

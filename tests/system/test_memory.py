@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import memory
+from pyro_advbnn.system import memory
 
 GIB = 2**30
 

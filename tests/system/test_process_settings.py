@@ -5,9 +5,9 @@ import torch
 
 from pyro_advbnn import evaluate
 from pyro_advbnn.demo import demo
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.process_settings import process_settings
-from pyro_advbnn.subjects import Selection
+from pyro_advbnn.experiments.selection import Selection
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
 
 

@@ -1,7 +1,7 @@
 """Tests of what messages repeat."""
 import pytest
 
-from pyro_advbnn.quoting import reason
+from pyro_advbnn.system.quoting import reason
 
 
 @pytest.mark.parametrize(("error", "told"), [

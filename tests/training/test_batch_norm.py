@@ -4,7 +4,7 @@ import torch
 from test_train import build
 from torch import nn
 
-from pyro_advbnn.batch_norm import RunningBatchNorm, normalise_by_running, prepare_running
+from pyro_advbnn.training.batch_norm import RunningBatchNorm, normalise_by_running, prepare_running
 
 NORMS = [(nn.BatchNorm2d(3), (7, 3, 4, 5)), (nn.BatchNorm1d(3), (7, 3)), (nn.BatchNorm2d(3, affine=False), (7, 3, 2, 2)),
          (nn.BatchNorm2d(3, momentum=None), (7, 3, 2, 2)), (nn.BatchNorm3d(3, dtype=torch.float64), (7, 3, 2, 2, 2))]

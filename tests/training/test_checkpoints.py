@@ -11,8 +11,9 @@ from pyro.distributions import Normal
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import checkpoints, priors
-from pyro_advbnn.errors import InputError
+from pyro_advbnn.bayes import priors
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import checkpoints
 
 CONFIG = {"network": "convnet", "num_classes": 10, "in_channels": 1, "width": 4}
 x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,12 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_advbnn as ab
-from pyro_advbnn import cli, configuration, datasets, recipes
-from pyro_advbnn.acceleration import GraphedAttack, compile_network
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.precision import autocast, batch_format, resolve_precision
+from pyro_advbnn import datasets
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
-from pyro_advbnn.training import NotFinite, Training
+from pyro_advbnn.training import configuration, recipes
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
+from pyro_advbnn.training.trainer import NotFinite, Training
 
 CPU = torch.device("cpu")
 
@@ -39,7 +41,7 @@ def test_without_a_gpu_a_graphed_attack_says_why_and_attacks_all_the_same(batch)
 def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(configuration, "accelerate", lambda training, config: setattr(
         training, "attack", GraphedAttack(training.attack)) or [])
-    cli.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
+    commands.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     f"--out={tmp_path / 'run'}"])
     assert capsys.readouterr().out.count("--cuda_graphs: none: the images are on cpu") == 1
 
@@ -71,7 +73,7 @@ def test_a_network_that_cannot_be_compiled_is_called_as_it_is_and_the_reason_tol
 
 def test_a_training_prints_why_it_is_not_compiled(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: "no compiler")
-    cli.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
+    commands.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     "--compile", f"--out={tmp_path / 'run'}"])
     assert "--compile: not compiled: no compiler" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["compile"] is True
@@ -150,7 +152,7 @@ def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_pat
 
     hook = torch.nn.modules.module.register_module_forward_hook(look)
     for precision in ("fp32", "bf16"):
-        cli.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=20", "--device=cpu", "--num_steps=1",
+        commands.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=20", "--device=cpu", "--num_steps=1",
                         f"--precision={precision}", f"--out={tmp_path / precision}"])
         assert set(seen) == {precision == "bf16"}
         assert ("device cpu, bf16\n" in capsys.readouterr().out) == (precision == "bf16")     # and told at the start
@@ -163,7 +165,7 @@ def test_memory_that_was_freed_is_used_again_without_new_pages_until_it_is_given
     """In a process of its own, for it cannot be taken back."""
     script = """
 import resource, torch
-from pyro_advbnn.devices import give_back_freed_memory, keep_freed_memory
+from pyro_advbnn.system.devices import give_back_freed_memory, keep_freed_memory
 before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (1 << 50, before[1]))
 keep_freed_memory()                                              # does nothing where there is a limit

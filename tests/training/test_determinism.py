@@ -7,9 +7,11 @@ import torch
 from test_streaming import folder  # noqa: F401  (a fixture)
 from test_train import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
 
-from pyro_advbnn import cli, configuration, devices, fitting, records
-from pyro_advbnn.devices import describe_device, is_nondeterministic, only_deterministic
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system import devices, json_files
+from pyro_advbnn.system.devices import describe_device, is_nondeterministic, only_deterministic
 from pyro_advbnn.train import train
+from pyro_advbnn.training import configuration, loop
 
 STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15, "loading": "stream"}
 
@@ -52,8 +54,8 @@ def test_a_cublas_workspace_that_the_user_chose_stays(monkeypatch):
 
 
 def test_the_whole_training_is_computed_so_and_nothing_after_it(tmp_path, monkeypatch):
-    seen, real = [], fitting.accuracies
-    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
+    seen, real = [], loop.accuracies
+    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
     run(tmp_path / "run", deterministic=True, epochs=1)
     assert seen == [True, True] and not settings()[0]
 
@@ -85,13 +87,13 @@ def test_equal_seeds_give_equal_bits_with_compile(tmp_path, capsys):
 
 def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_path, capsys, monkeypatch):
     a, b = (run(tmp_path / name, deterministic=flag) for name, flag in (("a", True), ("b", None)))
-    assert [records.read_json(path / "config.json")["deterministic"] for path in (a, b)] == [True, False]
+    assert [json_files.read_json(path / "config.json")["deterministic"] for path in (a, b)] == [True, False]
     capsys.readouterr()
     for path, flag in (a, "false"), (b, "true"):
         line = refusal(capsys, "--resume", path, "--epochs", 3, "--deterministic", flag)
         assert "--deterministic cannot be given with --resume" in line
     seen = []
-    monkeypatch.setattr(fitting, "_fit_epochs", lambda *a: seen.append(settings()[0]))
+    monkeypatch.setattr(loop, "_fit_epochs", lambda *a: seen.append(settings()[0]))
     for path in a, b:
         train(resume=path, epochs=3)
     assert seen == [True, False]
@@ -112,7 +114,7 @@ def putting(num_classes):
     for name in ("width", "alpha", "init_std", "num_samples"):        # the network or the defense has no use for them
         del flags[name]
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [*map(str, words(flags)), "--deterministic"])
+        commands.run(train, [*map(str, words(flags)), "--deterministic"])
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert err.startswith("error: --deterministic: put_ does not have a deterministic implementation")
@@ -135,9 +137,9 @@ def test_a_switch_can_be_turned_off_when_a_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: None)
     path = run(tmp_path / "run", compile=True, epochs=1)
     train(resume=path, epochs=2)
-    assert records.read_json(path / "config.json")["compile"] is True
-    cli.run(train, ["--resume", str(path), "--epochs", "3", "--compile", "false"])
-    assert records.read_json(path / "config.json")["compile"] is False
+    assert json_files.read_json(path / "config.json")["compile"] is True
+    commands.run(train, ["--resume", str(path), "--epochs", "3", "--compile", "false"])
+    assert json_files.read_json(path / "config.json")["compile"] is False
 
 
 # What looks at a training does not change it
@@ -178,21 +180,21 @@ def test_how_many_images_are_measured_on_leaves_the_bits_of_a_training_on_the_sa
 @pytest.mark.parametrize("defense", ["advbnn", "advrse"])
 def test_how_often_is_measured_and_saved_leaves_the_bits(defense, tmp_path, monkeypatch):
     plain, steps = run(tmp_path / "plain", defense=defense), []
-    real, measure = fitting.Progress.step, fitting.accuracies
+    real, measure = loop.Progress.step, loop.accuracies
 
     def step(progress, num_images):
         real(progress, num_images)
         training = progress.training
         steps.append(measure(training.classifier, training.images.take(range(30)), training.settings, seed=len(steps)))
 
-    monkeypatch.setattr(fitting.Progress, "step", step)
-    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    monkeypatch.setattr(loop.Progress, "step", step)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     assert equal(weights(plain), weights(run(tmp_path / "often", defense=defense))) and len(steps) == 2 * STEPS_PER_EPOCH
 
 
 def test_what_draws_from_the_trainings_own_stream_would_be_seen(tmp_path, monkeypatch):
-    plain, real = run(tmp_path / "plain"), fitting.accuracies
-    monkeypatch.setattr(fitting, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
+    plain, real = run(tmp_path / "plain"), loop.accuracies
+    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
     assert not equal(weights(plain), weights(run(tmp_path / "disturbed")))
 
 

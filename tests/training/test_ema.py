@@ -4,10 +4,10 @@ import torch
 from test_train import TINY, content, metrics, refusal, run
 
 import pyro_advbnn as ab
-from pyro_advbnn import run_folders
-from pyro_advbnn.moving_averages import MovingAverage
 from pyro_advbnn.train import train
-from pyro_advbnn.training import Training
+from pyro_advbnn.training import run_folders
+from pyro_advbnn.training.ema import MovingAverage
+from pyro_advbnn.training.trainer import Training
 
 
 def bayesian():

@@ -9,8 +9,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from pyro_advbnn import checkpoints, cli, event_files, records, run_folders
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
+from pyro_advbnn.training import checkpoints, event_files, run_folders
 
 TINY = {"width": 4, "num_train": 60, "validation": 20, "num_steps": 1, "epochs": 2, "batch_size": 20, "num_samples": 1,
         "attack_samples": 1, "device": "cpu"}
@@ -30,7 +32,7 @@ def run(folder, **flags):
 
 def refusal(capsys, *words):
     with pytest.raises(SystemExit) as end:
-        cli.run(train, [str(word) for word in words])
+        commands.run(train, [str(word) for word in words])
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (2, "", 1)
     return err
@@ -48,14 +50,14 @@ def shown(events):
 
 def numbers(folder):
     """The same of metrics.jsonl, in single precision."""
-    rows = records.read_jsonl(folder / "metrics.jsonl")
+    rows = json_files.read_jsonl(folder / "metrics.jsonl")
     points = {event_files.tag(field): [(row["epoch"], float(np.float32(row[field]))) for row in rows if row[field] is not None]
               for field in rows[0] if field != "epoch"}
     return {tag: values for tag, values in points.items() if values}
 
 
 def assert_shows_what_the_run_says(folder, epochs):
-    assert [row["epoch"] for row in records.read_jsonl(folder / "metrics.jsonl")] == epochs
+    assert [row["epoch"] for row in json_files.read_jsonl(folder / "metrics.jsonl")] == epochs
     assert shown(reader(folder)) == numbers(folder)
 
 
@@ -80,7 +82,7 @@ def test_tensorboard_shows_every_number_of_metrics_jsonl(tmp_path):
     assert_shows_what_the_run_says(folder, [1, 2])
     assert {"loss/nll", "loss/kl_weight", "accuracy/held_out_robust_accuracy", "training/learning_rate"} <= numbers(
         folder).keys()
-    assert records.read_json(folder / "config.json")["tensorboard"] is True
+    assert json_files.read_json(folder / "config.json")["tensorboard"] is True
 
 
 def test_a_field_that_has_no_number_has_no_points(tmp_path):
@@ -108,7 +110,7 @@ def test_the_training_is_the_same_with_and_without(tmp_path, defense):
     with_events = run(tmp_path / "with", defense=defense)
     without = run(tmp_path / "without", defense=defense, tensorboard=False)
     assert event_names(without) == set()
-    assert records.read_json(without / "config.json")["tensorboard"] is False
+    assert json_files.read_json(without / "config.json")["tensorboard"] is False
     for part in ("state", "training"):
         a, b = (json.dumps(content(folder)[part], default=torch.Tensor.tolist) for folder in (with_events, without))
         assert a == b
@@ -146,16 +148,16 @@ def test_it_may_be_switched_on_at_a_resumption_and_goes_on_at_the_next(tmp_path)
     assert_shows_what_the_run_says(folder, [1, 2])       # with what went before
     train(resume=folder, epochs=3)
     assert_shows_what_the_run_says(folder, [1, 2, 3])
-    assert records.read_json(folder / "config.json")["tensorboard"] is True
+    assert json_files.read_json(folder / "config.json")["tensorboard"] is True
     points = [len(shown(reader(folder / name))["loss/nll"]) for name in sorted(event_names(folder))]
     assert points == [2, 1]                              # no file repeats what another one has
 
 
 def test_a_run_from_before_there_were_event_files_goes_on_without(tmp_path):
     folder = run(tmp_path / "run", epochs=1, tensorboard=False)
-    config = records.read_json(folder / "config.json")
+    config = json_files.read_json(folder / "config.json")
     del config["tensorboard"]
-    records.write_json(folder / "config.json", config)
+    json_files.write_json(folder / "config.json", config)
     train(resume=folder, epochs=2)
     assert event_names(folder) == set()
 
@@ -186,5 +188,5 @@ def test_where_the_package_is_missing_the_flag_is_refused_before_any_work(tmp_pa
 
 def test_the_flag_needs_no_value(tmp_path):
     given = [str(word) for name, value in (TINY | {"epochs": 1}).items() for word in (f"--{name}", value)]
-    cli.run(train, [*given, "--out", str(tmp_path / "run"), "--tensorboard"])
+    commands.run(train, [*given, "--out", str(tmp_path / "run"), "--tensorboard"])
     assert_shows_what_the_run_says(tmp_path / "run", [1])

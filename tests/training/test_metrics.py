@@ -4,8 +4,10 @@ import json
 import pytest
 from hostile import copied, digests, refused, refused_command
 
-from pyro_advbnn import metrics, records, report
+from pyro_advbnn.reporting import report
+from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
+from pyro_advbnn.training import metrics
 
 MALFORMED = "malformed files refused or read right"
 WAY_ON = "; mend or remove the line, or move the file away to go on without its rows"
@@ -33,7 +35,7 @@ def write(run, *rows, end=b"\n"):
 
 
 def epochs(run):
-    return [row["epoch"] for row in records.read_jsonl(run / "metrics.jsonl")]
+    return [row["epoch"] for row in json_files.read_jsonl(run / "metrics.jsonl")]
 
 
 def said_when_it_goes_on(run, capsys, number=5):
@@ -113,7 +115,7 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(run, capsys):
     assert "lacks the rows" not in said_when_it_goes_on(run, capsys)
     assert epochs(run) == [1, 2, 3, 4, 5]
     write(run, *lines(run), end=b"")
-    records.append_jsonl(run / "metrics.jsonl", {"epoch": 6})
+    json_files.append_jsonl(run / "metrics.jsonl", {"epoch": 6})
     assert epochs(run) == [1, 2, 3, 4, 5, 6]
 
 
@@ -135,9 +137,9 @@ def test_a_new_run_and_one_that_goes_on_whole_are_told_of_no_loss(run, capsys, t
 
 def test_rows_of_a_newer_version_may_hold_more_numbers(run, capsys):
     rows = [json.loads(line) | {"a_new_one": None, "another": 2} for line in lines(run)]
-    records.write_jsonl(run / "metrics.jsonl", rows)
+    json_files.write_jsonl(run / "metrics.jsonl", rows)
     assert "lacks" not in said_when_it_goes_on(run, capsys)
-    assert records.read_jsonl(run / "metrics.jsonl")[:4] == rows
+    assert json_files.read_jsonl(run / "metrics.jsonl")[:4] == rows
 
 
 def test_tensorboard_keeps_showing_the_epochs_whose_rows_are_gone(run):

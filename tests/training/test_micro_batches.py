@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets, recipes
-from pyro_advbnn.classifiers import Classifier
-from pyro_advbnn.micro_batches import is_out_of_memory, largest_that_fits
-from pyro_advbnn.noise import add_noise
-from pyro_advbnn.steps import gradients
-from pyro_advbnn.training import Training
+from pyro_advbnn import datasets
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.rse import add_noise
+from pyro_advbnn.training import recipes
+from pyro_advbnn.training.algorithm1 import gradients
+from pyro_advbnn.training.micro_batches import is_out_of_memory, largest_that_fits
+from pyro_advbnn.training.trainer import Training
 
 ATTACK = ab.PGD(0.1, 0.03, 3)
 

@@ -11,11 +11,13 @@ from test_train import TINY, content, equal, metrics, run, words
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import cli, configuration, records, run_folders
-from pyro_advbnn.bayesian import LOG_STD_RANGE
-from pyro_advbnn.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
-from pyro_advbnn.steps import build_optimizer
+from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE
+from pyro_advbnn.cli import commands
+from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
+from pyro_advbnn.training import configuration, run_folders
+from pyro_advbnn.training.algorithm1 import build_optimizer
+from pyro_advbnn.training.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
 
 STEPS_PER_EPOCH = 4
 BROKEN = """
@@ -95,7 +97,7 @@ def failure(capsys, folder, **flags):
         unused = {"alpha", "init_std", "kl_warmup", "num_samples"} if flags.get("defense") in ("none", "adv") else set()
         given = {name: value for name, value in {**TINY, "out": folder, **flags}.items()
                  if value is not None and name not in unused}
-        cli.run(train, list(map(str, words(given))))
+        commands.run(train, list(map(str, words(given))))
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
     return err
@@ -168,7 +170,7 @@ def test_a_run_that_was_stopped_can_go_on_by_skipping(tmp_path, capsys):
     failure(capsys, folder, **broken("last_of_second_epoch", epochs=3))
     train(resume=folder, network="networks_that_break:last_of_second_epoch", on_nonfinite="skip")    # whose calls count anew
     assert [row["skipped_steps"] for row in metrics(folder)] == [0, 0, 1]
-    assert records.read_json(folder / "config.json")["on_nonfinite"] == "skip"
+    assert json_files.read_json(folder / "config.json")["on_nonfinite"] == "skip"
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
@@ -248,7 +250,7 @@ def test_skipped_steps_are_counted_in_rows_output_and_checkpoint_and_over_a_resu
     assert content(folder)["training"]["skipped_steps"] == 2 and is_finite(content(folder))
     train(resume=folder, epochs=4, network="networks_that_break:second_and_fifth")
     assert [row["skipped_steps"] for row in metrics(folder)] == [1, 2, 2, 3]
-    assert "skip" in records.read_json(folder / "config.json")["on_nonfinite"]
+    assert "skip" in json_files.read_json(folder / "config.json")["on_nonfinite"]
     tally("steps whose numbers went wrong, skipped", 3)
 
 
@@ -289,16 +291,16 @@ def test_a_checkpoint_that_does_not_know_of_skipped_steps_goes_on_with_none(tmp_
     folder = run(tmp_path / "run")
     old = content(folder)
     del old["training"]["skipped_steps"]
-    config = records.read_json(folder / "config.json")
+    config = json_files.read_json(folder / "config.json")
     for told in (config, old["config"]):
         for name in ("on_nonfinite", "deterministic"):
             del told[name], told["flags"][name]
     torch.save(old, folder / "checkpoint.pt")
-    records.write_json(folder / "config.json", config)
+    json_files.write_json(folder / "config.json", config)
     assert configuration.is_run_of(config, TINY) and not configuration.is_run_of(config, TINY | {"deterministic": True})
     train(resume=folder, epochs=3)
     assert metrics(folder)[-1]["skipped_steps"] == 0
-    assert records.read_json(folder / "config.json")["on_nonfinite"] == "stop"
+    assert json_files.read_json(folder / "config.json")["on_nonfinite"] == "stop"
 
 
 # Where no step waits for the device, as on a GPU

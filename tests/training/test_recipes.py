@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_advbnn import networks, recipes
+from pyro_advbnn import networks
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.priors import per_parameter_std
 from pyro_advbnn.datasets import DATASETS
-from pyro_advbnn.defenses import DEFENSES
-from pyro_advbnn.errors import InputError
-from pyro_advbnn.priors import per_parameter_std
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import recipes
 
 BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
 DETERMINISTIC = {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hostile import copied, digests, refused_command
 
-from pyro_advbnn import __version__, cli, contradictions, evaluate, run_configs, run_folders
+from pyro_advbnn import __version__, evaluate
+from pyro_advbnn.cli import commands
 from pyro_advbnn.train import train
+from pyro_advbnn.training import contradictions, run_config, run_folders
 
 MALFORMED = "malformed files refused or read right"
 
@@ -129,7 +131,7 @@ def test_a_key_that_would_garble_the_terminal_is_shown_as_text(run, refusal):
 
 
 def test_a_training_writes_no_key_that_is_not_known(finished):
-    assert run_configs.unknown(run_folders.read_config(finished)) == []
+    assert run_config.unknown(run_folders.read_config(finished)) == []
 
 
 @pytest.mark.parametrize("version, newer", [
@@ -137,9 +139,9 @@ def test_a_training_writes_no_key_that_is_not_known(finished):
     ("0.0.9", False), ("", False), ("x", False), ("٣", False), ("9" * 5000, None), (None, False), (3, True), ([], False)])
 def test_versions_are_compared_as_numbers(version, newer):
     config = {"environment": {"versions": {"pyro-advbnn": version}}}
-    assert newer is None or run_configs.is_newer(config) == newer
-    run_configs.is_newer(config)
-    assert not run_configs.is_newer({"environment": {}}) and not run_configs.is_newer({"environment": {"versions": 1}})
+    assert newer is None or run_config.is_newer(config) == newer
+    run_config.is_newer(config)
+    assert not run_config.is_newer({"environment": {}}) and not run_config.is_newer({"environment": {"versions": 1}})
 
 
 def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
@@ -147,7 +149,7 @@ def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
     config["environment"]["versions"]["pyro-advbnn"] = "99.1"
     config |= {"new": 1, "settings": config["settings"] | {"newer": 2}}
     (run / "config.json").write_text(json.dumps(config))
-    cli.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"])
+    commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"])
     capsys.readouterr()
     train(resume=run, epochs=2)
     assert (f"note: {run / 'config.json'} is of version 99.1; this one, {__version__}, keeps but does not know new, "
@@ -159,12 +161,12 @@ def test_what_a_newer_version_says_more_is_kept_and_noted(run, capsys):
 def test_a_best_checkpoint_that_is_gone_is_told_by_train_and_evaluate(run, capsys):
     told = f"note: {run / 'best.pt'} is gone: evaluate takes the last checkpoint until a better epoch comes\n"
     words = ["accuracy", "--run", str(run), "--num_test", "10", "--num_steps", "1", "--num_samples", "1"]
-    cli.run(evaluate.VERBS, words)
+    commands.run(evaluate.VERBS, words)
     assert "note: " not in capsys.readouterr().out
     (run / "best.pt").unlink()
-    cli.run(evaluate.VERBS, words)
+    commands.run(evaluate.VERBS, words)
     assert told in capsys.readouterr().out
-    cli.run(evaluate.VERBS, [*words, "--checkpoint", "last"])
+    commands.run(evaluate.VERBS, [*words, "--checkpoint", "last"])
     assert "is gone" not in capsys.readouterr().out
     train(resume=run, epochs=2)
     assert told in capsys.readouterr().out

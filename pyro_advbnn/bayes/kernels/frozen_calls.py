@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 from torch.func import functional_call
 
-from pyro_advbnn.flat import Buffers
-from pyro_advbnn.pooling import MaxPool2x2, is_2x2
+from pyro_advbnn.bayes.kernels.max_pool import MaxPool2x2, is_2x2
+from pyro_advbnn.bayes.kernels.vectors import Buffers
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm           # with SyncBatchNorm

@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_advbnn.flat import in_threads
+from pyro_advbnn.bayes.kernels.vectors import in_threads
 
 try:
-    from pyro_advbnn import _max_pool  # compiled at installation, where there is a C compiler
+    from pyro_advbnn.bayes.kernels import _max_pool  # compiled at installation, where there is a C compiler
 except ImportError:
     _max_pool = None
 

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 try:
-    from pyro_advbnn import _normals  # compiled at installation, where there is a C compiler
+    from pyro_advbnn.bayes.kernels import _normals  # compiled at installation, where there is a C compiler
 except ImportError:
     _normals = None
 

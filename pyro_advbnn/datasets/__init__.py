@@ -1,0 +1,17 @@
+"""Images: what the other rooms and `ab.datasets` may use, each imported when it is first asked for."""
+from importlib import import_module
+
+_HOMES = {
+    "augmentation": ("AUGMENTATIONS", "augment", "unit_range"),
+    "image_sets": ("Images", "ImageSet", "ImageView"),
+    "loading": ("DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS", "balanced_subset", "batches", "hold_out", "load"),
+    "streaming": ("StreamedImages",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
