@@ -14,7 +14,8 @@ __all__ = [
 _HOMES = {
     "attacks.apgd": ("APGD",),
     "attacks.carlini_wagner": ("CarliniWagner",),
-    "attacks.pgd": ("PGD", "RandomNoise", "eval_mode", "fgsm", "pgd"),
+    "attacks.modes": ("eval_mode",),
+    "attacks.pgd": ("PGD", "RandomNoise", "fgsm", "pgd"),
     "attacks.square": ("Square",),
     "attacks.surrogates": ("Through", "surrogate"),
     "bayes.averaging": ("AveragedClassifier",),

@@ -14,7 +14,7 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, help
 from pyro_advbnn.cli.commands import Range
 from pyro_advbnn.evaluation import weight_statistics
-from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.experiments import radii, result_rows
 from pyro_advbnn.experiments.robustness_verbs import check, robust
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.uncertainty_verb import uncertainty
@@ -53,7 +53,7 @@ def accuracy(
     """
     command = help.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
     subjects = Subjects(of, _TABLES[against])
-    epsilons = recipes.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
+    epsilons = radii.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
@@ -87,7 +87,7 @@ def transfer(
     command = help.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
     subjects = Subjects(of, "transfer")
     subjects.check_shared_images()
-    epsilon = recipes.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
+    epsilon = radii.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon)])
     for source in subjects:
@@ -121,7 +121,7 @@ def ensemble(
     """
     command = help.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
     subjects = Subjects(of, "ensemble")
-    epsilons = recipes.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
+    epsilons = radii.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:

@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 
+SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
+MODES = ["RGB", "L", "P", "RGBA", "1"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
 _COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
 
@@ -58,6 +60,23 @@ def digits_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "read_digits", lambda: copy.deepcopy(read()))
         yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of images in files: three classes of 17 training and 5 test images, of many sizes and modes."""
+    import numpy as np
+    from PIL import Image
+
+    for split, num in (("train", 17), ("val", 5)):
+        for label, name in enumerate("abc"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(num):
+                width, height = SIZES[i % len(SIZES)]
+                array = np.random.default_rng((label, i, num)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+                image = Image.fromarray(array).convert(MODES[i % len(MODES)])
+                image.save(tmp_path / "data" / split / name / f"{i:02d}.png")
+    return tmp_path / "data"
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -53,11 +53,11 @@ def refused(call, *arguments, **named):
     return message
 
 
-def refused_command(capsys, commands, *words):
+def refused_command(capsys, verbs, *words):
     """The line with which a command refuses: alone on stderr, with exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        commands.run(commands, [str(word) for word in words])
+        commands.run(verbs, [str(word) for word in words])
     line = capsys.readouterr().err
     assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
     return line

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import tiny
+from tiny_runs import tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate

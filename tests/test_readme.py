@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pyro_advbnn import benchmark, evaluate, reproduce, train
+from pyro_advbnn.cli.commands import flag_names
 
 TORCHRUN = {"standalone", "nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-endpoint", "rdzv-id"}
 PIP = {"no-deps", "no-build-isolation", "require-hashes", "help"}
@@ -20,8 +21,8 @@ def test_the_library_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_every_flag_that_the_readme_names_exists():
-    commands = (train.train, benchmark.benchmark, *evaluate.VERBS.values(), *reproduce.VERBS.values())
-    known = {name for command in commands for name in commands.flag_names(command)} | PIP | TORCHRUN | SBATCH
+    functions = (train.train, benchmark.benchmark, *evaluate.VERBS.values(), *reproduce.VERBS.values())
+    known = {name for function in functions for name in flag_names(function)} | PIP | TORCHRUN | SBATCH
     named = set(re.findall(r"--([a-z][a-z_-]+)", README))
     assert named <= known, named - known
 

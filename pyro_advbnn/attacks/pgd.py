@@ -7,7 +7,6 @@ A random network draws anew in every forward call, so each gradient is a sample 
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,20 +14,9 @@ import torch.nn.functional as F
 
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.arguments import check_at_least, check_number
 from pyro_advbnn.system.errors import InputError
-
-
-@contextmanager
-def eval_mode(classifier):
-    """Every module in eval mode (BatchNorm still, no dropout) inside, each back in its own mode afterwards."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
-    try:
-        yield classifier
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
@@ -194,19 +182,6 @@ def keep_worse(classifier, x_adv, other, y, *, loss="ce", attack_samples=1, aver
 def auto_step_size(epsilon, num_steps):
     """2.5 * epsilon / num_steps: enough to cross the ball and turn round (Madry et al. 2018)."""
     return 2.5 * epsilon / max(num_steps, 1)
-
-
-@contextmanager
-def frozen(classifier):
-    """No parameter requires a gradient inside: the attack pays for the input's gradient alone."""
-    trainable = [p for p in classifier.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 def input_gradient(classifier, x, y, attack_samples=1):

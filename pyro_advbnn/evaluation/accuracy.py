@@ -1,7 +1,7 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
 import torch
 
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.evaluation.inputs import (
     check_attacked,
     check_classifier,

@@ -1,14 +1,15 @@
 """What the checks of an evaluation look at: a classifier, images, and the attack whose figure is to be trusted."""
 import torch
 
-from pyro_advbnn.attacks.pgd import PGD, eval_mode
+from pyro_advbnn.attacks.modes import eval_mode, is_random
+from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.surrogates import surrogate
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
 from pyro_advbnn.evaluation.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
 from pyro_advbnn.evaluation.worst_case import opinions
 from pyro_advbnn.system.arguments import check_at_least, check_number
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.random_streams import is_random, separate_randomness
+from pyro_advbnn.system.random_streams import separate_randomness
 
 
 class Examination:

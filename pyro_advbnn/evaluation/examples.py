@@ -2,7 +2,7 @@
 import torch
 from PIL import Image
 
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.evaluation.accuracy import attack_fields, attack_images
 from pyro_advbnn.system import json_files
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pyro_advbnn.attacks.balls import BALLS
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.quoting import reason
 from pyro_advbnn.system.random_streams import undisturbed

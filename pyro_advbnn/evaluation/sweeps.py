@@ -8,7 +8,8 @@ import math
 
 import torch
 
-from pyro_advbnn.attacks.pgd import eval_mode, frozen, input_gradient
+from pyro_advbnn.attacks.modes import eval_mode, frozen
+from pyro_advbnn.attacks.pgd import input_gradient
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, checked_batches, predict
 from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, logits_of
 from pyro_advbnn.evaluation.intervals import Z95

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval

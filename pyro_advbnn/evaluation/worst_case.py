@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
 from pyro_advbnn.evaluation.inputs import (
     check_classifier,
@@ -29,7 +29,7 @@ from pyro_advbnn.evaluation.inputs import (
 )
 from pyro_advbnn.system.arguments import check_at_least
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.random_streams import draws_anew, separate_randomness
+from pyro_advbnn.system.random_streams import separate_randomness
 
 CLEAN = "none"
 ENOUGH_DRAWS = 5

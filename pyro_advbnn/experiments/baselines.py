@@ -16,7 +16,7 @@ from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import nn
 
-from pyro_advbnn.attacks.pgd import eval_mode
+from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.system.errors import InputError
 
 

@@ -7,7 +7,7 @@ from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help, python_calls
 from pyro_advbnn.cli.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
-from pyro_advbnn.experiments import ablations, robustness_verbs
+from pyro_advbnn.experiments import ablations, radii, robustness_verbs
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.system.precision import PRECISIONS
 from pyro_advbnn.train import train
@@ -137,15 +137,15 @@ class Plan:
     # Pieces
 
     def _table1(self):
-        self._accuracy("adv", recipes.default_epsilons(self.wanted.dataset), (1,))
-        self._accuracy("advbnn", recipes.default_epsilons(self.wanted.dataset), self.draws)
+        self._accuracy("adv", radii.default_epsilons(self.wanted.dataset), (1,))
+        self._accuracy("advbnn", radii.default_epsilons(self.wanted.dataset), self.draws)
 
     def _fig2(self):
         """All radii with the paper's attack; where draws differ, those of Table 1 with the honest one too."""
         for defense in FIVE:
-            self._accuracy(defense, recipes.figure_2_epsilons(self.wanted.dataset), (1,))
+            self._accuracy(defense, radii.figure_2_epsilons(self.wanted.dataset), (1,))
             if DEFENSES[defense].random:
-                self._accuracy(defense, recipes.default_epsilons(self.wanted.dataset), self.draws)
+                self._accuracy(defense, radii.default_epsilons(self.wanted.dataset), self.draws)
 
     def _fig3(self):
         runs = [self._run(defense) for defense in FIVE]

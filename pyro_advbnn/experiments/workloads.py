@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_advbnn import datasets
-from pyro_advbnn.attacks.pgd import PGD, frozen, input_gradient
+from pyro_advbnn.attacks.modes import frozen
+from pyro_advbnn.attacks.pgd import PGD, input_gradient
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.evaluation.accuracy import count_correct, predict

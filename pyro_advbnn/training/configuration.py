@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from pyro_advbnn import datasets, networks
-from pyro_advbnn.attacks.pgd import eval_mode
+from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.losses import AVERAGES, LOSSES, check_loss, expected_loss, loss_and_gradient, loss_name, margin
-from pyro_advbnn.attacks.pgd import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.random_streams import separate_randomness
 
 

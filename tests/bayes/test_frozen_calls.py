@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks.pgd import frozen
+from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.kernels.frozen_calls import foldable
 

@@ -67,10 +67,10 @@ def nothing_seen():
     seen.clear()
 
 
-def refusal(capsys, commands, *words):
+def refusal(capsys, verbs, *words):
     """The one line with which words are refused, by exit code 2 and before the command runs."""
     with pytest.raises(SystemExit) as end:
-        commands.run(commands, list(words))
+        commands.run(verbs, list(words))
     out, err = capsys.readouterr()
     assert (end.value.code, out, seen) == (2, "", [])
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -285,7 +285,7 @@ def test_any_other_exception_is_a_bug_and_shows_itself(error):
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from pyro_advbnn import cli
+from pyro_advbnn.cli import commands as cli
 
 def touch(*, out: Path = Path("made"), lines: int = 1, other_pipe: bool = False):
     '''Make a file.'''

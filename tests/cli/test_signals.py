@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import TINY, assert_same_run, content, run, snapshot, words
+from tiny_runs import TINY, assert_same_run, content, run, snapshot, words
 from victims import PATIENCE, Victim
 
 from pyro_advbnn import __main__, benchmark, demo, evaluate, reproduce

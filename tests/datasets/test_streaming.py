@@ -30,26 +30,10 @@ from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, configuration
 
 ROOT = Path(__file__).parents[2]
-SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
-MODES = ["RGB", "L", "P", "RGBA", "1"]
 TINY = {"dataset": "folder", "image_size": 8, "width": 4, "num_steps": 2, "epochs": 2, "batch_size": 10, "num_samples": 2,
         "validation": 9, "learning_rate": 0.01, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu",
         "augmentation": "crop_flip"}
 SOON = 1e-9                                              # minutes
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of 17 training and 5 test images, of many sizes and modes."""
-    for split, num in (("train", 17), ("val", 5)):
-        for label, name in enumerate("abc"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for i in range(num):
-                width, height = SIZES[i % len(SIZES)]
-                array = np.random.default_rng((label, i, num)).integers(0, 256, (height, width, 3), dtype=np.uint8)
-                image = Image.fromarray(array).convert(MODES[i % len(MODES)])
-                image.save(tmp_path / "data" / split / name / f"{i:02d}.png")
-    return tmp_path / "data"
 
 
 def streamed(folder, workers=0, split="train"):

@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_curves import ADV, ADVBNN, all_tables, doubt_tables, folder_of
-from test_train import tiny
+from result_tables import ADV, ADVBNN, all_tables, doubt_tables, folder_of
+from tiny_runs import tiny
 
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD

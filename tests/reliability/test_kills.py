@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from test_train import TINY, assert_same_run, metrics, words
+from tiny_runs import TINY, assert_same_run, metrics, words
 from victims import Victim
 
 from pyro_advbnn import evaluate

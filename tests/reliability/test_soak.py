@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_streaming import folder  # noqa: F401  (a fixture)
-from test_train import TINY, tiny
+from tiny_runs import TINY, tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_train import TINY, assert_same_run, content, run, snapshot, words
+from tiny_runs import TINY, assert_same_run, content, run, snapshot, words
 
 from pyro_advbnn import evaluate
 from pyro_advbnn.cli import commands

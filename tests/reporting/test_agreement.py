@@ -2,7 +2,7 @@
 import math
 
 import pytest
-from test_curves import measured
+from result_tables import measured
 
 from pyro_advbnn.reporting import agreement
 

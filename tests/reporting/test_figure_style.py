@@ -1,6 +1,6 @@
 """Tests of how figures look: runs are told apart without colour, and a defence has one colour in all figures."""
 import pytest
-from test_curves import ADV, ADVBNN, row, run_fields
+from result_tables import ADV, ADVBNN, row, run_fields
 
 from pyro_advbnn.reporting import curves, figure_style
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_curves import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, row, run_fields
+from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, row, run_fields
 
 from pyro_advbnn.reporting import figure_style, figures
 from pyro_advbnn.reporting.csv_tables import TABLES

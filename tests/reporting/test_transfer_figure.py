@@ -1,6 +1,6 @@
 """Tests of heat maps: a cell says rho, what the paper says, or why there is none, in a colour that can be read."""
 import pytest
-from test_curves import ADV, all_tables, row
+from result_tables import ADV, all_tables, row
 from test_figures import drawing
 
 from pyro_advbnn.reporting import figure_style, transfer_figure

@@ -14,8 +14,8 @@ from tempfile import TemporaryFile
 
 import pytest
 import torch
-from test_train import equal
-from test_train import metrics as rows
+from tiny_runs import equal
+from tiny_runs import metrics as rows
 from torch import nn
 from victims import FORKSERVER
 

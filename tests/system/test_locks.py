@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_train import TINY, run, snapshot, words
+from tiny_runs import TINY, run, snapshot, words
 from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce

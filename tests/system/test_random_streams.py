@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.system.random_streams import draws_anew, is_random, own_stream, separate_randomness, undisturbed
+from pyro_advbnn.attacks.modes import draws_anew, is_random
+from pyro_advbnn.system.random_streams import own_stream, separate_randomness, undisturbed
 
 NETWORK = ab.networks.convnet(width=4)
 

@@ -1,7 +1,7 @@
 """Tests of batch_norm in one process: training batches by running statistics. See test_distributed for several."""
 import pytest
 import torch
-from test_train import build
+from tiny_runs import build
 from torch import nn
 
 from pyro_advbnn.training.batch_norm import RunningBatchNorm, normalise_by_running, prepare_running

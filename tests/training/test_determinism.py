@@ -4,8 +4,7 @@ import warnings
 
 import pytest
 import torch
-from test_streaming import folder  # noqa: F401  (a fixture)
-from test_train import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
+from tiny_runs import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
 
 from pyro_advbnn.cli import commands
 from pyro_advbnn.system import devices, json_files

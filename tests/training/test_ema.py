@@ -1,7 +1,7 @@
 """Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
 import pytest
 import torch
-from test_train import TINY, content, metrics, refusal, run
+from tiny_runs import TINY, content, metrics, refusal, run
 
 import pyro_advbnn as ab
 from pyro_advbnn.train import train

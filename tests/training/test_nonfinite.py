@@ -7,7 +7,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from test_train import TINY, content, equal, metrics, run, words
+from tiny_runs import TINY, content, equal, metrics, run, words
 from torch import nn
 
 import pyro_advbnn as ab

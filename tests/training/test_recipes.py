@@ -9,6 +9,7 @@ from pyro_advbnn import networks
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.priors import per_parameter_std
 from pyro_advbnn.datasets import DATASETS
+from pyro_advbnn.experiments import radii
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
@@ -114,7 +115,7 @@ def test_the_step_is_0007_on_the_papers_data_sets_and_follows_epsilon_elsewhere(
     ("digits", None, (0, 0.1, 0.2, 0.3)),
 ])
 def test_evaluation_is_at_the_radii_of_table_1_but_of_digits_at_larger_ones(dataset, step_size, epsilons):
-    assert recipes.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
+    assert radii.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
 
 
 def test_unknown_recipes_and_data_sets_are_refused_with_the_names_there_are():
