@@ -72,7 +72,7 @@ def train(
     num_steps: CountOrNone | None = None,
     attack_samples: Count | None = None,
     num_samples: Count | None = None,
-    augmentation: Literal[tuple(datasets.AUGMENTATIONS)] | None = None,
+    augmentation: Literal[datasets.AUGMENTATIONS] | None = None,
     num_train: Images | None = None,
     validation: ImagesOrNone | None = None,
     width: Width | None = None,

@@ -2,9 +2,10 @@
 from importlib import import_module
 
 _HOMES = {
-    "augmentation": ("AUGMENTATIONS", "augment", "unit_range"),
+    "augmentation": ("augment", "unit_range"),
     "image_sets": ("Images", "ImageSet", "ImageView"),
-    "loading": ("DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS", "balanced_subset", "batches", "hold_out", "load"),
+    "loading": ("balanced_subset", "batches", "hold_out", "load"),
+    "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS"),
     "streaming": ("StreamedImages",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

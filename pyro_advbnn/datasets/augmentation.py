@@ -2,6 +2,7 @@
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.datasets.names import AUGMENTATIONS
 from pyro_advbnn.system.errors import InputError
 
 
@@ -43,7 +44,7 @@ def resized_crop(x, generator=None):
     return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-AUGMENTATIONS = {"none": lambda x, generator=None: x, "crop_flip": crop_flip, "resized_crop": resized_crop}
+_BY_NAME = {"none": lambda x, generator=None: x, "crop_flip": crop_flip, "resized_crop": resized_crop}
 
 
 def augment(x, kind, generator=None):
@@ -55,7 +56,7 @@ def augment(x, kind, generator=None):
     Raises InputError for an unknown kind.
     """
     check_augmentation(kind)
-    return AUGMENTATIONS[kind](x, generator)
+    return _BY_NAME[kind](x, generator)
 
 
 def unit_range(x):

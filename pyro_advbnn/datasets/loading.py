@@ -13,27 +13,14 @@ import torch
 
 from pyro_advbnn.datasets import decoding
 from pyro_advbnn.datasets.arrays import read_cifar10, read_digits, read_npz, read_stl10
-from pyro_advbnn.datasets.augmentation import AUGMENTATIONS, augment, check_augmentation, unit_range
+from pyro_advbnn.datasets.augmentation import augment, check_augmentation, unit_range
 from pyro_advbnn.datasets.folders import list_folder, read_imagenet143
 from pyro_advbnn.datasets.image_sets import Images, ImageSet, ImageView
+from pyro_advbnn.datasets.names import DATASETS, LOADINGS, SPLITS
 from pyro_advbnn.datasets.streaming import StreamedImages, default_workers
 from pyro_advbnn.system.arguments import is_whole
 from pyro_advbnn.system.devices import free_memory
 from pyro_advbnn.system.errors import InputError
-
-__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]
-
-DATASETS = ("digits", "cifar10", "stl10", "imagenet143", "folder", "npz")
-SPLITS = ("train", "test")
-LOADINGS = ("auto", "memory", "stream")
-DEFAULT_AUGMENTATION = {
-    "digits": "none",
-    "cifar10": "crop_flip",
-    "stl10": "crop_flip",
-    "imagenet143": "resized_crop",
-    "folder": "none",
-    "npz": "none",
-}
 
 
 def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers=None, device=None) -> ImageSet:

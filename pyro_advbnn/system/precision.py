@@ -1,7 +1,8 @@
-"""In what precision a network computes; weights, losses and the optimizer stay in float32 always."""
-from contextlib import contextmanager, nullcontext
+"""In what precision a network computes; weights, losses and the optimizer stay in float32 always.
 
-import torch
+torch is imported by the functions that need it, so that the names can be had without waiting for it.
+"""
+from contextlib import contextmanager, nullcontext
 
 from pyro_advbnn.system.errors import InputError
 
@@ -38,6 +39,8 @@ def arithmetic(device, precision):
 
 
 def _float32_products():
+    import torch
+
     return torch.backends.cuda.matmul, torch.backends.cudnn.conv
 
 
@@ -48,6 +51,8 @@ def autocast(device, precision):
     """
     if precision != "bf16":
         return nullcontext()
+    import torch
+
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
@@ -56,6 +61,8 @@ def batch_format(x, precision):
 
     On a CPU without AMX channels last was measured to gain nothing.
     """
+    import torch
+
     likes_channels_last = x.device.type == "cuda" or (x.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
     fits = precision == "bf16" and x.dim() == 4 and likes_channels_last
     return x.contiguous(memory_format=torch.channels_last) if fits else x

@@ -26,7 +26,7 @@ Std = Annotated[float, Range(0, open_low=True)] | str
 _NEEDED = {
     "dataset": Literal[datasets.DATASETS], "data_dir": str | None, "image_size": Side | None, "subset": Images | None,
     "num_train": Images, "num_held_out": ImagesOrNone, "images_sha256": str, "image_shape": list[Dimension],
-    "class_names": list[str], "augmentation": Literal[tuple(datasets.AUGMENTATIONS)],
+    "class_names": list[str], "augmentation": Literal[datasets.AUGMENTATIONS],
     "defense": Literal[tuple(DEFENSES)], "network": str, "width": Width | None, "num_classes": Dimension,
     "in_channels": Dimension, "init_from": str | None, "settings": dict, "seed": Seed, "device": str, "flags": dict,
     "classifier": dict, "patience": Epochs | None, "num_weights": Annotated[int, Range(1, 10**12)],

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets
+from pyro_advbnn.datasets import augmentation
 from pyro_advbnn.experiments import workloads
 from pyro_advbnn.experiments.measurement import peak_memory, take_turns
 from pyro_advbnn.experiments.workloads import CONTESTANTS, FLOORS, necessary_flops, random_workload, training_data
@@ -140,7 +140,7 @@ def test_two_attack_steps_and_two_draws_need_as_much_memory_as_many(name, networ
 
 def test_training_data_is_a_batch_as_training_makes_it(monkeypatch):
     augmented = []
-    monkeypatch.setitem(datasets.AUGMENTATIONS, "crop_flip", lambda x, generator: augmented.append(x) or x)
+    monkeypatch.setitem(augmentation._BY_NAME, "crop_flip", lambda x, generator: augmented.append(x) or x)
     make = training_data(4, 8, CPU)
     (x, y), (other, _) = make(), make()
     assert x.shape == (4, 3, 8, 8) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
