@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.bayes.priors import PRIORS
+from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.cli import commands, signals
 from pyro_advbnn.cli.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
 from pyro_advbnn.cli.commands import Range
@@ -60,7 +60,7 @@ def train(
     weight_averaging: Annotated[float | None, Range(0, 1, open_high=True)] = None,
     running_statistics: Annotated[float | None, Range(0, 1)] = None,
     alpha: NotNegative = None,
-    prior: Literal[tuple(PRIORS)] | None = None,
+    prior: Literal[PRIORS] | None = None,
     prior_std: Std = None,
     init_std: Std = None,
     kl_over: KLOver | None = None,

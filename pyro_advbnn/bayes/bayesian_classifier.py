@@ -24,7 +24,8 @@ from pyro_advbnn.bayes.parameters import (
     skeleton,
     trainable_parameters,
 )
-from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior, per_parameter_std
+from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior
+from pyro_advbnn.bayes.settings import KL_OVER, per_parameter_std
 from pyro_advbnn.system.errors import InputError
 
 LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
@@ -39,7 +40,7 @@ class BayesianClassifier(Classifier):
     is left as it is and may be wrapped again. Parameters that require no gradient stay fixed.
 
     prior_std, init_std: a number, "fan_in" or a multiple of it, or a mapping from parameter name patterns to numbers
-    (`priors.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
+    (`settings.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
     prior: "normal", "scale_mixture" or "spike_and_slab" (`priors.named_prior`, prior_std a number), or a Pyro
     distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
@@ -208,8 +209,8 @@ class BayesianClassifier(Classifier):
     def _counted(self, network, kl_over):
         if kl_over == "all":
             return 0, len(self.mean)
-        if kl_over != "last":
-            raise InputError(f"kl_over must be 'all' or 'last', got {kl_over!r}")
+        if kl_over not in KL_OVER:
+            raise InputError(f"kl_over must be one of {', '.join(KL_OVER)}, got {kl_over!r}")
         last = last_layer_names(network)
         kept = [name in last for name in self._shapes]
         if not any(kept):

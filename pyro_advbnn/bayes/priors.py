@@ -5,10 +5,7 @@ distribution over a single weight works too; its KL is in closed form where torc
 otherwise a one-draw Monte-Carlo estimate (Section 2 of the paper, after Eq. 6).
 """
 import copy
-import fnmatch
 import math
-import re
-from collections.abc import Mapping
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +15,7 @@ from torch.distributions.kl import register_kl
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.vectors import chunks
+from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.system.errors import InputError
 
 
@@ -125,13 +123,6 @@ def spike_and_slab(slab_std=1.0, spike_std=1e-3, slab_probability=0.5):
     return scale_mixture([slab_probability, 1 - slab_probability], [slab_std, spike_std])
 
 
-PRIORS = {       # by name: a function of the std of the wide component
-    "normal": None,
-    "scale_mixture": lambda std: scale_mixture([0.5, 0.5], [std, std / 10]),
-    "spike_and_slab": lambda std: spike_and_slab(std, std / 100),
-}
-
-
 def named_prior(name, std):
     """The distribution over one weight called `name`, with prior_std `std`; None for "normal".
 
@@ -144,7 +135,7 @@ def named_prior(name, std):
         return None
     if not isinstance(std, int | float) or not 0 < std < math.inf:
         raise InputError(f"prior {name} needs prior_std to be one number > 0, got {std!r}")
-    return PRIORS[name](float(std))
+    return scale_mixture([0.5, 0.5], [std, std / 10]) if name == "scale_mixture" else spike_and_slab(std, std / 100)
 
 
 def is_named(prior, name, std):
@@ -166,61 +157,6 @@ def has_closed_form(prior):
     except NotImplementedError:
         return False
     return True
-
-
-def per_parameter_std(std, network, argument="prior_std"):
-    """{parameter name: std} for every parameter of `network`.
-
-    std: a number; "fan_in" = sqrt(2 / fan_in) for weights and the biases of their layer, 1 for the scale and shift of
-    normalisation layers (He et al. 2015), or a multiple of it such as "fan_in/10" or "fan_in*0.5"; or a mapping from
-    name patterns to numbers, of which the first that matches counts.
-
-    Raises InputError, naming `argument`, for anything else and for stds that are not positive and finite.
-    """
-    names = [name for name, _ in network.named_parameters()]
-    if isinstance(std, Mapping):
-        unused = [pattern for pattern in std if not fnmatch.filter(names, pattern)]
-        if unused:
-            raise InputError(f"{argument}: no parameter matches {unused[0]!r}")
-        stds = {name: _first_match(std, name, argument) for name in names}
-    elif isinstance(std, str):
-        factor = fan_in_factor(std, argument)
-        stds = {name: factor * s for name, s in _fan_in_std(network).items()}
-    else:
-        stds = dict.fromkeys(names, std)
-    for name, value in stds.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise InputError(f"{argument} must be a number > 0, got {value!r} for {name}")
-    return stds
-
-
-def fan_in_factor(text, argument="prior_std"):
-    """The factor of "fan_in", "fan_in/10" or "fan_in*0.1".   Raises InputError for any other text."""
-    match = re.fullmatch(r"fan_in(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
-    try:
-        operator, number = match.groups()
-        factor = 1.0 if operator is None else float(number) if operator == "*" else 1 / float(number)
-    except (AttributeError, ValueError, ZeroDivisionError):
-        raise InputError(f"{argument} must be a number > 0, fan_in, or a multiple such as fan_in/10, got {text!r}") from None
-    return factor
-
-
-def _first_match(patterns, name, argument):
-    for pattern, std in patterns.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            return std
-    raise InputError(f"{argument} has no pattern that matches the parameter {name}")
-
-
-def _fan_in_std(network):
-    stds = {}
-    for prefix, module in network.named_modules():
-        own = dict(module.named_parameters(prefix, recurse=False))
-        matrices = [p for p in own.values() if p.dim() > 1]
-        layer_std = math.sqrt(2 / matrices[0][0].numel()) if matrices else 1.0
-        for name, p in own.items():
-            stds[name] = math.sqrt(2 / p[0].numel()) if p.dim() > 1 else layer_std
-    return {name: stds[name] for name, _ in network.named_parameters()}
 
 
 class _NormalKL(torch.autograd.Function):

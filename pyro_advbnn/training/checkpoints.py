@@ -9,7 +9,8 @@ import torch
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.bayes.priors import PRIORS, is_named
+from pyro_advbnn.bayes.priors import is_named
+from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system import files
 from pyro_advbnn.system.arguments import as_path

@@ -11,7 +11,7 @@ from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn
 from pyro_advbnn.bayes.parameters import trainable_parameters
-from pyro_advbnn.bayes.priors import fan_in_factor
+from pyro_advbnn.bayes.settings import fan_in_factor
 from pyro_advbnn.datasets.streaming import StreamedImages
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed, json_files

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pyro_advbnn
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.bayes.priors import PRIORS
+from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.cli import flag_types
 from pyro_advbnn.cli.choices import BatchNorm, CudaGraphs, Initialization, KLOver, Optimizer, Schedule
 from pyro_advbnn.cli.flag_types import Range
@@ -40,7 +40,7 @@ _OF_NEWER_RUNS = {
 }
 _SETTINGS = {
     "batch_size": BatchSize, "validation": ImagesOrNone, "num_steps": CountOrNone, "attack_samples": Count,
-    "num_samples": Count, "weight_decay": NotNegative, "prior": Literal[tuple(PRIORS)], "kl_warmup": Share,
+    "num_samples": Count, "weight_decay": NotNegative, "prior": Literal[PRIORS], "kl_warmup": Share,
     "kl_over": KLOver, "initialization": Initialization, "schedule": Schedule, "epsilon": Share, "step_size": NotNegative,
     "stages": list[Annotated[float, Range(0, open_low=True)]], "optimizer": Optimizer,
     "learning_rate": Annotated[float, Range(0, open_low=True)], "prior_std": Std, "init_std": Std, "alpha": NotNegative,

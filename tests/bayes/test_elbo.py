@@ -11,6 +11,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.bayes.elbo import objective
+from pyro_advbnn.bayes.settings import per_parameter_std
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +261,7 @@ def test_kl_over_the_last_layer_counts_only_its_weights():
 
 def test_kl_of_a_prior_per_parameter_is_the_sum_over_parameters():
     classifier = bayesian(prior_std="fan_in")
-    stds = ab.priors.per_parameter_std("fan_in", ab.networks.convnet(width=4))
+    stds = per_parameter_std("fan_in", ab.networks.convnet(width=4))
     expected = sum(kl_by_hand(q.mean, q.stddev.log(), stds[name]) for name, q in classifier.posterior().items())
     torch.testing.assert_close(classifier.kl().double(), expected, rtol=1e-5, atol=1e-3)
     parts = objective(classifier, *batch(), kl_weight=1.0)

@@ -7,14 +7,8 @@ from torch import nn
 
 from pyro_advbnn import InputError, networks
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
-from pyro_advbnn.bayes.priors import (
-    ElementwisePrior,
-    NormalPrior,
-    fan_in_factor,
-    per_parameter_std,
-    scale_mixture,
-    spike_and_slab,
-)
+from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, scale_mixture, spike_and_slab
+from pyro_advbnn.bayes.settings import fan_in_factor, per_parameter_std
 
 
 def test_normal_prior_is_independent_normals():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_advbnn import datasets, evaluate, networks, train
-from pyro_advbnn.bayes import priors
+from pyro_advbnn.bayes.settings import per_parameter_std
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
@@ -41,7 +41,7 @@ def test_it_learns_well_above_chance_and_the_loss_falls(run):
 
 def test_the_kl_is_that_of_all_weights_computed_by_hand(run):
     classifier, config, _ = run_folders.load_classifier(run, "last")
-    stds = priors.per_parameter_std(config["settings"]["prior_std"], networks.vgg11(width=12))
+    stds = per_parameter_std(config["settings"]["prior_std"], networks.vgg11(width=12))
     expected = 0.0
     for name, q in classifier.posterior().items():
         mean, log_std, s0 = q.mean.double(), q.stddev.double().log(), stds[name]

@@ -7,7 +7,7 @@ from torch import nn
 
 from pyro_advbnn import networks
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.bayes.priors import per_parameter_std
+from pyro_advbnn.bayes.settings import per_parameter_std
 from pyro_advbnn.datasets import DATASETS
 from pyro_advbnn.experiments import radii
 from pyro_advbnn.system.errors import InputError
