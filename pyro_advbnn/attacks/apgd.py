@@ -16,7 +16,7 @@ import torch
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import LOSSES, check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
-from pyro_advbnn.system.arguments import check_at_least
+from pyro_advbnn.system.errors import check_at_least
 
 SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before
 SHARE_OF_RISES = 0.75                                    # rho: of the steps between two checkpoints

@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from pyro_advbnn.system.arguments import check_number
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_number
 
 
 class LinfBall:

@@ -7,8 +7,7 @@ import torch
 from pyro_advbnn.attacks.balls import L2Ball, per_image
 from pyro_advbnn.attacks.losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.arguments import check_at_least, check_number
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
 
 @dataclass(frozen=True)

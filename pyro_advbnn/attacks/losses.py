@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyro_advbnn.bayes.averaging import log_mean_probability
-from pyro_advbnn.system.arguments import check_at_least
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least
 
 AVERAGES = ("gradient", "probability")
 

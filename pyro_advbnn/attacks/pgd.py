@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.arguments import check_at_least, check_number
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
 
 def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):

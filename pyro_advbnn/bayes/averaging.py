@@ -4,7 +4,7 @@ import math
 import torch
 from torch import nn
 
-from pyro_advbnn.system.arguments import check_at_least
+from pyro_advbnn.system.errors import check_at_least
 
 
 def log_mean_probability(draws):

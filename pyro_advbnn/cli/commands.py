@@ -23,9 +23,8 @@ from fire.decorators import SetParseFns
 from pyro_advbnn.cli import flag_types, help, python_calls, signals, streams
 from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.cli.help import Command, parameters
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, one_line
 from pyro_advbnn.system.memory import is_out_of_memory
-from pyro_advbnn.system.quoting import one_line, quoted
 
 __all__ = ["Range", "checked", "flag_names", "run"]
 
@@ -171,7 +170,7 @@ def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]
     verbs = ", ".join([*near, *(verb for verb in commands if verb not in near)])
     if not word or _is_flag(word):
         raise InputError(f"a verb must come first; choose one of: {verbs}")
-    raise InputError(f"unknown verb {quoted(word)}; choose one of: {verbs}")
+    raise InputError(f"unknown verb {word!r:.100}; choose one of: {verbs}")
 
 
 def _is_flag(word: str) -> bool:
@@ -212,7 +211,7 @@ def _check_together(function: Command, texts: dict[str, str]) -> None:
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     """The name of the flag that word gives, and its text if that is in the same word."""
     if not _is_flag(word):
-        raise InputError(f"unexpected {quoted(word)}: only flags are taken, as --name value{_flag_for(word, known)}")
+        raise InputError(f"unexpected {word!r:.100}: only flags are taken, as --name value{_flag_for(word, known)}")
     given, equals, text = word.partition("=")
     name = given.removeprefix("--").replace("-", "_")
     if name in known:

@@ -11,7 +11,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pyro_advbnn.system import quoting
 from pyro_advbnn.system.errors import InputError
 
 MAX_COUNT = 10_000  # a mistyped step should not fill the memory
@@ -71,8 +70,8 @@ def read(text: str, annotation: Any) -> Any:
     Raises:
         InputError: it has none; the message goes on from the name of the argument: "must be ..., got ...".
     """
-    reason = quoting.flaw(text)
-    for form in forms(annotation) if not reason else ():
+    reason = ""
+    for form in forms(annotation):
         try:
             value = form.read(text)
         except ValueError as error:
@@ -83,7 +82,7 @@ def read(text: str, annotation: Any) -> Any:
         break  # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
     words = expected(annotation).removesuffix(" or none")
-    raise InputError(f"must be {words}, got {quoting.quoted(text)}{because}{_nearest_choice(text, annotation)}")
+    raise InputError(f"must be {words}, got {text!r:.200}{because}{_nearest_choice(text, annotation)}")
 
 
 def expected(annotation: Any) -> str:
@@ -130,7 +129,7 @@ def _form(member: Any, bounds: Range) -> Form:
         bool: Form("true or false", lambda text: _choice(text.lower(), {"true": True, "false": False}), is_bool=True),
         types.NoneType: Form("none", lambda text: _choice(text, {"none": None})),
         str: Form("text", _not_empty),
-        Path: Form("a path", _path),
+        Path: Form("a path", lambda text: Path(_not_empty(text))),
     }
     if member not in plain:
         raise TypeError(f"no flag can have the type {member}")
@@ -222,13 +221,6 @@ def _not_empty(text: str) -> str:
     if not text:
         raise ValueError
     return text
-
-
-def _path(text: str) -> Path:
-    flaw = quoting.flaw_of_path(text)
-    if flaw:
-        raise ValueError(flaw)
-    return Path(text)
 
 
 def within(value: Any, bounds: Range) -> bool:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pyro_advbnn.cli import flag_types, help
-from pyro_advbnn.system.arguments import as_path, is_whole
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, as_path, is_whole
 
 
 def from_python(function: help.Command) -> help.Command:

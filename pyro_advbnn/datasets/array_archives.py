@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pyro_advbnn.system import files
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
-from pyro_advbnn.system.quoting import reason
 
 MOST_INFLATION = 100                                     # of an array; photographs shrink to a half, drawings to a tenth
 FREE_INFLATION = 2**26                                   # bytes that may come of any number of bytes, for sorted labels

@@ -17,9 +17,8 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from pyro_advbnn.datasets.array_archives import read_arrays, read_shape
 from pyro_advbnn.system import files
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
-from pyro_advbnn.system.quoting import reason
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")

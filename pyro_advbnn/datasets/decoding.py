@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
-from pyro_advbnn.system.quoting import reason
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 

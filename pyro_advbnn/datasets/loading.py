@@ -18,9 +18,8 @@ from pyro_advbnn.datasets.folders import list_folder, read_imagenet143
 from pyro_advbnn.datasets.image_sets import Images, ImageSet, ImageView
 from pyro_advbnn.datasets.names import DATASETS, LOADINGS, SPLITS
 from pyro_advbnn.datasets.streaming import StreamedImages, default_workers
-from pyro_advbnn.system.arguments import is_whole
 from pyro_advbnn.system.devices import free_memory
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, is_whole
 
 
 def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers=None, device=None) -> ImageSet:

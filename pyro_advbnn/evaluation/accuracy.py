@@ -12,8 +12,7 @@ from pyro_advbnn.evaluation.inputs import (
     pair,
 )
 from pyro_advbnn.evaluation.intervals import wilson_interval
-from pyro_advbnn.system.arguments import check_at_least
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from pyro_advbnn.attacks.surrogates import surrogate
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
 from pyro_advbnn.evaluation.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
 from pyro_advbnn.evaluation.worst_case import opinions
-from pyro_advbnn.system.arguments import check_at_least, check_number
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 from pyro_advbnn.system.random_streams import separate_randomness
 
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks

@@ -13,8 +13,7 @@ from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval
-from pyro_advbnn.system.arguments import check_at_least
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15

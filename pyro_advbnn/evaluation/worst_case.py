@@ -27,8 +27,7 @@ from pyro_advbnn.evaluation.inputs import (
     logits_of,
     pair,
 )
-from pyro_advbnn.system.arguments import check_at_least
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_at_least
 from pyro_advbnn.system.random_streams import separate_randomness
 
 CLEAN = "none"

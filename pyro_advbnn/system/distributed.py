@@ -17,8 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 
-from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.errors import InputError, reason
 
 _TIMEOUT = timedelta(minutes=30)    # for one that hangs; those that wait for one that died are ended by torchrun, at once
 _SECONDS_TO_BE_ENDED, _INTERRUPTED = 20, 130

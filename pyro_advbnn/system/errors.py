@@ -1,5 +1,51 @@
-"""The one exception that says: the input is wrong, not the program."""
+"""The one exception that says: the input is wrong, not the program; the checks that raise it, and errors on one line."""
+import operator
+import os
+from pathlib import Path
 
 
 class InputError(ValueError):
     """Something the caller gave is wrong; the message is one line that says what and where."""
+
+
+def one_line(text):
+    """text on one line."""
+    return " ".join(text.split())
+
+
+def reason(error):
+    """What an error says, on one line, cut where it is long; the name of its type where it says nothing."""
+    return one_line(str(error))[:300] or type(error).__name__
+
+
+def is_whole(value):
+    """Whether value is a whole number, as Python's and NumPy's integers are; true and false are none."""
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
+
+
+def check_at_least(name, value, least):
+    """Raises InputError for a setting that is no whole number, or below its least value."""
+    if not is_whole(value):
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r:.200}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number(name, value):
+    """Raises InputError for a setting that is no number; text is none, nor are true and false."""
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):     # the last but one: torch's, of several numbers
+        raise InputError(f"{name} must be a number, got {value!r:.200}") from None
+
+
+def as_path(name, value):
+    """The Path that a text or an os.PathLike stands for.   Raises InputError for anything else, and for an empty text."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise InputError(f"{name} must be a path, got {value!r:.200}")
+    return Path(value)

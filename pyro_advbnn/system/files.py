@@ -4,8 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.errors import InputError, reason
 
 TEXT_LIMIT = 2**28                                       # bytes of a text file; those of a long run are far smaller
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import quoted
 
 
 def table(rows, columns):
@@ -62,7 +61,7 @@ def _row(path, number, line, way_on):
         reason = f"{error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    shown = quoted(line[:60].decode(errors="replace")) + ("..." if len(line) > 60 else "")
+    shown = repr(line[:60].decode(errors="replace")) + ("..." if len(line) > 60 else "")
     raise InputError(f"{path}, line {number}: expected a row in JSON, found {shown} ({reason}); {way_on}") from None
 
 
@@ -108,7 +107,7 @@ class _Twice(ValueError):
     """An object of a JSON text gives `key` twice, so that one value would hide the other."""
 
     def __init__(self, key, values):
-        super().__init__(f"{quoted(key)} is given twice, as {' and '.join(repr(value)[:60] for value in values)}")
+        super().__init__(f"{key!r} is given twice, as {' and '.join(repr(value)[:60] for value in values)}")
         self.key = key
 
 

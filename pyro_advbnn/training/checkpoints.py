@@ -13,10 +13,8 @@ from pyro_advbnn.bayes.priors import is_named
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system import files
-from pyro_advbnn.system.arguments import as_path
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, as_path, one_line, reason
 from pyro_advbnn.system.json_files import replacing
-from pyro_advbnn.system.quoting import one_line, reason
 from pyro_advbnn.training import checkpoint_archives
 
 FORMAT = 1

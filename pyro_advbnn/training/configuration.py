@@ -16,10 +16,9 @@ from pyro_advbnn.datasets.streaming import StreamedImages
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed, json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
-from pyro_advbnn.system.quoting import reason
 from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.training import batch_norm, event_files, metrics, recipes, run_folders
 from pyro_advbnn.training.contradictions import MAY_CHANGE_ON_RESUME

@@ -1,8 +1,7 @@
 """CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
 import torch
 
-from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.random_streams import undisturbed
 
 

@@ -8,10 +8,9 @@ from pyro_advbnn.cli import signals
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, count_correct
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.system.quoting import reason
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.training import checkpoints, run_folders
 from pyro_advbnn.training.algorithm1 import build_attack

@@ -10,8 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from pyro_advbnn.system import distributed, files, json_files, locks
-from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.quoting import reason
+from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.training import checkpoints, metrics, run_config
 from pyro_advbnn.training.contradictions import check_same_run
 

@@ -166,7 +166,7 @@ def test_the_first_word_chooses_the_verb():
         ),
         (["--runs", "a,,b"], "--runs must be a comma list, each text, got 'a,,b' (an element is empty)"),
         (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
-        (["--data_dir="], "--data_dir must be a path, got '' (an empty path would mean the current folder)"),
+        (["--data_dir="], "--data_dir must be a path, got ''"),
         (["--epsilon"], "--epsilon needs a value: a number >= 0"),
         (["--name", "--resume"], "--name needs a value: text"),
         (["--seed=1", "--seed", "1"], "--seed is given twice"),
