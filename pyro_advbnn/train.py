@@ -33,7 +33,7 @@ from pyro_advbnn.system.devices import describe_device, only_deterministic
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import PRECISIONS, float32_products
 from pyro_advbnn.system.process_settings import process_settings
-from pyro_advbnn.training import configuration, contradictions, loop, nonfinite, recipes, run_folders
+from pyro_advbnn.training import configuration, contradictions, loop, recipes, run_folders
 from pyro_advbnn.training.progress import tell_source
 
 Positive = Annotated[float | None, Range(0, open_low=True)]
@@ -86,7 +86,6 @@ def train(
     cuda_graphs: CudaGraphs | None = None,
     micro_batch: BatchSize | None = None,
     batch_norm: BatchNorm | None = None,
-    on_nonfinite: Literal[nonfinite.POLICIES] | None = None,
     deterministic: bool | None = None,
     out: Path | None = None,
     resume: Path | None = None,
@@ -154,15 +153,12 @@ def train(
             the same gradient, but for BatchNorm, which then normalises each part by itself.
         batch_norm: of several processes: sync (statistics of the joined batch; the default), or broadcast (of each
             process's own part; the running statistics are those of rank 0).
-        on_nonfinite: at a step whose loss or gradient is not finite: stop (the default; the last good checkpoint stays), or
-            skip: leave weights, optimizer and BatchNorm as they were, count it in skipped_steps, and stop only where a
-            whole epoch is skipped. A std that explodes stops the training always.
         deterministic: only algorithms that give the same bits each time on one machine; slower on a GPU. An operation that has
             none stops the training.
         out: the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which goes on with it
             when it starts the processes anew.
         resume: run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, network, workers,
-            precision, compile, cuda_graphs, micro_batch and on_nonfinite may be given too. A run without a checkpoint yet
+            precision, compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet
             starts from the beginning.
         tensorboard: also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, rounded to
             its single precision; needs the package tensorboard. A resumed run goes on doing so.

@@ -26,7 +26,7 @@ from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network, use
 from pyro_advbnn.training.trainer import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
-            "cuda_graphs": "auto", "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
+            "cuda_graphs": "auto", "batch_norm": "sync", "deterministic": False}
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
@@ -77,7 +77,7 @@ def _how_to_compute(flags, device):
         raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
     return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
             "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"],
-            "on_nonfinite": flags["on_nonfinite"], "deterministic": flags["deterministic"]}
+            "deterministic": flags["deterministic"]}
 
 
 def is_run_of(config, flags):
@@ -148,7 +148,7 @@ def build(config, images):
         torch.manual_seed(distributed.own_seed(config["seed"]))
     return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
                     augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
-                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"], on_nonfinite=config["on_nonfinite"])
+                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
 
 
 def check_memory(network, defense, device):
@@ -218,7 +218,7 @@ def resume(folder, flags):
 
 
 DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
-                          "batch_norm": "sync", "on_nonfinite": "stop", "deterministic": False}
+                          "batch_norm": "sync", "deterministic": False}
 
 
 def _check_resume_flags(folder, config, flags):

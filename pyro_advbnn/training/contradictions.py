@@ -12,7 +12,7 @@ _OF_A_RUN = ("dataset", "image_size", "subset", "num_train", "num_held_out", "im
              "augmentation", "defense", "network", "width", "num_classes", "in_channels", "init_from", "recipe",
              "recipe_settings", "seed", "batch_norm", "deterministic", "classifier", "num_weights")
 MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
-                        "precision", "compile", "cuda_graphs", "micro_batch", "on_nonfinite")
+                        "precision", "compile", "cuda_graphs", "micro_batch")
 _NOTHING = object()
 
 

@@ -15,7 +15,6 @@ from pyro_advbnn.cli.limits import BatchSize, Count, CountOrNone, Epochs, Images
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.json_files import place_of_key
 from pyro_advbnn.system.precision import PRECISIONS
-from pyro_advbnn.training.nonfinite import POLICIES
 from pyro_advbnn.training.recipes import RECIPES
 
 Dimension = Annotated[int, Range(1, 1_000_000)]
@@ -35,7 +34,7 @@ _NEEDED = {
 _OF_NEWER_RUNS = {
     "loading": Literal["memory", "stream"], "workers": Workers | None, "precision": Literal[PRECISIONS], "compile": bool,
     "cuda_graphs": CudaGraphs, "micro_batch": BatchSize | None, "batch_norm": BatchNorm, "tensorboard": bool,
-    "deterministic": bool, "on_nonfinite": Literal[POLICIES], "world_size": Annotated[int, Range(1, 1_000_000)],
+    "deterministic": bool, "world_size": Annotated[int, Range(1, 1_000_000)],
     "job": str | None, "epochs_changed": list[dict],
 }
 _SETTINGS = {

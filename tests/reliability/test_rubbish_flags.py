@@ -244,7 +244,7 @@ def test_flags_that_mean_something_are_taken(words):
 
 def test_no_flag_but_those_that_may_change_goes_with_resume(place):
     may = {"epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers", "precision",
-           "compile", "cuda_graphs", "micro_batch", "on_nonfinite", "resume", "dry_run"}
+           "compile", "cuda_graphs", "micro_batch", "resume", "dry_run"}
     for flag, parameter in help.parameters(train).items():
         if flag not in may:
             good = "true" if is_bool(parameter) else spell(parameter.annotation)
