@@ -1,6 +1,6 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
+    from pyro_advbnn.cli import signals, text_tables
 
     signals.end_at_once()
 
@@ -12,7 +12,6 @@ from pyro_advbnn.cli import commands, python_calls
 from pyro_advbnn.cli.limits import Seed
 from pyro_advbnn.experiments import result_rows
 from pyro_advbnn.experiments.selection import Selection, Subjects
-from pyro_advbnn.system import json_files
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
 from pyro_advbnn.training import run_folders
@@ -58,11 +57,11 @@ def _print(rows_by_defense):
     """One line per defence; a deterministic network, whose every draw is the same, has one figure under PGD."""
     print("accuracy % [95% interval] on the 360 test images of digits; PGD: l_inf radius 0.2, 20 steps of 0.025;\n"
           "predictions of Adv-BNN average 20 draws of the weights, its attackers 1 or 10 draws per gradient")
-    print(json_files.table(rows_by_defense, {
+    print(text_tables.table(rows_by_defense, {
         "defence": lambda rows: _DEFENSES[rows[0]["defense"]],
-        "clean": lambda rows: json_files.percent(rows[0], interval=True),
-        "PGD, 1 draw": lambda rows: json_files.percent(rows[1], interval=True),
-        "PGD, 10 draws": lambda rows: json_files.percent(rows[-1], interval=True),
+        "clean": lambda rows: text_tables.percent(rows[0], interval=True),
+        "PGD, 1 draw": lambda rows: text_tables.percent(rows[1], interval=True),
+        "PGD, 10 draws": lambda rows: text_tables.percent(rows[-1], interval=True),
     }))
 
 

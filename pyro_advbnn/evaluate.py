@@ -4,7 +4,7 @@ Every verb adds rows to a csv file below the results' folder as soon as it knows
 there already: what was stopped goes on where it was.
 """
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
+    from pyro_advbnn.cli import signals, text_tables
 
     signals.end_at_once()
 
@@ -20,7 +20,6 @@ from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.uncertainty_verb import uncertainty
 from pyro_advbnn.experiments.verbs import TWENTY_STEPS, Attack, Count, Radius, StepSize, chosen_step, draw_figures, finish, warn
 from pyro_advbnn.reporting import report, summaries
-from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
@@ -98,7 +97,7 @@ def transfer(
         "target": lambda row: row["run"],
         "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
         "clean %": lambda row: f"{100 * row['accuracy_clean']:.1f}",
-        "transferred %": json_files.percent,
+        "transferred %": text_tables.percent,
         "white-box %": lambda row: f"{100 * row['accuracy_white_box']:.1f}",
     })
 
@@ -211,7 +210,7 @@ def posterior(
         "fraction": lambda row: f"{row['fraction']:g}",
         "prediction": lambda row: row["prediction"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: json_files.percent(row, interval=True),
+        "accuracy %": lambda row: text_tables.percent(row, interval=True),
     })
 
 
@@ -280,7 +279,7 @@ def _reported(subjects):
 
 _COLUMNS = {
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: json_files.percent(row, interval=True),
+    "accuracy %": lambda row: text_tables.percent(row, interval=True),
     "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
     "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
     "attack draws": lambda row: row["attack_samples"],

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pyro_advbnn.attacks import catalogue
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.losses import AVERAGES
-from pyro_advbnn.cli import help
+from pyro_advbnn.cli import help, text_tables
 from pyro_advbnn.cli.commands import Range
 from pyro_advbnn.cli.limits import Minutes, Queries
 from pyro_advbnn.evaluation import checks, worst_case
@@ -13,7 +13,6 @@ from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.verbs import Count, finish
 from pyro_advbnn.reporting import scrutiny_summaries
-from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
@@ -67,7 +66,7 @@ def robust(
     finish(subjects, rows, command, [], {
         "norm": lambda row: row["norm"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: json_files.percent(row, interval=True),
+        "accuracy %": lambda row: text_tables.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "attacks": scrutiny_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
@@ -157,11 +156,11 @@ def _lookup(known):
 
 def _tell(subject, rows, names, open_ones):
     print(f"{subject.name}: accuracy in the worst case, after each attack")
-    print(json_files.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
+    print(text_tables.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
         "left": lambda row: row["num_removed"],
-        "accuracy %": lambda row: json_files.percent(row, interval=True),
+        "accuracy %": lambda row: text_tables.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
         "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",
         "seconds": lambda row: f"{row['seconds']:.1f}",

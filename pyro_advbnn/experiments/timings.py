@@ -3,6 +3,7 @@ import csv
 import io
 import statistics
 
+from pyro_advbnn.cli import text_tables
 from pyro_advbnn.system import json_files
 
 PARTS_OF_STEP = ("attack", "draws", "forward", "backward", "optimizer")
@@ -95,7 +96,7 @@ def write_csv(path, rows):
 
 def table(rows):
     """All rows as text; the ratio of each is to its floor."""
-    return json_files.table(rows, {
+    return text_tables.table(rows, {
         "batch": lambda row: row["batch_size"],
         "precision": lambda row: row["precision"],
         "contestant": lambda row: row["contestant"],
@@ -118,7 +119,7 @@ def parts_table(rows):
     titles = {"draws": "of it draws", "data": "beside it data"}
     columns = {title: lambda row, name=name: row[name] for title, name in names.items()}
     columns |= {f"{titles.get(part, part)} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
-    return json_files.table(cut, columns) if cut else ""
+    return text_tables.table(cut, columns) if cut else ""
 
 
 def rates_line(matmul_rates):

@@ -3,7 +3,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn.cli import help
+from pyro_advbnn.cli import help, text_tables
 from pyro_advbnn.cli.commands import Range
 from pyro_advbnn.evaluation import ood_images
 from pyro_advbnn.evaluation.accuracy import attack_fields
@@ -11,7 +11,6 @@ from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection
 from pyro_advbnn.experiments.evaluated_images import image_digest
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.verbs import TWENTY_STEPS, Attack, Count, Radius, draw_figures, warn
-from pyro_advbnn.system import json_files
 from pyro_advbnn.training import recipes
 
 TABLES = ("uncertainty", "detection", "rejection", "calibration")
@@ -152,11 +151,11 @@ class Doubts:
 
 def _show(subject, doubts):
     print(f"{subject.name}, {doubts.num_samples} {'draws' if doubts.num_samples > 1 else 'draw'} per prediction")
-    print(json_files.table(doubts.told, _TOLD))
+    print(text_tables.table(doubts.told, _TOLD))
     if doubts.unknown():
         print("note: mutual information needs several draws per prediction: --num_samples 2 or more")
     if doubts.detected:
-        print(json_files.table(doubts.detected, _DETECTED))
+        print(text_tables.table(doubts.detected, _DETECTED))
 
 
 def _number(name, digits=3):
@@ -166,7 +165,7 @@ def _number(name, digits=3):
 _TOLD = {
     "attack": lambda row: row["attack"],
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: json_files.percent(row, interval=True),
+    "accuracy %": lambda row: text_tables.percent(row, interval=True),
     "nll": _number("nll"), "Brier": _number("brier"), "ECE": _number("calibration_error"),
     "entropy": _number("entropy"), "mutual information": _number("mutual_information", 4),
     "attack draws": lambda row: row["attack_samples"] or "-",

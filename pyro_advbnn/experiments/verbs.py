@@ -3,11 +3,10 @@ from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import python_calls
+from pyro_advbnn.cli import python_calls, text_tables
 from pyro_advbnn.cli.commands import Range
 from pyro_advbnn.cli.limits import Count
 from pyro_advbnn.reporting import figures
-from pyro_advbnn.system import json_files
 from pyro_advbnn.training import recipes
 
 Radius = Annotated[float, Range(0, 1)]
@@ -54,7 +53,7 @@ def finish(subjects, rows, command, drawn, columns):
     columns: {title: function of a row}; the run stands before them where there are several and no column is the target.
     """
     named = len(subjects) == 1 or "target" in columns
-    print(json_files.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
+    print(text_tables.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
     table = subjects.tables[0]
     known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
     print(f"added {subjects.num_rows} rows to {table.path}{known}")

@@ -1,16 +1,16 @@
 """The tables of doubt for a report: (name, title, columns, rows, note) from the rows of uncertainty.csv and detection.csv."""
+from pyro_advbnn.cli import text_tables
 from pyro_advbnn.reporting.agreement import NONE
 from pyro_advbnn.reporting.curves import common, labels, settings
 from pyro_advbnn.reporting.uncertainty_figures import detected
-from pyro_advbnn.system import json_files
 
 _SHOWN = ("epsilon", "attack", "score", "network", "alpha", "prior_std", "checkpoint")
 
 
 def uncertainty(rows):
     """Accuracy, likelihood, calibration and doubt, clean and attacked, one line per row."""
-    columns = {"accuracy": lambda row: json_files.percent(row, interval=True), "NLL": _number("nll"), "Brier": _number("brier"),
-               "ECE": _number("calibration_error"), "entropy": _number("entropy"),
+    columns = {"accuracy": lambda row: text_tables.percent(row, interval=True), "NLL": _number("nll"),
+               "Brier": _number("brier"), "ECE": _number("calibration_error"), "entropy": _number("entropy"),
                "expected entropy": _number("expected_entropy"), "mutual information": _number("mutual_information", 4),
                "variation ratio": _number("variation_ratio")}
     lines = [[name, _images(row), *(show(row) for show in columns.values())] for name, row in _named(rows)]

@@ -1,6 +1,6 @@
 """The tables of scrutiny for a report: (name, title, columns, rows, note) from the rows of robust.csv and checks.csv."""
+from pyro_advbnn.cli import text_tables
 from pyro_advbnn.reporting.curves import common, defense_name, labels, settings
-from pyro_advbnn.system import json_files
 
 _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num_queries": "queries of Square",
            "num_examples": "images"}
@@ -8,7 +8,7 @@ _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num
 
 def robust(rows):
     """Accuracy in the worst case over several attacks, one line per ensemble."""
-    lines = [[row["run"], defense_name(row), row["norm"], f"{row['epsilon']:g}", json_files.percent(row, interval=True),
+    lines = [[row["run"], defense_name(row), row["norm"], f"{row['epsilon']:g}", text_tables.percent(row, interval=True),
               f"{100 * row['single_draw_accuracy']:.1f}", f"{100 * row['undecided']:.1f}", str(row["attack_samples"]),
               f"{row['num_examples']:,}", attacks(row)] for row in rows]
     note = (f"{_shared(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "

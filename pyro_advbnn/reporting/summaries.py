@@ -2,6 +2,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pyro_advbnn.cli import text_tables
 from pyro_advbnn.reporting import agreement, csv_tables, doubt_summaries, paper, run_descriptions, scrutiny_summaries
 from pyro_advbnn.reporting.agreement import NONE
 from pyro_advbnn.reporting.curves import (
@@ -62,7 +63,7 @@ def write(folder):
 def as_text(summary):
     """A summary as aligned text."""
     rows = [dict(zip(summary.columns, row, strict=True)) for row in summary.rows]
-    table = json_files.table(rows, {name: lambda row, name=name: row[name] for name in summary.columns})
+    table = text_tables.table(rows, {name: lambda row, name=name: row[name] for name in summary.columns})
     return "\n".join(filter(None, (summary.title, table, summary.note))) + "\n"
 
 
@@ -91,7 +92,7 @@ def _table1_of(rows, dataset, suffix):
     for curve in curves(rows, "epsilon"):
         last, many = curve.rows[-1], _is_many(curve)
         name = _joined(curve.label, {name: text for name, text in curve.words.items() if name != "attack_samples"})
-        cells = {row["epsilon"]: json_files.percent(row, interval=True) for row in curve.rows}
+        cells = {row["epsilon"]: text_tables.percent(row, interval=True) for row in curve.rows}
         published = [_percent(paper.accuracy(dataset, last["defense"], radius, many)) for radius in radii]
         lines.append([name, "ours", str(last["attack_samples"] or NONE), *(cells.get(radius, NONE) for radius in radii)])
         known.append((defense_name(last), many, set(published) != {NONE}))
@@ -131,7 +132,7 @@ def _radii(rows, dataset):
 
 def _accuracy(rows, _):
     """Fig. 2 as a table, one line per point."""
-    lines = [[curve.text, f"{row['epsilon']:g}", json_files.percent(row, interval=True),
+    lines = [[curve.text, f"{row['epsilon']:g}", text_tables.percent(row, interval=True),
               _percent(paper.accuracy(row["dataset"], row["defense"], row["epsilon"], _is_many(curve)))]
              for curve in curves(rows, "epsilon") for row in curve.rows]
     note = (f"{_shared(rows, 'epsilon')}. {_INTERVALS}. Published: {paper.TABLE_1}, and for many draws per "
@@ -148,7 +149,7 @@ def _runs(rows, folder):
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        last, cells = curve.rows[-1], {row["epsilon"]: json_files.percent(row, interval=True) for row in curve.rows}
+        last, cells = curve.rows[-1], {row["epsilon"]: text_tables.percent(row, interval=True) for row in curve.rows}
         lines.append([curve.label, defense_name(last), peculiar.get(last["run"]) or NONE, str(last["attack_samples"] or NONE),
                       *(cells.get(radius, NONE) for radius in radii)])
     told = ("Unlike most: settings that most of these runs have otherwise" if len(peculiar) == len(order) else
@@ -168,7 +169,7 @@ def _transfer(rows, _):
             agree.append(agreement.check_rho(row["rho"], published))
             lines.append([
                 _joined(names.get(row["source"], row["source"]), words), names[row["run"]], _percent(row["accuracy_clean"]),
-                json_files.percent(row, interval=True), _percent(row["accuracy_white_box"]),
+                text_tables.percent(row, interval=True), _percent(row["accuracy_white_box"]),
                 row["note"] or NONE if row["rho"] is None else f"{row['rho']:.2f}",
                 f"≈ {span(published)}" if published else NONE, agree[-1]])
     note = (f"{_shared(rows)}. ρ = (Acc[B] − Acc[B|A]) / (Acc[B] − Acc[B|B]), Eq. (14); where the denominator's 95 % interval "

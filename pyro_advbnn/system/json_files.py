@@ -1,4 +1,4 @@
-"""What a run leaves behind: lines of metrics, JSON, text tables, the environment they came from. No tensors here."""
+"""What a run leaves behind: lines of metrics, JSON, the environment they came from. No tensors here."""
 import errno
 import json
 import os
@@ -13,19 +13,6 @@ from pathlib import Path
 
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
-
-
-def table(rows, columns):
-    """`rows` as text: a header and one aligned line each; columns is {title: function of a row}."""
-    lines = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def percent(row, interval=False):
-    """The accuracy of a row as text in percent, with its interval where asked."""
-    text = f"{100 * row['accuracy']:.1f}"
-    return f"{text} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]" if interval else text
 
 
 def append_jsonl(path, row):

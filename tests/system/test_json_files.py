@@ -1,4 +1,4 @@
-"""Tests of records: text tables, JSON files that only grow whole."""
+"""Tests of records: JSON files that only grow whole."""
 import json
 import os
 
@@ -77,19 +77,6 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, text, message):
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message):
         json_files.read_json(tmp_path / "config.json")
-
-
-def test_a_table_aligns_its_columns_under_their_titles():
-    rows = [{"a": 1, "b": "long text"}, {"a": 1000, "b": ""}]
-    assert json_files.table(rows, {"first": lambda row: row["a"], "b": lambda row: row["b"]}) == (
-        "first          b\n"
-        "    1  long text\n"
-        " 1000           ")
-
-
-def test_percent_shows_one_decimal_and_the_interval_where_asked():
-    row = {"accuracy": 0.98765, "accuracy_low": 0.9, "accuracy_high": 1.0}
-    assert (json_files.percent(row), json_files.percent(row, interval=True)) == ("98.8", "98.8 [90.0, 100.0]")
 
 
 def test_the_environment_names_versions_commit_and_hardware():
