@@ -1,6 +1,6 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
 if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals, text_tables
+    from pyro_advbnn.cli import signals
 
     signals.end_at_once()
 
@@ -8,15 +8,16 @@ import tempfile
 from pathlib import Path
 
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import commands, python_calls
+from pyro_advbnn.cli import commands, python_calls, text_tables
 from pyro_advbnn.cli.limits import Seed
 from pyro_advbnn.experiments import result_rows
 from pyro_advbnn.experiments.selection import Selection, Subjects
+from pyro_advbnn.reporting import paper
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
 from pyro_advbnn.training import run_folders
 
-_DEFENSES = {"none": "no defence", "adv": "adversarial training", "advbnn": "Adv-BNN"}
+_DEFENSES = ("none", "adv", "advbnn")
 
 
 @python_calls.from_python
@@ -58,7 +59,7 @@ def _print(rows_by_defense):
     print("accuracy % [95% interval] on the 360 test images of digits; PGD: l_inf radius 0.2, 20 steps of 0.025;\n"
           "predictions of Adv-BNN average 20 draws of the weights, its attackers 1 or 10 draws per gradient")
     print(text_tables.table(rows_by_defense, {
-        "defence": lambda rows: _DEFENSES[rows[0]["defense"]],
+        "defence": lambda rows: paper.DEFENSE_NAMES[rows[0]["defense"]],
         "clean": lambda rows: text_tables.percent(rows[0], interval=True),
         "PGD, 1 draw": lambda rows: text_tables.percent(rows[1], interval=True),
         "PGD, 10 draws": lambda rows: text_tables.percent(rows[-1], interval=True),
