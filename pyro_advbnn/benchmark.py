@@ -34,6 +34,7 @@ from pyro_advbnn.experiments.workloads import (
 )
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import PRECISIONS, resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
@@ -224,7 +225,7 @@ class _Report:
         described = asdict(self.settings) | {"device": describe_device(self.settings.device)}
         json_files.write_json(self.out / "benchmark.json", {
             "settings": described, "num_weights": self.num_weights, "matmul_flops_per_second": self.matmul_rates,
-            "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": json_files.environment()})
+            "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": environment()})
 
     def print(self):
         texts = [timings.table(self.rows), timings.rates_line(self.matmul_rates), timings.parts_table(self.rows),

@@ -33,7 +33,7 @@ from tiny_runs import (
 from pyro_advbnn import datasets
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, configuration, loop, run_folders
@@ -694,7 +694,7 @@ def test_a_folder_with_nothing_but_a_file_that_a_crash_left_unfinished_is_taken(
     monkeypatch.setattr(os, "getpid", lambda: 12345)
     folder = tmp_path / "run"
     folder.mkdir()
-    with json_files.replacing(folder / "config.json"):
+    with files.replacing(folder / "config.json"):
         leftover, = folder.iterdir()
         content = leftover.name
     (folder / "config.json").unlink()

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyro_advbnn.datasets.decoding import decode, decode_to
 from pyro_advbnn.system import files
-from pyro_advbnn.system.json_files import replacing
+from pyro_advbnn.system.files import replacing
 
 _MOST_HEADER = 1000                                      # bytes before the array
 

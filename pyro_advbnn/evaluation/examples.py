@@ -4,7 +4,7 @@ from PIL import Image
 
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.evaluation.accuracy import attack_fields, attack_images
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 
 PERTURBATION_FACTOR = 10
 PICTURES = ("clean", "perturbation", "adversarial")
@@ -53,5 +53,5 @@ def _save(path, image):
     """Write an image (C, H, W) in [0, 1], brought into it, as PNG."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with json_files.replacing(path) as file:
+    with files.replacing(path) as file:
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")

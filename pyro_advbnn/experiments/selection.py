@@ -19,6 +19,7 @@ from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.reporting.csv_tables import Table
 from pyro_advbnn.system import json_files, locks
 from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import float32_products
 from pyro_advbnn.system.process_settings import process_settings
@@ -186,7 +187,7 @@ class Subjects(list):
         if self.num_rows:
             json_files.append_jsonl(self.folder / "evaluation" / "log.jsonl", {
                 "command": command, "seconds": round(time.perf_counter() - self.began, 1), "rows": self.num_rows,
-                "environment": json_files.environment() | {"device": describe_device(self.device)}})
+                "environment": environment() | {"device": describe_device(self.device)}})
 
 
 def _folders(selection):

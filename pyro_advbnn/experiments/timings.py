@@ -4,7 +4,7 @@ import io
 import statistics
 
 from pyro_advbnn.cli import text_tables
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 
 PARTS_OF_STEP = ("attack", "draws", "forward", "backward", "optimizer")
 PARTS = (*PARTS_OF_STEP, "data")
@@ -90,7 +90,7 @@ def write_csv(path, rows):
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with json_files.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(text.getvalue().encode())
 
 

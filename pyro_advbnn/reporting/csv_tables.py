@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_advbnn.system import files, json_files
+from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
 
 RUN_FIELDS = ("run", "dataset", "network", "defense", "alpha", "prior_std", "checkpoint", "weights")
@@ -121,7 +121,7 @@ class Table:
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._lines)
-        with json_files.replacing(self.path) as file:
+        with files.replacing(self.path) as file:
             file.write(text.getvalue().encode())
 
     def _key(self, line):

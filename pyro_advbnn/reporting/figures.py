@@ -20,7 +20,7 @@ from pyro_advbnn.reporting.figure_style import (
 )
 from pyro_advbnn.reporting.transfer_figure import transfer
 from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
 
 _EDGE = "#fafafa"                                       # of bars, and their hatches; on light and dark pages
@@ -59,7 +59,7 @@ def _write(folder, name, drawing, rows):
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.svg", folder / f"{name}.png"]
         for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
-            with json_files.replacing(path) as file:
+            with files.replacing(path) as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
 

@@ -39,7 +39,7 @@ def write(folder, runs=None):
     page = "<!DOCTYPE html>\n" + ET.tostring(_page(folder, configs, log), encoding="unicode", method="html")
     page = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", page)
     path = folder / "report.html"
-    with json_files.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(page.encode())
     return path
 

@@ -19,7 +19,7 @@ from pyro_advbnn.reporting.curves import (
     span,
     transfer_groups,
 )
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 
 _MOST_RADII = 7
 _INTERVALS = "Accuracy in % with its 95 % Wilson interval"
@@ -54,7 +54,7 @@ def write(folder):
     for summary in summaries(folder):
         path = Path(folder) / "tables" / f"{summary.name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with json_files.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(as_markdown(summary).encode())
         paths.append(path)
     return paths

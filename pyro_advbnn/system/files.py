@@ -1,7 +1,9 @@
-"""Files that others may have made: what is looked at before one of them is opened."""
+"""Files: written in one step, looked at before they are opened."""
 import errno
 import os
+import re
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_advbnn.system.errors import InputError, reason
@@ -78,3 +80,61 @@ def is_there(path):
 def _kind(mode):
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+
+
+@contextmanager
+def replacing(path, prove=None):
+    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one.
+
+    prove: a function of the new file's path, called when it is on the disk; what it raises leaves the old file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            temporary.unlink(missing_ok=True)           # a leftover, or a link that somebody planted
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _forget(file)
+            if prove:
+                prove(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)           # left over only where something failed
+
+
+@contextmanager
+def naming(path):
+    """Errors of the system inside name `path`: a full disk names no file, others a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)
+        raise
+
+
+def sync_folder(folder):
+    """Bring to the disk which names the folder holds; without it a power cut may undo a renaming."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do this by themselves
+            raise
+    finally:
+        os.close(handle)
+
+
+def is_temporary(path):
+    """Whether the name of `path` is that of a file which `replacing` was writing, or a lock, when its process ended."""
+    return bool(re.fullmatch(r"\..+\.\d+\.tmp", Path(path).name))
+
+
+def _forget(file):
+    """Let what is read next come from the disk, not from the system's memory of what was written."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,13 +1,8 @@
-"""What a run leaves behind: lines of metrics, JSON, the environment they came from. No tensors here."""
-import errno
+"""JSON files and files of JSON lines, which a crash leaves whole."""
 import json
 import os
-import platform
 import re
-import subprocess
 from collections import Counter
-from contextlib import contextmanager
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +12,7 @@ from pyro_advbnn.system.errors import InputError
 
 def append_jsonl(path, row):
     """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
-    with naming(path), Path(path).open("ab+") as file:
+    with files.naming(path), Path(path).open("ab+") as file:
         file.seek(0)
         there = file.read()
         whole = _whole_lines(there)
@@ -141,94 +136,5 @@ def _decoded(literal):
 
 
 def _replace(path, text):
-    with replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(text.encode())
-
-
-@contextmanager
-def replacing(path, prove=None):
-    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one.
-
-    prove: a function of the new file's path, called when it is on the disk; what it raises leaves the old file.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path):
-        try:
-            temporary.unlink(missing_ok=True)           # a leftover, or a link that somebody planted
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                _forget(file)
-            if prove:
-                prove(temporary)
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)           # left over only where something failed
-
-
-@contextmanager
-def naming(path):
-    """Errors of the system inside name `path`: a full disk names no file, others a temporary one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno:
-            error.filename = str(path)
-        raise
-
-
-def sync_folder(folder):
-    """Bring to the disk which names the folder holds; without it a power cut may undo a renaming."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do this by themselves
-            raise
-    finally:
-        os.close(handle)
-
-
-def is_temporary(path):
-    """Whether the name of `path` is that of a file which `replacing` was writing, or a lock, when its process ended."""
-    return bool(re.fullmatch(r"\..+\.\d+\.tmp", Path(path).name))
-
-
-def _forget(file):
-    """Let what is read next come from the disk, not from the system's memory of what was written."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def environment():
-    """Versions, the git commit of the package and the hardware, for config.json."""
-    names = ("pyro-advbnn", "torch", "torchvision", "pyro-ppl", "numpy", "fire")
-    return {"python": platform.python_version(), "versions": {name: _version(name) for name in names},
-            "git_commit": _git_commit(), "hardware": {"machine": platform.machine(), "system": platform.system(),
-                                                     "cpu": _cpu_name(), "cpu_cores": os.cpu_count()}}
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit():
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or None

@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
 
 NAME = ".lock"
@@ -142,7 +142,7 @@ def _owner(handle):
 
 def _new(path, put):
     """The open handle of a new lock file, whole and with flock before `put(temporary, path)` brings it to its place."""
-    with json_files.naming(path):                           # a full disk names no file
+    with files.naming(path):                           # a full disk names no file
         return _written(path, put)
 
 

@@ -14,7 +14,7 @@ from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError, as_path, one_line, reason
-from pyro_advbnn.system.json_files import replacing
+from pyro_advbnn.system.files import replacing
 from pyro_advbnn.training import checkpoint_archives
 
 FORMAT = 1

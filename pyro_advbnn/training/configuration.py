@@ -14,8 +14,9 @@ from pyro_advbnn.bayes.parameters import trainable_parameters
 from pyro_advbnn.bayes.settings import fan_in_factor
 from pyro_advbnn.datasets.streaming import StreamedImages
 from pyro_advbnn.evaluation.inputs import check_logits
-from pyro_advbnn.system import distributed, json_files
+from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import describe_device, resolve_device
+from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
@@ -64,7 +65,7 @@ def configure(flags):
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
-        "environment": json_files.environment() | {"device": describe_device(device),
+        "environment": environment() | {"device": describe_device(device),
                                                   "normals": how_normals_are_drawn()},
     }
     return config, images, held_out

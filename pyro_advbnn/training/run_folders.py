@@ -49,7 +49,7 @@ def _make(folder, write):
             raise
     finally:
         shutil.rmtree(unnamed, ignore_errors=True)       # left over only where something failed
-    json_files.sync_folder(folder.parent)
+    files.sync_folder(folder.parent)
     return lock.moved(folder)
 
 
@@ -79,7 +79,7 @@ def _sweep_beside(folder):
 def _sweep(folder):
     """Take away the files that a killed process was writing to a locked folder."""
     for path in folder.iterdir():
-        if json_files.is_temporary(path):
+        if files.is_temporary(path):
             path.unlink(missing_ok=True)
 
 
@@ -107,7 +107,7 @@ def check_writable(folder):
 
 def _is_leftover(path):
     begun = (path.with_name(locks.NAME).exists() and not path.with_name("config.json").exists())  # killed in `_fill`
-    return json_files.is_temporary(path) or path.name == locks.NAME or (path.name == "checkpoint.pt" and begun)
+    return files.is_temporary(path) or path.name == locks.NAME or (path.name == "checkpoint.pt" and begun)
 
 
 def read_config(folder):

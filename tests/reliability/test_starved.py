@@ -10,7 +10,7 @@ from tiny_runs import TINY, assert_same_run, content, run, snapshot, words
 from pyro_advbnn import evaluate
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.system import json_files
+from pyro_advbnn.system import files
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, loop, run_folders
 
@@ -203,7 +203,7 @@ def test_a_mount_that_is_too_small_for_a_run_is_left_empty(disk, capsys, tally):
 
 def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(tmp_path, capsys, monkeypatch, tally):
     folder = run(tmp_path / "run", **FLAGS, max_minutes=1e-9)
-    before, real = (folder / "checkpoint.pt").read_bytes(), json_files.os.fsync
+    before, real = (folder / "checkpoint.pt").read_bytes(), files.os.fsync
 
     def fsync(handle):                                   # a disk that says yes and forgets a bit
         real(handle)
@@ -214,7 +214,7 @@ def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(
                 file.seek(20_000)
                 file.write(bytes([byte[0] ^ 1]))
 
-    monkeypatch.setattr(json_files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     code, err = outcome(capsys, train, "--resume", folder, "--max_minutes", 1e-9)
     assert code == 2 and "what was written could not be read back" in err and "go on with --resume" in err
     monkeypatch.undo()
