@@ -486,6 +486,9 @@ from torch.utils.checkpoint import checkpoint
 def soft(n):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, n), nn.Softmax(1))
 
+def wide(n):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, n + 1))
+
 def lazy(n):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(n))
 
@@ -503,7 +506,8 @@ class Later(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("soft", "must return logits, these are probabilities"), ("lazy", "has no shape yet"), ("bare", "has no parameters"),
+    ("soft", "must return logits, these are probabilities"), ("wide", "here (1, 10), got a tensor (1, 11)"),
+    ("lazy", "has no shape yet"), ("bare", "has no parameters"),
     ("Later", "cannot be called with weights that are drawn anew in each call")])
 def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, monkeypatch, capsys, name, words):
     (tmp_path / "odd_networks.py").write_text(ODD)

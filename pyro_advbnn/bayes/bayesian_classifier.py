@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
-from pyro_advbnn.bayes.classifier import Classifier, checked
+from pyro_advbnn.bayes.classifier import Classifier, checked_logits
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls
 from pyro_advbnn.bayes.kernels.vectors import Buffers, unflatten
@@ -84,7 +84,8 @@ class BayesianClassifier(Classifier):
         weights = self.posterior_distribution().rsample()
         if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
             return self._logits(weights, x)
-        return checked(self._lean_calls(self._lean_calls.weights(self._by_alias(weights), owned=self._shapes), x))
+        calls = self._lean_calls
+        return checked_logits(calls(calls.weights(self._by_alias(weights), owned=self._shapes), x), len(x))
 
     @functools.cached_property
     def _lean_calls(self):
@@ -156,7 +157,7 @@ class BayesianClassifier(Classifier):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 
     def _logits(self, weights, x):
-        return checked(functional_call(self.network, self._by_alias(weights), (x,), tie_weights=False))
+        return checked_logits(functional_call(self.network, self._by_alias(weights), (x,), tie_weights=False), len(x))
 
     def _by_alias(self, weights):
         by_name = self._by_name(weights)

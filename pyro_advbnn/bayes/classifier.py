@@ -38,8 +38,8 @@ class Classifier(nn.Module):
         .data, of which torch tells nobody, or call eval() or train() afterwards.
         """
         if any(p.requires_grad for p in self.parameters()):
-            return checked(self.network(x))
-        return checked(self._lean_calls(self._kept_weights(x), x))
+            return checked_logits(self.network(x), len(x))
+        return checked_logits(self._lean_calls(self._kept_weights(x), x), len(x))
 
     @functools.cached_property
     def _lean_calls(self):
@@ -129,9 +129,15 @@ class Classifier(nn.Module):
         self._pyro_name = f"classifier{next(self._numbers)}"
 
 
-def checked(logits):
-    """The logits.   Raises InputError where they are not one tensor (B, classes)."""
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(f"the network must return one tensor of logits (B, classes), got {got}")
-    return logits
+def checked_logits(logits, num_images, num_classes=None):
+    """The logits.   Raises InputError where they are not one floating point tensor (num_images, num_classes).
+
+    num_classes: None where any number of at least 2 will do.
+    """
+    is_tensor = isinstance(logits, torch.Tensor)
+    if is_tensor and logits.is_floating_point() and logits.dim() == 2 and logits.shape[1] > 1 and (
+            tuple(logits.shape) == (num_images, num_classes or logits.shape[1])):
+        return logits
+    got = f"a tensor {tuple(logits.shape)} of {logits.dtype}" if is_tensor else f"a {type(logits).__name__}"
+    raise InputError(f"the network must return one tensor of logits (B, classes), here ({num_images}, "
+                     f"{num_classes or '2 or more'}), got {got}; wrap it in a module that does")

@@ -9,6 +9,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.modes import eval_mode, frozen
+from pyro_advbnn.bayes.classifier import checked_logits
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.random_streams import undisturbed
 
@@ -72,14 +73,7 @@ def check_classifier(classifier, x, *, gradient=True):
 
 def logits_of(classifier, x):
     """The logits (B, classes) of one call, in float32.   Raises InputError for an answer of another kind or shape."""
-    logits = classifier(x)
-    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        raise InputError(f"the classifier must return one tensor of logits (B, classes), got {_kind(logits)}; "
-                         f"wrap it in a module that does")
-    if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        raise InputError(f"the classifier must return logits (B, classes) of at least 2 classes for {len(x)} images, "
-                         f"got {_kind(logits)}")
-    return logits.float()
+    return checked_logits(classifier(x), len(x)).float()
 
 
 def check_probabilities(probabilities):

@@ -8,6 +8,7 @@ import torch
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.build import build_classifier
+from pyro_advbnn.bayes.classifier import checked_logits
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn
 from pyro_advbnn.bayes.parameters import trainable_parameters
@@ -250,9 +251,7 @@ def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
     image = _first_image(images)
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
-    if logits.shape != (1, images.num_classes):
-        raise InputError(f"the network gives {tuple(logits.shape)} for one image, not (1, {images.num_classes}) logits")
-    check_logits(logits)
+    check_logits(checked_logits(logits, 1, images.num_classes))
     if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
         _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
                 f"{len(images)} images, on which the network cannot be trained")
@@ -289,8 +288,7 @@ def _first_image(images):
 @torch.no_grad()
 def _logits(network, image, complaint):
     try:
-        logits = network(image)
-        return logits.reshape(logits.shape)              # else it is no tensor
+        return network(image)
     except Exception as error:                           # a network of the user's fails in ways of its own
         raise InputError(f"{complaint}: {reason(error)}") from None
 

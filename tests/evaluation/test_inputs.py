@@ -97,15 +97,15 @@ def test_labels_on_another_device_than_the_images_are_refused(batch):
 
 
 CLASSIFIERS = {
-    "a tuple": (lambda z: (z, z), "must return one tensor of logits (B, classes), got a tuple"),
+    "a tuple": (lambda z: (z, z), "must return one tensor of logits (B, classes), here (2, 2 or more), got a tuple"),
     "a named tuple": (lambda z: Outputs(z, z), "got a Outputs; wrap it in a module that does"),
     "a dict": (lambda z: {"logits": z}, "got a dict"),
     "nothing": (lambda z: None, "got a NoneType"),
     "class numbers": (lambda z: z.argmax(-1), "must return one tensor of logits"),
-    "one score each": (lambda z: z[:, 0], "logits (B, classes) of at least 2 classes for 2 images, got a tensor (2,)"),
+    "one score each": (lambda z: z[:, 0], "here (2, 2 or more), got a tensor (2,)"),
     "one class": (lambda z: z[:, :1], "got a tensor (2, 1)"),
     "a map": (lambda z: z[:, :, None, None], "got a tensor (2, 3, 1, 1)"),
-    "one row for all": (lambda z: z.mean(0, keepdim=True), "for 2 images, got a tensor (1, 3)"),
+    "one row for all": (lambda z: z.mean(0, keepdim=True), "here (2, 2 or more), got a tensor (1, 3)"),
     "NaN": (lambda z: z / 0 * 0, "logits must be finite, got NaN or infinite ones"),
     "infinity": (lambda z: z.abs() / 0, "logits must be finite"),
     "probabilities": (lambda z: z.softmax(-1), "must return logits, these are probabilities: rows that sum to 1"),
