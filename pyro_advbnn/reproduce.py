@@ -139,8 +139,7 @@ def _images(wanted):
 def _alone_in(out):
     """The lock of the results' folder, for the time inside."""
     run_folders.check_writable(out)
-    with locks.held(out) as lock:
-        lock.announce()
+    with locks.locked(out):
         yield
 
 
@@ -192,7 +191,7 @@ class _Journal:
 
 def _is_begun(folder):
     """Whether a training lies there that is not finished; one whose checkpoint was taken away is as finished as it was."""
-    return run_folders.has_position(folder) and not run_folders.is_finished(folder)
+    return run_folders.has_checkpoint(folder) and not run_folders.is_finished(folder)
 
 
 def _difference(before, now):

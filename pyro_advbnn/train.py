@@ -219,11 +219,7 @@ def _is_this_jobs(folder, flags):
 def _lock(folder, locked):
     """Take the lock of a run that is to go on, before its checkpoint is read."""
     run_folders.read_config(folder)                      # no lock is left in a folder that is no run
-    try:
-        lock = locked.enter_context(locks.take(folder))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
-    lock.announce()
+    locked.enter_context(locks.locked(folder))
 
 
 def _resume(resumed, folder, flags):
@@ -245,14 +241,14 @@ def _begin(folder, flags):
 
 
 def _open(folder, config, training, resumed, locked):
-    """Collective: make the run folder, or write the config of a run that goes on."""
-    position = training.state_dict()
+    """Make the run folder, or write the config of a run that goes on."""
     if not distributed.is_main():
         return
     if not resumed:
-        locked.enter_context(run_folders.create(folder, config, training.result, position))
+        locked.enter_context(locks.locked(folder))
+        run_folders.create(folder, config)
         return tell_source(config["init_from"]) if config["init_from"] else None
-    run_folders.reopen(folder, config, training.result, position)
+    run_folders.reopen(folder, config, training.epochs_done)
     now, then = describe_device(training.device), config["environment"].get("device")
     if config["deterministic"] and now != then:
         print(f"note: the run began on {then}, this is {now}: its end will not have the same bits")

@@ -128,22 +128,15 @@ class Subjects(list):
 
     def _lock(self):
         if _held:
-            _held[-1].enter_context(locks.held(self.folder / "evaluation")).announce()
+            _held[-1].enter_context(locks.locked(self.folder / "evaluation"))
 
     def _load(self, folder, config):
         classifier, config, path = run_folders.load_classifier(
             folder, self.selection.checkpoint, self._own_network(config), self.device)
-        if self.selection.checkpoint == "best" and path.name != "best.pt":
-            self._note_trouble(folder, config)
         fields = run_folders.row_fields(config, path, digest(classifier.state_dict()))
         images, images_digest = self._split(folder, config)
         fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
         return Subject(fields["run"], folder, classifier, config, images, images_digest, fields)
-
-    def _note_trouble(self, folder, config):
-        trouble = run_folders.trouble_with_best(folder, config)
-        if trouble:
-            print(f"note: {trouble}", flush=True)
 
     def _own_network(self, config):
         """The network of the user's own that the flag names, for the runs that have it."""

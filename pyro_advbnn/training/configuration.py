@@ -22,7 +22,7 @@ from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.system.random_streams import undisturbed
-from pyro_advbnn.training import batch_norm, event_files, metrics, recipes, run_folders
+from pyro_advbnn.training import batch_norm, metrics, recipes, run_folders
 from pyro_advbnn.training.contradictions import MAY_CHANGE_ON_RESUME
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network, use_cuda_graphs
 from pyro_advbnn.training.trainer import Training
@@ -42,7 +42,7 @@ def configure(flags):
     device = resolve_device(flags["device"])
     how = _how_to_compute(flags, device)
     if flags.get("tensorboard"):
-        event_files.require()
+        metrics.require_tensorboard()
     for name in ("prior_std", "init_std"):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
@@ -187,7 +187,7 @@ def resume(folder, flags):
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config
-    run_folders.check_position(folder, config)
+    position = run_folders.read_position(folder, config)
     _check_resume_flags(folder, config, flags)
     epochs_before = config["settings"]["epochs"]
     config["settings"]["epochs"] = flags.get("epochs", epochs_before)
@@ -195,10 +195,9 @@ def resume(folder, flags):
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
     if config["tensorboard"]:
-        event_files.require()
+        metrics.require_tensorboard()
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
-    run_folders.refuse_lost_position(folder)
     metrics.read(folder)
     images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
                                            config["subset"], config["num_held_out"], config["seed"], device,
@@ -206,9 +205,8 @@ def resume(folder, flags):
     if (digest, *images.image_shape, *images.class_names) != (
             config["images_sha256"], *config["image_shape"], *config["class_names"]):
         raise InputError("the training images are not those that the run began with")
-    begun = run_folders.has_position(folder)
-    training = build(config | ({"init_from": None} if begun else {}), images)
-    best = run_folders.restore_position(folder, training) if begun else None
+    training = build(config | ({"init_from": None} if position else {}), images)
+    best = run_folders.restore_position(folder, training, position) if position else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")

@@ -1,5 +1,5 @@
 """The course of a training in its run folder: epochs, measurements, checkpoints, and what stops it before its end."""
-import signal
+from contextlib import nullcontext
 
 import torch
 
@@ -12,9 +12,8 @@ from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.precision import autocast, batch_format
 from pyro_advbnn.system.random_streams import separate_randomness
-from pyro_advbnn.training import checkpoints, run_folders
+from pyro_advbnn.training import checkpoints, metrics, run_folders
 from pyro_advbnn.training.algorithm1 import build_attack
-from pyro_advbnn.training.micro_batches import release_frames
 from pyro_advbnn.training.nonfinite import NotFinite
 from pyro_advbnn.training.progress import Progress
 
@@ -28,52 +27,45 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
     """
     progress = Progress(config, training, folder)
     progress.begin()
+    shown = training.epochs_done if config["tensorboard"] else None
     try:
-        with run_folders.metrics_writer(folder, config) as write_row:
+        with metrics.writer(folder, shown) if distributed.is_main() else nullcontext(_write_nothing) as write_row:
             return _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
-    except InputError as error:                          # a loss that is not finite, a streamed image that is damaged
-        progress.close()
+    except Exception as error:
         if isinstance(error, NotFinite) and not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it
-        error = "; ".join(filter(None, [str(error), training.skipped_in_a_row()]))
-        last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
-        none = f"no checkpoint has been written to {folder} yet but that of its start"
-        raise InputError(f"{error}; {last if run_folders.has_begun(folder) else none}") from None
-    except OSError as error:                             # a full disk, a folder that is gone
-        progress.close()
-        if error.filename is None:
+        explained = _explanation(error, folder, config, training)
+        if explained is None:
             raise
-        there = run_folders.has_position(folder)
-        way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no checkpoint any more"
-        raise InputError(f"{error.filename}: {error.strerror}; {way_on}") from None
-    except Exception as error:
-        if is_nondeterministic(error) and config["deterministic"]:
-            progress.close()
-            raise InputError(f"--deterministic: {reason(error)}") from None
-        if not is_out_of_memory(error):
-            raise
+        raise InputError(explained) from None
+    except KeyboardInterrupt:
         progress.close()
-        raise InputError(_too_large(training, folder, error)) from None
-    except KeyboardInterrupt as error:
-        progress.close()
-        if run_folders.is_finished(folder):              # the last checkpoint is written, there is nothing to go on with
-            asked.number = getattr(error, "number", signal.SIGINT)
-            return True
-        where = folder / "checkpoint.pt" if run_folders.has_begun(folder) else "the beginning"
+        where = folder / "checkpoint.pt" if run_folders.has_checkpoint(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
+    finally:
+        progress.close()
 
 
-def _too_large(training, folder, error):
-    release_frames(error)
-    tried = training.images_at_a_time
-    if distributed.world_size() > 1:                     # trying would have to be done by all processes alike
-        return f"out of memory with {tried} images at a time in a process; a smaller --batch_size or --micro_batch may fit"
-    fits = training.micro_batch_that_fits()
-    if fits is None:
-        return f"out of memory, and not even one image at a time fits: {error}"
-    return (f"out of memory with {tried} images at a time, while {fits} would fit: go on with --resume {folder} "
-            f"--micro_batch {fits}")
+def _write_nothing(row):
+    """Of several processes rank 0 alone writes."""
+
+
+def _explanation(error, folder, config, training):
+    """What stopped a training and how to go on, in one line; None for an error of the program's own."""
+    if isinstance(error, InputError):                    # a loss that is not finite, a streamed image that is damaged
+        last = f"the last good checkpoint is {folder / 'checkpoint.pt'}"
+        return f"{error}; {last if run_folders.has_checkpoint(folder) else f'no checkpoint has been written to {folder} yet'}"
+    if isinstance(error, OSError) and error.filename is not None:          # a full disk, a folder that is gone
+        there = (folder / "config.json").exists()
+        way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no run any more"
+        return f"{error.filename}: {error.strerror}; {way_on}"
+    if config["deterministic"] and is_nondeterministic(error):
+        return f"--deterministic: {reason(error)}"
+    if is_out_of_memory(error):
+        tried = f"{training.images_at_a_time} images at a time{' in a process' if distributed.world_size() > 1 else ''}"
+        return f"out of memory with {tried}; --resume {folder} with a smaller --micro_batch may fit"
+    return None
 
 
 def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked):

@@ -4,20 +4,16 @@ import time
 
 from tqdm import tqdm
 
-from pyro_advbnn import __version__
 from pyro_advbnn.system import distributed
-from pyro_advbnn.training import metrics, run_config, run_folders
+from pyro_advbnn.training import run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
 
 
 def tell_source(run):
-    """Print which checkpoint of the run `run` a training starts at, and whether it had a better one."""
-    path = run_folders.chosen(run)
-    best = path.with_name("best.pt")
-    lost = path != best and run_folders.trouble_with_best(run, run_folders.read_config(run))
-    print(f"the weights start at {path}" + (f": {best}, which it tells of, is gone" if lost else ""))
+    """Print which checkpoint of the run `run` a training starts at."""
+    print(f"the weights start at {run_folders.chosen(run)}")
 
 
 class Progress:
@@ -48,21 +44,7 @@ class Progress:
         if self.training.streams_left_by != distributed.world_size():
             print(f"note: the checkpoint is of {self.training.streams_left_by} processes, not {distributed.world_size()}: "
                   f"the streams of weights and augmentation begin anew")
-        self._note_what_is_missing()
         print(f"writing {self.folder}", flush=True)
-
-    def _note_what_is_missing(self):
-        """Lines for lost rows of metrics.jsonl, a lost best.pt, and what config.json says but this version does not know."""
-        lost = metrics.missing(self.folder, self.training.epochs_done)
-        if lost:
-            print(f"note: {self.folder / 'metrics.jsonl'} lacks the rows of epochs {lost}, which are done; they stay missing")
-        trouble = run_folders.trouble_with_best(self.folder, self.config)
-        if trouble:
-            print(f"note: {trouble}")
-        strange = [".".join(key) for key in run_config.unknown(self.config)]
-        if strange:
-            print(f"note: {self.folder / 'config.json'} is of version {run_config.version(self.config)}; this one, "
-                  f"{__version__}, keeps but does not know {', '.join(strange)}")
 
     def _processes(self):
         processes, norm = self.config["world_size"], self.config["batch_norm"]
