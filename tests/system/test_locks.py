@@ -118,7 +118,7 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     assert snapshot(folder) == before and not (folder / "evaluation").exists()
     assert "--network vgg16 is not the run's" in refusal(capsys, evaluate.VERBS, *line, "--network", "vgg16")
     assert not (folder / "evaluation").exists()
-    monkeypatch.setattr(evaluate.evidence, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(evaluate.result_rows, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
         commands.run(evaluate.VERBS, list(map(str, line)))
     assert not (folder / "evaluation").exists()
