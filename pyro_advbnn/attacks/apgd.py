@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
-from pyro_advbnn.attacks.losses import LOSSES, check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks.losses import LOSSES, averaging_of, check_loss, loss_and_gradient, loss_name, losses_together
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least
 
@@ -29,7 +29,7 @@ class APGD:
 
     That is the one of the largest averaged loss among those whose averaged answer is wrong or, where none is, among all.
 
-    loss, attack_samples, average: as in `attack_losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
+    loss, attack_samples, average: as in `losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
     num_steps times attack_samples forward calls of twice the batch.
 
@@ -45,11 +45,9 @@ class APGD:
     norm: str = "linf"
     generator: torch.Generator | None = None
 
-    uses_gradient = True
-
     def __post_init__(self):
         check_ball(self.epsilon, self.norm)
-        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        check_loss(**averaging_of(self))
         check_at_least("num_steps", self.num_steps, 1)
         check_at_least("restarts", self.restarts, 1)
 
@@ -82,20 +80,18 @@ class APGD:
 
     def _at(self, classifier, x_adv, y):
         noting = _Noting(self.loss)
-        return _Points(x_adv, *loss_and_gradient(classifier, x_adv, y, **self._measure(noting)), noting.is_wrong())
+        losses, gradient = loss_and_gradient(classifier, x_adv, y, **averaging_of(self) | {"loss": noting})
+        return _Points(x_adv, losses, gradient, noting.is_wrong())
 
     def _better(self, classifier, now, best, y, is_random):
         """(the better of the two for each image, where that is `now`): a wrong answer first, then the larger loss."""
         if is_random:
             noting = _Noting(self.loss)
-            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **self._measure(noting))
+            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self) | {"loss": noting})
             now, best = (points._replace(losses=loss, is_wrong=is_wrong) for points, loss, is_wrong in
                          zip((now, best), losses, noting.is_wrong().chunk(2), strict=True))
         is_better = torch.where(now.is_wrong == best.is_wrong, now.losses > best.losses, now.is_wrong)
         return _chosen(is_better, now, best), is_better
-
-    def _measure(self, loss):
-        return {"loss": loss, "attack_samples": self.attack_samples, "average": self.average}
 
 
 def checkpoints(num_steps):

@@ -86,13 +86,9 @@ BALLS = {"linf": LinfBall, "l2": L2Ball}
 
 def check_ball(epsilon, norm):
     """Raises InputError for a norm that there is not and for a radius that is none."""
-    if not isinstance(norm, str) or norm not in BALLS:
+    if norm not in tuple(BALLS):
         raise InputError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
-    check_number("epsilon", epsilon)
-    if norm == "linf" and not 0 <= epsilon <= 1:
-        raise InputError(f"epsilon must lie in [0, 1], the range of the images, got {epsilon}")
-    if not 0 <= epsilon < math.inf:
-        raise InputError(f"epsilon must be a number >= 0, got {epsilon}")
+    check_number("epsilon", epsilon, high=1 if norm == "linf" else math.inf)     # 1: the range of the images
 
 
 def per_image(values, like):

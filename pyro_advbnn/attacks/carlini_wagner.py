@@ -7,7 +7,7 @@ import torch
 from pyro_advbnn.attacks.balls import L2Ball, per_image
 from pyro_advbnn.attacks.losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.errors import InputError, check_at_least, check_number
+from pyro_advbnn.system.errors import check_at_least, check_number
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,12 @@ class CarliniWagner:
 
     name = "cw"
     norm = "l2"
-    uses_gradient = True
 
     def __post_init__(self):
-        for name in ("epsilon", "confidence", "step_size", "initial_const"):
-            check_number(name, getattr(self, name))
-        if not self.epsilon >= 0:
-            raise InputError(f"epsilon must be a number >= 0, got {self.epsilon}")
-        if not 0 <= self.confidence < math.inf:
-            raise InputError(f"confidence must be a number >= 0, got {self.confidence}")
+        check_number("epsilon", 0 if self.epsilon == math.inf else self.epsilon)
+        check_number("confidence", self.confidence)
         for name in ("step_size", "initial_const"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a number > 0, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=True)
         for name in ("num_steps", "binary_search_steps", "attack_samples", "num_samples"):
             check_at_least(name, getattr(self, name), 1)
 

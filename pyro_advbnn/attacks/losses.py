@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pyro_advbnn.attacks.balls import per_image
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.system.errors import InputError, check_at_least
 
@@ -56,14 +58,24 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
         return torch.stack(losses).mean(0)
 
 
-def losses_together(classifier, x, other, y, *, loss="ce", attack_samples=1, average="gradient"):
+def losses_together(classifier, x, other, y, **averaging):
     """The `expected_loss` (B,) of x and that of `other`, two versions of the same images, as one batch of fresh calls.
 
-    Both see the same draws of the weights, so that their difference varies less than either.
+    averaging: loss, attack_samples and average as there. Both see the same draws of the weights, so that their difference
+    varies less than either.
     """
-    losses = expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), loss=loss, attack_samples=attack_samples,
-                           average=average)
+    losses = expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), **averaging)
     return losses.chunk(2)
+
+
+def keep_worse(classifier, x_adv, other, y, **averaging):
+    """Of each image the one of its two attacked versions that has the larger averaged loss; (B, C, H, W).
+
+    Both are measured anew by `losses_together`: that one had a lucky draw before does not count.
+    """
+    with eval_mode(classifier), frozen(classifier):
+        losses, losses_of_other = losses_together(classifier, x_adv, other, y, **averaging)
+    return torch.where(per_image(losses_of_other > losses, x_adv), other, x_adv)
 
 
 def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
@@ -80,6 +92,11 @@ def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average=
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss
     return gradient_of(lambda x: classifier(x.clone()), x, y, _function(loss), attack_samples)
+
+
+def averaging_of(attack):
+    """The settings of an attack that `loss_and_gradient` and `expected_loss` take, by name."""
+    return {"loss": attack.loss, "attack_samples": attack.attack_samples, "average": attack.average}
 
 
 def check_loss(*, loss, attack_samples, average):
@@ -107,13 +124,10 @@ def _of_mean_loss(call, x, y, function, attack_samples):
 
 
 def _of_mean_probability(call, x, y, function, attack_samples):
-    if attack_samples == 1:                              # nothing to save: one draw is held anyway
-        draw = call
-    else:
-        def draw(x):
-            return checkpoint(call, x, use_reentrant=False)
+    def draw():                                          # of one draw there is nothing to save: it is held anyway
+        return call(x) if attack_samples == 1 else checkpoint(call, x, use_reentrant=False)
     with torch.enable_grad():
-        losses = function(_log_mean_softmax(lambda: draw(x), attack_samples), y)
+        losses = function(_log_mean_softmax(draw, attack_samples), y)
     gradient, = torch.autograd.grad(losses.sum(), x)
     return losses.detach(), gradient
 

@@ -4,7 +4,6 @@ A random network draws anew in every forward call, so each gradient is a sample 
 (Eq. 3); attack_samples draws are averaged for each. One draw per gradient, as in the paper, is a weak attack
 (Zimmermann, arXiv 1907.00895).
 """
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
-from pyro_advbnn.attacks.losses import check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse, loss_and_gradient, loss_name
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
@@ -41,7 +40,7 @@ class PGD:
     """`pgd` with its settings, a callable (classifier, x, y) -> x_adv; evaluation puts the settings into its rows.
 
     step_size None takes 2.5 * epsilon / num_steps. norm: "linf", or "l2", whose steps of length step_size go along the
-    gradient. loss, average: as in `attack_losses.loss_and_gradient`. momentum: each step follows the running sum of the
+    gradient. loss, average: as in `losses.loss_and_gradient`. momentum: each step follows the running sum of the
     gradients, each over its l_1 norm, the sum before it times momentum in [0, 1] (MI-FGSM, Dong et al. 2018); 0: the
     gradient alone. restarts: number of runs, every one but the first from a uniform point; each image keeps its worst
     result (`keep_worse`).
@@ -59,14 +58,15 @@ class PGD:
     restarts: int = 1
     norm: str = "linf"
 
-    uses_gradient = True
-
     def __post_init__(self):
         check_ball(self.epsilon, self.norm)
         check_at_least("num_steps", self.num_steps, 0)
         if self.step_size is None:
             object.__setattr__(self, "step_size", auto_step_size(self.epsilon, self.num_steps))
-        _check(self)
+        check_loss(**averaging_of(self))
+        check_number("step_size", self.step_size)
+        check_number("momentum", self.momentum, high=1)
+        check_at_least("restarts", self.restarts, 1)
 
     @property
     def name(self):
@@ -85,8 +85,7 @@ class PGD:
         x_adv = self._last(classifier, x, y, self.random_start)
         for _ in range(self.restarts - 1):
             other = self._last(classifier, x, y, random_start=True)
-            x_adv = keep_worse(classifier, x_adv, other, y, loss=self.loss, attack_samples=self.attack_samples,
-                               average=self.average)
+            x_adv = keep_worse(classifier, x_adv, other, y, **averaging_of(self))
         return x_adv
 
     def iterates(self, classifier, x, y):
@@ -122,8 +121,7 @@ class PGD:
     def _gradient(self, classifier, x_adv, y):
         if (self.loss, self.average) == ("ce", "gradient"):
             return input_gradient(classifier, x_adv, y, self.attack_samples)
-        return loss_and_gradient(classifier, x_adv, y, loss=self.loss, attack_samples=self.attack_samples,
-                                 average=self.average)[1]
+        return loss_and_gradient(classifier, x_adv, y, **averaging_of(self))[1]
 
     def _velocity(self, gradient, before):
         if not self.momentum:
@@ -131,51 +129,6 @@ class PGD:
         size = gradient.abs().flatten(1).sum(1).clamp_min_(torch.finfo(gradient.dtype).tiny)
         gradient = gradient / per_image(size, gradient)
         return gradient if before is None else self.momentum * before + gradient
-
-
-@dataclass(frozen=True)
-class RandomNoise:
-    """Random points of the ball, a callable (classifier, x, y) -> x_adv: what an attack must beat to be one.
-
-    border: on the border, each pixel epsilon up or down ("linf") or at the distance epsilon ("l2"), else anywhere in the
-    ball, uniformly; both are then brought to [0, 1]. Of num_tries >= 1 points an image's worst by `keep_worse` is kept.
-    """
-
-    epsilon: float
-    norm: str = "linf"
-    num_tries: int = 1
-    border: bool = True
-    loss: str | Callable = "ce"
-    attack_samples: int = 1
-    average: str = "gradient"
-    generator: torch.Generator | None = None
-
-    name = "noise"
-
-    def __post_init__(self):
-        check_ball(self.epsilon, self.norm)
-        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
-        check_at_least("num_tries", self.num_tries, 1)
-
-    def __call__(self, classifier, x, y):
-        ball = BALLS[self.norm](x, self.epsilon)
-        draw = ball.random_border_point if self.border else ball.random_point
-        x_adv = draw(self.generator)
-        for _ in range(self.num_tries - 1):
-            x_adv = keep_worse(classifier, x_adv, draw(self.generator), y, loss=self.loss,
-                               attack_samples=self.attack_samples, average=self.average)
-        return x_adv
-
-
-def keep_worse(classifier, x_adv, other, y, *, loss="ce", attack_samples=1, average="gradient"):
-    """Of each image the one of its two attacked versions that has the larger averaged loss; (B, C, H, W).
-
-    Both are measured anew by `attack_losses.losses_together`: that one had a lucky draw before does not count.
-    """
-    with eval_mode(classifier), frozen(classifier):
-        losses, losses_of_other = losses_together(classifier, x_adv, other, y, loss=loss, attack_samples=attack_samples,
-                                                  average=average)
-    return torch.where(per_image(losses_of_other > losses, x_adv), other, x_adv)
 
 
 def auto_step_size(epsilon, num_steps):
@@ -193,14 +146,3 @@ def input_gradient(classifier, x, y, attack_samples=1):
         gradient, = torch.autograd.grad(loss, x)
         total = gradient if total is None else total + gradient    # gradients may be expanded views
     return total
-
-
-def _check(attack):
-    check_loss(loss=attack.loss, attack_samples=attack.attack_samples, average=attack.average)
-    for name in ("step_size", "momentum"):
-        check_number(name, getattr(attack, name))
-    if not 0 <= attack.step_size < math.inf:
-        raise InputError(f"step_size must be a number >= 0, got {attack.step_size}")
-    if not 0 <= attack.momentum <= 1:
-        raise InputError(f"momentum must lie in [0, 1], got {attack.momentum}")
-    check_at_least("restarts", attack.restarts, 1)

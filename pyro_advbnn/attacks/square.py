@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_advbnn.attacks.balls import check_ball, per_image
-from pyro_advbnn.attacks.losses import check_loss, expected_loss
+from pyro_advbnn.attacks.balls import LinfBall, check_ball, per_image
+from pyro_advbnn.attacks.losses import averaging_of, check_loss, expected_loss
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.errors import InputError, check_at_least, check_number
+from pyro_advbnn.system.errors import check_at_least, check_number
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Square:
     A callable (classifier, x, y) -> x_adv. Of num_queries >= 0 proposals per image the first is vertical stripes at the
     border of the ball; each further one sets a square, per channel, to +-epsilon. The square's share of the image is p_init
     in (0, 1] at first and halves on the authors' schedule, stretched to num_queries. A proposal replaces the current
-    point where its `loss` (`attack_losses`), averaged over attack_samples draws, is larger.
+    point where its `loss` (`losses`), averaged over attack_samples draws, is larger.
 
     A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
     lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
@@ -48,10 +48,8 @@ class Square:
     def __post_init__(self):
         check_ball(self.epsilon, "linf")
         check_at_least("num_queries", self.num_queries, 0)
-        check_loss(loss=self.loss, attack_samples=self.attack_samples, average=self.average)
-        check_number("p_init", self.p_init)
-        if not 0 < self.p_init <= 1:
-            raise InputError(f"p_init must lie in (0, 1], got {self.p_init}")
+        check_loss(**averaging_of(self))
+        check_number("p_init", self.p_init, high=1, above=True)
 
     def __call__(self, classifier, x, y):
         x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
@@ -61,7 +59,7 @@ class Square:
         """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_queries queries."""
         x_adv = x.detach().clone()
         yield x_adv
-        ball = (x_adv - self.epsilon).clamp_(0, 1), (x_adv + self.epsilon).clamp_(0, 1)
+        ball = LinfBall(x, self.epsilon)
         with eval_mode(classifier), frozen(classifier):
             kept = None if self.remeasure else self._losses(classifier, x_adv, y)
             for query in range(self.num_queries if self.epsilon > 0 else 0):
@@ -78,16 +76,16 @@ class Square:
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
     def _stripes(self, ball):
-        low, high = ball
-        return torch.where(self._signs((*low.shape[:2], 1, low.shape[3]), low.device), high, low)
+        b, c, _, w = ball.low.shape
+        return torch.where(self._signs((b, c, 1, w), ball.low.device), ball.high, ball.low)
 
     def _squares(self, x_adv, ball, query):
         """x_adv with one square per image, at a place of its own, at the upper or the lower border of the ball."""
-        (low, high), (b, c, h, w), device = ball, x_adv.shape, x_adv.device
+        (b, c, h, w), device = x_adv.shape, x_adv.device
         side = self.side(query, h, w)
         rows, columns = (self._strip(b, length, side, device) for length in (h, w))
         inside = rows[:, None, :, None] & columns[:, None, None, :]
-        return torch.where(inside, torch.where(self._signs((b, c, 1, 1), device), high, low), x_adv)
+        return torch.where(inside, torch.where(self._signs((b, c, 1, 1), device), ball.high, ball.low), x_adv)
 
     def _strip(self, size, length, side, device):
         """(size, length): true on `side` neighbours, anywhere."""
@@ -108,7 +106,7 @@ class Square:
         return kept, proposed
 
     def _losses(self, classifier, x, y):
-        return expected_loss(classifier, x, y, loss=self.loss, attack_samples=self.attack_samples, average=self.average)
+        return expected_loss(classifier, x, y, **averaging_of(self))
 
 
 # The authors' code halves the square's share after these queries of 10,000.

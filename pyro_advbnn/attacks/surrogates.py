@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.system.errors import InputError
 
-MAX_POOL = 10_000                                        # copies of the weights
 
 def surrogate(classifier, source):
     """The module that `source` names: "self" the classifier, "mean" its mean network, "pool:m" a `Pool` of m >= 1 draws.
@@ -38,14 +37,11 @@ class Pool(nn.Module):
     A pool of m draws holds m copies of the weights; its activations are those of one network, since the pass for the
     gradient repeats each network's forward call. It is built in eval mode, and no parameter requires a gradient.
 
-    Raises InputError where there is no network.
     """
 
     def __init__(self, networks):
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        if not self.networks:
-            raise InputError("a pool needs at least one network")
         self.eval().requires_grad_(False)
 
     def forward(self, x):
@@ -89,12 +85,12 @@ def parse_source(source):
     kind, colon, size = str(source).partition(":")
     if kind in ("self", "mean") and not colon:
         return kind, None
-    if kind == "pool" and size.isascii() and size.isdigit() and len(size) < 9 and 0 < int(size) <= MAX_POOL:
+    if kind == "pool" and size.isdecimal() and int(size) > 0:
         return kind, int(size)
-    raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, at most {MAX_POOL}, got {source!r}")
+    raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, got {source!r}")
 
 
-_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm")    # attack_fields, check_attacked
+_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm")    # for a row, and for its ball
 
 
 def _answer(network, x):

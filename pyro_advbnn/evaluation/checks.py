@@ -10,7 +10,7 @@ import torch
 from pyro_advbnn.attacks.apgd import APGD
 from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.attacks.pgd import RandomNoise
+from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.square import Square
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.findings import (

@@ -1,4 +1,5 @@
 """The one exception that says: the input is wrong, not the program; the checks that raise it, and errors on one line."""
+import math
 import operator
 import os
 from pathlib import Path
@@ -34,14 +35,17 @@ def check_at_least(name, value, least):
         raise InputError(f"{name} must be at least {least}, got {value}")
 
 
-def check_number(name, value):
-    """Raises InputError for a setting that is no number; text is none, nor are true and false."""
+def check_number(name, value, low=0, high=math.inf, *, above=False):
+    """Raises InputError for a setting that is no finite number in [low, high]; above: in (low, high]. Text is no number."""
     try:
         if isinstance(value, bool | str | bytes):
             raise TypeError
-        float(value)
+        number = float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):     # the last but one: torch's, of several numbers
         raise InputError(f"{name} must be a number, got {value!r:.200}") from None
+    if not (low < number if above else low <= number) or number > high or number == math.inf:
+        expected = f"be a number {'>' if above else '>='} {low}" if high == math.inf else f"lie in {'[('[above]}{low}, {high}]"
+        raise InputError(f"{name} must {expected}, got {value}")
 
 
 def as_path(name, value):

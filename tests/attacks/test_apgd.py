@@ -10,7 +10,7 @@ from pyro_advbnn.attacks.apgd import APGD, checkpoints
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.losses import AVERAGES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks.modes import frozen
-from pyro_advbnn.attacks.pgd import RandomNoise
+from pyro_advbnn.attacks.noise import RandomNoise
 
 
 @pytest.fixture(autouse=True)

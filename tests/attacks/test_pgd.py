@@ -8,8 +8,9 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.balls import BALLS
-from pyro_advbnn.attacks.losses import LOSSES, expected_loss, loss_and_gradient
-from pyro_advbnn.attacks.pgd import RandomNoise, auto_step_size, keep_worse
+from pyro_advbnn.attacks.losses import LOSSES, expected_loss, keep_worse, loss_and_gradient
+from pyro_advbnn.attacks.noise import RandomNoise
+from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 
 SETTINGS = {"epsilon": 0.1, "step_size": 0.03, "num_steps": 5}

@@ -169,11 +169,6 @@ def test_a_plain_network_has_no_surrogate_but_itself(source, method):
         surrogate(network, source)
 
 
-def test_a_pool_without_networks_is_refused():
-    with pytest.raises(ab.InputError, match="at least one network"):
-        Pool([])
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("source", ["mean", "pool:3"])
