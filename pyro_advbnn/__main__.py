@@ -2,7 +2,7 @@
 import sys
 from importlib import import_module
 
-from pyro_advbnn.cli import signals
+from pyro_advbnn.cli import commands
 
 _FIRST_LINES = {
     "train": "Train one defence on one data set into a run folder.",
@@ -15,9 +15,6 @@ _FIRST_LINES = {
 
 def main():
     """Run the command that the first word of the process names, with the words after it."""
-    signals.end_at_once()
-    from pyro_advbnn.cli import commands  # here, because Fire too takes its time
-
     words = sys.argv[1:]
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     name = words[0] if words else ""

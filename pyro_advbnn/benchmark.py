@@ -2,11 +2,6 @@
 
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
-if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
-
-    signals.end_at_once()
-
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +12,7 @@ from tqdm import tqdm
 
 from pyro_advbnn import networks
 from pyro_advbnn.cli import commands, python_calls
-from pyro_advbnn.cli.choices import CudaGraphs
-from pyro_advbnn.cli.commands import Range
-from pyro_advbnn.cli.limits import Count, CountOrNone, Repeats, Side
+from pyro_advbnn.cli.flag_types import Count, CountOrNone, CudaGraphs, Range, Repeats, Side
 from pyro_advbnn.experiments import timings
 from pyro_advbnn.experiments.elsewhere import Elsewhere
 from pyro_advbnn.experiments.measurement import matmul_rate, matrix_products, peak_memory, take_turns

@@ -1,15 +1,10 @@
 """python -m pyro_advbnn.demo: three defences on scikit-learn's digits, attacked, in one table; minutes on two cores."""
-if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
-
-    signals.end_at_once()
-
 import tempfile
 from pathlib import Path
 
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, python_calls, text_tables
-from pyro_advbnn.cli.limits import Seed
+from pyro_advbnn.cli.flag_types import Seed
 from pyro_advbnn.experiments import result_rows
 from pyro_advbnn.experiments.selection import Selection, Subjects
 from pyro_advbnn.reporting import paper

@@ -3,16 +3,11 @@
 Every verb adds rows to a csv file below the results' folder as soon as it knows them, and never computes a row that is
 there already: what was stopped goes on where it was.
 """
-if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
-
-    signals.end_at_once()
-
 from typing import Annotated, Literal
 
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, help, text_tables
-from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.experiments import radii, result_rows
 from pyro_advbnn.experiments.robustness_verbs import check, robust

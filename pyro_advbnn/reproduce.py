@@ -4,11 +4,6 @@ A plan is a list of `train` and `evaluate` commands that anyone could give by ha
 evaluations compute only the rows that are not there yet, and reproduce.jsonl tells which commands are finished: the same
 command given again goes on, whatever stopped it.
 """
-if __name__ == "__main__":                               # before torch is imported, which takes seconds
-    from pyro_advbnn.cli import signals
-
-    signals.end_at_once()
-
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path

@@ -2,10 +2,9 @@
 
 Fire alone calls the function with its defaults and complains about a mistyped flag only afterwards. A command is a
 function with keyword-only arguments, annotated with int, float, bool, str, Path, Literal[...], list[...] of these,
-`X | None` and other unions, or Annotated[X, Range(low, high)]; the `Args:` of its docstring become its --help. Flags that
-several commands share are the fields of a keyword-only dataclass, which a command takes as one argument.
+`X | None` and other unions, or Annotated[X, Range(low, high)]; the `Args:` of its docstring become its --help. An argument
+that is a keyword-only dataclass stands for its fields: a group of flags, which several commands may share.
 """
-
 import difflib
 import errno
 import functools
@@ -13,22 +12,19 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from inspect import Parameter
 from typing import Any, NoReturn
 
 import fire
 from fire.decorators import SetParseFns
 
-from pyro_advbnn.cli import flag_types, help, python_calls, signals, streams
-from pyro_advbnn.cli.flag_types import Range
+from pyro_advbnn.cli import flag_types, help, python_calls, signals
 from pyro_advbnn.cli.help import Command, parameters
 from pyro_advbnn.system.errors import InputError, one_line
 from pyro_advbnn.system.memory import is_out_of_memory
 
-__all__ = ["Range", "checked", "flag_names", "run"]
-
-REFUSED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+REFUSED, INTERRUPTED = 2, 130                            # the last as a shell reports SIGINT
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -45,54 +41,26 @@ def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = Non
             `state` of the `signals.Interrupted`.
 
     Raises:
-        SystemExit: 0 after --help, 2 for an InputError, also one from the command itself, 130 for an interrupt, 143 for
-            SIGTERM, 129 for SIGHUP, and 141 when nobody reads stdout any more.
+        SystemExit: 0 after --help, 2 for an InputError, also one of the command itself, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    streams.open_closed()
     try:
         if not processes:
             _refuse_processes()
         with signals.raising():
             _run(commands, list(sys.argv[1:] if argv is None else argv), under)
-            sys.stdout.flush()
     except InputError as error:
         _end(REFUSED, f"error: {error}")
     except KeyboardInterrupt as error:
         code = getattr(error, "code", INTERRUPTED)
         _end(code, "; ".join(filter(None, [signals.name_of(code - 128), way_on or getattr(error, "state", "")])))
-    except BrokenPipeError:
-        if not streams.is_broken(sys.stdout):            # one from any other pipe is a bug and must show itself
-            raise
-        streams.silence(sys.stdout)
-        _end(BROKEN_PIPE)
     except OSError as error:                             # a full disk, a folder that may not be written
         if error.filename is None and error.errno not in _FULL:
             raise
-        name = error.filename or _name_of_full_stdout()
-        _end(REFUSED, f"error: {f'{name}: ' if name else ''}{error.strerror}")
+        _end(REFUSED, f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         _end(REFUSED, f"error: out of memory; smaller batches or a smaller --width may fit: {error}")
-
-
-def checked(check: Callable[[dict[str, Any]], None]) -> Callable[[Command], Command]:
-    """A decorator of commands: check sees the flags that are given, by name, and raises InputError for some.
-
-    Those of a command line come to it before the command is called; those of a call from Python without any that is None.
-    """
-
-    def mark(function: Command) -> Command:
-        @functools.wraps(function)
-        def careful(**arguments: Any) -> Any:
-            check({name: value for name, value in arguments.items() if value is not None})
-            return function(**arguments)
-
-        command = python_calls.from_python(careful)
-        command.check_flags = check
-        return command
-
-    return mark
 
 
 def flag_names(function: Command) -> list[str]:
@@ -112,7 +80,6 @@ def _run(commands: Command | dict[str, Command], words: list[str], under: str) -
         _show(help.of_function(function, f"{under} {verb}".strip()))
     try:
         texts = _texts(function, words)
-        _check_together(function, texts)
     except InputError:
         _leave_to_the_first()
         raise
@@ -127,7 +94,7 @@ def _refuse_processes() -> None:
 
 def _leave_to_the_first() -> None:
     """Of several processes of torchrun the first says what all would say; the others end in silence."""
-    if not signals.speaks():
+    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
         _end(0)
 
 
@@ -146,20 +113,9 @@ def _show(text: str) -> NoReturn:
 
 
 def _end(code: int, line: str = "") -> NoReturn:
-    try:
-        if line:
-            print(one_line(line), file=sys.stderr, flush=True)
-    except OSError:                                      # a full or hung-up one; the exit code still tells
-        streams.silence(sys.stderr)
+    if line:
+        print(one_line(line), file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _name_of_full_stdout() -> str:
-    """What to call stdout where it is full, and from then on gets nothing; "" where it is not."""
-    if not streams.is_full(sys.stdout):
-        return ""
-    streams.silence(sys.stdout)
-    return "standard output"
 
 
 def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]:
@@ -190,22 +146,13 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
             raise InputError(f"--{name} is given twice")
         if text is None:
             text = _next_text(name, known[name].annotation, rest)
-        try:
-            flag_types.read(text, known[name].annotation)
-        except InputError as error:
-            raise InputError(f"--{name} {error}") from None
+        flag_types.read(f"--{name}", text, known[name].annotation)
         texts[name] = text
     missing = [name for name, known_as in known.items() if known_as.default is Parameter.empty and name not in texts]
     if missing:
         needs = [f"--{name} ({flag_types.expected(known[name].annotation)})" for name in missing]
         raise InputError(f"missing {', '.join(needs)}")
     return texts
-
-
-def _check_together(function: Command, texts: dict[str, str]) -> None:
-    check = getattr(function, "check_flags", None)
-    if check:
-        check({name: flag_types.read(text, parameters(function)[name].annotation) for name, text in texts.items()})
 
 
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
@@ -217,7 +164,7 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     if name in known:
         return name, text if equals else None
     positive = re.sub("^no_?", "", name)
-    if positive != name and positive in known and _takes_bool(known[positive].annotation):
+    if positive != name and positive in known and flag_types.takes_bool(known[positive].annotation):
         if equals:
             raise InputError(f"{given} takes no value; write --{positive}=true or --{positive}=false")
         return positive, "false"
@@ -229,7 +176,7 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
 def _flag_for(word: str, known: dict[str, Parameter]) -> str:
     """The flag that was probably meant by a word without one."""
     for name, parameter in known.items():
-        if any(word in form.choices for form in flag_types.forms(parameter.annotation)):
+        if word in flag_types.choices(parameter.annotation):
             return f"; did you mean --{name} {word}?"
     near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
     return f"; did you mean --{near[0]}?" if near else ""
@@ -239,14 +186,10 @@ def _all_flags(known: dict[str, Parameter]) -> str:
     return f"the flags are {', '.join(f'--{name}' for name in known)}" if known else "there are no flags"
 
 
-def _takes_bool(annotation: Any) -> bool:
-    return any(form.is_bool for form in flag_types.forms(annotation))
-
-
 def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
     if rest and not _is_flag(rest[0]):
         return rest.popleft()
-    if _takes_bool(annotation):
+    if flag_types.takes_bool(annotation):
         return "true"
     raise InputError(f"--{name} needs a value: {flag_types.expected(annotation)}")
 
@@ -255,8 +198,8 @@ def _call(function: Command, texts: dict[str, str]) -> None:
     """Hand function and texts to Fire, which reads each text with the parser that has just found it good."""
 
     def command(**arguments: Any) -> None:
-        help.call(function, arguments)  # what it returns is not for Fire to print
+        python_calls.from_python(function)(**arguments)  # what it returns is not for Fire to print
 
     known = parameters(function)
-    readers = {name: functools.partial(flag_types.read, annotation=known[name].annotation) for name in known}
+    readers = {name: functools.partial(flag_types.read, f"--{name}", annotation=known[name].annotation) for name in known}
     fire.Fire(SetParseFns(**readers)(command), [f"--{name}={text}" for name, text in texts.items()])

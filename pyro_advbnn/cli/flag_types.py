@@ -1,7 +1,8 @@
-"""What the text of a flag may mean, read from the annotation of the argument: numbers, choices, lists and unions."""
-
+"""What a flag may be, read from the annotation of its argument: one meaning for texts, values from Python and from JSON."""
 import difflib
 import math
+import numbers
+import os
 import re
 import sys
 import types
@@ -11,14 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, is_whole
 
-MAX_COUNT = 10_000  # a mistyped step should not fill the memory
-LIST_AS_TEXT = " written a,b,c or start:stop:step"
-MAX_DIGITS = 100  # _DECIMAL would look at a long word again from each of its digits
+MAX_COUNT = 10_000                                       # a mistyped step should not fill the memory
 # Three digits of exponent are enough for any float, and keep Fraction from computing 10**1000000000.
 _DECIMAL = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
-_ROUNDING = Fraction(1, 10**9)  # of one step: how near a range must come to its stop in order to hit it
+_ROUNDING = Fraction(1, 10**9)                           # of one step: how near a range must come to its stop to hit it
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,30 @@ class Range:
     def __str__(self) -> str:
         if self.high == math.inf:
             return "" if self.low == -math.inf else f"{'>' if self.open_low else '>='} {self.low}"
-        if self.low == -math.inf:
-            return f"{'<' if self.open_high else '<='} {self.high}"
         return f"in {'(' if self.open_low else '['}{self.low}, {self.high}{')' if self.open_high else ']'}"
 
 
 EVERY_NUMBER = Range()
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", types.NoneType: "none"}
+
+# How large the numbers of flags may be: what is beyond is a slip of the keyboard, and would fill the memory or never end.
+BatchSize = Annotated[int, Range(1, 1_000_000)]
+Count = Annotated[int, Range(1, 100_000)]                            # draws, or steps
+CountOrNone = Annotated[int, Range(0, 100_000)]
+Epochs = Annotated[int, Range(1, 1_000_000)]
+Images = Annotated[int, Range(1, 1_000_000_000)]                     # a data set has fewer, and says so
+ImagesOrNone = Annotated[int, Range(0, 1_000_000_000)]
+Minutes = Annotated[float, Range(0, 10_000_000, open_low=True)]      # 19 years
+Queries = Annotated[int, Range(1, 10_000_000)]
+Repeats = Annotated[int, Range(1, 10_000)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+Side = Annotated[int, Range(1, 2048)]                                # pixels
+Width = Annotated[int, Range(1, 4096)]                               # channels
+Workers = Annotated[int, Range(0, 256)]
+CudaGraphs = Literal["auto", "on", "off"]
 
 
-@dataclass(frozen=True)
-class Form:
-    """One way to write a value.
-
-    read(text) gives the value, or raises ValueError with the reason, which may be empty. Numbers that it gives outside
-    bounds are refused.
-    """
-
-    expected: str
-    read: Callable[[str], Any]
-    bounds: Range = EVERY_NUMBER
-    choices: tuple[str, ...] = ()
-    is_bool: bool = False
-
-
-def read(text: str, annotation: Any) -> Any:
+def read(name: str, text: str, annotation: Any) -> Any:
     """The value that text has under annotation.
 
     A number is finite and spelled as "0.03", "1e-3", "1_000", "8/255" or "-1/2"; a list of numbers is such as
@@ -68,101 +67,121 @@ def read(text: str, annotation: Any) -> Any:
     float nearest to its decimal, and holds stop when a step hits it within rounding.
 
     Raises:
-        InputError: it has none; the message goes on from the name of the argument: "must be ..., got ...".
+        InputError: it has none; the message begins with name.
     """
-    reason = ""
-    for form in forms(annotation):
-        try:
-            value = form.read(text)
-        except ValueError as error:
-            reason = str(error) or reason
-            continue
-        if within(value, form.bounds):
-            return value
-        break  # a number out of range must not pass as the text of `float | str`
-    because = f" ({reason})" if reason else ""
-    words = expected(annotation).removesuffix(" or none")
-    raise InputError(f"must be {words}, got {text!r:.200}{because}{_nearest_choice(text, annotation)}")
+    return _value(name, text, annotation, _parsed, expected(annotation))
 
 
-def expected(annotation: Any) -> str:
-    """What a value under annotation looks like, in words: "a number >= 0 or auto"."""
-    return " or ".join(_form(member, bounds).expected for member, bounds in members(annotation))
-
-
-def forms(annotation: Any) -> list[Form]:
-    """The ways to write a value under annotation, in the order in which they are tried: free text is the last.
+def take(name: str, value: Any, annotation: Any) -> Any:
+    """value, given from Python or JSON, as annotation has it: what stands for a path is one, a number alone a list of it.
 
     Raises:
-        TypeError: the annotation is not one of those that flags know.
+        InputError: it is no such value; the message begins with name.
     """
-    ordered = sorted(members(annotation), key=lambda member: order(member[0]))
-    return [_form(member, bounds) for member, bounds in ordered]
+    return _value(name, value, annotation, lambda value, member: value, expected(annotation, written=False))
+
+
+def expected(annotation: Any, *, written: bool = True) -> str:
+    """The values under annotation in words; written: with how a list is written as text."""
+    return " or ".join(_words(member, bounds, written) for member, bounds in members(annotation))
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words among which a value under annotation, or each element of a list, may be chosen."""
+    kinds = [get_args(member)[0] if get_origin(member) is list else member for member, _ in members(annotation)]
+    return [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+
+
+def takes_bool(annotation: Any) -> bool:
+    """Whether a flag may stand without a value, for true."""
+    return any(member is bool for member, _ in members(annotation))
 
 
 def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
-    """The plain annotations of which annotation is a union, each with its range."""
-    if get_origin(annotation) is Annotated:
-        inner, *extras = get_args(annotation)
-        return members(inner, next((extra for extra in extras if isinstance(extra, Range)), bounds))
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [pair for member in get_args(annotation) for pair in members(member, bounds)]
-    return [(annotation, bounds)]
+    """The plain types of which annotation is a union, each with its range.
+
+    Raises:
+        TypeError: one is not of those that flags know.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return members(arguments[0], next((extra for extra in arguments[1:] if isinstance(extra, Range)), bounds))
+    if origin in (Union, types.UnionType):
+        return [pair for member in arguments for pair in members(member, bounds)]
+    if origin is list:
+        (element, within), *others = members(arguments[0], bounds)
+        if not others:
+            return [(list[element], within)]
+    elif origin is Literal or annotation in _WORDS:
+        return [(annotation, bounds)]
+    raise TypeError(f"no flag can have the type {annotation}")
 
 
-def order(member: Any) -> int:
-    """By what the ways to write a value are sorted: free text is the last."""
-    if member in (str, Path):
-        return 2
-    return 0 if member is types.NoneType or get_origin(member) is Literal else 1
-
-
-def _form(member: Any, bounds: Range) -> Form:
-    if member in (int, float):
-        noun = {int: "an integer", float: "a number"}[member]
-        return Form(f"{noun} {bounds}".strip(), lambda text: _converted(_exact(text), member), bounds)
-    if get_origin(member) is list:
-        return _list_form(*members(get_args(member)[0], bounds))
+def _words(member: Any, bounds: Range, written: bool) -> str:
     if get_origin(member) is Literal:
-        return _choice_form({str(choice): choice for choice in get_args(member)})
-    plain = {
-        bool: Form("true or false", lambda text: _choice(text.lower(), {"true": True, "false": False}), is_bool=True),
-        types.NoneType: Form("none", lambda text: _choice(text, {"none": None})),
-        str: Form("text", _not_empty),
-        Path: Form("a path", lambda text: Path(_not_empty(text))),
-    }
-    if member not in plain:
-        raise TypeError(f"no flag can have the type {member}")
-    return plain[member]
+        words = ", ".join(map(str, get_args(member)))
+        return f"one of {words}" if len(get_args(member)) > 1 else words
+    if get_origin(member) is not list:
+        return f"{_WORDS[member]} {bounds}".strip()
+    element, = get_args(member)
+    if element in (int, float):
+        words = f"a list of {'integers' if element is int else 'numbers'} {bounds}".strip()
+        return f"{words} written a,b,c or start:stop:step" if written else words
+    return f"a list, each {_words(element, bounds, written)}{' written a,b,c' if written else ''}"
 
 
-def _choice_form(choices: dict[str, Any]) -> Form:
-    words = ", ".join(choices)
-    return Form(
-        f"one of {words}" if len(choices) > 1 else words, lambda text: _choice(text, choices), choices=tuple(choices)
-    )
+def _value(name: str, given: Any, annotation: Any, parsed: Callable[[Any, Any], Any], words: str) -> Any:
+    reason = ""
+    for member, bounds in sorted(members(annotation), key=lambda pair: pair[0] in (str, Path)):   # free text takes all: last
+        try:
+            value = _checked(parsed(given, member), member)
+        except (LookupError, TypeError, ValueError) as error:
+            reason = isinstance(error, ValueError) and str(error) or reason
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        if all(each in bounds for each in values if isinstance(each, int | float)):
+            return value
+        break                                            # a number out of range must not pass as the text of `float | str`
+    because = f" ({reason})" if reason else ""
+    raise InputError(f"{name} must be {words.removesuffix(' or none')}, got {given!r:.200}{because}"
+                     f"{_nearest(given, annotation)}")
 
 
-def _list_form(element: tuple[Any, Range], *others: tuple[Any, Range]) -> Form:
-    if others:
-        raise TypeError("the elements of a list flag must have one type, not a union")
-    member, bounds = element
+def _parsed(text: str, member: Any) -> Any:
+    """What text says, as Python code would.   Raises LookupError or ValueError where it says no such thing."""
+    if get_origin(member) is list:
+        element, = get_args(member)
+        return _numbers(text) if element in (int, float) else [_parsed(word, element) for word in _split(text)]
+    if get_origin(member) is Literal:
+        return {str(choice): choice for choice in get_args(member)}[text]
     if member in (int, float):
-        noun = {int: "integers", float: "numbers"}[member]
-        words = f"{f'{noun} {bounds}'.strip()}{LIST_AS_TEXT}"
-        return Form(words, lambda text: [_converted(value, member) for value in _exact_list(text)], bounds)
-    form = _form(member, bounds)
-    return Form(
-        f"a comma list, each {form.expected}",
-        lambda text: [form.read(word) for word in _words(text)],
-        bounds,
-        form.choices,
-    )
+        return _number(text)
+    if member is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return {"none": None}[text] if member is types.NoneType else text
 
 
-def _exact(text: str) -> Fraction:
-    if len(text) > MAX_DIGITS:
-        raise ValueError("too many digits")
+def _checked(value: Any, member: Any) -> Any:
+    """value as one of the type member.   Raises TypeError or ValueError where it is none."""
+    if get_origin(member) is list:
+        values = [value] if isinstance(value, numbers.Real) else value
+        checked = [_checked(each, get_args(member)[0]) for each in values]
+        value, fits = tuple(checked) if isinstance(value, tuple) else checked, checked and not isinstance(value, str | bytes)
+    elif get_origin(member) is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in get_args(member))
+    elif member is int:
+        fits = is_whole(value) or isinstance(value, Fraction) and value.denominator == 1
+    elif member is float:
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    else:
+        fits = isinstance(value, (str, os.PathLike) if member is Path else member) and value != ""
+    if not fits:
+        raise ValueError
+    convert = member in (int, Path) or member is float and not isinstance(value, int)
+    return member(value) if convert else value
+
+
+def _number(text: str) -> Fraction:
     parts = text.strip().split("/")
     if len(parts) > 2 or not all(map(_DECIMAL.fullmatch, parts)):
         raise ValueError
@@ -174,16 +193,16 @@ def _exact(text: str) -> Fraction:
     return above / below
 
 
-def _exact_list(text: str) -> list[Fraction]:
+def _numbers(text: str) -> list[Fraction]:
     values = []
-    for word in _words(text):
-        values += _exact_range(*map(_exact, word.split(":"))) if ":" in word else [_exact(word)]
-        if len(values) > MAX_COUNT:
-            raise ValueError(f"more than {MAX_COUNT} numbers")
+    for word in _split(text):
+        values += _range(*map(_number, word.split(":"))) if ":" in word else [_number(word)]
+    if len(values) > MAX_COUNT:
+        raise ValueError(f"more than {MAX_COUNT} numbers")
     return values
 
 
-def _exact_range(start: Fraction, *stop_and_step: Fraction) -> list[Fraction]:
+def _range(start: Fraction, *stop_and_step: Fraction) -> list[Fraction]:
     if len(stop_and_step) != 2:
         raise ValueError("a range has three numbers, start:stop:step")
     stop, step = stop_and_step
@@ -198,41 +217,14 @@ def _exact_range(start: Fraction, *stop_and_step: Fraction) -> list[Fraction]:
     return values
 
 
-def _converted(value: Fraction, kind: type) -> float:
-    if kind is int and value.denominator != 1:
-        raise ValueError
-    return kind(value)
-
-
-def _words(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
         raise ValueError("an element is empty")
     return words
 
 
-def _choice(text: str, choices: dict[str, Any]) -> Any:
-    if text not in choices:
-        raise ValueError
-    return choices[text]
-
-
-def _not_empty(text: str) -> str:
-    if not text:
-        raise ValueError
-    return text
-
-
-def within(value: Any, bounds: Range) -> bool:
-    """Whether a number, or each of a list, lies within bounds; what is no number does."""
-    values = value if isinstance(value, list) else [value]
-    return all(each in bounds for each in values if isinstance(each, int | float))
-
-
-def _nearest_choice(text: str, annotation: Any) -> str:
-    if len(text) > MAX_DIGITS:
-        return ""
-    choices = [choice for form in forms(annotation) for choice in form.choices]
-    wrong = [word.strip() for word in text.split(",") if word.strip() not in choices]
-    near = [match for word in wrong for match in difflib.get_close_matches(word, choices, 1)]
+def _nearest(given: Any, annotation: Any) -> str:
+    known, words = choices(annotation), [word.strip() for word in str(given).split(",")]
+    near = [match for word in words if word not in known for match in difflib.get_close_matches(word, known, 1)]
     return f"; did you mean {', '.join(near)}?" if near else ""

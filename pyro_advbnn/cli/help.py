@@ -33,17 +33,9 @@ def parameters(function: Command) -> dict[str, Parameter]:
         if dataclasses.is_dataclass(hints[name]):
             found |= parameters(hints[name])
             continue
-        flag_types.forms(hints[name])
+        flag_types.members(hints[name])
         found[name] = parameter.replace(annotation=hints[name])
     return found
-
-
-def call(function: Command, flags: dict[str, Any]) -> Any:
-    """Call a command with its flags by name, those of a dataclass gathered into one."""
-    arguments = dict(flags)
-    for name, group in groups_of(function).items():
-        arguments[name] = group(**{flag: arguments.pop(flag) for flag in parameters(group) if flag in arguments})
-    return function(**arguments)
 
 
 def command_line(program: str, function: Command, arguments: dict[str, Any]) -> str:
@@ -75,16 +67,23 @@ def of_verbs(commands: dict[str, Command], under: str = "") -> str:
 
 
 def of_function(function: Command, verb: str = "") -> str:
-    """The help of one command: usage, docstring, and each flag with its type, default and description."""
-    known = parameters(function)
+    """The help of one command: usage, docstring, and by group each flag with its type, default and description."""
+    known, groups = parameters(function), groups_of(function)
     required = [f"--{name} ..." for name, parameter in known.items() if parameter.default is Parameter.empty]
     usage = " ".join([f"usage: {_program()}", *([verb] if verb else []), *required, "[--flag value ...]"])
     prose = re.split(r"^(?:Args|Returns|Raises):$", _doc(function), maxsplit=1, flags=re.MULTILINE)[0].strip()
-    notes = _descriptions(_doc(function))
-    for group in groups_of(function).values():
-        notes |= _descriptions(_doc(group))
-    flags = [_flag(parameter, notes.get(name, "")) for name, parameter in known.items()]
-    return "\n".join([usage, "", *([prose, ""] if prose else []), "flags:", *flags])
+    own = {name: parameter for name, parameter in known.items() if name in inspect.signature(function).parameters}
+    sections = [_section("flags:", own, function)] if own or not groups else []
+    sections += [_section(f"{_doc(group).partition(chr(10))[0].rstrip('.')}:", parameters(group), group)
+                 for group in groups.values()]
+    return "\n\n".join([usage, *([prose] if prose else []), *sections])
+
+
+def _section(title: str, flags: dict[str, Parameter], owner: Command) -> str:
+    notes = _descriptions(_doc(owner))
+    if dataclasses.is_dataclass(owner):
+        notes |= {field.name: field.metadata["note"] for field in dataclasses.fields(owner) if field.metadata}
+    return "\n".join([title, *(_flag(parameter, notes.get(name, "")) for name, parameter in flags.items())])
 
 
 def _program() -> str:

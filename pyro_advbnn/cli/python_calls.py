@@ -1,18 +1,16 @@
-"""Commands called from Python: what they are given is found good before any work, as the texts of a command line are."""
+"""Commands called with values, from Python or from their own command line: found good before any work, as texts are."""
 import dataclasses
 import functools
-import math
-import numbers
-import os
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pyro_advbnn.cli import flag_types, help
-from pyro_advbnn.system.errors import InputError, as_path, is_whole
+from pyro_advbnn.system.errors import InputError
 
 
 def from_python(function: help.Command) -> help.Command:
-    """A decorator of commands: what Python code gives for a flag is found good before any work, texts for paths become paths.
+    """A decorator of commands: what is given for a flag is found good before any work, texts for paths become paths.
+
+    The flags of a dataclass may be given by their own names, too, and stand over those of one that is given.
 
     Raises:
         InputError: in the command, for a value of another kind or out of range.
@@ -20,12 +18,15 @@ def from_python(function: help.Command) -> help.Command:
 
     @functools.wraps(function)
     def command(**arguments: Any) -> Any:
-        known, groups = help.parameters(function), help.groups_of(function)
-        for name, value in arguments.items():
-            if name in known:
-                arguments[name] = settled(name, value, known[name].annotation)
-            elif name in groups and not isinstance(value, groups[name]):
-                raise InputError(f"{name} must be a {groups[name].__name__}, got {value!r:.200}")
+        for name, group in help.groups_of(function).items():
+            flags = {flag: arguments.pop(flag) for flag in help.parameters(group) if flag in arguments}
+            given = arguments.get(name)
+            if given is not None and not isinstance(given, group):
+                raise InputError(f"{name} must be a {group.__name__}, got {given!r:.200}")
+            if flags or given is None:
+                arguments[name] = dataclasses.replace(given, **flags) if given else group(**flags)
+        for name in arguments.keys() & help.parameters(function).keys():
+            arguments[name] = flag_types.take(name, arguments[name], help.parameters(function)[name].annotation)
         return function(**arguments)
 
     return command
@@ -36,53 +37,12 @@ def flags(group: type) -> type:
 
     def check(self: Any) -> None:
         for name, parameter in help.parameters(type(self)).items():
-            object.__setattr__(self, name, settled(name, getattr(self, name), parameter.annotation))
+            object.__setattr__(self, name, flag_types.take(name, getattr(self, name), parameter.annotation))
 
     group.__post_init__ = check
     return dataclasses.dataclass(frozen=True, kw_only=True)(group)
 
 
-def settled(name: str, value: Any, annotation: Any) -> Any:
-    """value, given from Python instead of as text, as a command takes it under annotation: what stands for a path is one,
-    and a number where a list of them is wanted is the list of it alone.
-
-    Raises:
-        InputError: it is no such value.
-    """
-    for member, bounds in sorted(flag_types.members(annotation), key=lambda pair: flag_types.order(pair[0])):
-        try:
-            return _taken(name, value, member, bounds)
-        except TypeError:
-            continue
-    raise InputError(f"{name} must be {_expected(annotation)}, got {value!r:.200}")
-
-
-def _expected(annotation: Any) -> str:
-    """`values.expected` in words for Python, where a list is none that is written with commas."""
-    words = flag_types.expected(annotation).removesuffix(" or none")
-    of_numbers = words.removesuffix(flag_types.LIST_AS_TEXT)
-    return f"a list of {of_numbers}" if of_numbers != words else words.replace("a comma list", "a list")
-
-
-def _taken(name: str, value: Any, member: Any, bounds: flag_types.Range) -> Any:
-    """value as one of a plain annotation.   Raises TypeError where it is none, InputError where it is a flawed path."""
-    if get_origin(member) is list:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        element = flag_types.members(get_args(member)[0], bounds)[0]
-        taken = [_taken(name, each, *element) for each in ([value] if isinstance(value, numbers.Real) else value)]
-        if not taken:
-            raise TypeError
-        return tuple(taken) if isinstance(value, tuple) else taken
-    if get_origin(member) is Literal:
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(member))
-    elif member is int:
-        fits, value = is_whole(value), int(value) if is_whole(value) else value
-    elif member is float:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        value = float(value) if fits and not isinstance(value, int) else value
-    else:
-        fits = isinstance(value, (str, os.PathLike) if member is Path else member)
-    if not fits or not flag_types.within(value, bounds):
-        raise TypeError
-    return as_path(name, value) if member is Path else value
+def flag(note: str) -> Any:
+    """A field of such a dataclass that is None where it is not given.   note: what it is, for --help."""
+    return dataclasses.field(default=None, metadata={"note": note})

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help, python_calls
-from pyro_advbnn.cli.limits import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
+from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
 from pyro_advbnn.experiments import ablations, radii, robustness_verbs
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.system.precision import PRECISIONS

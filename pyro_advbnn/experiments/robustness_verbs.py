@@ -6,8 +6,7 @@ from pyro_advbnn.attacks import catalogue
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.losses import AVERAGES
 from pyro_advbnn.cli import help, text_tables
-from pyro_advbnn.cli.commands import Range
-from pyro_advbnn.cli.limits import Minutes, Queries
+from pyro_advbnn.cli.flag_types import Minutes, Queries, Range
 from pyro_advbnn.evaluation import checks, worst_case
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import python_calls
-from pyro_advbnn.cli.limits import BatchSize, Images, Seed
+from pyro_advbnn.cli.flag_types import BatchSize, Images, Seed
 from pyro_advbnn.experiments.evaluated_images import digest, evaluated_images, image_digest
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.reporting.csv_tables import Table

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pyro_advbnn.cli import help, text_tables
-from pyro_advbnn.cli.commands import Range
+from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.evaluation import ood_images
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import python_calls, text_tables
-from pyro_advbnn.cli.commands import Range
-from pyro_advbnn.cli.limits import Count
+from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.reporting import figures
 from pyro_advbnn.training import recipes
 

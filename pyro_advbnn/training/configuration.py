@@ -22,9 +22,9 @@ from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.system.random_streams import undisturbed
-from pyro_advbnn.training import batch_norm, metrics, recipes, run_folders
-from pyro_advbnn.training.contradictions import MAY_CHANGE_ON_RESUME
+from pyro_advbnn.training import batch_norm, metrics, recipes, run_config, run_folders
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME, check_meaning
 from pyro_advbnn.training.trainer import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
@@ -39,6 +39,7 @@ def configure(flags):
     """
     flags = DEFAULTS | flags
     dataset, defense, recipe, seed = (flags[name] for name in ("dataset", "defense", "recipe", "seed"))
+    check_meaning(defense, flags)
     device = resolve_device(flags["device"])
     how = _how_to_compute(flags, device)
     if flags.get("tensorboard"):
@@ -54,7 +55,8 @@ def configure(flags):
                                              workers=flags.get("workers"))
     settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
     config = {
-        "dataset": dataset, "data_dir": _text(flags.get("data_dir")), "image_size": flags.get("image_size"),
+        "format": run_config.FORMAT, "dataset": dataset, "data_dir": _text(flags.get("data_dir")),
+        "image_size": flags.get("image_size"),
         "loading": "stream" if isinstance(images, StreamedImages) else "memory", "workers": flags.get("workers"),
         "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
         "images_sha256": identity, "image_shape": list(images.image_shape),
@@ -183,7 +185,7 @@ def resume(folder, flags):
     """(config, training, held_out, best so far) of the run in `folder`, where it was left; nothing is written.
 
     A run that was left before its first checkpoint is at its start. flags: those given, of which only
-    `contradictions.MAY_CHANGE_ON_RESUME` may differ from the run's.
+    `flags.MAY_CHANGE_ON_RESUME` may differ from the run's.
     """
     config = run_folders.read_config(folder)
     config = DEFAULTS_OF_OLDER_RUNS | config

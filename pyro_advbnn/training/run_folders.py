@@ -8,7 +8,7 @@ from pathlib import Path
 from pyro_advbnn.system import distributed, files, json_files, locks
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.training import checkpoints, metrics, run_config
-from pyro_advbnn.training.contradictions import check_same_run
+from pyro_advbnn.training.run_config import check_same_run
 
 
 def create(folder, config):
