@@ -260,13 +260,13 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoints(finished):
-    assert {path.name for path in finished.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+    assert {path.name for path in finished.iterdir()} == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     for row in map(json.loads, lines):
         assert row.keys() == {
             "epoch", "nll", "kl", "batch_accuracy", "kl_weight", "loss", "train_accuracy", "train_robust_accuracy",
-            "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "skipped_steps", "images_per_second",
+            "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "images_per_second",
             "peak_memory_mib"}
         assert all(0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy"))
         assert row["nll"] < row["loss"] <= row["nll"] + row["kl_weight"] * row["kl"]        # the weight rises while warming up
@@ -793,8 +793,7 @@ def test_a_training_tells_once_that_running_statistics_do_not_fit_its_wide_draws
     """What a long training with much KL comes to: right on batches normalised by themselves, at chance in prediction."""
     config, training, _ = build()
     progress = Progress(config, training, tmp_path)
-    row = {"epoch": 1, "nll": 0.1, "kl": 1.0, "train_robust_accuracy": 0.1, "held_out_accuracy": None, "images_per_second": 1.0,
-           "skipped_steps": 0}
+    row = {"epoch": 1, "nll": 0.1, "kl": 1.0, "train_robust_accuracy": 0.1, "held_out_accuracy": None, "images_per_second": 1.0}
     for batches, predicted, told in ((0.9, 0.7, 0), (0.9, 0.3, 1), (0.9, 0.1, 0)):
         progress.epoch(row | {"batch_accuracy": batches, "train_accuracy": predicted})
         assert capsys.readouterr().out.count("BatchNorm's running statistics do not fit draws this wide") == told

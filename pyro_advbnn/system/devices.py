@@ -1,6 +1,5 @@
 """Which device a command runs on, and what it is."""
 import ctypes
-import gc
 import os
 import resource
 import sys
@@ -77,16 +76,6 @@ def only_deterministic(on):
 def is_nondeterministic(error):
     """Whether torch raised it because `only_deterministic` leaves it no algorithm."""
     return isinstance(error, RuntimeError) and "deterministic" in str(error)
-
-
-def give_back_freed_memory():
-    """What tensors gave back goes to the system and the device, for whoever else needs it: oneDNN's compiled code, for one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim = _of_glibc("malloc_trim")
-    if trim:
-        trim(ctypes.c_size_t(0))
 
 
 def describe_device(device):

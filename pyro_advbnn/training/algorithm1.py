@@ -7,17 +7,14 @@ from pyro_advbnn.system import distributed
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
 
 
-def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, veto=None):
+def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean
-    training. Gradients, optimizer state, parameters and
-    BatchNorm statistics change; the statistics see the attacked batch only. micro_batch: the most images that are in the
-    network at a time (see `micro_batches`), None for all.
+    training. Gradients, optimizer state, parameters and BatchNorm statistics change; the statistics see the attacked batch
+    only. micro_batch: the most images that are in the network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
-    veto: a function of the Objective, called when the gradients are there, whose scalar tensor is 1 where parameters and
-    optimizer state shall stay as they are, and 0 elsewhere; only torch's fused optimizers can do that.
 
     Raises InputError for a kl_weight out of range, and where the network does not return logits (B, classes).
     """
@@ -26,21 +23,9 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
                       share=1.0 if share is None else share)
     if share is not None:
         distributed.sum_gradients_(optimizer)
-    if veto is None:
-        optimizer.step()
-    else:
-        _step_unless(optimizer, veto(parts))
+    optimizer.step()
     classifier.constrain_()
     return parts
-
-
-def _step_unless(optimizer, found_inf):
-    """`optimizer.step()` as torch.amp.GradScaler has it done: nothing changes where found_inf is 1."""
-    optimizer.grad_scale, optimizer.found_inf = None, found_inf
-    try:
-        optimizer.step()
-    finally:
-        optimizer.found_inf = None
 
 
 def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, share=1.0):
@@ -60,10 +45,7 @@ def build_optimizer(classifier, settings):
     if settings["optimizer"] == "adam":
         on_gpu = next(classifier.parameters()).device.type == "cuda"
         return torch.optim.Adam(classifier.parameters(), **choice, capturable=on_gpu)
-    optimizer = torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
-    for p in classifier.parameters():                    # or a first step that is left out would leave uninitialised memory
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer
+    return torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
 
 
 def build_attack(settings):

@@ -85,8 +85,8 @@ def _how_to_compute(flags, device):
 
 
 def is_run_of(config, flags):
-    """Whether `configure` made config of these flags, by an older version maybe, which knew fewer defaults."""
-    return DEFAULTS | config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
+    """Whether `configure` made config of these flags."""
+    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
 
 
 def _place(device):
@@ -138,7 +138,7 @@ def build(config, images):
         _start_from(network, config["network"], config["init_from"])
     _try_out(network, images, settings["batch_size"])
     _check_parts(len(images), settings["batch_size"])
-    if settings.get("running_statistics", 1) < 1:        # older runs do not know of it
+    if settings["running_statistics"] < 1:
         if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
             raise InputError("--running_statistics moves the statistics by the joined batch: --batch_norm must be sync")
         network = batch_norm.prepare_running(network)
@@ -188,7 +188,6 @@ def resume(folder, flags):
     `flags.MAY_CHANGE_ON_RESUME` may differ from the run's.
     """
     config = run_folders.read_config(folder)
-    config = DEFAULTS_OF_OLDER_RUNS | config
     position = run_folders.read_position(folder, config)
     _check_resume_flags(folder, config, flags)
     epochs_before = config["settings"]["epochs"]
@@ -217,10 +216,6 @@ def resume(folder, flags):
             "after_epoch": training.epochs_done, "after_step": training.steps_done, "from": epochs_before,
             "to": config["settings"]["epochs"]}]
     return config, training, held_out, best
-
-
-DEFAULTS_OF_OLDER_RUNS = {"tensorboard": False, "compile": False, "cuda_graphs": "auto", "micro_batch": None,
-                          "batch_norm": "sync", "deterministic": False}
 
 
 def _check_resume_flags(folder, config, flags):

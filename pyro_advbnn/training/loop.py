@@ -141,7 +141,7 @@ def _metrics(training, held_out, config, progress):
     held = accuracies(training.result, held_out, settings, **how) if held_out else (None, None)
     return {"epoch": epoch, **averages, "kl_weight": kl_weight, "train_accuracy": clean, "train_robust_accuracy": robust,
             "held_out_accuracy": held[0], "held_out_robust_accuracy": held[1], "learning_rate": rate,
-            "skipped_steps": training.skipped_steps, "images_per_second": speed,
+            "images_per_second": speed,
             "peak_memory_mib": peak_memory_mib(training.device)}
 
 

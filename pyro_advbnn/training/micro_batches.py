@@ -3,15 +3,12 @@
 The attack and, but for BatchNorm, the gradient are those of the whole batch. BatchNorm in training mode normalises each
 piece by its own statistics, as it must where the images are not in the network together.
 """
-import traceback
 from contextlib import nullcontext
 
 import torch
 
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.elbo import Objective, objective
-from pyro_advbnn.system.devices import give_back_freed_memory
-from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.random_streams import undisturbed
 
 
@@ -34,28 +31,6 @@ def backward_in_pieces(classifier, x, y, kl_weight, size, factor=1.0):
     mean = {name: sum(share * getattr(parts, name).detach() for share, parts in zip(shares, pieces, strict=True))
             for name in ("loss", "nll", "kl")}
     return Objective(**mean, logits=torch.cat([parts.logits for parts in pieces]))
-
-
-def largest_that_fits(step, size):
-    """The largest of size / 2, size / 4, ..., 1 for which `step(number of images)` finds memory, None if none does."""
-    while size := size // 2:
-        give_back_freed_memory()
-        try:
-            with undisturbed():
-                step(size)
-            return size
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            release_frames(error)
-    return None
-
-
-def release_frames(error):
-    """Let go of the variables in the frames that an exception, and those that it came from, passed through."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def _under_equal_draws(classifier, x, y, size):

@@ -51,7 +51,7 @@ class Progress:
         return f", {processes} processes, BatchNorm {norm}" if processes > 1 else ""
 
     def _computing(self):
-        precision, micro_batch = self.config["precision"], self.config.get("micro_batch")
+        precision, micro_batch = self.config["precision"], self.config["micro_batch"]
         return (f", {precision}" if precision != "fp32" else "") + (f", {micro_batch} images at a time" if micro_batch else "")
 
     def _kl(self):
@@ -63,8 +63,8 @@ class Progress:
                 f"{settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
 
     def _averaging(self):
-        settings = self.config["settings"]               # of older runs they may lack both
-        decay, share = settings.get("weight_averaging"), settings.get("running_statistics", 1)
+        settings = self.config["settings"]
+        decay, share = settings["weight_averaging"], settings["running_statistics"]
         return (f", weights averaged with decay {decay:g}" if decay else "") + (
             f", BatchNorm by running statistics from {100 * share:g} % on" if share < 1 else "")
 
@@ -91,8 +91,7 @@ class Progress:
             accuracy = "adversarial accuracy" if self.training.attack else "accuracy"
             self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
                                       f"{accuracy} {100 * now['batch_accuracy']:.1f} %, "
-                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left"
-                                      f"{_skipped(self.training.skipped_steps)}")
+                                      f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
 
     def images_per_second(self):
         """Images trained on per second in this epoch, evaluation not counted."""
@@ -110,8 +109,7 @@ class Progress:
         kl = f"  kl {row['kl']:.4g}" if self.config["classifier"]["kind"] == "bayesian" else ""
         print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}{kl}  "
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
-              f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left"
-              f"{_skipped(row['skipped_steps'])}", flush=True)
+              f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
@@ -147,7 +145,3 @@ class Progress:
         text = "" if best is None else (f"; best on the held-out images: epoch {best['epoch']}, clean "
                                         f"{100 * best['accuracy']:.1f} %, PGD {100 * best['robust_accuracy']:.1f} %")
         print(f"done: {self.training.epochs_done} epochs{text}")
-
-
-def _skipped(steps):
-    return f", {steps} steps skipped so far" if steps else ""

@@ -1,15 +1,12 @@
 """A training at some point of its course: steps, epochs, and all that it takes to stop anywhere and go on."""
-from contextlib import contextmanager
-
 import torch
 
 from pyro_advbnn import datasets
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, gradients, train_step
+from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, train_step
 from pyro_advbnn.training.batch_norm import normalise_by_running
 from pyro_advbnn.training.ema import MovingAverage
-from pyro_advbnn.training.micro_batches import largest_that_fits
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
 from pyro_advbnn.training.recipes import learning_rate_factor
 
@@ -30,20 +27,19 @@ class Training:
     batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
     `train_step`.
 
-    A step whose loss or gradient is not finite (`nonfinite.Watch`) leaves weights and optimizer as they were. on_nonfinite:
-    "stop" ends the training there, on a GPU, where no step waits for the device, at the next `check`; "skip" counts the
-    step, which leaves BatchNorm's statistics as they were too, and goes on with the next batch.
+    A step whose loss or gradient is not finite (`nonfinite.Watch`) ends the training there or, on a GPU, where no step waits
+    for the device, at the next `check`; no checkpoint is written after it.
     """
 
     def __init__(self, classifier, images, settings, *, adversarial, augmentation="none", seed=0, precision="fp32",
-                 batch_norm="sync", micro_batch=None, on_nonfinite="stop"):
+                 batch_norm="sync", micro_batch=None):
         self.classifier, self.settings, self.precision = classifier, settings, precision
         self.batch_norm, self.micro_batch = batch_norm, micro_batch
         self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings)
-        self._running_from = settings.get("running_statistics", 1)
-        decay = settings.get("weight_averaging")         # older runs know of neither
+        self._running_from = settings["running_statistics"]
+        decay = settings["weight_averaging"]
         self._average = MovingAverage(classifier, decay) if decay else None
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator(self.device).manual_seed(distributed.own_seed(seed + 1))
@@ -55,7 +51,7 @@ class Training:
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
         self._sums = self._zero_sums()
-        self._watch = Watch(self.device, on_nonfinite)
+        self._watch = Watch(self.device)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
 
@@ -89,8 +85,7 @@ class Training:
     def epoch(self):
         """The rest of the current epoch, a generator that yields after every step the number of images in its batch.
 
-        Raises NotFinite at the first step whose numbers go wrong, where the epoch ends with weights that are not finite, and
-        where all of its steps were left out.
+        Raises NotFinite at the first step whose numbers go wrong, and where the epoch ends with weights that are not finite.
         """
         self.classifier.train()
         self._order.set_state(self._order_at_start)
@@ -100,7 +95,6 @@ class Training:
             self.steps_done += 1
             yield num_images
         self.check()
-        self._check_that_a_step_counts()
         self.epochs_done += 1
         self.steps_done = 0
         self._order_at_start = self._order.get_state()
@@ -116,49 +110,27 @@ class Training:
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
         if self._running_from < 1:
             normalise_by_running(self.classifier.network, self.progress >= self._running_from)
-        with autocast(self.device, self.precision), self._statistics_kept():
-            train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
-                       kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,
-                       veto=lambda parts: self._veto(parts, y))
+        with autocast(self.device, self.precision):
+            parts = train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
+                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
+        self._note(parts, y)
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
         if self._average:
             self._average.update(self.classifier, self.epochs_done * len(self.batches) + self.steps_done)
-        exploded = self.classifier.exploded()
-        if exploded is not None:
-            self._watch.judge_std(self.steps_done + 1, exploded)
         if self._check_every_step:
             self.check_steps()
 
-    def _veto(self, parts, y):
-        """1 where the step must change nothing, else 0, the same in all processes; its numbers are added to the sums if 0."""
+    def _note(self, parts, y):
+        """Add a step's numbers, those of all processes, to the sums of the epoch, and look whether they are finite."""
         correct = (parts.logits.argmax(-1) == y).sum()
         sums = [value.detach().double() * len(y) for value in (parts.loss, parts.nll, parts.kl)]
         loss, nll, kl, correct = distributed.sum_(torch.stack([*sums, correct.double()]))
         num_images = torch.full_like(nll, self._num_images())
+        self._sums += torch.stack([nll, kl, correct, num_images, loss])
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._left_out = self._watch.judge(self.steps_done + 1, nll / num_images, kl / num_images, loss / num_images,
-                                           largest(gradients))
-        self._sums += torch.where(self._left_out, 0.0, torch.stack([nll, kl, correct, num_images, loss]))
-        return self._left_out.float()
-
-    @contextmanager
-    def _statistics_kept(self):
-        """BatchNorm's statistics afterwards as before, where the step inside was left out; only --on_nonfinite skip goes on."""
-        buffers = list(self.classifier.network.buffers()) if self._watch.skips else []
-        before = [buffer.clone() for buffer in buffers]
-        yield
-        for buffer, old in zip(buffers, before, strict=True):
-            buffer.copy_(torch.where(self._left_out, old, buffer))
-
-    @property
-    def skipped_steps(self):
-        """How many steps of the run were left out; waits for the device."""
-        return self._watch.skipped
-
-    def skipped_in_a_row(self):
-        """What the last steps were skipped for, of this epoch or, at its end, of the one before, in words, or ""."""
-        return self._watch.skipped_in_a_row(self.epochs_done + (self.steps_done > 0))
+        self._watch.judge(self.steps_done + 1, nll / num_images, kl / num_images, loss / num_images, largest(gradients),
+                          self.classifier.exploded())
 
     def check(self):
         """Raises NotFinite, in all processes, where a step of this epoch went wrong or the weights are lost."""
@@ -168,10 +140,6 @@ class Training:
     def check_steps(self):
         """Raises NotFinite, in all processes, where a step of this epoch, so far, went wrong; waits for the device."""
         self._watch.check(self.epochs_done + 1)
-
-    def _check_that_a_step_counts(self):
-        if not self._sums[3]:                            # no images
-            raise NotFinite(f"no step of epoch {self.epochs_done + 1} had a finite loss and gradient: all were skipped")
 
     def check_weights(self):
         """Raises NotFinite where the classifier's state holds a number that is not finite."""
@@ -184,28 +152,6 @@ class Training:
         """How many images are in this process's network together, at most."""
         part = -(-min(len(self.images), self.settings["batch_size"]) // distributed.world_size())
         return min(self.micro_batch or part, part)
-
-    def micro_batch_that_fits(self):
-        """The most images at a time, below what was tried, for which a step finds memory; None where not one does.
-
-        To be asked after running out of memory: gradients and BatchNorm's statistics are changed by trying.
-        """
-        self.optimizer.zero_grad()
-        self.classifier.release_buffers()
-        kept = [] if self.optimizer.state else [torch.empty_like(p) for p in self.classifier.parameters() for _ in "mv"]
-        attack = self.attack and self.attack.with_num_steps(1)
-
-        def step(size):
-            x = torch.zeros(2 * size, *self.images.image_shape, device=self.device)
-            y = torch.zeros(2 * size, dtype=torch.int64, device=self.device)
-            with autocast(self.device, self.precision):  # two pieces: the second one finds gradients of the first
-                gradients(self.classifier.train(), batch_format(x, self.precision), y, attack=attack, kl_weight=1.0,
-                          micro_batch=size)
-            self.optimizer.zero_grad()
-
-        size = largest_that_fits(step, self.images_at_a_time)
-        kept.clear()                                     # the optimizer's moments, if it had not made them yet
-        return size
 
     def averages(self):
         """nll, kl, loss (Eq. 10) and one-draw accuracy on the batches as they were trained on, means of the epoch so far."""
@@ -231,8 +177,7 @@ class Training:
         rng, *others = distributed.gather(rng)
         trained = {"trained": self.classifier.state_dict()} if self._average else {}
         return {**trained, "optimizer": self.optimizer.state_dict(), "epochs_done": self.epochs_done,
-                "steps_done": self.steps_done, "skipped_steps": self.skipped_steps, "sums": self._sums[:4],
-                "loss_sum": self._sums[4], "rng": rng, "rng_of_others": others}
+                "steps_done": self.steps_done, "sums": self._sums, "rng": rng, "rng_of_others": others}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()` when `result` has its state again; the global random streams are set too.
@@ -247,11 +192,8 @@ class Training:
             if "capturable" in group:                    # the device may be another one
                 group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
-        self._sums[:4] = state["sums"]
-        nll, kl, *_ = state["sums"]
-        self._sums[4] = state.get("loss_sum", nll + self.kl_weight * kl)        # older checkpoints do not know it
-        self._watch.skipped = state.get("skipped_steps", 0)         # older checkpoints do not know of any
-        rngs = [state["rng"], *state.get("rng_of_others", [])]      # older checkpoints do not know others
+        self._sums.copy_(state["sums"])
+        rngs = [state["rng"], *state["rng_of_others"]]
         self._order_at_start, self.streams_left_by = rngs[0]["order"], len(rngs)
         if len(rngs) == distributed.world_size():
             self._set_streams(rngs[distributed.rank()])

@@ -413,31 +413,6 @@ def test_an_image_that_only_one_process_reads_ends_all_with_its_name(tmp_path):
     assert first[0] == 1 and "[rank 0] lost another process" in first[2]
 
 
-def skipping_on_rank_1():
-    """A training of which rank 1 has no finite nll in its second step: weights, what is skipped and averages at the end."""
-    config, images, _ = configuration.configure({**TINY, "defense": "bnn", "on_nonfinite": "skip"})
-    run, real, done = configuration.build(config, images), algorithm1.gradients, []
-
-    def gradients(*arguments, **settings):
-        parts = real(*arguments, **settings)
-        done.append(parts)
-        return replace(parts, nll=parts.nll * float("nan")) if distributed.rank() and len(done) == 2 else parts
-
-    algorithm1.gradients = gradients
-    weights = []
-    for _ in run.epoch():
-        weights.append(run.classifier.mean.detach().clone())
-    algorithm1.gradients = real
-    return weights, run.skipped_steps, list(run.averages().values()), int(run.optimizer.state[run.classifier.mean]["step"])
-
-
-def test_a_step_whose_numbers_go_wrong_in_one_process_is_skipped_in_all():
-    (weights, *rest), (other_weights, *other_rest) = group(skipping_on_rank_1)
-    assert all(map(torch.equal, weights, other_weights)) and rest == other_rest and rest[0] == 1
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
-    assert all(map(torch.isfinite, torch.tensor(rest[1]))) and rest[2] == 2
-
-
 def failing(rank):
     distributed._SECONDS_TO_BE_ENDED = 0
     if distributed.rank() == rank:

@@ -119,12 +119,11 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier, lambda n: ab.BayesianClassifier(n, kl_over="last")])
-@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap, on_nonfinite):
+def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap):
     pyro.enable_validation(False)
     _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 32})
     training = Training(wrap(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings, adversarial=True,
-                        augmentation="crop_flip", on_nonfinite=on_nonfinite)
+                        augmentation="crop_flip")
     training._check_every_step = False
     with Reads() as reads:
         next(training.epoch())
@@ -161,11 +160,11 @@ def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_was_freed_is_used_again_without_new_pages_until_it_is_given_back():
+def test_memory_that_was_freed_is_used_again_without_new_pages():
     """In a process of its own, for it cannot be taken back."""
     script = """
 import resource, torch
-from pyro_advbnn.system.devices import give_back_freed_memory, keep_freed_memory
+from pyro_advbnn.system.devices import keep_freed_memory
 before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (1 << 50, before[1]))
 keep_freed_memory()                                              # does nothing where there is a limit
@@ -178,10 +177,8 @@ def faults():
 before = faults()
 keep_freed_memory()
 grown = [faults() for _ in range(10)]                             # the heap grows to what is needed
-kept = faults()
-give_back_freed_memory()
-print(before, kept, faults())
+print(before, faults())
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    before, kept, given_back = map(int, ended.stdout.split())
-    assert kept < 100 and before > 80_000 and given_back > 10_000              # a page of 4 KiB each
+    before, kept = map(int, ended.stdout.split())
+    assert kept < 100 and before > 80_000                              # a page of 4 KiB each

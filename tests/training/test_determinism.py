@@ -149,7 +149,6 @@ LOOKING = {
     "tensorboard": {"tensorboard": True},
     "patience": {"patience": 2},
     "time": {"max_minutes": 1000},
-    "skipping": {"on_nonfinite": "skip"},
 }
 
 

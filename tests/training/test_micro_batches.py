@@ -1,5 +1,4 @@
 import os
-import re
 import subprocess
 import sys
 
@@ -9,13 +8,10 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.rse import add_noise
-from pyro_advbnn.training import recipes
+from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.training.algorithm1 import gradients
-from pyro_advbnn.training.micro_batches import is_out_of_memory, largest_that_fits
-from pyro_advbnn.training.trainer import Training
 
 ATTACK = ab.PGD(0.1, 0.03, 3)
 
@@ -91,35 +87,11 @@ def test_random_streams_go_on_as_after_a_step_of_the_whole_batch():
     assert torch.equal(*after)
 
 
-def test_the_largest_size_that_finds_memory_is_found():
-    tried = []
-
-    def step(size):
-        tried.append(size)
-        if size > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    assert largest_that_fits(step, 100) == 12 and tried == [50, 25, 12]
-    assert largest_that_fits(lambda size: step(100), 100) is None
-    with pytest.raises(ZeroDivisionError):
-        largest_that_fits(lambda size: 1 / 0, 100)
-
-
 def test_the_cpu_running_out_of_memory_is_known_as_such():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50)
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
-
-
-def test_trying_a_size_leaves_no_gradient_and_the_random_streams_as_they_were():
-    images = datasets.load("digits", "train")
-    _, settings = recipes.resolve("ours", "digits", "advbnn", {})
-    training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), images, settings, adversarial=True)
-    state = torch.get_rng_state()
-    assert training.micro_batch_that_fits() == settings["batch_size"] // 2
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in training.classifier.parameters())
 
 
 LIMITED = """
@@ -128,16 +100,16 @@ from pyro_advbnn import train
 torch.set_num_threads(1)
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (1 << 50, hard))
-train.cli.run(train.train, ["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1",
-                            "--device=cpu", "--out=" + sys.argv[2]])            # everything is loaded before the limit
+train.main(["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1",
+                            "--device=cpu", "--out=" + sys.argv[2]])                    # everything is loaded before the limit
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20, hard))
-train.cli.run(train.train, sys.argv[3:])
+train.main(sys.argv[3:])
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit as Linux does")
-def test_a_training_out_of_memory_says_what_would_fit_and_can_be_resumed_with_it(tmp_path):
+def test_a_training_out_of_memory_says_what_may_fit_and_can_be_resumed_with_it(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (256, 64, 64, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", x_train=x, y_train=np.arange(256) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'images.npz'}", "--network=convnet", "--width=16", "--batch_size=256",
@@ -149,12 +121,9 @@ def test_a_training_out_of_memory_says_what_would_fit_and_can_be_resumed_with_it
         return subprocess.run([sys.executable, "-c", LIMITED, "200", warm, *arguments], capture_output=True, text=True,
                               timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
 
-    ended, told = run(*flags), []
-    while ended.returncode == 2 and len(told) < 3:       # at the edge of memory the next process may find a little less of it
-        match = re.fullmatch(r"error: out of memory with (\d+) images at a time, while (\d+) would fit: go on with --resume "
-                             r"(\S+) --micro_batch (\d+)\n", ended.stderr)
-        assert match and match[2] == match[4], ended.stderr
-        told.append((int(match[1]), int(match[2])))
-        ended = run("--resume", match[3], "--micro_batch", match[4])
-    assert ended.returncode == 0 and told[0][0] == 256 and all(fits < tried for tried, fits in told), ended.stderr
+    ended = run(*flags)
+    assert (ended.returncode, ended.stderr) == (2, "error: out of memory with 256 images at a time; --resume "
+                                                   f"{tmp_path / 'run'} with a smaller --micro_batch may fit\n")
+    ended = run("--resume", tmp_path / "run", "--micro_batch", "16")
+    assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
