@@ -1,33 +1,244 @@
+"""Tests of the README and the pages of docs/: what they name is there, their commands parse, their tables equal the records."""
+import csv
+import functools
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from pyro_advbnn import benchmark, evaluate, reproduce, train
-from pyro_advbnn.cli.commands import flag_names
+from pyro_advbnn import benchmark, demo, evaluate, reproduce, train
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.cli import commands
+from pyro_advbnn.datasets.names import DATASETS
+from pyro_advbnn.reporting import paper
+from pyro_advbnn.training.recipes import RECIPES
 
-TORCHRUN = {"standalone", "nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-endpoint", "rdzv-id"}
-PIP = {"no-deps", "no-build-isolation", "require-hashes", "help"}
-SBATCH = {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time"}
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, RUNS = ROOT / "pyro_advbnn", ROOT / "runs"
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PROGRAMS = {"train": train.train, "evaluate": evaluate.VERBS, "reproduce": reproduce.VERBS, "benchmark": benchmark.benchmark,
+            "demo": demo.demo}
+OTHERS_FLAGS = {"standalone", "nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-endpoint", "rdzv-id",
+                "no-deps", "no-build-isolation", "require-hashes", "help",
+                "nodes", "ntasks-per-node", "gpus-per-node"}              # of torchrun, pip and sbatch
+DEFENSE_OF = {name: defense for defense, name in paper.DEFENSE_NAMES.items()}
+pages = pytest.mark.parametrize("page", PAGES)
 
 
-def test_the_library_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+def table(page, *columns):
+    """The rows, {column: cell}, of the one table of a page that has these columns; cells without their markup."""
+    tables = map(_rows, re.findall(r"(?:^\|.*\n)+", PAGES[page], re.MULTILINE))
+    found = [rows for rows in tables if set(columns) <= set(rows[0])]
+    assert len(found) == 1, (page, columns)
+    return found[0]
+
+
+def _rows(text):
+    header, _, *lines = [[cell.strip().replace("`", "") for cell in line.strip().strip("|").split("|")]
+                         for line in text.splitlines()]
+    return [dict(zip(header, cells, strict=True)) for cells in lines]
+
+
+def records(path):
+    with open(RUNS / path, newline="") as file:
+        return list(csv.DictReader(file)) if path.endswith(".csv") else [json.loads(line) for line in file]
+
+
+def one(rows, **fields):
+    """The one record with these fields."""
+    found = [row for row in rows if all(row[name] == value for name, value in fields.items())]
+    assert len(found) == 1, fields
+    return found[0]
+
+
+def percent(share):
+    return f"{100 * float(share):.1f}"
+
+
+def test_the_readme_has_at_most_160_lines():
+    assert len(PAGES["README.md"].splitlines()) <= 160
+
+
+@pytest.mark.filterwarnings("ignore:Please import .gaussian_filter:DeprecationWarning")       # of foolbox
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_the_examples_of_a_page_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    example, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    assert (tmp_path / "classifier.pt").exists()
-    assert "torch.Size([8, 1, 3, 3])" in capsys.readouterr().out
+    namespace = {}
+    for example in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        exec(compile(example, page, "exec"), namespace)
+    printed = capsys.readouterr().out
+    if page == "README.md":
+        assert (tmp_path / "classifier.pt").exists() and "torch.Size([8, 1, 3, 3])" in printed
 
 
-def test_every_flag_that_the_readme_names_exists():
-    functions = (train.train, benchmark.benchmark, *evaluate.VERBS.values(), *reproduce.VERBS.values())
-    known = {name for function in functions for name in flag_names(function)} | PIP | TORCHRUN | SBATCH
-    named = set(re.findall(r"--([a-z][a-z_-]+)", README))
+@pages
+def test_every_flag_that_a_page_names_exists(page):
+    functions = [f for program in PROGRAMS.values() for f in (program.values() if isinstance(program, dict) else [program])]
+    known = {name for function in functions for name in commands.flag_names(function)} | OTHERS_FLAGS
+    named = set(re.findall(r"--([a-z][a-z_-]+)", PAGES[page]))
     assert named <= known, named - known
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "lint"])
-def test_every_make_target_that_the_readme_names_exists(name):
-    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
-    assert f"make {name}" in README and re.search(rf"^{name}:", makefile, re.MULTILINE)
+def command_lines():
+    """(page, program, its words) of every command line that a page shows."""
+    for page, text in PAGES.items():
+        for program, rest in re.findall(r"-m pyro_advbnn\.(\w+)([^\n`]*)", text.replace("\\\n", " ")):
+            yield pytest.param(program, shlex.split(rest, comments=True), id=f"{page}: {program}{rest[:60].partition('  ')[0]}")
+
+
+@pytest.mark.parametrize("program, words", list(command_lines()))
+def test_every_command_line_parses(program, words):
+    called = []
+
+    def idle(command):
+        return functools.wraps(command)(lambda **flags: called.append(flags))
+
+    known = PROGRAMS[program]
+    commands.run({verb: idle(command) for verb, command in known.items()} if isinstance(known, dict) else idle(known), words)
+    assert len(called) == 1
+
+
+@pages
+def test_every_make_target_that_a_page_names_exists(page):
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"(?:`|^    )make ([a-z]+)", PAGES[page], re.MULTILINE))
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named), named
+    assert page != "README.md" or {"demo", "test"} <= named
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)):
+        name, _, anchor = target.partition("#")
+        if not name.startswith("https://"):
+            path = folder / name if name else folder / page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_the_readme_links_every_page_and_every_page_says_its_purpose_first():
+    for name, text in PAGES.items():
+        assert name == "README.md" or f"(docs/{name}" in PAGES["README.md"], name
+        assert re.match(r"# .+\n\n[A-Z]", text), name
+
+
+@pages
+def test_every_file_that_a_page_names_exists(page):
+    for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|c))`", PAGES[page]):
+        assert any(list(root.rglob(name)) for root in (PACKAGE, ROOT / "tests")) or (ROOT / name).exists(), name
+    for name in re.findall(r"`((?:runs|tests)/[a-z0-9_./-]+)`", PAGES[page]):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_tree_of_rooms_names_every_room_and_only_files_that_stand_in_it():
+    tree = re.search(r"^    pyro_advbnn/ .*\n((?:      .*\n)+)", PAGES["README.md"], re.MULTILINE)[1]
+    seen, room = set(), PACKAGE
+    for line in tree.splitlines():
+        if found := re.match(r" +(\w+)/ ", line):
+            room = next(path for path in PACKAGE.rglob(found[1]) if path.is_dir())
+            seen.add(room)
+        for name in re.findall(r"\w+\.py", line):
+            assert (room / name).exists(), f"{room.name}/{name}"
+    assert seen == {path.parent for path in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+
+
+@pytest.mark.parametrize("page, column, names", [
+    ("README.md", "--dataset", DATASETS), ("data.md", "--dataset", DATASETS), ("README.md", "verb", evaluate.VERBS),
+    ("reproducing.md", "piece", reproduce.VERBS), ("training.md", "--defense", DEFENSES), ("training.md", "--recipe", RECIPES)])
+def test_the_tables_name_all_that_there_is_to_choose(page, column, names):
+    said = [row[column].removesuffix(" (the default)") for row in table(page, column)]
+    assert sorted(said) == sorted(names)
+
+
+def accuracy_in_small(label, epsilon, draws):
+    """What a table has to say of a defence on the small CIFAR-10: our record, or what the source says that the label names."""
+    source, _, name = label.strip("*").partition(";")[0].rpartition(", ")
+    if source:
+        return percent(paper.accuracy("cifar10", DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
+    defense = DEFENSE_OF[name]
+    return percent(one(records("cifar10-small/evaluation/accuracy.csv"), defense=defense, epsilon=epsilon,
+                       attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
+
+
+def test_the_readmes_table_of_results_equals_the_records():
+    for row in table("README.md", "small CIFAR-10, in %"):
+        label, *cells = row.items()
+        for column, cell in cells:
+            epsilon, draws = re.fullmatch(r"([\d.]+), (\d+) draws?", column.replace("clean", "0, 1 draw")).groups()
+            assert not cell or cell.strip("*") == accuracy_in_small(label[1], epsilon, draws), (label, column)
+
+
+def test_the_large_table_of_results_equals_the_records():
+    for row in table("results.md", "draws per gradient"):
+        (_, label), (_, draws), *cells = row.items()
+        for epsilon, cell in cells:
+            assert cell.strip("*") == accuracy_in_small(label, epsilon, draws.strip("*")), (label, epsilon)
+
+
+def test_the_table_of_digits_beyond_the_paper_equals_the_records():
+    rows = records("digits-beyond/evaluation/runs.csv")
+    for row in table("results.md", "run", "what it is"):
+        for column, epsilon, draws in (("clean", "0", "1"), ("1 draw", "0.2", "1"), ("10 draws", "0.2", "10")):
+            assert not row[column] or row[column] == percent(
+                one(rows, run=row["run"], epsilon=epsilon, attack_samples=draws)["accuracy"]), (row, column)
+
+
+def test_the_table_of_the_worst_case_equals_the_records():
+    robust, examples, checks = (records(f"cifar10-small/evaluation/{name}.csv") for name in
+                                ("robust", "robust_examples", "checks"))
+    for row in table("robustness.md", "worst case"):
+        run = DEFENSE_OF[row["defence"]]
+        clean = [example["broken"] == "0" for example in examples if example["run"] == run and example["attack"] == "none"]
+        worst, weak = one(robust, run=run), row["paper's attack, 1 draw"]
+        assert row["clean"] == percent(sum(clean) / len(clean)), run
+        low, high = percent(worst["accuracy_low"]), percent(worst["accuracy_high"])
+        assert row["worst case"] == f"{percent(worst['accuracy'])} [{low}, {high}]", run
+        assert row["its images under single draws"] == percent(worst["single_draw_accuracy"]), run
+        assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
+
+
+def number(text):
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom or 1) if re.fullmatch(r"[\d./]+", text) else text
+
+
+@pytest.mark.parametrize("path, column, defaults", [
+    ("digits-defaults/records.jsonl", "setting, 20 epochs",
+     {"epochs": 20, "learning_rate": 0.005, "batch_size": 64, "init_std": "fan_in/30", "prior_std": "fan_in", "alpha": 0.1,
+      "attack_samples": 1}),
+    ("digits-long/records.jsonl", "setting, 60 epochs", {"epochs": 60})])
+def test_the_tables_of_the_defaults_equal_the_records(path, column, defaults):
+    rows = records(path)
+    for row in table("defaults.md", column):
+        flags = {"defense": "advbnn"} | defaults
+        flags |= {name: number(value) for name, value in re.findall(r"--(\w+) (\S+)", row[column])}
+        if flags["defense"] == "adv":
+            flags.pop("alpha", None)
+        for seed in (0, 1):
+            found = [" / ".join(percent(record[name]) for name in ("clean", "pgd_1_draw", "pgd_10_draws")) for record in rows
+                     if is_run_of(record["flags"], flags | {"seed": seed})]
+            assert not row[f"seed {seed}"] or found == [row[f"seed {seed}"]], (row, found)
+
+
+def is_run_of(recorded, flags):
+    """Whether a run was made with these flags, and with no others that a table could name."""
+    may_go_unnamed = {name for name in recorded if name not in ("alpha", "running_statistics", "init_std")}
+    others = set(recorded) - set(flags) - may_go_unnamed
+    return all(recorded.get(name) == value for name, value in flags.items()) and (not others or flags["defense"] == "adv")
+
+
+def test_the_table_of_the_benchmark_equals_the_record():
+    rows = records("benchmark-cpu/benchmark.csv")
+    for row in table("benchmark.md", "contestant", "peak MiB"):
+        record = one(rows, batch_size=row["batch"], precision=row["precision"], contestant=row["contestant"])
+        assert row["ms"] == f"{1000 * float(record['wall_s']):.0f}" and row["to"] == record["floor"], row
+        assert row["CPU ratio"] == f"{float(record['cpu_ratio']):.3f}", row
+        assert row["peak MiB"] == f"{float(record['peak_memory_bytes']) / 2**20:.0f}", row
