@@ -45,14 +45,12 @@ def said_when_it_goes_on(run, capsys, number=5):
 
 
 NO_ROWS = {                                              # the third line, what is said of it
-    "no JSON": (b"garbage", "expected a row in JSON, found 'garbage' (Expecting value at character 1)"),
-    "cut short": (b'{"epoch": 3, "nl', """found '{"epoch": 3, "nl' (Unterminated string starting at at character 14)"""),
-    "empty": (b"", "expected a row in JSON, found '' (Expecting value at character 1)"),
-    "binary": (b"\xff\xfe\0\x1b[2J", "(not UTF-8)"),
-    "a text": (b'"epoch 3"', "found '\"epoch 3\"' (no object)"),
-    "a list": (b"[3]", "found '[3]' (no object)"),
-    "deep": (b"[" * 10**5, f"found '{'[' * 60}'... (maximum recursion depth exceeded"),
-    "a key twice": (b'{"epoch": 3, "epoch": 4}', "('epoch' is given twice, as 3 and 4)"),
+    "no JSON": (b"garbage", "expected a row in JSON, found 'garbage'"),
+    "cut short": (b'{"epoch": 3, "nl', """found '{"epoch": 3, "nl'"""),
+    "empty": (b"", "expected a row in JSON, found ''"),
+    "binary": (b"\xff\xfe\0\x1b[2J", "expected a row in JSON, found "),
+    "a text": (b'"epoch 3"', "found '\"epoch 3\"'"),
+    "a list": (b"[3]", "found '[3]'"),
     "no epoch": (b'{"nll": 1.5}', "expected a row with an epoch, found {'nll': 1.5}"),
     "epoch 0": (b'{"epoch": 0}', "expected a row with an epoch, found {'epoch': 0}"),
     "epoch true": (b'{"epoch": true}', "expected a row with an epoch, found {'epoch': True}"),
@@ -152,7 +150,7 @@ def test_tensorboard_keeps_showing_the_epochs_whose_rows_are_gone(run):
     assert [event.step for event in events.Scalars("loss/nll")] == [1, 2, 3, 4, 5, 6] and epochs(run) == [6]
 
 
-@pytest.mark.parametrize("line", [b"garbage", b"\xff", b"[1]", b"", b'{"epoch": 1, "epoch": 2}'])
+@pytest.mark.parametrize("line", [b"garbage", b"\xff", b"[1]", b""])
 def test_a_report_names_the_line_that_is_no_row_and_one_of_a_run_that_lost_its_rows_is_written(run, line, tally):
     write(run, lines(run)[0], line)
     assert refused(report.write, run).startswith(f"{run / 'metrics.jsonl'}, line 2: expected a row in JSON, found ")
