@@ -9,7 +9,7 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, help, text_tables
 from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.evaluation import weight_statistics
-from pyro_advbnn.experiments import radii, result_rows
+from pyro_advbnn.experiments import protocol, result_rows
 from pyro_advbnn.experiments.robustness_verbs import check, robust
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.uncertainty_verb import uncertainty
@@ -18,9 +18,7 @@ from pyro_advbnn.reporting import report, summaries
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
-FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
 _TABLES = {"epsilon": "accuracy", "alpha": "alpha", "prior_std": "prior_std", "run": "runs"}      # of accuracy, by --against
-PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 @exclusive
@@ -47,7 +45,7 @@ def accuracy(
     """
     command = help.command_line("pyro_advbnn.evaluate accuracy", accuracy, locals())
     subjects = Subjects(of, _TABLES[against])
-    epsilons = radii.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
+    epsilons = protocol.default_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
@@ -81,7 +79,7 @@ def transfer(
     command = help.command_line("pyro_advbnn.evaluate transfer", transfer, locals())
     subjects = Subjects(of, "transfer")
     subjects.check_shared_images()
-    epsilon = radii.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
+    epsilon = protocol.default_transfer_epsilon(subjects.dataset) if epsilon is None else epsilon
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon)])
     for source in subjects:
@@ -115,7 +113,7 @@ def ensemble(
     """
     command = help.command_line("pyro_advbnn.evaluate ensemble", ensemble, locals())
     subjects = Subjects(of, "ensemble")
-    epsilons = radii.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
+    epsilons = protocol.default_ensemble_epsilons(subjects.dataset) if epsilons is None else list(dict.fromkeys(epsilons))
     rows = []
     warn([attack.pgd(subjects.dataset, epsilon) for epsilon in epsilons])
     for subject in subjects:
@@ -130,7 +128,7 @@ def steps(
     *,
     of: Selection,
     epsilon: Radius | None = None,
-    num_steps: list[Count] = FIGURE_5_STEPS,
+    num_steps: list[Count] = protocol.FIGURE_5_STEPS,
     step_size: StepSize = None,
     attack_samples: list[Count] = (1,),
     num_samples: Count = 20,
@@ -163,7 +161,7 @@ def steps(
 def posterior(
     *,
     of: Selection,
-    fractions: list[Annotated[float, Range(0, 1)]] = PRUNED_FRACTIONS,
+    fractions: list[Annotated[float, Range(0, 1)]] = protocol.PRUNED_FRACTIONS,
     prune_by: list[Literal[weight_statistics.PRUNE_BY]] = weight_statistics.PRUNE_BY,
     save_fractions: list[Annotated[float, Range(0, 1)]] | None = None,
     epsilon: Radius | None = None,

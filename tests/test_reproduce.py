@@ -13,7 +13,8 @@ import pytest
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import ablations, result_rows, robustness_verbs, uncertainty_verb
-from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan, Reproduction
+from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
+from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
 
@@ -34,7 +35,7 @@ def plan(*pieces, num_train=1437, num_test=360, **flags):
 
 
 def defenses(steps):
-    return [step.arguments["defense"] for step in steps if step.is_training]
+    return [step.flags["defense"] for step in steps if step.is_training]
 
 
 # Plans
@@ -65,9 +66,9 @@ def test_all_pieces_share_their_runs():
     made = set()
     for step in steps:
         if step.is_training:
-            made.add(step.arguments["out"])
+            made.add(step.flags["out"])
         else:
-            assert set(step.arguments["of"].runs) <= made
+            assert set(step.flags["runs"]) <= made
 
 
 def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
@@ -84,7 +85,7 @@ def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
 
 
 def test_the_honest_attack_stands_beside_the_papers_in_table_1():
-    draws = {tuple(step.arguments["of"].runs)[0].name: step.arguments["attack_samples"]
+    draws = {tuple(step.flags["runs"])[0].name: step.flags["attack_samples"]
              for step in plan("table1", scale="paper", dataset="cifar10").steps if "accuracy" in step.program}
     assert draws == {"adv": [1], "advbnn": [1, 20]}
 
@@ -92,18 +93,18 @@ def test_the_honest_attack_stands_beside_the_papers_in_table_1():
 def test_the_paper_scale_takes_all_images_and_the_authors_recipe():
     for step in plan("table1", scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps:
         if step.is_training:
-            assert step.arguments["recipe"] == "authors"
-            assert {step.arguments[name] for name in ("num_train", "width", "network")} == {None}
-            assert [step.arguments[name] for name in ("epochs", "batch_size", "schedule")] == [30, 256, "cosine"]
+            assert step.flags["recipe"] == "authors"
+            assert {step.flags[name] for name in ("num_train", "width", "network")} == {None}
+            assert [step.flags[name] for name in ("epochs", "batch_size", "schedule")] == [30, 256, "cosine"]
         else:
-            assert step.arguments["of"].num_test is None
+            assert step.flags["num_test"] is None
 
 
 def test_the_paper_scale_trains_in_bfloat16_on_a_gpu_and_what_the_user_says_stands():
     for scale, wanted, on_gpu, precision in (("paper", None, True, "bf16"), ("paper", None, False, "fp32"),
                                              ("small", None, True, "fp32"), ("paper", "tf32", True, "tf32")):
         made = Plan(["table1"], Reproduction(scale=scale, dataset="cifar10", precision=wanted), 50_000, 10_000, on_gpu=on_gpu)
-        assert {step.arguments["precision"] for step in made.steps if step.is_training} == {precision}
+        assert {step.flags["precision"] for step in made.steps if step.is_training} == {precision}
         assert made.identity["precision"] == precision
 
 
@@ -112,16 +113,16 @@ def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece
     steps = plan(piece, scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps
     compared = 0
     for step, following in zip(steps, steps[1:], strict=False):
-        if step.is_training and step.arguments["out"].name != "adv":
-            assert following.arguments["of"].runs == [step.arguments["out"]] and following.arguments["against"] == "run"
-            assert following.arguments["epsilons"] == [0.0, 0.035, 8 / 255] and following.arguments["attack_samples"] == [1, 20]
+        if step.is_training and step.flags["out"].name != "adv":
+            assert following.flags["runs"] == [step.flags["out"]] and following.flags["against"] == "run"
+            assert following.flags["epsilons"] == [0.0, 0.035, 8 / 255] and following.flags["attack_samples"] == [1, 20]
             compared += 1
     assert compared == {"kl": len(ablations.KL_OF_ALL_WEIGHTS),
                         "beyond": len(ablations.BASELINES) + len(ablations.CONTENDERS)}[piece]
 
 
 def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_the_plan():
-    runs = {step.arguments["out"].name: step.arguments for step in plan("table1", "kl", "beyond", scale="paper",
+    runs = {step.flags["out"].name: step.flags for step in plan("table1", "kl", "beyond", scale="paper",
                                                                        dataset="cifar10").steps if step.is_training}
     tried = len(ablations.KL_OF_ALL_WEIGHTS) + len(ablations.BASELINES) + len(ablations.CONTENDERS)
     assert len(runs) == 2 + tried                        # adv is that of table1
@@ -132,17 +133,17 @@ def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_th
 
 
 def test_more_draws_in_training_cost_more():
-    cost = {step.arguments["out"].name: step.gradients for step in plan("beyond").steps if step.is_training}
+    cost = {step.flags["out"].name: step.passes.gradients for step in plan("beyond").steps if step.is_training}
     assert cost["advbnn-many-draws"] > 3 * cost["advbnn-from-baseline"]
 
 
 def test_flags_stand_over_the_scale():
-    first = plan("table1", scale="small", dataset="cifar10", num_train=50_000, width=6, epochs=3).steps[0].arguments
+    first = plan("table1", scale="small", dataset="cifar10", num_train=50_000, width=6, epochs=3).steps[0].flags
     assert (first["width"], first["epochs"], first["num_train"], first["network"]) == (6, 3, 5000, "vgg11")
 
 
 def test_more_attacks_cost_more():
-    one, many = (sum(step.gradients for step in plan("table1", attack_samples=draws).steps) for draws in (2, 20))
+    one, many = (sum(step.passes.gradients for step in plan("table1", attack_samples=draws).steps) for draws in (2, 20))
     assert many - one == 18 * 3 * 20 * 360               # draws x radii above 0 x steps x images
 
 
@@ -153,34 +154,33 @@ def test_every_step_takes_the_plans_seed_data_and_images():
     wanted = Reproduction(out=Path("out"), seed=3, num_test=50, data_dir=Path("d"), precision="bf16")
     for step in Plan(PIECES, wanted, 1437, 360).steps:
         if step.is_training:
-            assert [step.arguments[name] for name in ("seed", "precision", "data_dir")] == [3, "bf16", Path("d")]
+            assert [step.flags[name] for name in ("seed", "precision", "data_dir")] == [3, "bf16", Path("d")]
         else:
-            of = step.arguments["of"]
-            assert (of.seed, of.num_test, of.data_dir) == (3, 50, Path("d"))
+            assert [step.flags[name] for name in ("seed", "num_test", "data_dir")] == [3, 50, Path("d")]
 
 
 def test_figure_2_has_all_radii_and_the_honest_attack_on_all_that_is_random():
     steps = [step for step in plan("fig2", dataset="cifar10", scale="small").steps if "accuracy" in step.program]
-    radii = {step.arguments["of"].runs[0].name: step.arguments["epsilons"] for step in steps
-             if step.arguments["attack_samples"] == [1]}
+    radii = {step.flags["runs"][0].name: step.flags["epsilons"] for step in steps
+             if step.flags["attack_samples"] == [1]}
     assert list(radii) == ["none", "adv", "rse", "bnn", "advbnn"]
     assert all(epsilons == pytest.approx([0.005 * i for i in range(15)]) for epsilons in radii.values())
-    honest = [step.arguments["of"].runs[0].name for step in steps if step.arguments["attack_samples"] == [1, 10]]
+    honest = [step.flags["runs"][0].name for step in steps if step.flags["attack_samples"] == [1, 10]]
     assert honest == ["rse", "bnn", "advbnn"]
 
 
 def test_the_sweeps_are_measured_clean_and_at_the_training_radius():
     for piece in ("alpha", "prior"):
         step, = (step for step in plan(piece).steps if "accuracy" in step.program)
-        assert step.arguments["epsilons"] == [0.0, 0.2] and step.arguments["attack_samples"] == [1, 10]
+        assert step.flags["epsilons"] == [0.0, 0.2] and step.flags["attack_samples"] == [1, 10]
 
 
 def test_a_small_subset_keeps_images_to_train_on_and_other_networks_have_no_width():
     for step in plan("table1", scale="small", dataset="cifar10", num_train=50_000, network="torchvision:resnet18").steps:
         if step.is_training:
-            assert step.arguments["width"] is None and step.arguments["validation"] == 500
+            assert step.flags["width"] is None and step.flags["validation"] == 500
     few = Plan(["table1"], Reproduction(scale="small", dataset="cifar10", num_train=400), 50_000, 10_000)
-    assert few.steps[0].arguments["validation"] == 80
+    assert few.steps[0].flags["validation"] == 80
 
 
 @pytest.fixture(scope="module")
@@ -223,32 +223,15 @@ def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, 
 def test_a_training_that_starts_from_another_run_goes_on_after_a_kill_also_in_a_folder_that_was_moved(tmp_path):
     tiny = dict(epochs=1, num_train=100, num_test=20, width=4, attack_samples=2)
 
-    def steps(name):
+    def trainings(name):
         made = Plan(["beyond"], Reproduction(out=tmp_path / name, **tiny), 1437, 360)
-        return made, {step.arguments["out"].name: step.arguments for step in made.steps if step.is_training}
+        return {step.flags["out"].name: step for step in made.steps if step.is_training}
 
-    _, arguments = steps("out")
-    train.train(**arguments["adv-tuned"])
-    train.train(**arguments["adv-longer"], max_minutes=1e-9)             # as one that was killed leaves it
+    train.train(**trainings("out")["adv-tuned"].flags)
+    train.train(**trainings("out")["adv-longer"].flags, max_minutes=1e-9)        # as one that was killed leaves it
     (tmp_path / "out").rename(tmp_path / "moved")
-    made, arguments = steps("moved")
-    made.out.joinpath("reproduce.jsonl").write_text("")
-    journal = reproduce._Journal(made)
-    journal._done = {journal._name(step) for step in made.steps}         # noted as done, but one was begun anew
-    assert [step.arguments["out"].name for step in journal.waiting() if step.is_training][0] == "adv-longer"
-    reproduce._refuse_other_run(arguments["adv-longer"]["out"], arguments["adv-longer"])
-    assert reproduce._train(arguments["adv-longer"], float("inf"))
+    assert reproduce._run_step(trainings("moved")["adv-longer"], float("inf"))
 
-
-def test_a_run_that_was_put_in_the_place_of_another_is_refused(whole, tmp_path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / "runs" / "bnn")
-    shutil.copytree(out / "runs" / "none", out / "runs" / "bnn")
-    (out / "report.html").unlink()
-    with pytest.raises(SystemExit) as end:
-        run("all", *TINY, "--out", out)
-    assert end.value.code == 2 and "runs/bnn was trained with --defense none, not bnn" in capsys.readouterr().err
 
 
 def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys):
@@ -260,7 +243,7 @@ def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys)
 
 
 def test_draws_cost_nothing_where_all_are_the_same():
-    cost = {step.arguments["of"].runs[0].name: step.gradients for step in plan("beyond", scale="paper", dataset="cifar10").steps
+    cost = {step.flags["runs"][0].name: step.passes.gradients for step in plan("beyond", scale="paper", dataset="cifar10").steps
             if "accuracy" in step.program}
     assert cost["advbnn-averaged"] == 21 * cost["adv-tuned"]
 
@@ -324,13 +307,6 @@ def test_a_journal_that_was_cut_short_is_begun_anew_and_one_that_is_none_refused
         run("fig4", *TINY, "--out", tmp_path, "--max_minutes", "1e-9")
         assert "settings" in json_files.read_jsonl(tmp_path / "reproduce.jsonl")[0]
 
-
-@pytest.mark.parametrize("line", [{"command": []}, {"command": None}, {}])
-def test_a_line_of_the_journal_that_names_no_command_says_of_none_that_it_is_done(tmp_path, line):
-    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
-    json_files.append_jsonl(tmp_path / "out" / "reproduce.jsonl", line)
-    run("fig4", *TINY, "--out", tmp_path / "out", "--max_minutes", "1e-9")
-    assert len(json_files.read_jsonl(tmp_path / "out" / "reproduce.jsonl")) == 2
 
 
 def killed_when(path, *words):
@@ -410,15 +386,6 @@ def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys)
     assert "exists already and is not overwritten; choose another --out\n" in refusal(capsys, "fig4", *TINY, "--out", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
-
-def test_a_run_that_was_trained_otherwise_is_not_taken_for_ours(tmp_path, capsys):
-    out = tmp_path / "out"
-    run("fig4", *TINY, "--out", out, "--max_minutes", "1e-9")
-    train.train(dataset="digits", epochs=1, num_train=100, width=4, alpha=0.3, out=out / "runs" / "advbnn")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run("fig4", *TINY, "--out", out)
-    assert end.value.code == 2 and "was trained with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", reproduce.VERBS)

@@ -45,6 +45,12 @@ def command_line(program: str, function: Command, arguments: dict[str, Any]) -> 
         flags |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {name: value}
     known = parameters(function)
     given = {name: flags[name] for name in known if name in flags and flags[name] != known[name].default}
+    return typed(program, given)
+
+
+def typed(program: str, flags: dict[str, Any]) -> str:
+    """The command with these flags as one would type it; those that are None are left out."""
+    given = {name: value for name, value in flags.items() if value is not None}
     return " ".join([f"python -m {program}", *(_word(name, _written(value, repr)) for name, value in given.items())])
 
 

@@ -9,7 +9,7 @@ import torch
 
 import pyro_advbnn as ab
 from pyro_advbnn import benchmark, demo, evaluate
-from pyro_advbnn.experiments.plans import Reproduction
+from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.experiments.verbs import Attack
 from pyro_advbnn.system.errors import check_number, reason

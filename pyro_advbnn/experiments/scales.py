@@ -1,0 +1,90 @@
+"""The flags of reproduce, and what its three scales stand for."""
+from pathlib import Path
+from typing import Literal
+
+from pyro_advbnn import datasets
+from pyro_advbnn.cli import python_calls
+from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
+from pyro_advbnn.system.precision import PRECISIONS
+from pyro_advbnn.training import recipes
+
+
+@python_calls.flags
+class Reproduction:
+    """The flags that every piece takes.
+
+    Args:
+        dataset: digits comes with scikit-learn; the others read data_dir.
+        data_dir: folder of the data set, as in train.
+        scale: smoke (minutes, with digits), small (a subset and a narrow network), paper (all images and the paper's network,
+            in 30 epochs of one cycle with batches of 256).
+        recipe: paper, authors or ours, as in train; default ours, at scale paper authors.
+        network: as in train; default by data set and scale.
+        width: base number of channels.
+        epochs: passes over the training set.
+        batch_size: images per training step.
+        num_train: class-balanced subset of the training images.
+        num_test: class-balanced subset of the test images, for all pieces alike.
+        attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
+        seed: of all random streams.
+        device: auto (cuda if present), cpu, cuda or cuda:N.
+        precision: of the training: fp32, tf32 (GPUs only) or bf16; default fp32, at scale paper as in train.
+        out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
+        max_minutes: stop a training after this time, or start no further step; the same command goes on.
+        dry_run: print the plan and stop.
+    """
+
+    dataset: Literal[datasets.DATASETS] = "digits"
+    data_dir: Path | None = None
+    scale: Literal["smoke", "small", "paper"] = "smoke"
+    recipe: Literal[tuple(recipes.RECIPES)] | None = None
+    network: str | None = None
+    width: Width | None = None
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    num_train: Images | None = None
+    num_test: Images | None = None
+    attack_samples: Count | None = None
+    seed: Seed = 0
+    device: str = "auto"
+    precision: Literal[PRECISIONS] | None = None
+    out: Path | None = None
+    max_minutes: Minutes | None = None
+    dry_run: bool = False
+
+
+# Per scale: the flags of train and num_test, where nobody chose them; num_few is the number of test images for what takes
+# many passes (1000 steps, pruning), num_honest for 1000 steps of many draws, which the other scales leave out, and num_worst
+# for the ensemble of attacks. On digits all images and the convnet as it is are small enough for "smoke".
+_SCALES = {
+    "smoke": {"recipe": "ours", "epochs": 8, "num_train": 600, "num_test": 100, "num_few": 100, "width": 8, "validation": 60,
+              "attack_samples": 10},
+    "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
+              "width": 12, "validation": 500, "attack_samples": 10},
+    "paper": {"recipe": "authors", "epochs": 30, "schedule": "cosine", "batch_size": 256, "attack_samples": 20,
+              "num_honest": 500, "trial_epochs": 10, "num_worst": 1000},
+}
+_CHOICES = ("recipe", "network", "width", "epochs", "batch_size", "num_train", "num_test", "attack_samples")
+_SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
+_DIGITS = {"smoke": {"num_train": None, "num_test": None, "width": None, "validation": None}}
+
+
+def settings(wanted, num_train, num_test):
+    """The settings of a reproduction, its own flags over those of its scale, for splits of that many images."""
+    scale = _SCALES[wanted.scale] | (_DIGITS.get(wanted.scale, {}) if wanted.dataset == "digits" else {})
+    own = {name: getattr(wanted, name) for name in _CHOICES if getattr(wanted, name) is not None}
+    found = dict.fromkeys(_CHOICES) | {"network": _default_network(wanted)} | scale | own
+    if found.get("validation"):
+        found["validation"] = min(found["validation"], min(found["num_train"] or num_train, num_train) // 5)
+    if ":" in (wanted.network or "") and wanted.width is None:
+        found["width"] = None                            # only our own networks have one
+    return found
+
+
+def num_few(wanted, num_test):
+    """How many of num_test test images are taken for what takes many passes."""
+    return num_test if wanted.num_test else min(_SCALES[wanted.scale].get("num_few", num_test), num_test)
+
+
+def _default_network(wanted):
+    return _SMALL_NETWORKS.get(wanted.dataset) if wanted.scale != "paper" else None
