@@ -159,7 +159,8 @@ class Bomb:
 
 
 def saved(path, **changes):
-    torch.save({"format": 1, "config": CONFIG, "settings": {"kind": "deterministic"}, "state": {}} | changes, path)
+    empty = {"config": CONFIG, "settings": {"kind": "deterministic"}, "state": {}}
+    torch.save({"format": checkpoints.FORMAT} | empty | changes, path)
 
 
 def truncated(path):
@@ -176,7 +177,7 @@ BAD = {
     "whole module": (lambda path: torch.save(nn.Linear(2, 2), path), "damaged or no checkpoint"),
     "tensor": (lambda path: torch.save(torch.ones(3), path), "not a checkpoint of this package"),
     "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of this package"),
-    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 2; this version reads up to 1"),
+    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 3; this version reads 2"),
     "odd format": (lambda path: saved(path, format="new"), "has format new"),
     "no weights": (saved, "does not fit the network"),
     "missing": (lambda path: None, "cannot be read: No such file"),

@@ -1,21 +1,19 @@
-"""Tests of event_files: TensorBoard shows exactly what metrics.jsonl says, each epoch once, and changes no training."""
+"""Tests of the event files of metrics: TensorBoard shows what metrics.jsonl says, once, and changes no training."""
 import json
 import sys
 import time
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 from tensorboard.summary.writer import event_file_writer
+from tiny_runs import TINY, assert_same_run, interrupt_after, refusal, snapshot, tiny, words
 
-from pyro_advbnn.cli import commands
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, event_files, run_folders
+from pyro_advbnn.training import metrics, run_folders
 
-TINY = {"width": 4, "num_train": 60, "validation": 20, "num_steps": 1, "epochs": 2, "batch_size": 20, "num_samples": 1,
-        "attack_samples": 1, "device": "cpu"}
+SMALL = TINY | {"num_train": 60, "num_steps": 1, "batch_size": 20, "num_samples": 1}
 SOON = 1e-9                                              # minutes
 
 
@@ -26,16 +24,8 @@ def names_in_order(monkeypatch):
 
 
 def run(folder, **flags):
-    train(**{**TINY, "out": folder, "tensorboard": True, **flags})
+    train(**tiny(flags.get("defense"), SMALL) | {"out": folder, "tensorboard": True, **flags})
     return folder
-
-
-def refusal(capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        commands.run(train, [str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    return err
 
 
 def reader(folder):
@@ -51,7 +41,7 @@ def shown(events):
 def numbers(folder):
     """The same of metrics.jsonl, in single precision."""
     rows = json_files.read_jsonl(folder / "metrics.jsonl")
-    points = {event_files.tag(field): [(row["epoch"], float(np.float32(row[field]))) for row in rows if row[field] is not None]
+    points = {metrics.tag(field): [(row["epoch"], float(np.float32(row[field]))) for row in rows if row[field] is not None]
               for field in rows[0] if field != "epoch"}
     return {tag: values for tag, values in points.items() if values}
 
@@ -62,19 +52,7 @@ def assert_shows_what_the_run_says(folder, epochs):
 
 
 def event_names(folder):
-    return {path.name for path in folder.iterdir()} - {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
-
-
-def die_at_save(monkeypatch, save):
-    """Let the process die before the given save of checkpoint.pt is written."""
-    real, saves = run_folders.save_position, iter(range(1, 100))
-
-    def save_position(*arguments):
-        if next(saves) == save:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    monkeypatch.setattr(run_folders, "save_position", save_position)
+    return {path.name for path in folder.iterdir()} - {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
 
 
 def test_tensorboard_shows_every_number_of_metrics_jsonl(tmp_path):
@@ -111,20 +89,14 @@ def test_the_training_is_the_same_with_and_without(tmp_path, defense):
     without = run(tmp_path / "without", defense=defense, tensorboard=False)
     assert event_names(without) == set()
     assert json_files.read_json(without / "config.json")["tensorboard"] is False
-    for part in ("state", "training"):
-        a, b = (json.dumps(content(folder)[part], default=torch.Tensor.tolist) for folder in (with_events, without))
-        assert a == b
-
-
-def content(folder):
-    return checkpoints.read(folder / "checkpoint.pt")
+    assert_same_run(with_events, without)
 
 
 @pytest.mark.parametrize("save", [1, 2])
 def test_points_later_than_the_checkpoint_are_gone_when_the_run_goes_on(tmp_path, monkeypatch, save):
     folder = tmp_path / "run"
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-        die_at_save(dying, save)
+        interrupt_after(dying, save, before_writing=True)
         run(folder)
     assert len(shown(reader(folder))["loss/nll"]) == save
     train(resume=folder, max_minutes=SOON)               # leaves in the middle of the epoch that is done again
@@ -153,15 +125,6 @@ def test_it_may_be_switched_on_at_a_resumption_and_goes_on_at_the_next(tmp_path)
     assert points == [2, 1]                              # no file repeats what another one has
 
 
-def test_a_run_from_before_there_were_event_files_goes_on_without(tmp_path):
-    folder = run(tmp_path / "run", epochs=1, tensorboard=False)
-    config = json_files.read_json(folder / "config.json")
-    del config["tensorboard"]
-    json_files.write_json(folder / "config.json", config)
-    train(resume=folder, epochs=2)
-    assert event_names(folder) == set()
-
-
 def test_a_dry_run_writes_none(tmp_path, capsys):
     run(tmp_path / "dry", dry_run=True)
     assert json.loads(capsys.readouterr().out)["tensorboard"] is True and not (tmp_path / "dry").exists()
@@ -172,21 +135,16 @@ def test_a_dry_run_writes_none(tmp_path, capsys):
 
 def test_where_the_package_is_missing_the_flag_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
     finished = run(tmp_path / "finished", epochs=1)
-    before = {path: path.read_bytes() for path in finished.iterdir()}
+    before = snapshot(finished)
     capsys.readouterr()
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    given = [word for name, value in TINY.items() for word in (f"--{name}", value)]
-    line = refusal(capsys, *given, "--out", tmp_path / "run", "--tensorboard")
+    line = refusal(capsys, *words(SMALL), "--out", tmp_path / "run", "--tensorboard")
     assert "--tensorboard needs the package tensorboard" in line and "pip install tensorboard" in line
     assert not (tmp_path / "run").exists()
     assert "needs the package tensorboard" in refusal(capsys, "--resume", finished, "--epochs", 2)
-    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+    assert snapshot(finished) == before
     run(tmp_path / "run", tensorboard=False)             # needs it no more than before
 
 
-def test_the_flag_needs_no_value(tmp_path):
-    given = [str(word) for name, value in (TINY | {"epochs": 1}).items() for word in (f"--{name}", value)]
-    commands.run(train, [*given, "--out", str(tmp_path / "run"), "--tensorboard"])
-    assert_shows_what_the_run_says(tmp_path / "run", [1])
