@@ -93,9 +93,8 @@ class BayesianClassifier(Classifier):
 
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
-        prior = self.prior if isinstance(self.prior, NormalPrior) else None
-        return MeanFieldNormal(self.mean, self.log_std, prior=prior, counted=self.prior.counted,
-                               std=self._std_while_frozen(), buffers=self._work)
+        return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
+                               buffers=self._work)
 
     def posterior(self):
         """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
@@ -106,10 +105,20 @@ class BayesianClassifier(Classifier):
     def kl(self):
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); one-draw estimate without a closed form."""
         q = self.posterior_distribution()
-        if has_closed_form(self.prior):
-            return kl_divergence(q, self.prior)
-        w = q.rsample()
-        return q.log_prob(w) - self.prior.log_prob(w)
+        return kl_divergence(q, self.prior) if has_closed_form(self.prior) else self._estimated_kl(q, q.rsample())
+
+    def weights_and_kl(self):
+        q = self.posterior_distribution()
+        if isinstance(self.prior, NormalPrior):
+            weights, kl = q.rsample_with_kl(self.prior)
+        else:
+            weights = q.rsample()
+            kl = kl_divergence(q, self.prior) if has_closed_form(self.prior) else self._estimated_kl(q, weights)
+        return {"weights": weights}, kl
+
+    def _estimated_kl(self, q, weights):
+        """The one-draw Monte-Carlo estimate (Section 2 of the paper, after Eq. 6)."""
+        return q.log_prob(weights) - self.prior.log_prob(weights)
 
     @torch.no_grad()
     def constrain_(self):
@@ -152,8 +161,8 @@ class BayesianClassifier(Classifier):
             weights = pyro.sample("weights", self.prior)
         return self._observe(self._logits(weights, x), y)
 
-    def unregistered_guide(self, x, y, kl_weight):
-        with _weighted(kl_weight):
+    def guide(self, x, y, kl_weight=None):
+        with _weighted(1 / len(y) if kl_weight is None else kl_weight):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 
     def _logits(self, weights, x):

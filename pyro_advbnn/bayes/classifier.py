@@ -68,8 +68,8 @@ class Classifier(nn.Module):
         return self.unregistered_model(x, y, 1 / len(y) if kl_weight is None else kl_weight)
 
     def guide(self, x, y, kl_weight=None):
-        """The Pyro guide with model's signature."""
-        return self.unregistered_guide(x, y, 1 / len(y) if kl_weight is None else kl_weight)
+        """The Pyro guide with model's signature; {site: value}."""
+        return {}
 
     def kl(self):
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); 0 without a posterior."""
@@ -108,12 +108,12 @@ class Classifier(nn.Module):
         return {"kind": "deterministic"}
 
     def unregistered_model(self, x, y, kl_weight):
-        """`model` without registering parameters in Pyro's store, as `elbo.negative_elbo` calls it."""
+        """`model` without registering parameters in Pyro's store, as `elbo.objective` runs it."""
         return self._observe(self(x), y)
 
-    def unregistered_guide(self, x, y, kl_weight):
-        """`guide`, likewise; {site: value}."""
-        return {}
+    def weights_and_kl(self):
+        """({site: its value}, KL): one draw from the guide and `kl()`; ({}, None) where the guide is empty."""
+        return {}, None
 
     @staticmethod
     def _observe(logits, y):

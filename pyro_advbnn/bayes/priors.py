@@ -13,8 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
-from pyro_advbnn.bayes.guide import MeanFieldNormal
-from pyro_advbnn.bayes.kernels.vectors import chunks
+from pyro_advbnn.bayes.guide import MeanFieldNormal, kl_to_normal
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.system.errors import InputError
 
@@ -50,17 +49,16 @@ class NormalPrior(TorchDistribution):
     def log_prob(self, value):
         """The log density of `value` (d,): a scalar."""
         total = value.new_zeros(())
-        for part, std in self.counted_parts(value.device):
+        for part, std in self.counted_pieces():
             w = value[part]
             total = total - w.dot(w) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * len(w)
         return total
 
-    def counted_parts(self, device):
-        """(slice, std) over the counted weights, each slice within one piece and one chunk."""
+    def counted_pieces(self):
+        """[(slice, std), ...]: the pieces, cut to the weights that count."""
         first, last = self.counted
-        for start, stop, std in self.pieces:
-            for part in chunks(max(start, first), min(stop, last), device):
-                yield part, std
+        return [(slice(max(start, first), min(stop, last)), std) for start, stop, std in self.pieces
+                if start < last and stop > first]
 
 
 class ElementwisePrior(TorchDistribution):
@@ -159,37 +157,9 @@ def has_closed_form(prior):
     return True
 
 
-class _NormalKL(torch.autograd.Function):
-    """Eq. (6) summed, and its two gradients, each in one pass without whole-vector temporaries."""
-
-    @staticmethod
-    def forward(ctx, mean, log_std, prior):
-        ctx.save_for_backward(mean, log_std)
-        ctx.prior = prior
-        total = mean.new_zeros((), dtype=torch.float64)
-        for part, std in prior.counted_parts(mean.device):
-            log_ratio = log_std[part] - math.log(std)
-            doubled = (2 * log_ratio).exp_().addcmul_(mean[part], mean[part], value=std**-2).sub_(1)
-            total += 0.5 * doubled.sub_(log_ratio, alpha=2).sum()
-        return total.to(mean.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        mean, log_std = ctx.saved_tensors
-        every_weight = ctx.prior.counted == (0, len(mean))
-        empty = torch.empty_like if every_weight else torch.zeros_like
-        grad_mean, grad_log_std = empty(mean), empty(mean)
-        for part, std in ctx.prior.counted_parts(mean.device):
-            torch.mul(mean[part], grad * std**-2, out=grad_mean[part])
-            torch.sub(log_std[part], math.log(std), out=grad_log_std[part]).mul_(2).exp_().sub_(1).mul_(grad)
-        return grad_mean, grad_log_std, None
-
-
 @register_kl(MeanFieldNormal, NormalPrior)
-def _kl_normal(posterior, prior):
-    if posterior.prior is prior and posterior.kl_to_prior is not None:
-        return posterior.kl_to_prior                     # came with the draw
-    return _NormalKL.apply(posterior.loc, posterior.log_std, prior)
+def _kl_to_normal(posterior, prior):
+    return sum(kl_to_normal(posterior.loc[part], posterior.log_std[part], std) for part, std in prior.counted_pieces())
 
 
 @register_kl(MeanFieldNormal, ElementwisePrior)

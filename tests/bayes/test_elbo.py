@@ -21,11 +21,11 @@ def seeded():
 
 
 def batch(size=16):
-    return torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
+    return torch.rand(size, 1, 8, 8, dtype=torch.float64), torch.randint(10, (size,))
 
 
 def bayesian(**changes):
-    return ab.BayesianClassifier(ab.networks.convnet(width=4), **({"prior_std": 0.1, "init_std": 0.02} | changes))
+    return ab.BayesianClassifier(ab.networks.convnet(width=4).double(), **({"prior_std": 0.1, "init_std": 0.02} | changes))
 
 
 def kl_by_hand(mean, log_std, prior_std):
@@ -70,12 +70,12 @@ def test_parts_add_up_to_the_loss():
     classifier, (x, y) = bayesian(), batch()
     parts = objective(classifier, x, y, kl_weight=1e-3)
     torch.testing.assert_close(parts.loss, parts.nll + 1e-3 * parts.kl)
-    torch.testing.assert_close(F.cross_entropy(parts.logits, y), parts.nll)
+    torch.testing.assert_close(F.cross_entropy(parts.logits.float(), y), parts.nll)
 
 
 def test_empty_guide_gives_the_cross_entropy():
-    classifier, (x, y) = ab.Classifier(ab.networks.convnet(width=4)), batch()
-    torch.testing.assert_close(ab.negative_elbo(classifier, x, y, kl_weight=1.0), F.cross_entropy(classifier(x), y))
+    classifier, (x, y) = ab.Classifier(ab.networks.convnet(width=4).double()), batch()
+    torch.testing.assert_close(ab.negative_elbo(classifier, x, y, kl_weight=1.0), F.cross_entropy(classifier(x).float(), y))
 
 
 def test_two_kl_only_losses_are_equal():
@@ -153,7 +153,7 @@ def test_classifiers_do_not_touch_each_other_under_svi():
 
 
 def test_a_deterministic_classifier_trains_under_svi():
-    classifier, (x, y) = ab.Classifier(ab.networks.convnet(width=4)), batch()
+    classifier, (x, y) = ab.Classifier(ab.networks.convnet(width=4).double()), batch()
     before = [p.detach().clone() for p in classifier.parameters()]
     SVI(classifier.model, classifier.guide, pyro.optim.Adam({"lr": 1e-2}), TraceMeanField_ELBO()).step(x, y)
     assert all((p - old).abs().max() > 0 for p, old in zip(classifier.parameters(), before, strict=True))
