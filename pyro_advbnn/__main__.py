@@ -17,18 +17,9 @@ def main():
     """Run the command that the first word of the process names, with the words after it."""
     words = sys.argv[1:]
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
-    name = words[0] if words else ""
-    if name not in _FIRST_LINES:
-        return commands.run({name: _described(line) for name, line in _FIRST_LINES.items()}, words)
-    return import_module(f"pyro_advbnn.{name}").main(words[1:], under=name)
-
-
-def _described(line):
-    """Something that the list of commands can describe without importing what torch needs seconds for."""
-    def command():
-        raise AssertionError("only its docstring is used")
-    command.__doc__ = line
-    return command
+    if words and words[0] in _FIRST_LINES:
+        return import_module(f"pyro_advbnn.{words[0]}").main(words[1:], under=words[0])
+    commands.run(_FIRST_LINES, words)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ def train(*, run: Run, data: Data, method: Method, attack: Attack, training: Sch
     """
     groups = (run, data, method, attack, training, machine)
     flags = {name: value for group in groups for name, value in vars(group).items() if value is not None}
-    from pyro_advbnn.training import session  # here, as torch takes seconds that --help need not wait for
+    from pyro_advbnn.system import distributed  # here, as torch takes seconds that --help need not wait for
+    from pyro_advbnn.training import session
 
-    session.start(flags)
+    distributed.run(session.start, flags)
 
 
 def main(argv=None, under=""):

@@ -26,22 +26,22 @@ from pyro_advbnn.system.memory import is_out_of_memory
 
 REFUSED, INTERRUPTED = 2, 130                            # the last as a shell reports SIGINT
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_HELP = {"--help", "-h"}
 
 
-def run(commands: Command | dict[str, Command], argv: Sequence[str] | None = None, *, processes: bool = False,
+def run(commands: Command | dict[str, Command | str], argv: Sequence[str] | None = None, *, processes: bool = False,
         under: str = "", way_on: str = "") -> None:
     """Run the function that argv calls for, or refuse with one line on stderr and exit code 2 before any work.
 
     Args:
-        commands: one function, or functions by verb, of which the first word of argv then names one.
+        commands: one function, or functions by verb, of which the first word of argv names one; a text stands for its help.
         argv: the words after the program's name; those of the process by default.
-        under: the word of the command line that chose commands, for its help.
         processes: whether several processes of torchrun may run it; otherwise they are refused.
-        way_on: what to tell the user of a command that has been stopped by a signal; where there is none it is the
-            `state` of the `signals.Interrupted`.
+        under: the word of the command line that chose commands, for its help.
+        way_on: what is said when a signal has stopped the command; else it is the `state` of the `signals.Interrupted`.
 
     Raises:
-        SystemExit: 0 after --help, 2 for an InputError, also one of the command itself, 130 for Ctrl-C, 143 for SIGTERM.
+        SystemExit: 0 after --help, 2 for an InputError, 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         if not processes:
@@ -72,11 +72,11 @@ def _run(commands: Command | dict[str, Command], words: list[str], under: str) -
     words = _with_help_as_flag(words)
     verb, function = "", commands
     if isinstance(commands, dict):
-        if _asks_for_help(words) and words[0] not in commands:
+        if _HELP & set(words) and words[0] not in commands:
             _show(help.of_verbs(commands, under))
         verb, function = _verb(words, commands)
         words = _with_help_as_flag(words[1:])
-    if _asks_for_help(words):
+    if _HELP & set(words):
         _show(help.of_function(function, f"{under} {verb}".strip()))
     try:
         texts = _texts(function, words)
@@ -100,10 +100,6 @@ def _leave_to_the_first() -> None:
 
 def _with_help_as_flag(words: list[str]) -> list[str]:
     return [*words[1:], "--help"] if words[:1] == ["help"] else words
-
-
-def _asks_for_help(words: list[str]) -> bool:
-    return "--help" in words or "-h" in words
 
 
 def _show(text: str) -> NoReturn:
@@ -130,7 +126,11 @@ def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]
 
 
 def _is_flag(word: str) -> bool:
-    return bool(re.match(r"--|-[A-Za-z]", word))  # "-1/2" is a value
+    return bool(re.match(r"--|-[A-Za-z]", word))         # "-1/2" is a value
+
+
+def _is_switch(flag: Parameter) -> bool:
+    return bool in dict(flag_types.members(flag.annotation))
 
 
 def _texts(function: Command, words: list[str]) -> dict[str, str]:
@@ -144,10 +144,12 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
         name, text = _flag(rest.popleft(), known)
         if name in texts:
             raise InputError(f"--{name} is given twice")
-        if text is None:
-            text = _next_text(name, known[name].annotation, rest)
-        flag_types.read(f"--{name}", text, known[name].annotation)
-        texts[name] = text
+        if text is None and rest and not _is_flag(rest[0]):
+            text = rest.popleft()
+        if text is None and not _is_switch(known[name]):
+            raise InputError(f"--{name} needs a value: {flag_types.expected(known[name].annotation)}")
+        texts[name] = "true" if text is None else text
+        flag_types.read(f"--{name}", texts[name], known[name].annotation)
     missing = [name for name, known_as in known.items() if known_as.default is Parameter.empty and name not in texts]
     if missing:
         needs = [f"--{name} ({flag_types.expected(known[name].annotation)})" for name in missing]
@@ -164,12 +166,10 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     if name in known:
         return name, text if equals else None
     positive = re.sub("^no_?", "", name)
-    if positive != name and positive in known and flag_types.takes_bool(known[positive].annotation):
-        if equals:
-            raise InputError(f"{given} takes no value; write --{positive}=true or --{positive}=false")
+    if positive != name and positive in known and _is_switch(known[positive]) and not equals:
         return positive, "false"
     near = difflib.get_close_matches(name.strip("_"), known)
-    hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else _all_flags(known)
+    hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else f"the flags are --{', --'.join(known)}"
     raise InputError(f"unknown flag {given[:100]}; {hint}")
 
 
@@ -180,18 +180,6 @@ def _flag_for(word: str, known: dict[str, Parameter]) -> str:
             return f"; did you mean --{name} {word}?"
     near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
     return f"; did you mean --{near[0]}?" if near else ""
-
-
-def _all_flags(known: dict[str, Parameter]) -> str:
-    return f"the flags are {', '.join(f'--{name}' for name in known)}" if known else "there are no flags"
-
-
-def _next_text(name: str, annotation: Any, rest: deque[str]) -> str:
-    if rest and not _is_flag(rest[0]):
-        return rest.popleft()
-    if flag_types.takes_bool(annotation):
-        return "true"
-    raise InputError(f"--{name} needs a value: {flag_types.expected(annotation)}")
 
 
 def _call(function: Command, texts: dict[str, str]) -> None:

@@ -92,11 +92,6 @@ def choices(annotation: Any) -> list[str]:
     return [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
-def takes_bool(annotation: Any) -> bool:
-    """Whether a flag may stand without a value, for true."""
-    return any(member is bool for member, _ in members(annotation))
-
-
 def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
     """The plain types of which annotation is a union, each with its range.
 

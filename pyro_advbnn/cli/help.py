@@ -1,5 +1,4 @@
 """The --help of a command, made from its signature and docstring; Fire's own goes through a pager and to stderr."""
-
 import dataclasses
 import functools
 import inspect
@@ -51,11 +50,9 @@ def command_line(program: str, function: Command, arguments: dict[str, Any]) -> 
 def typed(program: str, flags: dict[str, Any]) -> str:
     """The command with these flags as one would type it; those that are None are left out."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return " ".join([f"python -m {program}", *(_word(name, _written(value, repr)) for name, value in given.items())])
-
-
-def _word(name: str, text: str) -> str:
-    return f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"   # "-x" alone would be taken for a flag
+    texts = {name: _written(value, repr) for name, value in given.items()}   # with "=", as "-x" would be taken for a flag
+    words = [f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}" for name, text in texts.items()]
+    return " ".join([f"python -m {program}", *words])
 
 
 def groups_of(function: Command) -> dict[str, type]:
@@ -64,7 +61,7 @@ def groups_of(function: Command) -> dict[str, type]:
     return {name: hints[name] for name in inspect.signature(function).parameters if dataclasses.is_dataclass(hints[name])}
 
 
-def of_verbs(commands: dict[str, Command], under: str = "") -> str:
+def of_verbs(commands: dict[str, Command | str], under: str = "") -> str:
     """The help of several commands: each verb with the first line of its docstring."""
     width = max(map(len, commands))
     verbs = [f"  {verb:{width}}  {_doc(command).partition(chr(10))[0]}" for verb, command in commands.items()]
@@ -100,8 +97,8 @@ def _program() -> str:
     return f"python {name}" if name.endswith(".py") else name
 
 
-def _doc(function: Command) -> str:
-    return inspect.getdoc(function) or ""
+def _doc(function: Command | str) -> str:
+    return function if isinstance(function, str) else inspect.getdoc(function) or ""
 
 
 def _flag(parameter: Parameter, note: str) -> str:

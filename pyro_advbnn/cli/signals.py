@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -17,12 +18,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number, state=""):
         super().__init__(number)
         self.number, self.code, self.state = number, 128 + number, state
-
-
-class Asked:
-    """Whether a signal has asked to stop.   number: of the signal, 0 before."""
-
-    number = 0
 
 
 def name_of(number):
@@ -43,8 +38,8 @@ def raising():
 
 @contextmanager
 def asking():
-    """An `Asked` that the first of these signals sets and the body has to obey; the second one raises Interrupted."""
-    asked = Asked()
+    """What asks to stop: its `number` is 0 or that of the first of these signals; the second one raises Interrupted."""
+    asked = SimpleNamespace(number=0)
 
     def ask(number, _):
         if asked.number:

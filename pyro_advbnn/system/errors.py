@@ -1,6 +1,6 @@
 """The one exception that says: the input is wrong, not the program; the checks that raise it, and errors on one line."""
 import math
-import operator
+import numbers
 import os
 from pathlib import Path
 
@@ -21,10 +21,7 @@ def reason(error):
 
 def is_whole(value):
     """Whether value is a whole number, as Python's and NumPy's integers are; true and false are none."""
-    try:
-        return not isinstance(value, bool) and operator.index(value) is not None
-    except TypeError:
-        return False
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_at_least(name, value, least):

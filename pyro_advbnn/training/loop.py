@@ -23,7 +23,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 600
 def fit(folder, config, training, held_out, best, max_minutes, asked):
     """Train to the end, to max_minutes, until patience runs out or a signal asks; whether the run is finished.
 
-    Whatever stops it, the way on is told.   asked: the `signals.Asked`, which after it holds the signal, if one came.
+    Whatever stops it, the way on is told.   asked: of `signals.asking`, and after it the number of the signal.
     """
     progress = Progress(config, training, folder)
     progress.begin()

@@ -2,7 +2,6 @@
 import json
 from typing import Annotated, Literal
 
-from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import flag_types
 from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.system.errors import InputError
@@ -37,11 +36,6 @@ def check(config, path):
             raise InputError(f"{path}: {name} must be an object, got {config.get(name)!r:.100}")
     _check_values(config, (*_FLAGS, *_OWN), path, "")
     _check_values(config["settings"], _SETTINGS, path, "settings.")
-    shape, names = config["image_shape"], config["class_names"]
-    if len(shape) != 3 or shape[0] != config["in_channels"] or len(names) != config["num_classes"]:
-        raise InputError(f"{path}: image_shape, class_names, in_channels and num_classes contradict one another")
-    if (config["classifier"].get("kind") == "bayesian") != (DEFENSES[config["defense"]].kind == "bayesian"):
-        raise InputError(f"{path}: classifier and defense contradict one another")
 
 
 def _check_values(found, names, path, prefix):

@@ -14,13 +14,9 @@ from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
 from pyro_advbnn.training.progress import tell_source
 
 
-def start(flags):
-    """Train as flags say, those of `train` that are given, by name; under torchrun as one of its processes."""
-    distributed.run(_start, flags)
-
-
 @process_settings()
-def _start(flags):
+def start(flags):
+    """Collective: train as flags say, those of `train` that are given, by name."""
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
     with distributed.together():
         folder, resumed, flags = _place(flags)
@@ -40,7 +36,9 @@ def _place(flags):
         return flags["resume"], True, others | ({"out": flags["out"]} if "out" in flags else {})
     if "out" not in flags and distributed.launched():
         raise InputError("under torchrun --out or --resume must be given: the processes share a folder, also when started anew")
-    folder = flags.get("out") or _default_folder(configuration.DEFAULTS | flags)
+    known = configuration.DEFAULTS | flags
+    folder = Path("runs") / f"{known['dataset']}-{known['defense']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = flags.get("out", folder)
     if not _is_this_jobs(folder, others):
         run_folders.refuse_existing(folder)
         return folder, False, others
@@ -48,10 +46,6 @@ def _place(flags):
         print(f"{folder} is finished")
         distributed.leave()
     return folder, True, {name: value for name, value in others.items() if name in MAY_CHANGE_ON_RESUME}
-
-
-def _default_folder(flags):
-    return Path("runs") / f"{flags['dataset']}-{flags['defense']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _is_this_jobs(folder, flags):
