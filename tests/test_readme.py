@@ -140,14 +140,12 @@ def test_every_file_that_a_page_names_exists(page):
 
 def test_the_tree_of_rooms_names_every_room_and_only_files_that_stand_in_it():
     tree = re.search(r"^    pyro_advbnn/ .*\n((?:      .*\n)+)", PAGES["README.md"], re.MULTILINE)[1]
-    seen, room = set(), PACKAGE
-    for line in tree.splitlines():
-        if found := re.match(r" +(\w+)/ ", line):
-            room = next(path for path in PACKAGE.rglob(found[1]) if path.is_dir())
-            seen.add(room)
+    rooms = {path.parent.name: path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE}
+    named = re.findall(r"^ +(\w+)/ +(.*)$", tree, re.MULTILINE)
+    assert sorted(room for room, _ in named) == sorted(rooms)
+    for room, line in named:
         for name in re.findall(r"\w+\.py", line):
-            assert (room / name).exists(), f"{room.name}/{name}"
-    assert seen == {path.parent for path in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+            assert (rooms[room] / name).exists(), f"{room}/{name}"
 
 
 @pytest.mark.parametrize("page, column, names", [
