@@ -1,6 +1,6 @@
 """Adv-BNN as others write it, for the benchmark alone: the plain Pyro way, and the way of the authors' code.
 
-Both compute what `bayesian.BayesianClassifier` computes: the same posterior, prior, attack and Eq. (10), from the same
+Both compute what `bayes.BayesianClassifier` computes: the same posterior, prior, attack and Eq. (10), from the same
 network. The tests hold them to it.
 """
 import copy
@@ -24,7 +24,7 @@ class PlainPyro(nn.Module):
     """`network` as a PyroModule, a site per parameter: (B, C, H, W) -> logits (B, classes) under fresh weights.
 
     Model: w ~ Normal(0, prior_std) for every parameter by `PyroSample`. Guide: w ~ Normal(mean, exp(log_std)), sampled
-    site by site. A forward call traces the guide and replays the model, for `attacks.pgd` with its frozen parameters: no
+    site by site. A forward call traces the guide and replays the model, for `attacks.pgd.pgd` with its frozen parameters: no
     draw of an attack pays for gradients of the weights. The KL is Pyro's closed form, summed over the sites.
 
     Raises InputError for tied parameters, which would be sites of their own.
@@ -116,7 +116,7 @@ class AuthorsStyle(nn.Module):
         return loss.detach()
 
     def attack(self, x, y, epsilon, step_size, num_steps):
-        """`attacks.pgd`, with the gradients of the weights computed and thrown away at every step."""
+        """`attacks.pgd.pgd`, with the gradients of the weights computed and thrown away at every step."""
         x_adv = x.clone()
         with eval_mode(self):
             for _ in range(num_steps):

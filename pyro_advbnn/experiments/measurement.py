@@ -3,8 +3,9 @@
 Calls that are compared take turns, because other work on a machine slows all of them alike.
 """
 import gc
-import os
 import time
+from bisect import bisect_left
+from itertools import accumulate
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,9 +33,7 @@ def take_turns(calls, repeats, device, progress=None):
 
 
 def timed(call, device):
-    """(wall, CPU) seconds of one call; of one that is made `elsewhere`, as measured there."""
-    if hasattr(call, "timed"):
-        return call.timed()
+    """(wall, CPU) seconds of one call."""
     wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
@@ -89,37 +88,23 @@ def peak_memory(build, device):
     the libraries beneath torch allocate for themselves.
     """
     gc.collect()                                         # or its memory would be given back while others are counted
-    return _peak_on_cuda(build, device) if device.type == "cuda" else _peak_on_cpu(build)
-
-
-def _peak_on_cuda(build, device):
-    wait(device)
-    before = torch.cuda.memory_allocated(device)
-    call = build()
-    call()
-    wait(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    wait(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _peak_on_cpu(build):
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        call = build()
+        call()
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call = build()
         call()
         with torch.profiler.record_function("second call"):
             call()
     events = profile.profiler.kineto_results.events()
     begin = next(event.start_ns() for event in events if event.name() == "second call")
-    held = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        if event.start_ns() >= begin:
-            peak = max(peak, held)                       # what is held as the second call begins counts too
-        held += event.nbytes()
-    return max(peak, held)
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = list(accumulate((change for _, change in changes), initial=0))
+    return max(held[bisect_left(changes, (begin,)):])    # what is held as the second call begins counts too
 
 
 def count_flops(call):

@@ -6,8 +6,12 @@ import statistics
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.system import files
 
-PARTS_OF_STEP = ("attack", "draws", "forward", "backward", "optimizer")
-PARTS = (*PARTS_OF_STEP, "data")
+CONTESTANTS = {name: (name,) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors")} | {   # the rows of each
+    "prediction": ("prediction", "bare forwards", "normals"), "evaluation": ("evaluation", "bare evaluation")}
+FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
+    "prediction": "bare forwards", "bare forwards": "bare forwards", "normals": "bare forwards",
+    "evaluation": "bare evaluation", "bare evaluation": "bare evaluation"}
+PARTS = ("attack", "update", "optimizer")                # of a training step
 FIELDS = (
     "batch_size", "precision", "contestant", "wall_s", "cpu_s", "images_per_second", "floor", "wall_ratio", "cpu_ratio",
     "flops", "flops_per_second", "matmul_share", "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
@@ -32,13 +36,10 @@ def medians(times):
     return tuple(statistics.median(clock) for clock in zip(*times, strict=True))
 
 
-def set_ratios(rows, floors):
-    """Fill the ratios of each row to its floor: the row of the contestant floors[name] at its batch size and precision.
-
-    floors: {contestant: its floor}. Without a floor among `rows` the ratios stay empty.
-    """
+def set_ratios(rows):
+    """Fill the ratios of each row to that of its floor at its batch size and precision, where that is among `rows`."""
     for row in rows:
-        floor = find(rows, floors[row["contestant"]], row["batch_size"], row["precision"])
+        floor = find(rows, FLOORS[row["contestant"]], row["batch_size"], row["precision"])
         if floor:
             row |= {"floor": floor["contestant"], "wall_ratio": row["wall_s"] / floor["wall_s"],
                     "cpu_ratio": row["cpu_s"] / floor["cpu_s"]}
@@ -115,10 +116,9 @@ def table(rows):
 def parts_table(rows):
     """How the time of the training steps splits, in ms and in percent of the step; "" where none was cut into parts."""
     cut = [row for row in rows if row["attack_s"] is not None]
-    names = {"batch": "batch_size", "precision": "precision", "contestant": "contestant"}
-    titles = {"draws": "of it draws", "data": "beside it data"}
-    columns = {title: lambda row, name=name: row[name] for title, name in names.items()}
-    columns |= {f"{titles.get(part, part)} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
+    columns = {"batch": lambda row: row["batch_size"], "precision": lambda row: row["precision"],
+               "contestant": lambda row: row["contestant"]}
+    columns |= {f"{part} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
     return text_tables.table(cut, columns) if cut else ""
 
 
@@ -145,7 +145,7 @@ def _sentence(compared):
 
 def _part(row, part):
     seconds = row[f"{part}_s"]
-    return "-" if seconds is None else f"{1000 * seconds:.1f} ({100 * seconds / row['wall_s']:.1f})"
+    return f"{1000 * seconds:.1f} ({100 * seconds / row['wall_s']:.1f})"
 
 
 def _number(value, factor, digits):

@@ -1,11 +1,10 @@
-"""Who is compared in a benchmark: each contestant makes calls, to be timed, from one network and one workload."""
+"""What is compared in a benchmark: each row makes a call, to be timed, from one network and one workload."""
 import copy
 import statistics
 from dataclasses import dataclass, replace
 
 import torch
 
-from pyro_advbnn import datasets
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.attacks.pgd import PGD, input_gradient
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
@@ -13,7 +12,7 @@ from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.evaluation.accuracy import count_correct, predict
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.experiments.measurement import Stopwatch, count_flops
-from pyro_advbnn.experiments.timings import PARTS_OF_STEP
+from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
 from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
@@ -51,11 +50,7 @@ def random_workload(batch_size, image_size, num_steps, num_samples, device):
 
 
 class TrainingStep:
-    """One step of Algorithm 1 by `steps.train_step`, whose time is cut into PARTS_OF_STEP.
-
-    draws: the share of the attack that passes between a call of the classifier and that of its network: new weights, and
-    what is folded into them. forward: of the ELBO, up to the logits. optimizer: its step and what is clamped after it.
-    """
+    """One step of Algorithm 1 by `algorithm1.train_step`, whose time is cut into `timings.PARTS`."""
 
     def __init__(self, classifier, work):
         self.classifier, self.work = classifier.train(), work
@@ -64,55 +59,40 @@ class TrainingStep:
         self.stopwatches = []
         self._x = batch_format(work.x, work.precision)
         self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else work.attack()
-        self._in_attack = False
-        self._compile()
-        classifier.register_forward_pre_hook(lambda *_: self._lap("attack", in_attack=True))
-        classifier.network.register_forward_pre_hook(lambda *_: self._lap("draws", in_attack=True))
-        classifier.network.register_forward_hook(lambda *_: self._lap("forward", in_attack=False))
+        if work.compiled:
+            with work.arithmetic():
+                failure = compile_network(classifier, self._x, work.y)
+            if failure:
+                raise InputError(f"--compile: {failure}")
 
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
             train_step(self.classifier, _Watched(self.optimizer, self.stopwatches[-1]), self._x, self.work.y,
                        attack=self._attack, kl_weight=KL_WEIGHT)
-        self.stopwatches[-1].lap("optimizer")
+        self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):
-        """{part: median seconds} over all calls but the first; draws are a part of the attack too."""
+        """{part: median seconds} over all calls but the first."""
         cut = [stopwatch.seconds() for stopwatch in self.stopwatches[1:]]
-        for seconds in cut:
-            seconds["attack"] += seconds.get("draws", 0.0)
-        return {part: statistics.median(seconds.get(part, 0.0) for seconds in cut) for part in PARTS_OF_STEP}
-
-    def _compile(self):
-        if self.work.compiled:
-            with self.work.arithmetic():
-                failure = compile_network(self.classifier, self._x, self.work.y)
-            if failure:
-                raise InputError(f"--compile: {failure}")
+        return {part: statistics.median(seconds[part] for seconds in cut) for part in PARTS}
 
     def _attack(self, classifier, x, y):
-        self._in_attack = True
         x_adv = self._pgd(classifier, x, y)
-        self._in_attack = False
         if getattr(self._pgd, "failure", None):
             raise InputError(f"--cuda_graphs on: {self._pgd.failure}")
         self.stopwatches[-1].lap("attack")
         return x_adv
 
-    def _lap(self, name, in_attack):
-        if self.stopwatches and self._in_attack == in_attack:
-            self.stopwatches[-1].lap(name)
-
 
 class _Watched:
-    """An optimizer that tells a stopwatch where a step's backward ends."""
+    """An optimizer that tells a stopwatch where a step's gradients are there: the end of its update."""
 
     def __init__(self, optimizer, stopwatch):
         self._optimizer, self._stopwatch = optimizer, stopwatch
 
     def step(self):
-        self._stopwatch.lap("backward")
+        self._stopwatch.lap("update")
         self._optimizer.step()
 
     def __getattr__(self, name):
@@ -128,20 +108,20 @@ def deterministic(network, work):
 
 
 def plain_pyro(network, work):
-    return _peer_step(PlainPyro, network, work)
+    return _baseline_step(PlainPyro, network, work)
 
 
 def authors(network, work):
-    return _peer_step(AuthorsStyle, network, work)
+    return _baseline_step(AuthorsStyle, network, work)
 
 
-def _peer_step(build, network, work):
-    peer = build(network, PRIOR_STD, INIT_STD).train()
-    optimizer = peer.build_optimizer(LEARNING_RATE)
+def _baseline_step(build, network, work):
+    baseline = build(network, PRIOR_STD, INIT_STD).train()
+    optimizer = baseline.build_optimizer(LEARNING_RATE)
 
     def step():
         with work.arithmetic():
-            peer.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
+            baseline.train_step(optimizer, work.x, work.y, attack=work.attack(), kl_weight=KL_WEIGHT)
     return step
 
 
@@ -204,33 +184,13 @@ def _bare(network, work, num_gradients):
     return call
 
 
-CONTESTANTS = {
-    "adv-bnn": {"adv-bnn": adv_bnn},
-    "deterministic": {"deterministic": deterministic},
-    "plain-pyro": {"plain-pyro": plain_pyro},
-    "authors": {"authors": authors},
-    "prediction": {"prediction": prediction, "bare forwards": bare_forwards, "normals": normals},
-    "evaluation": {"evaluation": evaluation, "bare evaluation": bare_evaluation},
-}
-PEERS = ("plain-pyro", "authors")                        # which know nothing of `devices.keep_freed_memory`
-FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
-    "prediction": "bare forwards", "bare forwards": "bare forwards", "normals": "bare forwards",
-    "evaluation": "bare evaluation", "bare evaluation": "bare evaluation",
-}
-
-
-def training_data(batch_size, image_size, device):
-    """A call that makes one batch as training does: cut, augmented by crop_flip and brought to [0, 1] from uint8 images."""
-    size = (4 * batch_size, 3, image_size, image_size)
-    images = torch.randint(256, size, dtype=torch.uint8, device=device)
-    images = datasets.Images(images, torch.randint(10, size[:1], device=device), tuple("0123456789"))
-    batches = datasets.batches(images, batch_size, shuffle_with=torch.Generator().manual_seed(0),
-                               augmentation="crop_flip", augment_with=torch.Generator(device).manual_seed(1))
-    return lambda: next(iter(batches))
+MAKERS = {"adv-bnn": adv_bnn, "deterministic": deterministic, "plain-pyro": plain_pyro, "authors": authors,
+          "prediction": prediction, "bare forwards": bare_forwards, "normals": normals, "evaluation": evaluation,
+          "bare evaluation": bare_evaluation}
 
 
 def necessary_flops(network, work):
-    """{row of CONTESTANTS: FLOPs of one call}: those of the network alone, without draws, KL or optimizer.
+    """{row: FLOPs of one call}: those of the network alone, without draws, KL or optimizer.
 
     A step attacks by num_steps gradients of the images alone and updates by one gradient of all parameters.
     """

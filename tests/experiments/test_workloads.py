@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.datasets import augmentation
 from pyro_advbnn.experiments import workloads
 from pyro_advbnn.experiments.measurement import peak_memory, take_turns
-from pyro_advbnn.experiments.workloads import CONTESTANTS, FLOORS, necessary_flops, random_workload, training_data
+from pyro_advbnn.experiments.timings import CONTESTANTS, FLOORS
+from pyro_advbnn.experiments.workloads import MAKERS, necessary_flops, random_workload
 
 CPU = torch.device("cpu")
-ROWS = {name: make for makers in CONTESTANTS.values() for name, make in makers.items()}
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ class Counting(nn.Module):
 ])
 def test_every_contestant_makes_the_passes_that_it_stands_for(name, passes):
     Counting.seen.clear()
-    ROWS[name](Counting(), random_workload(4, 2, 3, 5, CPU))()
+    MAKERS[name](Counting(), random_workload(4, 2, 3, 5, CPU))()
     assert Counting.seen == passes
 
 
@@ -58,7 +57,7 @@ def test_the_authors_style_makes_as_many_passes():
     calls = []
     layer = nn.Linear(12, 10)
     layer.register_forward_hook(lambda module, inputs, output: calls.append(module.weight.requires_grad))
-    ROWS["authors"](nn.Sequential(nn.Flatten(), layer), random_workload(4, 2, 3, 5, CPU))()
+    MAKERS["authors"](nn.Sequential(nn.Flatten(), layer), random_workload(4, 2, 3, 5, CPU))()
     assert calls == 4 * [True]
 
 
@@ -67,7 +66,7 @@ def test_a_step_moves_its_weights_and_leaves_the_network(name, network, work, mo
     adam, moving = torch.optim.Adam, []
     monkeypatch.setattr(torch.optim, "Adam", lambda ps, **settings: adam(moving.extend(ps) or moving, **settings))
     before = [p.detach().clone() for p in network.parameters()]
-    step = ROWS[name](network, work)
+    step = MAKERS[name](network, work)
     start = [p.detach().clone() for p in moving]
     step()
     assert moving and all((p != q).any() for p, q in zip(moving, start, strict=True))
@@ -77,29 +76,30 @@ def test_a_step_moves_its_weights_and_leaves_the_network(name, network, work, mo
 def test_normals_draw_as_many_as_the_network_has_weights_into_kept_memory(network, work, monkeypatch):
     drawn = []
     monkeypatch.setattr(torch, "randn", lambda shape, *, out: drawn.append((shape.numel(), out.data_ptr())))
-    ROWS["normals"](network, work)()
+    MAKERS["normals"](network, work)()
     assert [size for size, _ in drawn] == 5 * [sum(p.numel() for p in network.parameters())]
     assert len({memory for _, memory in drawn}) == 1
 
 
 @pytest.mark.parametrize("name", ["adv-bnn", "deterministic"])
-def test_draws_are_what_passes_before_the_network_in_the_attack_alone(name, network, work, monkeypatch):
-    step = ROWS[name](network, work)
+def test_a_step_is_cut_into_attack_update_and_optimizer(name, network, work, monkeypatch):
+    step = MAKERS[name](network, work)
     laps = []
     monkeypatch.setattr(workloads, "Stopwatch", lambda device: SimpleNamespace(lap=laps.append))
     step()
-    assert laps == [*3 * ["attack", "draws"], "attack", "forward", "backward", "optimizer"]
+    assert laps == ["attack", "update", "optimizer"]
 
 
-def test_parts_are_medians_without_the_warm_up_and_draws_belong_to_the_attack(network, work):
-    step = ROWS["adv-bnn"](network, work)
-    steps = [{"attack": 90.0}, *({"attack": 2.0 + i, "draws": 1.0, "forward": 5.0 * i, "backward": 1.0} for i in range(3))]
+def test_parts_are_medians_without_the_warm_up(network, work):
+    step = MAKERS["adv-bnn"](network, work)
+    steps = [{"attack": 90.0, "update": 0.0, "optimizer": 1.0},
+             *({"attack": 2.0 + i, "update": 5.0 * i, "optimizer": 1.0} for i in range(3))]
     step.stopwatches = [SimpleNamespace(seconds=lambda seconds=seconds: seconds) for seconds in steps]
-    assert step.parts() == {"attack": 4.0, "draws": 1.0, "forward": 5.0, "backward": 1.0, "optimizer": 0.0}
+    assert step.parts() == {"attack": 3.0, "update": 5.0, "optimizer": 1.0}
 
 
 def test_every_call_of_a_step_has_a_stopwatch_of_its_own(network, work):
-    step = ROWS["adv-bnn"](network, work)
+    step = MAKERS["adv-bnn"](network, work)
     take_turns({"adv-bnn": step}, 2, CPU)
     assert len(set(step.stopwatches)) == 3
     assert all(seconds > 0 for seconds in step.parts().values())
@@ -114,11 +114,12 @@ def test_flops_of_a_step_are_gradients_of_the_images_and_one_of_the_weights():
     assert {flops[name] for name in ("adv-bnn", "deterministic", "plain-pyro", "authors")} == {step}
     assert flops["prediction"] == flops["bare forwards"] == 5 * product
     assert flops["evaluation"] == flops["bare evaluation"] == 20 * 2 * product + 5 * product
-    assert set(flops) == set(ROWS) - {"normals"}
+    assert set(flops) == set(MAKERS) - {"normals"}
 
 
 def test_every_row_has_a_floor_that_is_one_of_the_rows():
-    assert set(ROWS) <= set(FLOORS) and set(FLOORS.values()) <= set(ROWS)
+    assert {name for rows in CONTESTANTS.values() for name in rows} == set(MAKERS) == set(FLOORS)
+    assert set(FLOORS.values()) <= set(MAKERS)
 
 
 @pytest.mark.parametrize("name, num_state", [("adv-bnn", 6), ("deterministic", 3), ("plain-pyro", 6), ("authors", 6)])
@@ -126,7 +127,7 @@ def test_peak_memory_of_a_step_holds_state_gradients_and_work(name, num_state):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50_000, bias=False), nn.Linear(50_000, 10, bias=False))
     size = 4 * sum(p.numel() for p in network.parameters())
     work = random_workload(2, 2, 2, 5, CPU)
-    peak = peak_memory(lambda: ROWS[name](network, work), CPU) / size
+    peak = peak_memory(lambda: MAKERS[name](network, work), CPU) / size
     gradients = num_state / 3
     assert num_state + gradients <= peak
     assert peak < {"adv-bnn": 13, "deterministic": 6, "plain-pyro": 26, "authors": 18}[name]
@@ -134,15 +135,5 @@ def test_peak_memory_of_a_step_holds_state_gradients_and_work(name, num_state):
 
 @pytest.mark.parametrize("name", ["adv-bnn", "plain-pyro", "authors", "prediction"])
 def test_two_attack_steps_and_two_draws_need_as_much_memory_as_many(name, network):
-    few, many = (peak_memory(lambda n=n: ROWS[name](network, random_workload(4, 8, n, n, CPU)), CPU) for n in (2, 5))
+    few, many = (peak_memory(lambda n=n: MAKERS[name](network, random_workload(4, 8, n, n, CPU)), CPU) for n in (2, 5))
     assert few == pytest.approx(many, abs=4096)
-
-
-def test_training_data_is_a_batch_as_training_makes_it(monkeypatch):
-    augmented = []
-    monkeypatch.setitem(augmentation._BY_NAME, "crop_flip", lambda x, generator: augmented.append(x) or x)
-    make = training_data(4, 8, CPU)
-    (x, y), (other, _) = make(), make()
-    assert x.shape == (4, 3, 8, 8) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
-    assert y.shape == (4,) and not torch.equal(x, other)
-    assert [part.dtype for part in augmented] == [torch.uint8, torch.uint8]
