@@ -21,7 +21,7 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, run_folders
+from pyro_advbnn.training import construction, run_folders
 
 _TOLD = {
     "table1": "Table 1: adversarial training and Adv-BNN under PGD, with one and with many draws per gradient.",
@@ -122,7 +122,7 @@ def _seconds_per_pass(plan, images, device):
     """`costs.seconds_per_pass` of the plan's network."""
     name = plan.network_for(images.image_shape[-1])
     network = networks.build_network(name, images.num_classes, images.image_shape[0], plan.settings.get("width"))
-    configuration.check_memory(network, "advbnn", device)
+    construction.check_memory(network, "advbnn", device)
     return costs.seconds_per_pass(network.to(device), images)
 
 

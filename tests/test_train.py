@@ -36,7 +36,7 @@ from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, configuration, loop, run_folders
+from pyro_advbnn.training import checkpoints, configuration, construction, loop, run_folders
 from pyro_advbnn.training.loop import accuracies
 from pyro_advbnn.training.progress import Progress
 from pyro_advbnn.training.trainer import NotFinite
@@ -771,7 +771,7 @@ def test_a_run_that_has_lost_its_checkpoint_is_not_taken_for_one_that_has_traine
 
 
 def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(configuration, "available_memory", lambda: 40_000)           # 1,206 weights of 4 bytes, ten times over
+    monkeypatch.setattr(construction, "available_memory", lambda: 40_000)           # 1,206 weights of 4 bytes, ten times over
     flags = words({name: value for name, value in TINY.items() if name not in ("alpha", "init_std", "num_samples")})
     line = refusal(capsys, *flags, "--defense", "advbnn", "--out", tmp_path / "run")
     assert "a network of 1,206 weights takes 0.0 GiB in training with --defense advbnn" in line
@@ -781,12 +781,12 @@ def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_any_work(t
 def test_the_memory_of_a_training_is_that_of_its_copies_of_the_weights(monkeypatch):
     network = torch.nn.Linear(9, 10)
     for defense, copies in (("advbnn", 10), ("bnn", 10), ("adv", 3), ("rse", 3)):
-        monkeypatch.setattr(configuration, "available_memory", lambda copies=copies: 4 * 100 * copies)
-        configuration.check_memory(network, defense, torch.device("cpu"))
-        monkeypatch.setattr(configuration, "available_memory", lambda copies=copies: 4 * 100 * copies - 1)
-        configuration.check_memory(network, defense, torch.device("cuda"))
+        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 100 * copies)
+        construction.check_memory(network, defense, torch.device("cpu"))
+        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 100 * copies - 1)
+        construction.check_memory(network, defense, torch.device("cuda"))
         with pytest.raises(InputError, match="takes .* GiB in training"):
-            configuration.check_memory(network, defense, torch.device("cpu"))
+            construction.check_memory(network, defense, torch.device("cpu"))
 
 
 def test_a_training_tells_once_that_running_statistics_do_not_fit_its_wide_draws(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from pyro_advbnn.cli import commands
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, configuration, run_folders
+from pyro_advbnn.training import checkpoints, configuration, construction, run_folders
 
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
@@ -88,4 +88,4 @@ def interrupt_after(monkeypatch, saves, before_writing=False):
 
 def build(folder=None, **flags):
     config, images, held_out = configuration.configure({**TINY, **flags})
-    return config, configuration.build(config, images), held_out
+    return config, construction.build(config, images), held_out

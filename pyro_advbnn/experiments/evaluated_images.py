@@ -4,7 +4,7 @@ import hashlib
 from pyro_advbnn import datasets
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.training.configuration import load_images, loading_of
+from pyro_advbnn.training.configuration import images_of
 
 
 def evaluated_images(config, selection):
@@ -16,7 +16,7 @@ def evaluated_images(config, selection):
     if selection.split == "held_out":
         images = _held_out(config, data_dir)
     else:
-        loading = "stream" if loading_of(config) == "stream" else "auto"     # not by today's memory: their digest depends on it
+        loading = "stream" if config["loading"] == "stream" else "auto"     # not by today's memory: their digest depends on it
         images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"], loading=loading,
                                device=resolve_device(selection.device))
     if selection.num_test and selection.num_test > len(images):
@@ -35,12 +35,7 @@ def _check(images, config, split):
 
 def training_images(config, data_dir=None):
     """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
-    images, held_out, digest = load_images(config["dataset"], data_dir or config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], "cpu",
-                                           loading=loading_of(config))
-    if digest != config["images_sha256"]:
-        raise InputError("the training images are not those of the run")
-    return images, held_out
+    return images_of(config, "cpu", data_dir)
 
 
 def _held_out(config, data_dir):

@@ -1,35 +1,22 @@
 """From flags to a training that can start: defaults, recipe, data, network, each checked before any work is done."""
-import copy
 import hashlib
 from contextlib import nullcontext
 
-import torch
-
 from pyro_advbnn import datasets, networks
-from pyro_advbnn.attacks.modes import eval_mode
-from pyro_advbnn.bayes.build import build_classifier
-from pyro_advbnn.bayes.classifier import checked_logits
-from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn
-from pyro_advbnn.bayes.parameters import trainable_parameters
 from pyro_advbnn.bayes.settings import fan_in_factor
 from pyro_advbnn.datasets.streaming import StreamedImages
-from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
-from pyro_advbnn.system.errors import InputError, reason
-from pyro_advbnn.system.memory import available_memory
-from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
-from pyro_advbnn.system.random_streams import undisturbed
-from pyro_advbnn.training import batch_norm, metrics, recipes, run_config, run_folders
-from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network, use_cuda_graphs
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import resolve_precision
+from pyro_advbnn.training import construction, metrics, recipes, run_config, run_folders
+from pyro_advbnn.training.cuda_graphs import use_cuda_graphs
 from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME, check_meaning
-from pyro_advbnn.training.trainer import Training
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
             "cuda_graphs": "auto", "batch_norm": "sync", "deterministic": False}
-_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
 def configure(flags):
@@ -68,8 +55,7 @@ def configure(flags):
         "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
-        "environment": environment() | {"device": describe_device(device),
-                                                  "normals": how_normals_are_drawn()},
+        "environment": environment() | {"device": describe_device(device), "normals": how_normals_are_drawn()},
     }
     return config, images, held_out
 
@@ -121,64 +107,17 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
     return images.to(device), held_out.to(device) if held_out else None, digest.hexdigest()
 
 
-def loading_of(config):
-    """How a run's images are loaded, which its digest of them depends on; older runs had them in memory."""
-    return config.get("loading", "memory")
+def images_of(config, device, data_dir=None):
+    """(training images, held-out images or None) of a run, on the device.
 
-
-def build(config, images):
-    """The Training that config describes, at its start; config gains the classifier's own settings."""
-    settings, device = config["settings"], images.device
-    torch.manual_seed(config["seed"])
-    network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
-    trainable_parameters(network)
-    check_memory(network, config["defense"], device)
-    recipes.initialize_(network, settings["initialization"])
-    if config["init_from"]:
-        _start_from(network, config["network"], config["init_from"])
-    _try_out(network, images, settings["batch_size"])
-    _check_parts(len(images), settings["batch_size"])
-    if settings["running_statistics"] < 1:
-        if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
-            raise InputError("--running_statistics moves the statistics by the joined batch: --batch_norm must be sync")
-        network = batch_norm.prepare_running(network)
-    elif config["batch_norm"] == "sync":
-        network = batch_norm.synchronise(network, device.type)
-    classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
-    _try_draws(classifier, images)
-    config["classifier"] = classifier.settings()
-    config["num_weights"] = sum(p.numel() for p in network.parameters())
-    if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
-        torch.manual_seed(distributed.own_seed(config["seed"]))
-    return Training(classifier.to(device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
-                    augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
-                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
-
-
-def check_memory(network, defense, device):
-    """Raises InputError where a CPU has no memory for the training of a network: its weights alone, some times over.
-
-    A posterior has mean and log std, each with a gradient and Adam's two moments, a draw and its gradient; a deterministic
-    network the weights, a gradient and SGD's momentum.
+    data_dir: where they lie now, if not where the run had them.   Raises InputError where they are not those of the run.
     """
-    num_weights = sum(p.numel() for p in network.parameters())
-    needed = 4 * num_weights * (10 if DEFENSES[defense].kind == "bayesian" else 3)
-    if device.type == "cpu" and needed > available_memory():
-        raise InputError(f"a network of {num_weights:,} weights takes {needed / 2**30:.1f} GiB in training with --defense "
-                         f"{defense}; {available_memory() / 2**30:.1f} GiB are available")
-
-
-def accelerate(training, config):
-    """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
-    notes = []
-    if config["compile"]:
-        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
-        with autocast(training.device, training.precision):
-            failure = compile_network(training.classifier, batch_format(x, training.precision), y)
-        notes += [f"--compile: not compiled: {failure}"] if failure else []
-    if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
-        training.attack = GraphedAttack(training.attack)
-    return notes
+    images, held_out, digest = load_images(config["dataset"], data_dir or config["data_dir"], config["image_size"],
+                                           config["subset"], config["num_held_out"], config["seed"], device,
+                                           loading=config["loading"], workers=config["workers"])
+    if (digest, list(images.class_names)) != (config["images_sha256"], config["class_names"]):
+        raise InputError("the training images are not those that the run began with")
+    return images, held_out
 
 
 def resume(folder, flags):
@@ -200,13 +139,8 @@ def resume(folder, flags):
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
     metrics.read(folder)
-    images, held_out, digest = load_images(config["dataset"], config["data_dir"], config["image_size"],
-                                           config["subset"], config["num_held_out"], config["seed"], device,
-                                           loading=loading_of(config), workers=config.get("workers"))
-    if (digest, *images.image_shape, *images.class_names) != (
-            config["images_sha256"], *config["image_shape"], *config["class_names"]):
-        raise InputError("the training images are not those that the run began with")
-    training = build(config | ({"init_from": None} if position else {}), images)
+    images, held_out = images_of(config, device)
+    training = construction.build(config | ({"init_from": None} if position else {}), images)
     best = run_folders.restore_position(folder, training, position) if position else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
@@ -231,61 +165,6 @@ def _check_resume_flags(folder, config, flags):
 def _check_patience(patience, num_held_out):
     if patience and not num_held_out:
         raise InputError(f"--patience {patience} needs held-out images, and --validation is 0")
-
-
-def _start_from(network, name, run):
-    own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
-    source, _, path = run_folders.load_classifier(run, network=copy.deepcopy(network) if own else None)
-    try:
-        network.load_state_dict(source.mean_network().state_dict())
-    except RuntimeError:
-        raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
-
-
-def _try_out(network, images, batch_size):
-    """One image through the network, so that one that does not fit is refused before any work."""
-    image = _first_image(images)
-    logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
-    check_logits(checked_logits(logits, 1, images.num_classes))
-    if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
-        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
-                f"{len(images)} images, on which the network cannot be trained")
-    network.train()
-
-
-def _check_parts(num_images, batch_size):
-    """Raises InputError where a batch has fewer than two images for a process: BatchNorm refuses a single one."""
-    processes = distributed.world_size()
-    if processes > 1 and batch_size < 2 * processes:
-        raise InputError(f"--batch_size {batch_size} gives some of {processes} processes fewer than 2 images")
-    if processes > 1 and 0 < num_images % batch_size < 2 * processes:
-        raise InputError(f"--batch_size {batch_size} leaves a last batch of {num_images % batch_size} of the {num_images} "
-                         f"images, fewer than 2 for each of {processes} processes")
-
-
-def _try_draws(classifier, images):
-    """One gradient of a drawn network, which some refuse: those that read weights when the call is over, or are compiled."""
-    image = _first_image(images)
-    with undisturbed(), eval_mode(classifier):
-        try:
-            classifier(image).sum().backward()
-        except Exception as error:
-            raise InputError(f"the network cannot be called with weights that are drawn anew in each call: "
-                             f"{reason(error)}") from None
-    classifier.zero_grad()
-    classifier.release_buffers()
-
-
-def _first_image(images):
-    return images.take([0]).in_memory().images.cpu().float() / 255
-
-
-@torch.no_grad()
-def _logits(network, image, complaint):
-    try:
-        return network(image)
-    except Exception as error:                           # a network of the user's fails in ways of its own
-        raise InputError(f"{complaint}: {reason(error)}") from None
 
 
 def _text(value):

@@ -1,7 +1,9 @@
 """CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
 import torch
 
+from pyro_advbnn import datasets
 from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.precision import autocast, batch_format
 from pyro_advbnn.system.random_streams import undisturbed
 
 
@@ -10,6 +12,19 @@ def use_cuda_graphs(choice, device):
     if choice == "on" and device.type != "cuda":
         raise InputError("--cuda_graphs on needs a GPU")
     return choice != "off" and device.type == "cuda"
+
+
+def accelerate(training, config):
+    """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
+    notes = []
+    if config["compile"]:
+        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
+        with autocast(training.device, training.precision):
+            failure = compile_network(training.classifier, batch_format(x, training.precision), y)
+        notes += [f"--compile: not compiled: {failure}"] if failure else []
+    if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
+        training.attack = GraphedAttack(training.attack)
+    return notes
 
 
 class GraphedAttack:

@@ -9,7 +9,7 @@ from pyro_advbnn.system.devices import describe_device, only_deterministic
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import float32_products
 from pyro_advbnn.system.process_settings import process_settings
-from pyro_advbnn.training import configuration, loop, run_folders
+from pyro_advbnn.training import configuration, construction, cuda_graphs, loop, run_folders
 from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
 from pyro_advbnn.training.progress import tell_source
 
@@ -76,7 +76,7 @@ def _prepare(folder, resumed, flags):
                                  f" epochs; a larger --patience goes on")
         else:
             config, images, held_out = configuration.configure(flags)
-            training, best = configuration.build(config, images), None
+            training, best = construction.build(config, images), None
     distributed.require_same(
         [config["images_sha256"], str(folder), training.epochs_done, training.steps_done],
         "the machines do not see the same images and the same run folder; both must lie where all of them can read")
@@ -103,7 +103,7 @@ def _train(folder, config, training, held_out, best, max_minutes):
     for classifier in dict.fromkeys([training.classifier, training.result]):
         distributed.broadcast_([*classifier.parameters(), *classifier.buffers()])
     with only_deterministic(config["deterministic"]), float32_products(config["precision"]), signals.asking() as asked:
-        for note in configuration.accelerate(training, config):
+        for note in cuda_graphs.accelerate(training, config):
             print(note)
         finished = loop.fit(folder, config, training, held_out, best, max_minutes, asked)
     if asked.number:

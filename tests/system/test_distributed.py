@@ -26,7 +26,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.system import distributed, json_files, locks
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
-from pyro_advbnn.training import algorithm1, batch_norm, checkpoints, configuration, loop, trainer
+from pyro_advbnn.training import algorithm1, batch_norm, checkpoints, configuration, construction, loop, trainer
 
 ROOT = Path(__file__).parents[2]
 TINY = {"width": 4, "num_train": 88, "validation": 21, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
@@ -85,7 +85,7 @@ def course(flags, large=1 << 20):
     """The averages after every step of a training of two epochs with the same draws everywhere, and its state at the end."""
     distributed._LARGE = large
     config, images, _ = configuration.configure({**TINY, **flags})
-    run = configuration.build(config, images)
+    run = construction.build(config, images)
     torch.manual_seed(3)
     averages = []
     for _ in range(2):
@@ -235,7 +235,7 @@ def test_running_statistics_of_two_processes_are_those_of_the_joined_batch():
 
 def broadcast_course():
     config, images, _ = configuration.configure({**TINY, "defense": "none", "batch_norm": "broadcast"})
-    run = configuration.build(config, images)
+    run = construction.build(config, images)
     norms = [m for m in run.classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     own = []
     norms[0].register_forward_hook(lambda module, *_: own.append(module.running_mean.clone()))
@@ -287,7 +287,7 @@ def test_a_batch_that_leaves_a_process_fewer_than_two_images_is_refused_before_a
 
 def measured(defense):
     config, images, held_out = configuration.configure({**TINY, "defense": defense})
-    classifier = configuration.build(config, images).classifier
+    classifier = construction.build(config, images).classifier
     return [loop.accuracies(classifier, sample, config["settings"], seed=1)
             for sample in (held_out, images, held_out.take([0]))]
 
@@ -309,7 +309,7 @@ def seeds():
 
 def stream_seeds():
     config, images, _ = configuration.configure(TINY)
-    run = configuration.build(config, images)
+    run = construction.build(config, images)
     return torch.initial_seed(), run._augment.initial_seed(), distributed.own_seed(0), distributed.own_seed(1)
 
 

@@ -13,7 +13,7 @@ import pyro_advbnn as ab
 from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE
 from pyro_advbnn.cli import commands
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, run_folders
+from pyro_advbnn.training import configuration, construction, run_folders
 from pyro_advbnn.training.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
 
 STEPS_PER_EPOCH = 4
@@ -79,7 +79,7 @@ def broken(name, **flags):
 def build(**flags):
     pyro.enable_validation(False)
     config, images, held_out = configuration.configure({**TINY, **flags})
-    return config, configuration.build(config, images), held_out
+    return config, construction.build(config, images), held_out
 
 
 def failure(capsys, folder, **flags):

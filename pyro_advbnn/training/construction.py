@@ -1,0 +1,122 @@
+"""From a configuration to a training at its start: the network, its classifier, and whether they can be trained at all."""
+import copy
+
+import torch
+
+from pyro_advbnn import networks
+from pyro_advbnn.attacks.modes import eval_mode
+from pyro_advbnn.bayes.build import build_classifier
+from pyro_advbnn.bayes.classifier import checked_logits
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.parameters import trainable_parameters
+from pyro_advbnn.evaluation.inputs import check_logits
+from pyro_advbnn.system import distributed
+from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.memory import available_memory
+from pyro_advbnn.system.random_streams import undisturbed
+from pyro_advbnn.training import batch_norm, recipes, run_folders
+from pyro_advbnn.training.trainer import Training
+
+_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
+
+
+def build(config, images):
+    """The Training that config describes, at its start; config gains the classifier's own settings."""
+    settings = config["settings"]
+    torch.manual_seed(config["seed"])
+    network = _network(config, images)
+    classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
+    _try_draws(classifier, images)
+    config["classifier"] = classifier.settings()
+    config["num_weights"] = sum(p.numel() for p in network.parameters())
+    if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
+        torch.manual_seed(distributed.own_seed(config["seed"]))
+    return Training(classifier.to(images.device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
+                    augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
+                    batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
+
+
+def _network(config, images):
+    """The network that config describes, tried out, with the norms that the training needs."""
+    settings, device = config["settings"], images.device
+    network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
+    trainable_parameters(network)
+    check_memory(network, config["defense"], device)
+    recipes.initialize_(network, settings["initialization"])
+    if config["init_from"]:
+        _start_from(network, config["network"], config["init_from"])
+    _try_out(network, images, settings["batch_size"])
+    _check_parts(len(images), settings["batch_size"])
+    if settings["running_statistics"] == 1:
+        return batch_norm.synchronise(network, device.type) if config["batch_norm"] == "sync" else network
+    if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
+        raise InputError("--running_statistics moves the statistics by the joined batch: --batch_norm must be sync")
+    return batch_norm.prepare_running(network)
+
+
+def check_memory(network, defense, device):
+    """Raises InputError where a CPU has no memory for the training of a network: its weights alone, some times over.
+
+    A posterior has mean and log std, each with a gradient and Adam's two moments, a draw and its gradient; a deterministic
+    network the weights, a gradient and SGD's momentum.
+    """
+    num_weights = sum(p.numel() for p in network.parameters())
+    needed = 4 * num_weights * (10 if DEFENSES[defense].kind == "bayesian" else 3)
+    if device.type == "cpu" and needed > available_memory():
+        raise InputError(f"a network of {num_weights:,} weights takes {needed / 2**30:.1f} GiB in training with --defense "
+                         f"{defense}; {available_memory() / 2**30:.1f} GiB are available")
+
+
+def _start_from(network, name, run):
+    own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
+    source, _, path = run_folders.load_classifier(run, network=copy.deepcopy(network) if own else None)
+    try:
+        network.load_state_dict(source.mean_network().state_dict())
+    except RuntimeError:
+        raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
+
+
+def _try_out(network, images, batch_size):
+    """One image through the network, so that one that does not fit is refused before any work."""
+    image = _first_image(images)
+    logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
+    check_logits(checked_logits(logits, 1, images.num_classes))
+    if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
+        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
+                f"{len(images)} images, on which the network cannot be trained")
+    network.train()
+
+
+def _check_parts(num_images, batch_size):
+    """Raises InputError where a batch has fewer than two images for a process: BatchNorm refuses a single one."""
+    processes = distributed.world_size()
+    if processes > 1 and batch_size < 2 * processes:
+        raise InputError(f"--batch_size {batch_size} gives some of {processes} processes fewer than 2 images")
+    if processes > 1 and 0 < num_images % batch_size < 2 * processes:
+        raise InputError(f"--batch_size {batch_size} leaves a last batch of {num_images % batch_size} of the {num_images} "
+                         f"images, fewer than 2 for each of {processes} processes")
+
+
+def _try_draws(classifier, images):
+    """One gradient of a drawn network, which some refuse: those that read weights when the call is over, or are compiled."""
+    image = _first_image(images)
+    with undisturbed(), eval_mode(classifier):
+        try:
+            classifier(image).sum().backward()
+        except Exception as error:
+            raise InputError(f"the network cannot be called with weights that are drawn anew in each call: "
+                             f"{reason(error)}") from None
+    classifier.zero_grad()
+    classifier.release_buffers()
+
+
+def _first_image(images):
+    return images.take([0]).in_memory().images.cpu().float() / 255
+
+
+@torch.no_grad()
+def _logits(network, image, complaint):
+    try:
+        return network(image)
+    except Exception as error:                           # a network of the user's fails in ways of its own
+        raise InputError(f"{complaint}: {reason(error)}") from None
