@@ -130,8 +130,8 @@ def read(path, *, mmap=False):
         raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path} is not a checkpoint of this package")
-    if content["format"] != FORMAT:
-        raise InputError(f"{path} has format {content['format']}; this version reads {FORMAT}")
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise InputError(f"{path} has format {content['format']!r:.100}; this version reads {FORMAT}")
     mappings = all(isinstance(content.get(name), dict) for name in ("config", "settings", "state"))
     if not mappings or "kind" not in content["settings"] or not _is_plain(content["config"]):
         raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state are not those of one")
@@ -149,7 +149,7 @@ def _is_plain(config):
 
 def _build(content, network, prior, path):
     config, settings = content["config"], content["settings"]
-    network = _named_network(config, content["state"], path) if network is None else network
+    network = _named_network(config, path) if network is None else network
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"network must be an nn.Module, got {network!r}")
     if settings["kind"] != "bayesian":
@@ -171,7 +171,7 @@ def _is_prior(classifier, prior, settings):
     return is_named(classifier.prior.one_weight, settings["prior"], settings["prior_std"])
 
 
-def _named_network(config, state, path):
+def _named_network(config, path):
     missing = {"network", "num_classes", "in_channels"} - set(config)
     if missing:
         raise InputError(f"{path} does not name its network; pass the same architecture as network")
