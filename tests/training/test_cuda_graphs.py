@@ -14,9 +14,9 @@ from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, recipes
+from pyro_advbnn.training import cuda_graphs, recipes
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
-from pyro_advbnn.training.trainer import NotFinite, Training
+from pyro_advbnn.training.trainer import Training
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_without_a_gpu_a_graphed_attack_says_why_and_attacks_all_the_same(batch)
 
 
 def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(configuration, "accelerate", lambda training, config: setattr(
+    monkeypatch.setattr(cuda_graphs, "accelerate", lambda training, config: setattr(
         training, "attack", GraphedAttack(training.attack)) or [])
     commands.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     f"--out={tmp_path / 'run'}"])
@@ -72,7 +72,7 @@ def test_a_network_that_cannot_be_compiled_is_called_as_it_is_and_the_reason_tol
 
 
 def test_a_training_prints_why_it_is_not_compiled(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: "no compiler")
+    monkeypatch.setattr(cuda_graphs, "compile_network", lambda classifier, x, y: "no compiler")
     commands.run(train, ["--epochs=1", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     "--compile", f"--out={tmp_path / 'run'}"])
     assert "--compile: not compiled: no compiler" in capsys.readouterr().out
@@ -129,17 +129,6 @@ def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap):
         next(training.epoch())
         assert not reads.seen
         assert training.averages()["nll"] > 0 and torch.ones(()).item() and reads.seen     # it does see them
-
-
-def test_a_loss_that_was_not_finite_is_found_later_with_its_step():
-    pyro.enable_validation(False)                                    # which would find the logits before we do
-    _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 256})
-    training = Training(ab.BayesianClassifier(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings,
-                        adversarial=False)
-    training._check_every_step = False
-    with pytest.raises(NotFinite, match="the loss is not finite: nll and kl .nll nan, .* at step 2 of epoch 1"):
-        for _ in training.epoch():
-            training.classifier.mean.data.fill_(torch.nan)
 
 
 def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_path, capsys):

@@ -7,10 +7,10 @@ import torch
 from tiny_runs import STEPS_PER_EPOCH, TINY, assert_same_run, content, equal, metrics, refusal, run, words
 
 from pyro_advbnn.cli import commands
-from pyro_advbnn.system import devices, json_files
+from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, is_nondeterministic, only_deterministic
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, loop
+from pyro_advbnn.training import configuration, cuda_graphs, loop
 
 STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15, "loading": "stream"}
 
@@ -44,12 +44,6 @@ def test_inside_only_deterministic_algorithms_are_taken_and_afterwards_all_is_as
     assert settings() == before
     with only_deterministic(False):
         assert settings() == before
-
-
-def test_a_cublas_workspace_that_the_user_chose_stays(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with only_deterministic(True):
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_the_whole_training_is_computed_so_and_nothing_after_it(tmp_path, monkeypatch):
@@ -133,7 +127,7 @@ def test_a_resumption_on_another_device_or_with_other_threads_says_that_bits_wil
 
 
 def test_a_switch_can_be_turned_off_when_a_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(configuration, "compile_network", lambda classifier, x, y: None)
+    monkeypatch.setattr(cuda_graphs, "compile_network", lambda classifier, x, y: None)
     path = run(tmp_path / "run", compile=True, epochs=1)
     train(resume=path, epochs=2)
     assert json_files.read_json(path / "config.json")["compile"] is True
@@ -194,7 +188,3 @@ def test_what_draws_from_the_trainings_own_stream_would_be_seen(tmp_path, monkey
     plain, real = run(tmp_path / "plain"), loop.accuracies
     monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
     assert not equal(weights(plain), weights(run(tmp_path / "disturbed")))
-
-
-def test_the_device_in_words_names_the_threads_that_decide_the_bits():
-    assert devices.describe_device(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"

@@ -258,7 +258,3 @@ def test_a_std_explodes_only_where_its_settings_do_not_put_it_at_its_bound(setti
 def test_a_run_with_a_prior_beyond_the_bound_trains_with_its_stds_at_it(tmp_path):
     folder = run(tmp_path / "run", prior_std=20, init_std=10, alpha=1, defense="bnn", epochs=1)
     assert ab.load(folder).log_std.max().item() == pytest.approx(math.log(10))
-
-
-def test_nothing_explodes_in_a_network_without_a_posterior():
-    assert ab.build_classifier("none", ab.networks.convnet(width=2)).exploded() is None
