@@ -122,16 +122,6 @@ def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_name
     tally(MALFORMED)
 
 
-def test_a_file_of_every_data_set_with_one_byte_more_is_refused_or_read_as_before(data, tally):
-    name, data_dir, path = data
-    before = datasets.load(name, "train", data_dir).images.clone()
-    for more in (b"\0", b"x" * 1000):
-        path.write_bytes(path.read_bytes() + more)
-        found = read_or_refused(lambda: datasets.load(name, "train", data_dir).images, path.parent)
-        assert found is None or torch.equal(found, before)       # a picture ends where it says
-        tally(MALFORMED)
-
-
 def test_flipped_bytes_in_a_file_of_every_data_set_give_sound_images_or_a_refusal(data, tally):
     name, data_dir, path = data
     whole, chance = path.read_bytes(), random.Random(0)
@@ -147,44 +137,27 @@ def test_flipped_bytes_in_a_file_of_every_data_set_give_sound_images_or_a_refusa
         tally(MALFORMED)
 
 
-BAD_LABELS = {
-    "none": [], "one fewer": [1], "one more": [0, 1, 1], "negative": [-1, 0], "too large": [0, 10], "fractions": [0.5, 1.0],
-    "NaN": [float("nan"), 1.0], "texts": ["0", "1"], "nested": [[0, 1]], "objects": [None, 1], "a number": 1,
-    "a mapping": {"a": 1}, "beyond 64 bits": [0, 2**63], "complex": [1j, 0],
-}
+BAD_LABELS = {"none": [], "one fewer": [1], "one more": [0, 1, 1], "negative": [-1, 0], "fractions": [0.5, 1.0],
+              "texts": ["0", "1"], "nested": [[0, 1]], "objects": [None, 1]}
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
 def test_mislabelled_batches_and_arrays_are_refused(tmp_path, monkeypatch, kind, tally):
     labels = BAD_LABELS[kind]
     batch = {"data": np.zeros((2, 3072), np.uint8), "labels": labels}
-    write_cifar10(tmp_path, monkeypatch, pickle.dumps(batch, protocol=2 if kind == "complex" else 3))
+    write_cifar10(tmp_path, monkeypatch, pickle.dumps(batch, protocol=3))
     assert "data_batch_1" in refused(datasets.load, "cifar10", "train", tmp_path)
     images = np.zeros((2, 96, 96, 3), np.uint8)
-    as_array = np.array(labels, dtype=object) if kind in ("objects", "a mapping") else np.array(labels)
+    as_array = np.array(labels, dtype=object if kind == "objects" else None)
     for name, place in (("npz", tmp_path / "stl10.npz"), ("stl10", tmp_path)):
-        with np.errstate(all="ignore"):
-            np.savez(tmp_path / "stl10.npz", x_train=images, y_train=as_array, x_test=images, y_test=[0, 1])
-        if kind == "too large" and name == "npz":
-            continue                                         # eleven classes are fine there
+        np.savez(tmp_path / "stl10.npz", x_train=images, y_train=as_array, x_test=images, y_test=[0, 1])
         assert "stl10.npz: y_train" in refused(datasets.load, name, "train", place)
         tally(MALFORMED, 2)
 
 
-@pytest.mark.parametrize("label", [0, 11, 255])
-def test_wrong_labels_of_the_published_stl10_are_refused(tmp_path, label, tally):
-    path = write_stl10(tmp_path) / "train_y.bin"
-    path.write_bytes(bytes([1, label, 2]))
-    assert f"{path}: labels must be from 1 to 10, got {label} for image 1" in refused(datasets.load, "stl10", "train", tmp_path)
-    tally(MALFORMED)
-
-
 @pytest.mark.parametrize("images", [
-    np.zeros((2, 8, 8, 3), np.float32), np.full((2, 8, 8, 3), np.nan), np.zeros((2, 8, 8, 3), np.int8),
-    np.zeros((2, 8, 8, 4), np.uint8), np.zeros((2, 8, 8, 2), np.uint8), np.zeros((2, 8, 0, 3), np.uint8),
-    np.zeros((8, 8, 3), np.uint8), np.zeros(2, np.uint8),
-    np.zeros((2, 8, 8, 3), bool), np.zeros((2, 8, 8, 3), ">u2"), np.zeros((2, 8, 8), [("r", "u1"), ("g", "u1"), ("b", "u1")]),
-    np.zeros((1, 2, 8, 8, 3), np.uint8)], ids=lambda images: f"{images.dtype}-{images.shape}".replace(" ", ""))
+    np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.uint8),
+    np.zeros((2, 8, 0, 3), np.uint8)], ids=lambda images: f"{images.dtype}-{images.shape}".replace(" ", ""))
 def test_arrays_that_are_no_images_are_refused(tmp_path, images, tally):
     np.savez(tmp_path / "a.npz", x_train=images, y_train=[0, 1], x_test=images, y_test=[0, 1])
     assert "x_train must be uint8" in refused(datasets.load, "npz", "train", tmp_path / "a.npz")
@@ -200,7 +173,7 @@ RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
 def animated(kind):
     def save(path):
         frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
-        frames[0].save(path, kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+        frames[0].save(path, kind, save_all=True, append_images=frames[1:])
     return save
 
 
@@ -210,16 +183,6 @@ def with_orientation(path):
     image = Image.new("RGB", (8, 8), RED)
     image.paste(GREEN, (0, 0, 8, 4))
     image.save(path, "PNG", exif=exif)
-
-
-def with_broken_exif(path):
-    Image.new("RGB", (8, 8), RED).save(path, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(8))
-
-
-def transparent_palette(path):
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([0, 0, 0, *RED, *GREEN])
-    image.save(path, "PNG", transparency=b"\x00\x80\xff")
 
 
 def sixteen_bit_colours(path):
@@ -234,27 +197,17 @@ def sixteen_bit_colours(path):
 
 READ_AS = {                                                  # a way to write 8x8 pixels, what they are read as
     "grey": (lambda path: Image.new("L", (8, 8), 77).save(path, "PNG"), (77, 77, 77)),
-    "black and white": (lambda path: Image.new("1", (8, 8), 1).save(path, "PNG"), (255, 255, 255)),
-    "grey with alpha": (lambda path: Image.new("LA", (8, 8), (77, 3)).save(path, "PNG"), (77, 77, 77)),
     "palette": (lambda path: Image.new("RGB", (8, 8), RED).quantize(4).save(path, "PNG"), RED),
-    "transparent palette": (transparent_palette, RED),
     "RGBA": (lambda path: Image.new("RGBA", (8, 8), (*RED, 0)).save(path, "PNG"), RED),
     "CMYK": (lambda path: Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, "TIFF"), (255, 0, 0)),
-    "animated GIF": (animated("GIF"), RED), "animated WebP": (animated("WEBP"), RED), "animated PNG": (animated("PNG"), RED),
-    "several pages": (animated("TIFF"), RED),
-    "turned by EXIF": (with_orientation, GREEN), "broken EXIF": (with_broken_exif, RED),
-    "16-bit colours": (sixteen_bit_colours, RED),
-    "another ending": (lambda path: Image.new("RGB", (8, 8), RED).save(path, "BMP"), RED),
+    "animated GIF": (animated("GIF"), RED), "several pages": (animated("TIFF"), RED),
+    "turned by EXIF": (with_orientation, GREEN), "16-bit colours": (sixteen_bit_colours, RED),
 }
 REFUSED = {
     "no bytes": lambda path: path.touch(),
     "a text": lambda path: path.write_text("<html>404 Not Found</html>"),
     "16-bit grey": lambda path: Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(path, "PNG"),
     "floats": lambda path: Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(path, "TIFF"),
-    "32-bit integers": lambda path: Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path, "TIFF"),
-    "SVG": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
-    "PDF": lambda path: path.write_bytes(b"%PDF-1.4\n%%EOF"),
-    "ICO": lambda path: Image.new("RGB", (16, 16), RED).save(path, "ICO"),
 }
 
 
@@ -284,13 +237,6 @@ def test_what_is_no_image_of_eight_bits_is_refused_in_memory_and_streamed(tmp_pa
     streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
     assert str(path) in refused(lambda: list(streamed.read([torch.arange(1)])))
     tally(MALFORMED)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2000, 3)])
-def test_images_of_any_shape_are_brought_to_one_size(tmp_path, size):
-    image_folder(tmp_path, lambda path: Image.new("RGB", size, RED).save(path, "PNG"))
-    images = datasets.load("folder", "train", tmp_path, image_size=4).images
-    assert images.shape == (1, 3, 4, 4) and images[0, :, 2, 2].tolist() == list(RED)
 
 
 # Runs
@@ -339,20 +285,6 @@ def test_a_config_with_any_value_missing_or_of_another_kind_is_refused_or_harmle
             (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
             read_or_refused(lambda: resumed(run), run)
             tally(MALFORMED)
-
-
-def test_a_config_cannot_ask_for_absurd_sizes(finished, tmp_path, tally):
-    run = copied(finished, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    for place, value in {("width",): 10**6, ("settings", "attack_samples"): 0, ("image_shape",): [1, 10**9, 8],
-                         ("num_classes",): 10**9, ("settings", "batch_size"): -5, ("settings", "epochs"): float("nan"),
-                         ("seed",): 2**70,
-                         ("subset",): 10**12, ("num_held_out",): 10**9, ("device",): "cuda:99999999999999999999",
-                         ("settings", "prior"): "evil", ("augmentation",): "evil", ("defense",): "evil",
-                         ("dataset",): "../evil"}.items():
-        (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
-        assert read_or_refused(lambda: resumed(run), run) is None, place
-        tally(MALFORMED)
 
 
 @pytest.mark.parametrize("name", ["format", "config", "settings", "state", "training", "best"])
@@ -466,20 +398,16 @@ FUZZ = {                                                     # the file, how it 
     "npz": ("mine.npz", mutated_records, lambda root: load_all("npz", root / "mine.npz")),
     "checkpoint": ("run/checkpoint.pt", mutated_records, load_checkpoint),
     "config": ("run/config.json", mutated_json, lambda root: (resumed(root / "run"), evaluated(root / "run"))),
-    "config for a report": ("run/config.json", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
-    "metrics": ("run/metrics.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "metrics of a run that goes on": ("run/metrics.jsonl", mutated_json, lambda root: resumed(root / "run")),
     "log": ("results/evaluation/log.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
     "csv": ("results/evaluation/accuracy.csv", mutated_csv, reported),
-    "svg": ("results/figures/accuracy.svg", mutated, lambda root: report.write(root / "results", [root / "run"])),
     "png": ("folder/train/cat/0.png", mutated, lambda root: load_all("folder", root / "folder")),
-    "jpeg": ("folder/train/dog/0.png", mutated, lambda root: load_all("folder", root / "folder")),
     "cifar10": ("cifar10/cifar-10-batches-py/test_batch", mutated,
                 lambda root: datasets.load("cifar10", "test", root / "cifar10")),
     "stl10": ("stl10/stl10_binary/train_y.bin", mutated, lambda root: load_all("stl10", root / "stl10")),
     "cache": ("imagenet143/imagenet143-64-train.npy", mutated, lambda root: load_all("imagenet143", root / "imagenet143")),
 }
-WRITTEN = ("report.html", "accuracy.svg", "accuracy.png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
+WRITTEN = ("report.html", ".svg", ".png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
 
 
 @pytest.fixture(scope="module")
@@ -491,7 +419,6 @@ def fuzzed(finished, tmp_path_factory):
         write_results(root / "results")
         write_npz(root / "mine.npz")
         write_folder(root / "folder")
-        Image.new("RGB", (8, 8), RED).save(root / "folder/train/dog/0.png", "JPEG")
         write_stl10(root / "stl10")
         write_cifar10(root / "cifar10", patch)
         write_imagenet(root / "imagenet143", patch)

@@ -15,6 +15,7 @@ from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, loop, run_folders
 
 FLAGS = TINY | {"defense": "advbnn"}
+FILES = {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
 EVALUATE = ["--epsilons", "0,0.1", "--num_steps", "2", "--num_samples", "2", "--num_test", "40", "--device", "cpu"]
 
 
@@ -75,7 +76,7 @@ def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_i
         assert content(folder)["training"]["steps_done"] >= before["steps_done"] or not code
         if code:
             assert "No space left on device" in err and str(folder) in err
-            assert {path.name for path in folder.iterdir()} <= {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+            assert {path.name for path in folder.iterdir()} <= FILES
             failed += 1
     assert failed >= 4
     disk.free()
