@@ -576,14 +576,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_the_last
 
 
 def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):
-    real = loop._finish_epoch
+    real = loop.Course.finish_epoch
 
-    def finish_and_break(folder, config, training, *others):
-        best = real(folder, config, training, *others)
-        training.classifier.log_std.data.fill_(float("nan"))
-        return best
+    def finish_and_break(course, write_row):
+        real(course, write_row)
+        course.training.classifier.log_std.data.fill_(float("nan"))
 
-    monkeypatch.setattr(loop, "_finish_epoch", finish_and_break)
+    monkeypatch.setattr(loop.Course, "finish_epoch", finish_and_break)
     with pytest.raises(SystemExit) as end:
         commands.run(train, [*map(str, words(TINY)), "--out", str(tmp_path / "run")])
     assert end.value.code == 2

@@ -25,12 +25,12 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
 
     Whatever stops it, the way on is told.   asked: of `signals.asking`, and after it the number of the signal.
     """
-    progress = Progress(config, training, folder)
-    progress.begin()
+    course = Course(folder, config, training, held_out, best, asked)
+    course.progress.begin()
     shown = training.epochs_done if config["tensorboard"] else None
     try:
-        with metrics.writer(folder, shown) if distributed.is_main() else nullcontext(_write_nothing) as write_row:
-            return _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked)
+        with metrics.writer(folder, shown) if distributed.is_main() else nullcontext(lambda row: None) as write_row:
+            return course.run(max_minutes, write_row)
     except Exception as error:
         if isinstance(error, NotFinite) and not distributed.is_main():
             distributed.leave()                          # rank 0 has the same sums and weights, and says it
@@ -39,16 +39,12 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
             raise
         raise InputError(explained) from None
     except KeyboardInterrupt:
-        progress.close()
+        course.progress.close()
         where = folder / "checkpoint.pt" if run_folders.has_checkpoint(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
     finally:
-        progress.close()
-
-
-def _write_nothing(row):
-    """Of several processes rank 0 alone writes."""
+        course.progress.close()
 
 
 def _explanation(error, folder, config, training):
@@ -68,81 +64,102 @@ def _explanation(error, folder, config, training):
     return None
 
 
-def _fit_epochs(folder, config, training, held_out, best, max_minutes, progress, write_row, asked):
-    saved, _ = distributed.clock()
-    deadline = saved + 60 * max_minutes if max_minutes else float("inf")
-    while not _is_over(training, best, config):
-        for num_images in training.epoch():
-            progress.step(num_images)
-            if getattr(training.attack, "failure", None):
-                progress.note(f"--cuda_graphs: none: {training.attack.failure}")
-            if training.steps_done == len(training.batches):
-                continue                                 # the epoch is about to be finished and saved
-            now, stop = _agree(asked)
-            if stop or now > deadline:
-                run_folders.save_position(folder, training, config, best)
-                progress.stopped(_why(stop, max_minutes))
-                return False
-            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                run_folders.save_position(folder, training, config, best)
-                saved = now
-        best = _finish_epoch(folder, config, training, held_out, best, progress, write_row)
-        now, stop = _agree(asked)
-        if not _is_over(training, best, config) and (stop or now > deadline):
-            progress.stopped(_why(stop, max_minutes))
-            return False
-    progress.finished(best)
-    return True
+class Course:
+    """The epochs of one training in its run folder; best: the epoch that did best so far and its accuracies, or None."""
 
+    def __init__(self, folder, config, training, held_out, best, asked):
+        self.folder, self.config, self.training = folder, config, training
+        self.held_out, self.best, self.asked = held_out, best, asked
+        self.progress = Progress(config, training, folder)
 
-def _is_over(training, best, config):
-    return training.finished or run_folders.out_of_patience(best, training.epochs_done, config["patience"])
+    def run(self, max_minutes, write_row):
+        """Train until it is over, or something asks to stop; whether it is over."""
+        saved, _ = distributed.clock()
+        deadline = saved + 60 * max_minutes if max_minutes else float("inf")
+        while not self._is_over():
+            for num_images in self.training.epoch():
+                self._show(num_images)
+                if self.training.steps_done == len(self.training.batches):
+                    continue                             # the epoch is about to be finished and saved
+                now, stop = self._agree()
+                if stop or now > deadline:
+                    self._save()
+                    return self._stopped(stop, max_minutes)
+                if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    self._save()
+                    saved = now
+            self.finish_epoch(write_row)
+            now, stop = self._agree()
+            if not self._is_over() and (stop or now > deadline):
+                return self._stopped(stop, max_minutes)
+        self.progress.finished(self.best)
+        return True
 
+    def _show(self, num_images):
+        self.progress.step(num_images)
+        if getattr(self.training.attack, "failure", None):
+            self.progress.note(f"--cuda_graphs: none: {self.training.attack.failure}")
 
-def _agree(asked):
-    """Collective: (rank 0's time, the signal that asks to stop or 0); a signal that comes meanwhile is for the next time."""
-    now, number = distributed.clock(asked.number)
-    if number:                                           # else what `asked` holds now must not be lost
-        asked.number = number
-    return now, number
+    def _is_over(self):
+        done, patience = self.training.epochs_done, self.config["patience"]
+        return self.training.finished or run_folders.out_of_patience(self.best, done, patience)
 
+    def _agree(self):
+        """Collective: (rank 0's time, the signal that asks to stop or 0); a signal that comes now is for the next time."""
+        now, number = distributed.clock(self.asked.number)
+        if number:                                       # else what `asked` holds now must not be lost
+            self.asked.number = number
+        return now, number
 
-def _why(number, max_minutes):
-    return signals.name_of(number) if number else f"--max_minutes {max_minutes:g} are over"
+    def _stopped(self, number, max_minutes):
+        self.progress.stopped(signals.name_of(number) if number else f"--max_minutes {max_minutes:g} are over")
+        return False
 
+    def _save(self):
+        run_folders.save_position(self.folder, self.training, self.config, self.best)
 
-def _finish_epoch(folder, config, training, held_out, best, progress, write_row):
-    """Measure, write the row, best.pt and checkpoint.pt; the best so far.
+    def finish_epoch(self, write_row):
+        """Measure, write the row, best.pt and checkpoint.pt.
 
-    The row comes before the checkpoint: after a crash in between, the epoch is done again and the row replaced.
-    """
-    row = _metrics(training, held_out, config, progress)
-    measured = (row["held_out_accuracy"], row["held_out_robust_accuracy"])
-    adversarial = training.attack is not None
-    if held_out and _is_better(*measured, best and (best["accuracy"], best["robust_accuracy"]), adversarial=adversarial):
-        best = {"epoch": training.epochs_done, "accuracy": measured[0], "robust_accuracy": measured[1]}
-        if distributed.is_main():
-            checkpoints.save(folder / "best.pt", training.result, config, best=best)
-    write_row(row)
-    run_folders.save_position(folder, training, config, best)
-    progress.epoch(row)
-    return best
+        The row comes before the checkpoint: after a crash in between, the epoch is done again and the row replaced.
+        """
+        row = self._measure()
+        clean, robust = row["held_out_accuracy"], row["held_out_robust_accuracy"]
+        if self.held_out and self._is_better(clean, robust):
+            self.best = {"epoch": row["epoch"], "accuracy": clean, "robust_accuracy": robust}
+            if distributed.is_main():
+                checkpoints.save(self.folder / "best.pt", self.training.result, self.config, best=self.best)
+        write_row(row)
+        self._save()
+        self.progress.epoch(row)
 
+    def _is_better(self, clean, robust):
+        """Whether held-out accuracies beat the best: by the robust one if the training is adversarial, else the clean one."""
+        if self.best is None:
+            return True
+        pairs = (clean, robust), (self.best["accuracy"], self.best["robust_accuracy"])
+        new, old = [pair[::-1] for pair in pairs] if self.training.attack else pairs
+        return new > old
 
-def _metrics(training, held_out, config, progress):
-    settings, seed, epoch = training.settings, config["seed"], training.epochs_done
-    rate, kl_weight = training.last_learning_rate, training.last_kl_weight
-    averages, speed = training.averages(), progress.images_per_second()
-    training.restart_averages()
-    sample = datasets.balanced_subset(training.images, min(len(training.images), config["num_held_out"] or 1000), seed)
-    how = {"seed": seed + epoch, "precision": training.precision,
-           "batch_size": training.images_at_a_time if training.micro_batch else None}
-    clean, robust = accuracies(training.result, sample, settings, **how)
-    held = accuracies(training.result, held_out, settings, **how) if held_out else (None, None)
-    return {"epoch": epoch, **averages, "kl_weight": kl_weight, "train_accuracy": clean, "train_robust_accuracy": robust,
-            "held_out_accuracy": held[0], "held_out_robust_accuracy": held[1], "learning_rate": rate,
-            "images_per_second": speed,
+    def _measure(self):
+        """The row of metrics.jsonl of the epoch that has just been trained."""
+        training, num_held_out = self.training, self.config["num_held_out"]
+        row = {"epoch": training.epochs_done, **training.averages(), "kl_weight": training.last_kl_weight}
+        speed = self.progress.images_per_second()
+        training.restart_averages()
+        sample = datasets.balanced_subset(training.images, min(len(training.images), num_held_out or 1000), self.config["seed"])
+        clean, robust = self._accuracies(sample)
+        held_out = self._accuracies(self.held_out) if self.held_out else (None, None)
+        return row | {
+            "train_accuracy": clean, "train_robust_accuracy": robust, "held_out_accuracy": held_out[0],
+            "held_out_robust_accuracy": held_out[1], "learning_rate": training.last_learning_rate, "images_per_second": speed,
             "peak_memory_mib": peak_memory_mib(training.device)}
+
+    def _accuracies(self, images):
+        training = self.training
+        return accuracies(training.result, images, training.settings, seed=self.config["seed"] + training.epochs_done,
+                          batch_size=training.images_at_a_time if training.micro_batch else None,
+                          precision=training.precision)
 
 
 def accuracies(classifier, images, settings, *, seed, batch_size=None, precision="fp32"):
@@ -156,9 +173,3 @@ def accuracies(classifier, images, settings, *, seed, batch_size=None, precision
         counts = [count_correct(classifier, ((batch_format(x, precision), y) for x, y in batches), attack,
                                 num_samples=settings["num_samples"]) for attack in (None, build_attack(settings))]
     return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())
-
-
-def _is_better(clean, robust, best, *, adversarial):
-    """Whether a held-out (clean, robust) pair beats `best`: by the robust one if adversarial, else by the clean one."""
-    key = (robust, clean) if adversarial else (clean, robust)
-    return best is None or key > ((best[1], best[0]) if adversarial else (best[0], best[1]))

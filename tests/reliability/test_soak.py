@@ -42,21 +42,20 @@ def soak(flags, epochs, measure=False):
     measure: after each epoch one more evaluation of the classifier, on test images.
     """
     torch.set_num_threads(1)
-    used, real = [], loop._finish_epoch
+    used, real = [], loop.Course.finish_epoch
     batches = list(datasets.batches(datasets.load("digits", "test").take(range(60)), 30)) if measure else None
 
-    def finish(path, config, training, *others):
-        best = real(path, config, training, *others)
+    def finish(course, write_row):
+        real(course, write_row)
         if measure:
-            ab.robust_accuracy(training.classifier, batches, ab.PGD(0.2, num_steps=2), num_samples=3)
+            ab.robust_accuracy(course.training.classifier, batches, ab.PGD(0.2, num_steps=2), num_samples=3)
         used.append(usage())
-        return best
 
-    loop._finish_epoch = finish
+    loop.Course.finish_epoch = finish
     try:
         train(**flags | {"epochs": epochs})
     finally:
-        loop._finish_epoch = real
+        loop.Course.finish_epoch = real
     return used
 
 

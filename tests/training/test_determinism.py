@@ -86,7 +86,7 @@ def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_p
         line = refusal(capsys, "--resume", path, "--epochs", 3, "--deterministic", flag)
         assert "--deterministic cannot be given with --resume" in line
     seen = []
-    monkeypatch.setattr(loop, "_fit_epochs", lambda *a: seen.append(settings()[0]))
+    monkeypatch.setattr(loop.Course, "run", lambda *a: seen.append(settings()[0]))
     for path in a, b:
         train(resume=path, epochs=3)
     assert seen == [True, False]
