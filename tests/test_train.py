@@ -87,7 +87,7 @@ def test_a_training_left_in_the_middle_of_an_epoch_goes_on_in_a_fresh_object(tmp
     list(steps)
     list(training.epoch())
     fresh = build(defense=defense, augmentation="crop_flip")[1]
-    assert run_folders.restore_position(tmp_path, fresh) is None
+    assert run_folders.restore_position(tmp_path, fresh, content(tmp_path)) is None
     assert (fresh.epochs_done, fresh.steps_done) == (0, STEPS_PER_EPOCH // 2)
     list(fresh.epoch())
     list(fresh.epoch())
@@ -130,7 +130,7 @@ def test_a_run_that_dies_before_its_first_checkpoint_starts_again_and_ends_as_th
     with pytest.raises(KeyboardInterrupt):
         run(cut, **flags)
     monkeypatch.undo()
-    assert [row["epoch"] for row in metrics(cut)] == [1] and not run_folders.has_begun(cut)
+    assert [row["epoch"] for row in metrics(cut)] == [1] and not run_folders.has_checkpoint(cut)
     torch.manual_seed(7)                                 # whatever another process has done to the stream
     train(resume=cut)
     assert_same_run(whole, cut)
@@ -758,15 +758,6 @@ def test_a_process_that_is_killed_is_resumed_by_another_with_the_same_end(tmp_pa
     assert content(tmp_path / "cut")["training"]["epochs_done"] < 8
     train(resume=tmp_path / "cut")
     assert_same_run(run(tmp_path / "whole", epochs=8), tmp_path / "cut")
-
-
-def test_a_run_that_has_lost_its_checkpoint_is_not_taken_for_one_that_has_trained_nothing(tmp_path):
-    folder = run(tmp_path / "run")
-    (folder / "checkpoint.pt").unlink()
-    before = snapshot(folder)
-    with pytest.raises(InputError, match="checkpoint.pt is gone: move best.pt and metrics.jsonl away"):
-        train(resume=folder, epochs=5)
-    assert snapshot(folder) == before
 
 
 def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_any_work(tmp_path, monkeypatch, capsys):

@@ -391,7 +391,7 @@ def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, mo
     assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
     assert not (folder / "evaluation").exists()
     assert stopped(reproduce, "train", reproduce, *SMOKE, "--out", out) == (code, f"{word}; the same command goes on\n")
-    assert not (out / locks.NAME).exists()
+    assert not (out / locks.OWNER).exists()
     how = stopped(benchmark, "_measure", benchmark, "--network", "convnet", "--image_size", 8, "--batch_sizes", 4,
                   "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
     assert how == (code, f"{word}; what was measured is above, and the same command begins anew\n")
@@ -404,8 +404,8 @@ def test_a_command_that_a_signal_ends_has_changed_no_file_but_its_own(tmp_path):
     before = snapshot(folder)
     victim = Victim("pyro_advbnn.evaluate:VERBS", ["accuracy", "--run", folder, "--num_test", 300, "--num_steps", 100_000,
                                                    "--device", "cpu"], tmp_path / "out")
-    victim.wait_for((folder / "evaluation" / locks.NAME).exists)
+    victim.wait_for((folder / "evaluation" / locks.OWNER).exists)
     victim.send(signal.SIGTERM)
     assert victim.end() == 143 and victim.said().splitlines()[-1].startswith("terminated")
     after = snapshot(folder)
-    assert before.items() <= after.items() and not (folder / "evaluation" / locks.NAME).exists()
+    assert before.items() <= after.items() and not (folder / "evaluation" / locks.OWNER).exists()

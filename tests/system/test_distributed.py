@@ -628,8 +628,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, rank, t
 def test_rank_0_holds_the_lock_of_a_run_and_a_refusal_ends_all(tmp_path):
     folder = tmp_path / "run"
     processes(train_command, words(folder, max_minutes=SOON))
-    assert not (folder / ".lock").exists()
-    with locks.take(folder):
+    assert not (folder / locks.OWNER).exists()
+    with locks.locked(folder):
         (code, out, err), other = processes(train_command, ["--resume", folder])
     assert (code, out, other) == (2, "", (0, "", "")) and err.startswith(f"error: {folder} is in use by process")
     assert content(folder)["training"]["steps_done"] == 1
@@ -646,7 +646,7 @@ def test_torchruns_sigterm_leaves_a_checkpoint_of_one_step_of_all(tmp_path, torc
     assert stop, out
     at = content(folder)["training"]
     assert (at["epochs_done"] + 1, at["steps_done"]) == (int(stop[1]), int(stop[2]))
-    assert not (folder / ".lock").exists()
+    assert not (folder / locks.OWNER).exists()
     train(resume=folder, epochs=at["epochs_done"] + 1)
     assert [row["epoch"] for row in rows(folder)] == list(range(1, at["epochs_done"] + 2))
     tally("signals obeyed")
