@@ -97,7 +97,7 @@ def _run(plan, journal, began):
         journal.note(step, time.monotonic() - step_began)
     for summary in summaries.summaries(plan.out):
         if summary.name.startswith("table1"):
-            print(f"\n{summaries.as_text(summary)}")
+            print(f"\n{summary.as_text()}")
     print(f"done in {duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
 
 

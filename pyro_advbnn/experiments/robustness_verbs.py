@@ -11,7 +11,7 @@ from pyro_advbnn.evaluation import checks, worst_case
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
 from pyro_advbnn.experiments.verbs import Count, finish
-from pyro_advbnn.reporting import scrutiny_summaries
+from pyro_advbnn.reporting import robustness_summaries
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
@@ -67,7 +67,7 @@ def robust(
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
         "accuracy %": lambda row: text_tables.percent(row, interval=True),
         "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
-        "attacks": scrutiny_summaries.attacks,
+        "attacks": robustness_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
         "draws": lambda row: row["num_samples"],
         "images": lambda row: row["num_examples"],

@@ -1,11 +1,10 @@
 """Whether our numbers agree with what the paper says: each verdict is computed from rows and their intervals. No torch."""
 import math
 
+from pyro_advbnn.cli.text_tables import NONE, fraction
 from pyro_advbnn.evaluation.intervals import difference_interval
 from pyro_advbnn.reporting import paper
-from pyro_advbnn.reporting.curves import fraction
 
-NONE = "-"                                               # nothing measured, or nothing published
 NEAR = 0.05                                              # of rho: the paper gives its values as approximate
 
 
@@ -79,21 +78,6 @@ def check_gradients(train, test):
     return "yes" if test["l1_norm"] - train["l1_norm"] > half else "no"
 
 
-def first_by_std(layers):
-    """The modules that pruning by std begins with: their parameters have the widest prior, and the largest median std.
-
-    layers: rows of the table "layers", of one network. [] where all parameters have the same prior, or where one with a
-    narrower prior has as large a median.
-    """
-    rows = [row for row in layers if row["layer"] != "all" and row["prior_log_std"] is not None]
-    widest = max((row["prior_log_std"] for row in rows), default=0)
-    first = [row for row in rows if row["prior_log_std"] > widest - 1e-3]
-    others = [row["log_std_median"] for row in rows if row not in first]
-    if not others or min(row["log_std_median"] for row in first) <= max(others):
-        return []
-    return list(dict.fromkeys(row["layer"].rpartition(".")[0] or row["layer"] for row in first))
-
-
 def check_alpha(rows):
     """Whether the clean accuracy of the smallest alpha > 0 is above that of the largest."""
     rows = [row for row in rows if row["alpha"]]
@@ -133,8 +117,7 @@ def count_modes(heights, *, prominence=0.1, window=5):
     return count
 
 
-def count_agreeing(verdicts):
-    """How many of the lines agree, as the end of a sentence."""
-    decided = [verdict for verdict in verdicts if verdict != NONE]
-    agreeing = sum(verdict == "yes" for verdict in decided)
-    return f": {agreeing} of {len(decided)} agree" if decided else ": nothing to compare here"
+def count_agreeing(lines):
+    """How many of the lines of a table, which end in their verdicts, agree; as the end of a sentence."""
+    decided = [line[-1] for line in lines if line[-1] != NONE]
+    return f": {decided.count('yes')} of {len(decided)} agree" if decided else ": nothing to compare here"

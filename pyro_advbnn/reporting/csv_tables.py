@@ -55,10 +55,9 @@ _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accura
             "judged_margin", "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
             "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin",
             "confidence"}
-_SHARES = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_clean", "accuracy_white_box", "single_draw_accuracy",
-           "undecided", "auroc", "auroc_low", "auroc_high", "aupr")
-_INTERVALS = ("accuracy", "auroc", "l1_norm")
-_SLACK = 1e-6                                            # cells have nine digits
+_NEEDED = {*RUN_FIELDS, "epsilon", "num_samples", "num_examples", "accuracy", "accuracy_low", "accuracy_high", "accuracy_clean",
+           "fraction", "rejected", "left", "right", "share", "num_weights", "log_std_q05", "log_std_median", "log_std_q95",
+           "l1_norm", "l1_norm_low", "l1_norm_high"} - {"alpha", "prior_std"}
 _WAY_ON = "move the file away, and what wrote it computes its rows again"
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
           "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",
@@ -70,7 +69,7 @@ _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "we
 class Table:
     """The csv file folder/evaluation/<name>.csv, name one of TABLES; the file is made with its first row.
 
-    Raises InputError where it is there with other columns, or with a line that is no row or holds what cannot be.
+    Raises InputError where it is there with other columns, or with a line that is no row.
     """
 
     def __init__(self, folder, name):
@@ -145,48 +144,33 @@ def _locked(folder):
 
 
 def _read(path, columns):
-    if not files.is_there(path):
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
         return []
-    text = _text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; {_WAY_ON}") from None
     reader, lines = csv.DictReader(io.StringIO(text, newline=""), strict=True), []
     try:
-        if tuple(reader.fieldnames) != columns:
+        if tuple(reader.fieldnames or ()) != columns:
             raise InputError("its columns are not those of a table of this version")
         for line in reader:
             _check(line, columns)
             lines.append(line)
+        if not text.endswith("\n"):
+            raise InputError("cut short, as no line break ends it")
     except (InputError, csv.Error) as error:
         raise InputError(f"{path}, line {reader.reader.line_num}: {error}; {_WAY_ON}") from None
-    if not text.endswith("\n"):
-        raise InputError(f"{path}, line {reader.reader.line_num}: cut short, as no line break ends it; {_WAY_ON}")
     return lines
 
 
-def _text(path):
-    """The text of a csv file with the ends of its lines as they are.   Raises InputError where it is none, or empty."""
-    content = files.read_bytes(path)
-    if not content:
-        raise InputError(f"{path} is empty; {_WAY_ON}")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {number}: cannot be read, as it is not UTF-8; {_WAY_ON}") from None
-
-
 def _check(line, columns):
-    """Raises InputError for a line that is no row of these columns, or that holds what cannot be a result."""
+    """Raises InputError for a line that is no row of these columns."""
     if None in line or None in line.values():
         raise InputError(f"it has not {len(columns)} cells")
-    row = {name: _value(name, cell) for name, cell in line.items()}
-    for name in _SHARES:
-        if row.get(name) is not None and not 0 <= row[name] <= 1:
-            raise InputError(f"{name} must lie in [0, 1], got {row[name]:g}")
-    for name in _INTERVALS:
-        low, value, high = (row.get(key) for key in (f"{name}_low", name, f"{name}_high"))
-        slack = _SLACK * max(1, abs(value or 0))
-        if None not in (low, value, high) and not low - slack <= value <= high + slack:
-            raise InputError(f"{name} {value:g} lies outside of its bounds, {low:g} and {high:g}")
+    for name, cell in line.items():
+        if _value(name, cell) is None and name in _NEEDED:
+            raise InputError(f"it has no {name}")
 
 
 def _cell(value):

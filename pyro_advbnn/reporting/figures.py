@@ -4,8 +4,9 @@ import warnings
 from pathlib import Path
 from unicodedata import category
 
+from pyro_advbnn.cli.text_tables import fraction
 from pyro_advbnn.reporting import csv_tables, paper
-from pyro_advbnn.reporting.curves import check, common, curves, densities, fraction, labels, place
+from pyro_advbnn.reporting.curves import common, curves, labels, place
 from pyro_advbnn.reporting.figure_style import (
     GREY,
     INK,
@@ -18,6 +19,7 @@ from pyro_advbnn.reporting.figure_style import (
     start_figure,
     wrap,
 )
+from pyro_advbnn.reporting.posterior_figures import density, log_std_by_layer
 from pyro_advbnn.reporting.transfer_figure import transfer
 from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
 from pyro_advbnn.system import files
@@ -45,8 +47,6 @@ def draw(folder, names=None):
 
 def _write(folder, name, drawing, rows):
     matplotlib = _matplotlib()
-    for row in rows:
-        check(row)
     rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
@@ -159,80 +159,6 @@ def _sweep(x, title, xlabel):
     return drawing
 
 
-def _density(quantity, title, xlabel):
-    """A drawing function: density over all weights, one curve per run, and the stds of the prior as lines (Fig. 4)."""
-    def drawing(rows):
-        rows = [row for row in rows if row["layer"] == "all"]
-        found = curves([row for row in rows if row["quantity"] == quantity], "left")
-        if not found:
-            return None
-        figure, axes = start_figure(1)
-        look = Look(found, marked=False)
-        for curve in found:
-            centres = [(row["left"] + row["right"]) / 2 for row in curve.rows]
-            axes[0].plot(centres, densities(curve), **look.of(curve))
-        axes[0].set(xlabel=xlabel, ylabel="density", ylim=(0, None))
-        priors = curves([row for row in rows if row["quantity"] == "prior_log_std"], "left") if quantity == "log_std" else []
-        return finish_figure(figure, title, common(rows, "left"), look.handles() + _prior_lines(axes[0], priors, found, look))
-    return drawing
-
-
-def _prior_lines(axes, priors, found, look):
-    """Lines at the prior's log std, as high as the share of the weights that have it; the entry of the legend."""
-    from matplotlib.lines import Line2D
-    top = axes.get_ylim()[1]
-    alike = len({tuple((row["left"], row["share"]) for row in prior.rows) for prior in priors}) == 1
-    for prior in priors[:1] if alike else priors:
-        most = max(row["share"] for row in prior.rows)
-        own = next((curve for curve in found if curve.rows[0]["run"] == prior.rows[0]["run"]), found[0])
-        color = GREY if alike else look.of(own)["color"]
-        axes.vlines([row["left"] for row in prior.rows], 0, [top * row["share"] / most for row in prior.rows], color=color,
-                    linestyle=(0, (2, 1.5)), linewidth=1)
-    axes.set_ylim(0, top)
-    several = any(len(prior.rows) > 1 for prior in priors)
-    label = "prior (height: share of the weights)" if several else "prior"
-    return [Line2D([], [], color=GREY, linestyle=(0, (2, 1.5)), linewidth=1, label=label)] if priors else []
-
-
-def _log_std_by_layer(rows):
-    """The log std of each parameter tensor: median and the 5 to 95 % range, a tick for the prior; panels by kind."""
-    from matplotlib.lines import Line2D
-    rows = [row for row in rows if row["layer"] != "all"] or rows
-    found, layers = curves(rows, "layer"), list(dict.fromkeys(row["layer"] for row in rows))
-    kinds = list(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
-    kinds = kinds if len(kinds) <= 2 else [""]
-    owners = list(dict.fromkeys(_owner(layer, kinds) for layer in layers))
-    height = 0.5 + len(owners) * max(0.17, 0.075 * len(found))
-    figure, axes = start_figure(len(kinds), columns=len(kinds), height=height, sharex=True)
-    look = Look(found)
-    for kind, ax in zip(kinds, axes, strict=True):
-        for number, curve in enumerate(found):
-            part = [row for row in curve.rows if row["layer"].endswith(kind)]
-            offset = 0.8 * ((number + 0.5) / len(found) - 0.5)
-            _ranges(ax, part, [owners.index(_owner(row["layer"], kinds)) + offset for row in part], look.of(curve))
-        ax.set(xlabel="log std of the posterior (natural logarithm)", ylim=(len(owners) - 0.4, -0.6))
-        ax.set_title(kind, loc="left")
-        ax.set_yticks(range(len(owners)), owners)
-    prior = [Line2D([], [], color=GREY, marker="|", linestyle="none", markersize=7, label="prior (mean of log std)")]
-    known = any(row["prior_log_std"] is not None for row in rows)
-    return finish_figure(figure, "Posterior by layer: median, 5 to 95 % of the weights", common(rows),
-                         look.handles() + (prior if known else []))
-
-
-def _owner(layer, kinds):
-    """The name of the row of a parameter: its module's where the panels tell weight from bias."""
-    return layer.rpartition(".")[0] if any(kinds) else layer
-
-
-def _ranges(axes, rows, heights, style):
-    axes.hlines(heights, [row["log_std_q05"] for row in rows], [row["log_std_q95"] for row in rows], linewidth=1,
-                color=style["color"])
-    axes.plot([row["log_std_median"] for row in rows], heights, **style | {"linestyle": "none", "markersize": 3})
-    priors = [(row["prior_log_std"], height) for row, height in zip(rows, heights) if row["prior_log_std"] is not None]
-    if priors:
-        axes.plot(*zip(*priors, strict=True), color=GREY, marker="|", markersize=5, linestyle="none")
-
-
 def _gradients(rows):
     """Bars of the mean l_1 norm of the input gradient, training and test, with 95 % intervals."""
     found = curves(rows, "split")
@@ -253,9 +179,9 @@ def _gradients(rows):
 FIGURES = {
     "accuracy": ("accuracy", _accuracy),
     "transfer": ("transfer", transfer),
-    "log_std": ("density", _density("log_std", "Uncertainty of the weights", "log std of the posterior (natural logarithm)")),
-    "log_std_by_layer": ("layers", _log_std_by_layer),
-    "signal_to_noise": ("density", _density("log10_signal_to_noise", "Signal-to-noise of the weights",
+    "log_std": ("density", density("log_std", "Uncertainty of the weights", "log std of the posterior (natural logarithm)")),
+    "log_std_by_layer": ("layers", log_std_by_layer),
+    "signal_to_noise": ("density", density("log10_signal_to_noise", "Signal-to-noise of the weights",
                                             "log10 of |mean| / std")),
     "pruning": ("pruning", _over("fraction", "Accuracy after pruning", "fraction of the weights pruned",
                                  panel_by=("prediction", "epsilon"), always=True)),

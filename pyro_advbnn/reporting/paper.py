@@ -52,6 +52,16 @@ CLAIMS = {
 }
 
 
+def defense_name(record):
+    """The defence of a row, or of a run's config, as readers know it."""
+    return DEFENSE_NAMES.get(record["defense"], record["defense"])
+
+
+def dataset_name(record):
+    """The data set of a row, or of a run's config, as readers know it."""
+    return DATASET_NAMES.get(record["dataset"], record["dataset"])
+
+
 def epsilons(dataset):
     """The radii of Table 1 for a data set, () for one that is not the paper's."""
     return _RADII.get(dataset, ())
@@ -67,11 +77,6 @@ def accuracy(dataset, defense, epsilon, many_draws=False):
     return next((value for radius, value in zip(epsilons(dataset), values) if abs(radius - epsilon) < 1e-6), None)
 
 
-def accuracy_source(many_draws=False):
-    """Where the numbers of `accuracy` were published."""
-    return MANY_DRAWS_TABLE if many_draws else TABLE_1
-
-
 def correlation(source, target):
     """(low, high) of rho(source -> target), Eq. (14), two defences, as section 3.2 states it; None where it does not.
 
@@ -80,3 +85,9 @@ def correlation(source, target):
     if source == target:
         return None                                      # rho(A -> A) is 1 by definition
     return next((bounds for group, bounds in (_ALIKE, _ROBUST) if {source, target} <= group), None)
+
+
+def span(bounds):
+    """(low, high) of `correlation` as text: "0.85" or "0.5–0.6"."""
+    low, high = bounds
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"

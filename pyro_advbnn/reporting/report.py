@@ -72,7 +72,7 @@ def _page(folder, configs, log):
 
 
 def _head(title):
-    css = resources.files("pyro_advbnn").joinpath("report.css").read_text("utf-8")
+    css = resources.files("pyro_advbnn.reporting").joinpath("report.css").read_text("utf-8")
     return element("head", element("meta", charset="utf-8"),
                    element("meta", http_equiv="Content-Security-Policy", content=POLICY),
                    element("meta", name="viewport", content="width=device-width, initial-scale=1"),

@@ -1,12 +1,16 @@
-"""The heat map of transfer attacks (Fig. 3): a cell for each pair of runs, in the colour of its rho."""
+"""Transfer attacks (Fig. 3): their rows as maps of pairs that were measured alike, and heat maps in the colour of rho."""
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.cli.text_tables import counted
 from pyro_advbnn.reporting import paper
-from pyro_advbnn.reporting.curves import common, labels, span, transfer_groups
+from pyro_advbnn.reporting.curves import common, labels, settings
 from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
+
+_TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "seed", "num_samples")
 
 
 def transfer(rows):
     """Fig. 3: heat maps of rho, rows = source, columns = target, one for each group of settings."""
-    maps = transfer_groups(rows)
+    maps = transfer_maps(rows)
     names = labels(rows)
     count = max(len({row["run"] for row in part}) for _, part in maps)
     figure, axes = start_figure(len(maps), columns=1, height=0.9 + 0.5 * count, sharey=False)
@@ -62,4 +66,29 @@ def _cell_text(axes, x, y, row, published, color):
         return
     axes.text(x + 0.5, y + (0.38 if published else 0.5), f"{rho:.2f}", color=color, ha="center", va="center")
     if published:
-        axes.text(x + 0.5, y + 0.72, f"paper ≈ {span(published)}", color=color, ha="center", va="center", fontsize=6)
+        axes.text(x + 0.5, y + 0.72, f"paper ≈ {paper.span(published)}", color=color, ha="center", va="center", fontsize=6)
+
+
+def transfer_maps(rows):
+    """[({setting: text}, rows)]: each pair once in a map, the newest row; words: the settings in which the maps differ.
+
+    The draws count where there is something to draw: per gradient of the source, per prediction of the target. A pair of
+    deterministic networks stands in every map that has its other settings.
+    """
+    defenses, maps = {row["run"]: row["defense"] for row in rows}, {}
+    for key, row in sorted(((_key(row, defenses), row) for row in rows), key=lambda pair: -len(pair[0])):
+        for home in [home for home in maps if key <= home] or [key]:
+            maps.setdefault(home, []).append(row)
+    alike = frozenset.intersection(*maps)
+    found = [(dict(sorted(key - alike)), {(row["source"], row["run"]): row for row in sorted(part, key=rows.index)})
+             for key, part in maps.items()]
+    return sorted(((words, list(pairs.values())) for words, pairs in found), key=lambda pair: list(pair[0].items()))
+
+
+def _key(row, defenses):
+    """What keeps pairs in different maps, a set of (setting, text)."""
+    key = {name: text for name, text in settings(row).items() if name in _TOLD}
+    source = DEFENSES.get(defenses.get(row["source"]))
+    if (source is None or source.random) and row["attack_samples"] is not None:
+        key["attack_samples"] = counted(row["attack_samples"], "draw", " per gradient")    # of the source, not the target
+    return frozenset(key.items())

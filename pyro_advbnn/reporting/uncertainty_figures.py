@@ -1,7 +1,6 @@
 """Figures of doubt: the reliability diagram, and how well doubt detects attacked and foreign images."""
 from pyro_advbnn.reporting.curves import Curve, common, curves, labels, place, settings
 from pyro_advbnn.reporting.figure_style import GREY, Look, error_bars, finish_figure, start_figure
-from pyro_advbnn.system.errors import InputError
 
 
 def calibration(rows):
@@ -51,7 +50,5 @@ def detected(row):
 
 
 def _points(axes, curve, heights, style):
-    if any(row[name] is None for row in curve.rows for name in ("auroc_low", "auroc_high")):
-        raise InputError(f"detection.csv is damaged: a row of the run {curve.rows[0]['run']} has no interval")
     axes.errorbar([row["auroc"] for row in curve.rows], heights, xerr=error_bars(curve.rows, "auroc"), elinewidth=0.9,
                   capsize=2, **style | {"linestyle": "none"})

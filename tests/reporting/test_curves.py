@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from result_tables import ADV, ADVBNN, accuracy_rows, all_tables, row, run_fields
 
-from pyro_advbnn.reporting import curves, scrutiny_summaries
+from pyro_advbnn.reporting import curves, robustness_summaries
 from pyro_advbnn.reporting.csv_tables import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,10 @@ def test_a_setting_that_means_nothing_for_some_rows_says_for_which_it_does():
 def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_shows():
     more = {"check": "noise", "verdict": "held", "measured": "", "expected": "", "num_queries": 100}
     random, certain = ({**row(run, 400), **more} for run in (ADVBNN, ADV))
-    note = scrutiny_summaries.checks([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])[-1]
+    note = robustness_summaries.checks([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])[-1]
     for told in ("20 to 40 PGD steps", "100 to 500 queries of Square", "20 to 50 draws per prediction", "where Bayesian"):
         assert told in note
-    assert " to " not in scrutiny_summaries.checks([random, certain])[-1].partition(". Judged")[0]
+    assert " to " not in robustness_summaries.checks([random, certain])[-1].partition(". Judged")[0]
 
 
 def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():

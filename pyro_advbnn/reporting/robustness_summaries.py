@@ -1,29 +1,31 @@
-"""The tables of scrutiny for a report: (name, title, columns, rows, note) from the rows of robust.csv and checks.csv."""
-from pyro_advbnn.cli import text_tables
-from pyro_advbnn.reporting.curves import common, defense_name, labels, settings
+"""The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
+from pyro_advbnn.cli.text_tables import percent, share
+from pyro_advbnn.reporting.curves import common, labels, settings
+from pyro_advbnn.reporting.paper import defense_name
+from pyro_advbnn.reporting.summary import Summary
 
 _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num_queries": "queries of Square",
            "num_examples": "images"}
 
 
-def robust(rows):
+def robust(rows, _):
     """Accuracy in the worst case over several attacks, one line per ensemble."""
-    lines = [[row["run"], defense_name(row), row["norm"], f"{row['epsilon']:g}", text_tables.percent(row, interval=True),
-              f"{100 * row['single_draw_accuracy']:.1f}", f"{100 * row['undecided']:.1f}", str(row["attack_samples"]),
+    lines = [[row["run"], defense_name(row), row["norm"], f"{row['epsilon']:g}", percent(row, interval=True),
+              share(row["single_draw_accuracy"]), share(row["undecided"]), str(row["attack_samples"]),
               f"{row['num_examples']:,}", attacks(row)] for row in rows]
-    note = (f"{_shared(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
+    note = (f"{_settings(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
             "worst case over the attacks, image by image; one draw: the mean accuracy of single draws on the same images; "
             "draws differ: % of the images on which they do not agree.")
     columns = ["run", "defence", "norm", "ε", "accuracy", "one draw", "draws differ", "draws per gradient", "images", "attacks"]
-    return "robust", "Accuracy in the worst case over several attacks", columns, lines, note
+    return [Summary("robust", "Accuracy in the worst case over several attacks", columns, lines, note)]
 
 
-def checks(rows):
+def checks(rows, _):
     """The verdicts on the signs of a broken evaluation, one line per check."""
     names = labels(rows)
     lines = [[names[row["run"]], row["check"], row["verdict"], row["measured"], row["expected"]] for row in rows]
-    return ("checks", "Signs of a broken evaluation", ["run", "check", "verdict", "measured", "expected"], lines,
-            f"{_shared(rows)}. Judged by 95 % intervals; after arXiv 1902.06705, 1802.00420 and 1907.00895.")
+    note = f"{_settings(rows)}. Judged by 95 % intervals; after arXiv 1902.06705, 1802.00420 and 1907.00895."
+    return [Summary("checks", "Signs of a broken evaluation", ["run", "check", "verdict", "measured", "expected"], lines, note)]
 
 
 def attacks(row):
@@ -32,7 +34,7 @@ def attacks(row):
     return " ".join(filter(None, (row["tried"], f"(unfinished: {' '.join(open_ones)})" if open_ones else "")))
 
 
-def _shared(rows):
+def _settings(rows):
     """The settings that all rows share, and the range of those that no column shows where they differ."""
     ranges = []
     for name, noun in _RANGES.items():                   # of draws per prediction only where there is something to draw

@@ -1,0 +1,98 @@
+"""Tables beside which the paper says something in words: each line ends in whether our numbers agree with it."""
+from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, percent, share
+from pyro_advbnn.reporting import agreement, csv_tables, paper
+from pyro_advbnn.reporting.curves import curves, densities, labels, place
+from pyro_advbnn.reporting.summary import Summary, claim, shared
+from pyro_advbnn.reporting.transfer_figure import transfer_maps
+
+_SAME = "Agrees: the 95 % interval of the change holds 0."
+_RUNS = ("run", "checkpoint", "weights")
+_OF_TRAINING = ("alpha", "prior_std")                    # what runs differ in: one curve is of many
+
+
+SWEEPS = {                                               # title, x, x in words, check(rows of a curve), what it asks
+    "ensemble": ("Accuracy by draws per prediction (Fig. 5, left)", "num_samples", "draws per prediction",
+                 agreement.check_ensemble, f"Change: from the fewest draws in that range to the most measured. {_SAME}"),
+    "steps": ("Accuracy by PGD steps (Fig. 5, right)", "num_steps", "PGD steps", agreement.check_steps,
+              f"Change: from the fewest steps >= {paper.ENOUGH_STEPS} to the most measured. {_SAME}"),
+    "pruning": ("Accuracy after pruning", "fraction", "fraction of the weights pruned", agreement.check_pruning,
+                "Change: the largest fraction up to which no loss is seen, the 95 % interval of the change reaching 0. "
+                "Agrees, for clean images pruned by std: there is such a fraction above 0."),
+    "alpha": ("Accuracy by the factor α of the KL", "alpha", "alpha", agreement.check_alpha,
+              "Change: from the largest alpha to the smallest above 0. Agrees: that of the clean accuracy, with its interval, "
+              "lies above 0."),
+    "prior_std": ("Accuracy by the prior's standard deviation", "prior_std", "prior std", agreement.check_prior_std,
+                  "Change: from the lowest accuracy to the highest, its interval for all pairs at once (Bonferroni). "
+                  f"{_SAME}"),
+}
+
+
+def sweep(name, rows, _):
+    """The table of one sweep: a line per curve, a column per x."""
+    title, x, words, check, asked = SWEEPS[name]
+    values = sorted({row[x] for row in rows}, key=place)
+    lines = []
+    for curve in curves(rows, x, across=(*_RUNS, x) if x in _OF_TRAINING else ()):
+        cells = [[share(row["accuracy"]) for row in curve.rows if row[x] == value] for value in values]
+        lines.append([curve.text or "all runs", *(", ".join(cell) or NONE for cell in cells), *check(curve.rows)])
+    note = (f"{shared(rows, x)}. Accuracy in %, by {words}. {claim(name)} {asked} Changes are in points with a 95 % interval, "
+            f"as if the two accuracies were of different images{agreement.count_agreeing(lines)}.")
+    heads = [value if isinstance(value, str) else fraction(value) if x == "alpha" else f"{value:g}" for value in values]
+    return [Summary(name, title, ["curve", *heads, "change", "agrees"], lines, note)]
+
+
+def transfer(rows, _):
+    """Fig. 3: the three accuracies of each pair and its rho, beside what the paper states of it."""
+    names, lines = labels(rows), []
+    defenses = {row["run"]: row["defense"] for row in rows}
+    for words, part in transfer_maps(rows):
+        for row in part:
+            published = paper.correlation(defenses.get(row["source"]), row["defense"])
+            lines.append([
+                ", ".join([names.get(row["source"], row["source"]), *words.values()]), names[row["run"]],
+                share(row["accuracy_clean"]), percent(row, interval=True), share(row["accuracy_white_box"]),
+                row["note"] or NONE if row["rho"] is None else decimal(row["rho"]),
+                f"≈ {paper.span(published)}" if published else NONE, agreement.check_rho(row["rho"], published)])
+    note = (f"{shared(rows)}. ρ = (Acc[B] − Acc[B|A]) / (Acc[B] − Acc[B|B]), Eq. (14); where the denominator's 95 % interval "
+            f"holds 0, the drop stands instead. {claim('transfer')} Agrees: within {agreement.NEAR:g} of what the paper states"
+            f"{agreement.count_agreeing(lines)}.")
+    return [Summary("transfer", "Transfer of attacks from source A to target B (Fig. 3)",
+                    ["source A", "target B", "Acc[B]", "Acc[B|A]", "Acc[B|B]", "ρ", "paper", "agrees"], lines, note)]
+
+
+def layers(rows, folder):
+    """Fig. 4 as a table, one line per parameter; the modes of the density over all weights in the note."""
+    names, order = labels(rows), list(dict.fromkeys(row["layer"] for row in rows))
+    lines = [[curve.text, row["layer"], f"{row['num_weights']:,}", *(decimal(row[name]) for name in (
+        "prior_log_std", "log_std_q05", "log_std_median", "log_std_q95", "log10_signal_to_noise_median"))]
+        for curve in curves(rows, "layer") for row in sorted(curve.rows, key=lambda row: order.index(row["layer"]))]
+    density = [row for row in csv_tables.read(folder, "density") if row["quantity"] == "log_std" and row["layer"] == "all"]
+    modes = {curve.text: agreement.count_modes(densities(curve))
+             for curve in curves(density, "left", names=labels(density) | names)}
+    counts = "; ".join(f"{name}: {count}, {'yes' if count == 2 else 'no'}" for name, count in modes.items())
+    note = (f"{shared(rows)}. Log std: natural logarithm of the posterior's standard deviations; signal-to-noise: log10 of "
+            f"|mean| / std. {claim('layers')} Modes of ours over all weights, and whether that agrees: {counts or NONE} "
+            f"(a mode: a maximum that stands 10 % of the highest above the valleys beside it, after averaging 5 bins).")
+    return [Summary("layers", "The posterior by layer (Fig. 4)", ["run", "parameter", "weights", "prior log std", "log std 5 %",
+                                                                  "median", "95 %", "signal-to-noise"], lines, note)]
+
+
+def gradients(rows, _):
+    """The norms of Eq. (11) to (13) on training and test images, and how far apart they are."""
+    lines = []
+    for curve in curves(rows, "split"):
+        by_split = {row["split"]: row for row in curve.rows}
+        train, test = by_split.get("train"), by_split.get("test")
+        both = train and test
+        lines.append([curve.text, _norm(train), _norm(test),
+                      decimal(test["l1_norm"] / train["l1_norm"]) if both and train["l1_norm"] else NONE,
+                      agreement.check_gradients(train, test) if both and train["defense"] == "adv" else NONE])
+    note = (f"{shared(rows, 'split')}. Mean l1 norm of the gradient of the loss by the image, with its 95 % interval. "
+            f"{claim('gradients')} Agrees, for adversarial training: that of test is larger, beyond the 95 % interval "
+            f"of the difference{agreement.count_agreeing(lines)}.")
+    return [Summary("gradients", "Input gradients on training and test images (Eq. 11 to 13)",
+                    ["run", "train", "test", "test / train", "agrees"], lines, note)]
+
+
+def _norm(row):
+    return f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]" if row else NONE

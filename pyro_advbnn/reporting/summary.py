@@ -1,0 +1,49 @@
+"""One table of a report, and the sentences that its notes share."""
+from dataclasses import dataclass
+
+from pyro_advbnn.cli import text_tables
+from pyro_advbnn.reporting import paper
+from pyro_advbnn.reporting.curves import common, settings
+
+INTERVALS = "Accuracy in % with its 95 % Wilson interval"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table of texts. note: the settings, the source of the published numbers, and how agreement is computed."""
+
+    name: str
+    title: str
+    columns: list
+    rows: list
+    note: str
+
+    def as_text(self):
+        """Aligned text."""
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        table = text_tables.table(rows, {name: lambda row, name=name: row[name] for name in self.columns})
+        return "\n".join(filter(None, (self.title, table, self.note))) + "\n"
+
+    def as_markdown(self):
+        """Markdown: a heading, a table and the note."""
+        lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in (self.columns, *self.rows)]
+        lines.insert(1, "|" + " --- |" * len(self.columns))
+        return "\n\n".join(filter(None, (f"### {_escaped(self.title)}", "\n".join(lines), _escaped(self.note)))) + "\n"
+
+
+def _escaped(text):
+    for sign in ("\\", "|", "*", "<", "`", "]("):      # no bracket alone: intervals have them
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("\n", " ")
+
+
+def shared(rows, x=None):
+    """The settings of all rows, and what a network is, as a sentence without its full stop."""
+    networks = sorted({settings(row)["network"] for row in rows})
+    return ", ".join([*common(rows, x).values(), f"network {' and '.join(networks)}"])
+
+
+def claim(name):
+    """What the paper says in words, as a sentence."""
+    said = paper.CLAIMS[name]
+    return f"The paper ({said.source}): {said.text}."
