@@ -134,7 +134,7 @@ def check_files(dist):
     sdist, = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as of_source, zipfile.ZipFile(wheel) as built:
         names, installed = {name.partition("/")[2] for name in of_source.getnames()}, built.namelist()
-    for name in ("_normals.c", "report.css", "imagenet143_wnids.txt", "__main__.py", "values.py"):
+    for name in ("_normals.c", "report.css", "report.html.j2", "imagenet143_wnids.txt", "__main__.py", "values.py"):
         assert f"pyro_advbnn/{name}" in names, name
         assert name == "_normals.c" or f"pyro_advbnn/{name}" in installed, name
     return wheel

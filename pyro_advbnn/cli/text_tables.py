@@ -18,9 +18,9 @@ def percent(row, interval=False):
     return f"{text} [{share(row['accuracy_low'])}, {share(row['accuracy_high'])}]" if interval else text
 
 
-def share(value):
+def share(value, digits=1):
     """A share, 0 to 1, in percent, without its sign."""
-    return decimal(None if value is None else 100 * value, 1)
+    return decimal(None if value is None else 100 * value, digits)
 
 
 def decimal(value, digits=2):
@@ -38,7 +38,7 @@ def fraction(value):
 
 def counted(number, noun, rest=""):
     """A number of things: "1 draw per gradient", "1,000 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}{rest}"
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}{rest}"
 
 
 def shown(value):
@@ -53,8 +53,15 @@ def count(value):
     return f"{value:,}" if isinstance(value, int) else shown(value)
 
 
+def is_number(value):
+    """Whether a record holds a finite number."""
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
 def duration(seconds):
     """A time as people tell it."""
+    if not is_number(seconds):
+        return NONE
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)

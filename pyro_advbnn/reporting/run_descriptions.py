@@ -3,45 +3,10 @@ from collections import Counter
 from pathlib import PurePath
 
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.reporting import paper, texts
+from pyro_advbnn.cli.text_tables import NONE, count, counted, is_number, share, shown
+from pyro_advbnn.reporting.paper import dataset_name, defense_name
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
-
-SETTINGS = {
-    "defence": lambda config: defense(config),
-    "data set": lambda config: dataset(config),
-    "N (training images)": lambda config: texts.count(config.get("num_train")),
-    "held out": lambda config: texts.count(config.get("num_held_out")),
-    "network": lambda config: texts.of(config.get("network")) + _suffix(", width {}", config["settings"].get("width")),
-    "weights": lambda config: texts.count(config.get("num_weights")),
-    "recipe": lambda config: texts.of(config.get("recipe")),
-    "epochs": lambda config: texts.of(config["settings"].get("epochs")),
-    "batch": lambda config: texts.of(config["settings"].get("batch_size")),
-    "optimizer": lambda config: _list(config["settings"], "optimizer", "learning_rate", "schedule"),
-    "weight decay": lambda config: _where_set(config["settings"].get("weight_decay")),
-    "weights averaged, decay": lambda config: _where_set(config["settings"].get("weight_averaging")),
-    "by running statistics from": lambda config: _running(config["settings"].get("running_statistics")),
-    "starts from": lambda config: _where_set(_last_part(config.get("init_from"))),
-    "alpha": lambda config: _of_bayesian(config, "alpha"),
-    "KL over weights": lambda config: _of_bayesian(config, "kl_over"),
-    "prior": lambda config: _of_bayesian(config, "prior", "prior_std"),
-    "KL warm-up": lambda config: _of_bayesian(config, "kl_warmup"),
-    "initial std": lambda config: _of_bayesian(config, "init_std"),
-    "attack in training": lambda config: _training_attack(config),
-    "seed": lambda config: texts.of(config.get("seed")),
-    "precision": lambda config: texts.of(config.get("precision")),
-    "trained on": lambda config: texts.of(environment(config).get("device")),
-    "torch": lambda config: texts.of(mapping(environment(config).get("versions")).get("torch")),
-    "commit": lambda config: _short(environment(config).get("git_commit")),
-}
-# elsewhere a dash means that it does not apply
-_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "starts from")
-LAST_EPOCH = {
-    "last epoch": lambda metrics: texts.of(metrics.get("epoch")),
-    "nll": lambda metrics: texts.of(metrics.get("nll")),
-    "held out, clean": lambda metrics: texts.percent(metrics.get("held_out_accuracy")),
-    "held out, PGD": lambda metrics: texts.percent(metrics.get("held_out_robust_accuracy")),
-}
 
 
 def run_folders(folder):
@@ -58,9 +23,7 @@ def read(runs):
     """
     configs = {}
     for run in runs:
-        name, config = run.resolve().name, json_files.read_json(run / "config.json")
-        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-            raise InputError(f"{run} is no run folder: its config.json is not that of a training")
+        name, config = run.resolve().name, json_files.read_config(run)
         if name in configs:
             raise InputError(f"two runs are named {name}; runs are told apart by the names of their folders")
         configs[name] = config | {"metrics": (json_files.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
@@ -70,7 +33,7 @@ def read(runs):
 def shared_and_differing(configs):
     """({setting: text} that the runs share, {setting: [text of each run]} in which they differ)."""
     cells = {name: [show(config) for config in configs.values()] for name, show in SETTINGS.items()}
-    shared = {name: values[0] for name, values in cells.items() if len(set(values)) == 1 and values[0] != texts.NOTHING}
+    shared = {name: values[0] for name, values in cells.items() if len(set(values)) == 1 and values[0] != NONE}
     return shared, {name: values for name, values in cells.items() if len(set(values)) > 1}
 
 
@@ -80,24 +43,9 @@ def peculiarities(configs):
     for setting, values in shared_and_differing(configs)[1].items():
         usual = Counter(values).most_common(1)[0][0]
         for name, value in zip(configs, values, strict=True):
-            value_told = value if value != texts.NOTHING else "none" if setting in _OPTIONAL else None
+            value_told = value if value != NONE else "none" if setting in _OPTIONAL else None
             told[name] += [f"{setting} {value_told}"] if value != usual and value_told and setting != "defence" else []
     return {name: "; ".join(words) for name, words in told.items()}
-
-
-def defense(config):
-    """The defence of a run, or of a row, as readers know it."""
-    return paper.DEFENSE_NAMES.get(str(config.get("defense")), texts.of(config.get("defense")))
-
-
-def environment(record):
-    """The environment that a record names, {} where it names none."""
-    return mapping(record.get("environment"))
-
-
-def dataset(config):
-    """The data set of a run as readers know it."""
-    return paper.DATASET_NAMES.get(str(config.get("dataset")), texts.of(config.get("dataset")))
 
 
 def mapping(value):
@@ -105,42 +53,83 @@ def mapping(value):
     return value if isinstance(value, dict) else {}
 
 
-def _where_set(value):
-    return texts.of(value) if value else texts.NOTHING
+def _setting(*names):
+    return lambda config: ", ".join(shown(config["settings"].get(name)) for name in names)
 
 
-def _running(share):
-    return f"{texts.of(share)} of the training on" if isinstance(share, int | float) and share < 1 else texts.NOTHING
+def _of_bayesian(*names):
+    """A setting that means something for a Bayesian network alone."""
+    return lambda config: _setting(*names)(config) if config["classifier"].get("kind") == "bayesian" else NONE
 
 
-def _last_part(path):
-    """The run that a path names."""
-    return PurePath(path).name if isinstance(path, str) else path
+def _where_set(name):
+    return lambda config: shown(config["settings"].get(name) or None)
 
 
-def _of_bayesian(config, *names):
-    bayesian = mapping(config.get("classifier")).get("kind") == "bayesian"
-    return _list(config["settings"], *names) if bayesian else texts.NOTHING
+def _network(config):
+    width = config["settings"].get("width")
+    return shown(config.get("network")) + ("" if width is None else f", width {shown(width)}")
+
+
+def _running_statistics(config):
+    begin = config["settings"].get("running_statistics")
+    return f"{shown(begin)} of the training on" if is_number(begin) and begin < 1 else NONE
+
+
+def _start(config):
+    return shown(PurePath(str(config.get("init_from") or "")).name)
 
 
 def _training_attack(config):
-    settings = config["settings"]
-    known = DEFENSES.get(str(config.get("defense")))
+    settings, known = config["settings"], DEFENSES.get(config["defense"])
     if known is None or not known.adversarial:
         return "none"
-    return (f"PGD, ε {texts.of(settings.get('epsilon'))}, {texts.of(settings.get('num_steps'))} steps of "
-            f"{texts.of(settings.get('step_size'))}, {texts.draws(settings.get('attack_samples'))}")
+    return (f"PGD, ε {shown(settings.get('epsilon'))}, {shown(settings.get('num_steps'))} steps of "
+            f"{shown(settings.get('step_size'))}, {counted(settings.get('attack_samples'), 'draw', ' per gradient')}")
 
 
-def _list(settings, *names):
-    return ", ".join(texts.of(settings.get(name)) for name in names)
-
-
-def _suffix(pattern, value):
-    return "" if value is None else pattern.format(texts.of(value))
-
-
-def _short(commit):
+def _commit(config):
     """A commit in 12 digits, with what git says of uncommitted changes."""
-    digits, dash, dirty = str(commit or "").partition("-")
-    return texts.of(digits[:12] + dash + dirty)
+    digits, dash, dirty = str(config["environment"].get("git_commit") or "").partition("-")
+    return shown(digits[:12] + dash + dirty)
+
+
+def _percent(value):
+    return f"{share(value)} %" if is_number(value) else NONE
+
+
+SETTINGS = {                                             # name of a setting: function of a config that returns its text
+    "defence": defense_name,
+    "data set": dataset_name,
+    "N (training images)": lambda config: count(config.get("num_train")),
+    "held out": lambda config: count(config.get("num_held_out")),
+    "network": _network,
+    "weights": lambda config: count(config.get("num_weights")),
+    "recipe": lambda config: shown(config.get("recipe")),
+    "epochs": _setting("epochs"),
+    "batch": _setting("batch_size"),
+    "optimizer": _setting("optimizer", "learning_rate", "schedule"),
+    "weight decay": _where_set("weight_decay"),
+    "weights averaged, decay": _where_set("weight_averaging"),
+    "by running statistics from": _running_statistics,
+    "starts from": _start,
+    "alpha": _of_bayesian("alpha"),
+    "KL over weights": _of_bayesian("kl_over"),
+    "prior": _of_bayesian("prior", "prior_std"),
+    "KL warm-up": _of_bayesian("kl_warmup"),
+    "initial std": _of_bayesian("init_std"),
+    "attack in training": _training_attack,
+    "seed": lambda config: shown(config.get("seed")),
+    "precision": lambda config: shown(config.get("precision")),
+    "trained on": lambda config: shown(config["environment"].get("device")),
+    "torch": lambda config: shown(mapping(config["environment"].get("versions")).get("torch")),
+    "commit": _commit,
+}
+# elsewhere a dash means that it does not apply
+_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "starts from")
+LAST_EPOCH = {                                           # as SETTINGS, of the last line of metrics
+    "last epoch": lambda metrics: shown(metrics.get("epoch")),
+    "nll": lambda metrics: shown(metrics.get("nll")),
+    "held out, clean": lambda metrics: _percent(metrics.get("held_out_accuracy")),
+    "held out, PGD": lambda metrics: _percent(metrics.get("held_out_robust_accuracy")),
+}

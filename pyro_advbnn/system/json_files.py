@@ -6,6 +6,8 @@ from pathlib import Path
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
 
+_OF_CONFIG = {"dataset": str, "defense": str, "settings": dict, "classifier": dict, "environment": dict}
+
 
 def append_jsonl(path, row):
     """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
@@ -72,6 +74,17 @@ def read_json(path):
         raise InputError(f"{path} does not exist") from None
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def read_config(folder):
+    """The config.json of a run folder, a mapping.   Raises InputError where there is none, or it is not that of a training."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder} is no run folder: it has no config.json")
+    config = read_json(path)
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in _OF_CONFIG.items()):
+        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
+    return config
 
 
 def _replace(path, text):

@@ -58,13 +58,8 @@ def check_writable(folder):
 
 def read_config(folder):
     """The config of a run folder.   Raises InputError where it is none."""
-    folder = Path(folder)
-    if not files.is_there(folder / "config.json"):
-        raise InputError(f"{folder} is no run folder: it has no config.json")
-    config = json_files.read_json(folder / "config.json")
-    if not isinstance(config, dict) or not {"dataset", "defense", "settings"} <= set(config):
-        raise InputError(f"{folder} is no run folder: its config.json is not that of a training")
-    run_config.check(config, folder / "config.json")
+    config = json_files.read_config(folder)
+    run_config.check(config, Path(folder) / "config.json")
     return config
 
 

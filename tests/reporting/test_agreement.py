@@ -29,18 +29,6 @@ def test_neither_a_small_bump_nor_noise_between_bins_is_a_mode(heights, window, 
     assert agreement.count_modes(heights, window=window) == expected
 
 
-@pytest.mark.parametrize(("medians", "priors", "expected"), [
-    ((-3.3, -3.2, -4.0, -5.0), (0.0, 0.0, -0.7, -2.0), ["features.1"]), ((-3.3, -4.1, -4.0, -5.0), (0.0, 0.0, -0.7, -2.0), []),
-    ((-3.3, -3.2, -4.0, -5.0), (-3.0,) * 4, []), ((-3.3, -3.2, -4.0, -5.0), (None,) * 4, []),
-    ((-5.0, -5.1, -4.0, -3.0), (-2.0, -2.0, -0.7, 0.0), ["scale"]), ((), (), []),
-])
-def test_pruning_by_std_begins_with_the_widest_prior_only_where_its_medians_are_the_largest(medians, priors, expected):
-    names = ("features.1.weight", "features.1.bias", "classifier.weight", "scale")
-    layers = [{"layer": name, "log_std_median": median, "prior_log_std": prior}
-              for name, median, prior in zip(("all", *names), (-1.0, *medians), (1.0, *priors))]
-    assert agreement.first_by_std(layers) == expected
-
-
 @pytest.mark.parametrize(("test", "verdict"), [(1.29, "yes"), (1.27, "no"), (0.5, "no")])
 def test_gradients_differ_beyond_the_interval_of_their_difference(test, verdict):
     """Half widths 0.2 and 0.2: that of the difference is 0.2828, although the two intervals overlap up to 0.4."""

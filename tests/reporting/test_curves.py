@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from result_tables import ADV, ADVBNN, accuracy_rows, all_tables, row, run_fields
+from result_tables import ADV, ADVBNN, accuracy_rows, row, run_fields
 
 from pyro_advbnn.reporting import curves, robustness_summaries
-from pyro_advbnn.reporting.csv_tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,13 +45,18 @@ def test_a_setting_that_means_nothing_for_some_rows_says_for_which_it_does():
         "num_steps": "20 PGD steps", "step_size": "step 0.007"}
 
 
+def checks_note(rows):
+    summary, = robustness_summaries.checks(rows, None)
+    return summary.note
+
+
 def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_shows():
     more = {"check": "noise", "verdict": "held", "measured": "", "expected": "", "num_queries": 100}
     random, certain = ({**row(run, 400), **more} for run in (ADVBNN, ADV))
-    note = robustness_summaries.checks([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])[-1]
+    note = checks_note([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])
     for told in ("20 to 40 PGD steps", "100 to 500 queries of Square", "20 to 50 draws per prediction", "where Bayesian"):
         assert told in note
-    assert " to " not in robustness_summaries.checks([random, certain])[-1].partition(". Judged")[0]
+    assert " to " not in checks_note([random, certain]).partition(". Judged")[0]
 
 
 def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():
@@ -61,27 +65,11 @@ def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():
     assert curves.labels([ADVBNN]) == {"advbnn": "Adv-BNN"}
 
 
-def test_transfer_of_other_settings_or_of_a_run_trained_anew_is_a_map_of_its_own():
-    rows = [dict.fromkeys(TABLES["transfer"]) | one for one in all_tables()["transfer"]]
-    (words, part), = curves.transfer_groups(rows)
-    assert (words, part) == ({}, rows)
-    more = [one | {"attack_samples": 1} for one in rows if one["source"] != "adv"]
-    groups = curves.transfer_groups(rows + more)
-    assert [words["attack_samples"] for words, _ in groups] == ["1 draw per gradient", "10 draws per gradient"]
-    assert [len(part) for _, part in groups] == [9, 9]                   # deterministic sources belong to both
-    assert [len(part) for _, part in curves.transfer_groups([*rows, rows[0] | {"weights": "new"}])] == [9, 1]
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.02, "1/50"), (1.0, "1"), (0.1, "1/10"), (0.3, "0.3"), (None, "–")])
-def test_an_alpha_is_written_as_the_paper_writes_it(value, text):
-    assert curves.fraction(value) == text
-
-
 def test_a_name_that_has_had_two_defences_is_no_ones_alone():
     """A run that was deleted and trained anew under its old name: its old rows are not the new defence's."""
     old, new = run_fields("a", "adv") | {"weights": "old"}, run_fields("a", "none") | {"weights": "new"}
     rows = [row(old, 540, 0.1), row(new, 0, 0.1)]
-    found = {curve.label: curve.rows[0]["accuracy"] for curve in curves.curves(rows, "epsilon")}
-    assert found == {"a (adversarial training)": 0.54, "a (no defence)": 0.0}
+    found = {curve.text: curve.rows[0]["accuracy"] for curve in curves.curves(rows, "epsilon")}
+    assert found == {"a, old": 0.54, "a, new": 0.0}
     assert curves.labels(rows) == {"a": "a"}
     assert [curve.label for curve in curves.curves(rows[:1], "epsilon")] == ["adversarial training"]

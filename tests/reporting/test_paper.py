@@ -23,7 +23,7 @@ def test_known_numbers_of_table_1_and_of_the_many_draw_attack():
     assert paper.accuracy("cifar10", "advbnn", 0.07) == 0.186
     assert paper.accuracy("cifar10", "advbnn", 0.07, many_draws=True) == 0.081
     assert paper.accuracy("imagenet143", "adv", 0.004) == 0.376
-    assert (paper.accuracy_source(), paper.accuracy_source(many_draws=True)) == ("paper, Table 1", "arXiv 2212.02003, Table 2")
+    assert (paper.TABLE_1, paper.MANY_DRAWS_TABLE) == ("paper, Table 1", "arXiv 2212.02003, Table 2")
     assert (paper.ENOUGH_DRAWS, paper.ENOUGH_STEPS) == ((10, 20), 20)
 
 

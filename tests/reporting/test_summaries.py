@@ -10,6 +10,7 @@ from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of
 
 from pyro_advbnn.reporting import paper, summaries
 from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
@@ -176,18 +177,6 @@ def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path, by, verdict):
     assert (first["agrees"], second["agrees"]) == (verdict, "-")
 
 
-@pytest.mark.parametrize(("by", "weights", "told"), [("std", "w-bnn", True), ("signal_to_noise", "w-bnn", False),
-                                                     ("std", "new", False)])
-def test_pruning_by_std_says_what_goes_first_where_the_layers_of_the_same_weights_show_it(tmp_path, by, weights, told):
-    layers = [one | {"log_std_median": -3.6 + std, "prior_log_std": std, "weights": weights, "layer": layer}
-              for one in all_tables()["layers"][:1] for layer, std in (("features.1.bias", 0.0), ("classifier.weight", -2.0))]
-    folder_of(tmp_path, {"layers": layers})
-    rows = [row(BNN, 800, fraction=f, prune_by=by, prediction="posterior") for f in (0.0, 0.5)]
-    table = summary_of(tmp_path, "pruning", rows)
-    assert table.note.endswith("median std is the largest (BNN: those of features.1).") == told
-    assert ("begins with" in table.note) == told
-
-
 def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(everything):
     table = next(each for each in summaries.summaries(everything) if each.name == "gradients")
     by_run = {line["run"]: line for line in lines(table)}
@@ -203,7 +192,8 @@ def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
         (tmp_path / "runs" / name).mkdir(parents=True)
         kind = "deterministic" if name == "adv" else "bayesian"
         json_files.write_json(tmp_path / "runs" / name / "config.json", {
-            "defense": "adv" if name == "adv" else "advbnn", "classifier": {"kind": kind}, "settings": settings | change,
+            "dataset": "digits", "environment": {}, "defense": "adv" if name == "adv" else "advbnn",
+            "classifier": {"kind": kind}, "settings": settings | change,
             "init_from": "../runs/adv" if name == "b" else None})
     rows = [row(run_fields(name, "adv" if name == "adv" else "advbnn"), 700, draws=1) for name in changes]
     table = summary_of(tmp_path, "runs", rows)
@@ -233,9 +223,9 @@ def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(
 
 
 def test_text_is_aligned_and_markdown_is_a_table_whose_cells_hold_no_bars(tmp_path):
-    table = summaries.Summary("t", "A *title*", ["a", "b|c"], [["1", "x"], ["22", "a|b"]], "note")
-    assert summaries.as_text(table) == "A *title*\n a  b|c\n 1    x\n22  a|b\nnote\n"
-    assert summaries.as_markdown(table) == (
+    table = Summary("t", "A *title*", ["a", "b|c"], [["1", "x"], ["22", "a|b"]], "note")
+    assert table.as_text() == "A *title*\n a  b|c\n 1    x\n22  a|b\nnote\n"
+    assert table.as_markdown() == (
         "### A \\*title\\*\n\n| a | b\\|c |\n| --- | --- |\n| 1 | x |\n| 22 | a\\|b |\n\nnote\n")
 
 
@@ -253,7 +243,7 @@ def test_writing_twice_gives_the_same_files_in_another_process_too_without_torch
 
 
 @pytest.mark.parametrize(("name", "column"), [("accuracy", "accuracy_high"), ("transfer", "accuracy_clean"),
-                                              ("steps", "num_steps"), ("layers", "num_weights"), ("gradients", "l1_norm")])
+                                              ("layers", "num_weights"), ("gradients", "l1_norm")])
 def test_a_damaged_csv_file_is_refused_and_no_table_is_written(tmp_path, name, column):
     folder = folder_of(tmp_path, {name: all_tables()[name]})
     path = folder / "evaluation" / f"{name}.csv"

@@ -4,6 +4,7 @@ from result_tables import ADV, all_tables, row
 from test_figures import drawing
 
 from pyro_advbnn.reporting import figure_style, transfer_figure
+from pyro_advbnn.reporting.csv_tables import TABLES
 
 pytest.importorskip("matplotlib")
 
@@ -31,3 +32,15 @@ def test_rho_of_exactly_one_is_the_darkest_cell_and_texts_are_readable_on_every_
         text = transfer_figure.readable_on(cell)
         low, high = sorted((luminance(cell), luminance(text)))
         assert (high + 0.05) / (low + 0.05) > 4.35 and text not in (figure_style.INK, figure_style.PAPER)
+
+
+def test_transfer_of_other_settings_is_a_map_of_its_own_and_of_a_run_trained_anew_the_newest_row_stands():
+    rows = [dict.fromkeys(TABLES["transfer"]) | one for one in all_tables()["transfer"]]
+    (words, part), = transfer_figure.transfer_maps(rows)
+    assert (words, part) == ({}, rows)
+    more = [one | {"attack_samples": 1} for one in rows if one["source"] != "adv"]
+    groups = transfer_figure.transfer_maps(rows + more)
+    assert [words["attack_samples"] for words, _ in groups] == ["1 draw per gradient", "10 draws per gradient"]
+    assert [len(part) for _, part in groups] == [9, 9]                   # deterministic sources belong to both
+    (_, part), = transfer_figure.transfer_maps([*rows, rows[0] | {"weights": "new"}])
+    assert len(part) == 9 and part[0]["weights"] == "new"
