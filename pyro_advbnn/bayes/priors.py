@@ -136,16 +136,6 @@ def named_prior(name, std):
     return scale_mixture([0.5, 0.5], [std, std / 10]) if name == "scale_mixture" else spike_and_slab(std, std / 100)
 
 
-def is_named(prior, name, std):
-    """Whether `prior`, a distribution over one weight, has the density of the one called `name` with prior_std `std`."""
-    if name == "normal" and not isinstance(std, int | float):
-        return False                                     # no one distribution of all weights
-    named = dist.Normal(0.0, std) if name == "normal" else named_prior(name, std)
-    ours, theirs = ElementwisePrior(prior, 1), ElementwisePrior(named, 1)
-    places = std * torch.tensor([[-1.0], [0.0], [0.003], [0.03], [0.3], [3.0]])
-    return all(torch.allclose(ours.log_prob(w), theirs.log_prob(w)) for w in places)
-
-
 def has_closed_form(prior):
     """True where the KL from a mean-field Normal to `prior` is computed exactly."""
     if isinstance(prior, NormalPrior):

@@ -10,10 +10,9 @@ import torch
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.bayes.priors import is_named
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
-from pyro_advbnn.system.errors import InputError, as_path, one_line, reason
+from pyro_advbnn.system.errors import InputError, as_path, reason
 from pyro_advbnn.system.files import replacing
 
 FORMAT = 2
@@ -88,10 +87,9 @@ def load(path, network=None, *, prior=None, device="cpu"):
 
     network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
     for those that config cannot name. prior: the same distribution, for a BayesianClassifier that was built with one of
-    its own.
+    its own, and only for that.
 
-    Raises InputError for files that are missing, damaged, no checkpoints, of another format, of another network, or of
-    another prior as far as its name tells.
+    Raises InputError for files that are missing, damaged, no checkpoints, of another format or of another network.
     """
     path = as_path("path", path)
     return classifier_of(read(path), path, network, prior=prior, device=device)
@@ -154,21 +152,11 @@ def _build(content, network, prior, path):
         raise InputError(f"network must be an nn.Module, got {network!r}")
     if settings["kind"] != "bayesian":
         return build_classifier(config.get("defense", "none"), network)
-    if settings["prior"] not in PRIORS and prior is None:
-        raise InputError(f"{path} was trained with the prior {settings['prior']}; pass it as prior")
-    classifier = BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
-                                    deterministic=settings["deterministic"], kl_over=settings["kl_over"])
-    if prior is not None and settings["prior"] in PRIORS and not _is_prior(classifier, prior, settings):
-        raise InputError(f"{path} was trained with the prior {settings['prior']} of prior_std {settings['prior_std']}, which "
-                         f"needs no prior to be passed, and not with {one_line(str(prior))}")
-    return classifier
-
-
-def _is_prior(classifier, prior, settings):
-    """Whether the prior that the classifier was built with is the one that its checkpoint names."""
-    if isinstance(prior, str):
-        return prior == settings["prior"]
-    return is_named(classifier.prior.one_weight, settings["prior"], settings["prior_std"])
+    if (settings["prior"] in PRIORS) != (prior is None):
+        raise InputError(f"{path} was trained with the prior {settings['prior']}; "
+                         f"{'pass it as prior' if prior is None else 'pass none'}")
+    return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
+                              deterministic=settings["deterministic"], kl_over=settings["kl_over"])
 
 
 def _named_network(config, path):

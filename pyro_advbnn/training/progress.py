@@ -11,11 +11,6 @@ _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
 
 
-def tell_source(run):
-    """Print which checkpoint of the run `run` a training starts at."""
-    print(f"the weights start at {run_folders.chosen(run)}")
-
-
 class Progress:
     """The voice of one training; every method prints, none changes the training."""
 
@@ -39,6 +34,8 @@ class Progress:
         if attack and not attack.reaches_ball:
             print(f"note: {attack.num_steps} steps of {attack.step_size:g} cannot reach the border of the ball of "
                   f"radius {attack.epsilon:g}")
+        if config["init_from"] and not self.training.progress:
+            print(f"the weights start at {run_folders.chosen(config['init_from'])}")
         if self.training.progress:
             print(f"going on after epoch {self.training.epochs_done}, step {self.training.steps_done}")
         if self.training.streams_left_by != distributed.world_size():

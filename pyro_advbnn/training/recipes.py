@@ -9,7 +9,6 @@ from torch import nn
 
 from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.system.errors import InputError
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.
@@ -56,14 +55,7 @@ RECIPES = {"paper": paper, "authors": authors, "ours": ours}
 
 
 def resolve(recipe, dataset, defense, flags):
-    """(the recipe's own settings, the settings with every flag that is not None put over them; step_size a number).
-
-    Raises InputError for an unknown recipe or data set.
-    """
-    if recipe not in RECIPES:
-        raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    if dataset not in _DATA:
-        raise InputError(f"dataset must be one of {', '.join(_DATA)}, got {dataset!r}")
+    """(the recipe's own settings, the settings with every flag that is not None put over them; step_size a number)."""
     own = RECIPES[recipe](dataset, defense)
     settings = own | {name: value for name, value in flags.items() if name in own and value is not None}
     settings["step_size"] = resolve_step_size(settings["step_size"], settings["epsilon"], settings["num_steps"])

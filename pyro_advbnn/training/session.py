@@ -11,7 +11,6 @@ from pyro_advbnn.system.precision import float32_products
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.training import configuration, construction, cuda_graphs, loop, run_folders
 from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
-from pyro_advbnn.training.progress import tell_source
 
 
 @process_settings()
@@ -88,8 +87,7 @@ def _open(folder, config, training, resumed):
     if not distributed.is_main():
         return
     if not resumed:
-        run_folders.create(folder, config)
-        return tell_source(config["init_from"]) if config["init_from"] else None
+        return run_folders.create(folder, config)
     run_folders.reopen(folder, config, training.epochs_done)
     now, then = describe_device(training.device), config["environment"].get("device")
     if config["deterministic"] and now != then:

@@ -50,7 +50,7 @@ class Training:
         self.images, self.seed = images, seed
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
-        self._sums = self._zero_sums()
+        self.restart_averages()
         self._watch = Watch(self.device)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
@@ -160,10 +160,7 @@ class Training:
         return {name: total / max(count, 1) for name, total in sums.items()}
 
     def restart_averages(self):
-        self._sums = self._zero_sums()
-
-    def _zero_sums(self):
-        return torch.zeros(5, dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=self.device)
 
     def state_dict(self):
         """Everything but `result`: optimizer, position and random streams; tensors and plain values.

@@ -119,7 +119,7 @@ def test_a_training_out_of_memory_says_what_may_fit_and_can_be_resumed_with_it(t
         """In 200 MiB: all 256 images take 500, 32 take 60, so that what the libraries take for themselves matters little."""
         warm = tmp_path / f"warm{len(list(tmp_path.iterdir()))}"
         return subprocess.run([sys.executable, "-c", LIMITED, "200", warm, *arguments], capture_output=True, text=True,
-                              timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
+                              timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
 
     ended = run(*flags)
     assert (ended.returncode, ended.stderr) == (2, "error: out of memory with 256 images at a time; --resume "
