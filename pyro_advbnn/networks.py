@@ -4,30 +4,20 @@ Nothing here is Bayesian or adversarial. Inputs are not normalised, as in the au
 normalisation layer in front where you want one.
 """
 import importlib
-import math
 
-import torch
 from torch import fx, nn
 
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.memory import available_memory
-
-_VGG_STAGES = {  # convolutions per stage; every stage ends with a 2x2 max-pool
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
 
 
 def vgg11(num_classes=10, in_channels=3, width=64):
     """VGG11 with BatchNorm; see `vgg16`."""
-    return _vgg(_VGG_STAGES["vgg11"], num_classes, in_channels, width)
+    return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, width)
 
 
 def vgg13(num_classes=10, in_channels=3, width=64):
     """VGG13 with BatchNorm; see `vgg16`."""
-    return _vgg(_VGG_STAGES["vgg13"], num_classes, in_channels, width)
+    return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, width)
 
 
 def vgg16(num_classes=10, in_channels=3, width=64):
@@ -36,12 +26,12 @@ def vgg16(num_classes=10, in_channels=3, width=64):
     Five poolings: H and W at least 32. width is the number of channels of the first stage (the paper: 64).
     14,728,266 parameters for 10 classes, 14,796,495 for 143 (Adv-BNN, Section 3; Simonyan and Zisserman 2015).
     """
-    return _vgg(_VGG_STAGES["vgg16"], num_classes, in_channels, width)
+    return _vgg((2, 2, 3, 3, 3), num_classes, in_channels, width)
 
 
 def vgg19(num_classes=10, in_channels=3, width=64):
     """VGG19 with BatchNorm; see `vgg16`."""
-    return _vgg(_VGG_STAGES["vgg19"], num_classes, in_channels, width)
+    return _vgg((2, 2, 4, 4, 4), num_classes, in_channels, width)
 
 
 def model_a(num_classes=10, in_channels=3, width=32):
@@ -77,11 +67,10 @@ def build_network(name, num_classes, in_channels=3, width=None):
     "package.module:function" (called with num_classes alone; this imports the user's code).
     width: base number of channels, for NETWORKS only; None keeps the network's own.
 
-    Raises InputError for an unknown name, and for a width or channel number that the network cannot have or the memory
-    cannot hold.
+    Raises InputError for an unknown name, for a width or channel number that the network cannot have, and where the user's
+    function cannot be imported, fails or returns no nn.Module.
     """
     if name in NETWORKS:
-        _check_fits(name, num_classes, in_channels, width)
         return NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
     package, colon, function = name.partition(":")
     if not colon:
@@ -94,27 +83,9 @@ def build_network(name, num_classes, in_channels=3, width=None):
     return _imported(package, function, num_classes)
 
 
-def num_weights(name, num_classes, in_channels=3, width=None):
-    """The number of weights of a network of NETWORKS, found without making them."""
-    with torch.device("meta"):
-        network = NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
-    return sum(p.numel() for p in network.parameters())
-
-
 def is_imported(name):
     """True where building `name` runs code of the user's own, which a checkpoint must not bring about by itself."""
     return name not in NETWORKS and not name.startswith("torchvision:")
-
-
-def _check_fits(name, num_classes, in_channels, width):
-    try:
-        needed = 4 * num_weights(name, num_classes, in_channels, width)
-    except RuntimeError:                                 # sizes beyond 64 bits
-        needed = math.inf
-    if needed > available_memory():
-        size = f"{needed / 2**30:,.0f} GiB" if needed < 2**70 else "no machine's memory"
-        raise InputError(f"--width {width} makes a {name} whose weights need {size}; {available_memory() / 2**30:.1f} GiB are "
-                         f"available")
 
 
 def _torchvision(name, num_classes, in_channels):
@@ -130,14 +101,10 @@ def _torchvision(name, num_classes, in_channels):
 
 def _imported(package, function, num_classes):
     try:
-        build = getattr(importlib.import_module(package), function)
-    except (Exception, SystemExit) as error:             # whatever the user's module does
-        raise InputError(f"network {package}:{function} cannot be imported: {error or type(error).__name__}") from error
-    try:
-        network = build(num_classes)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"network {package}:{function} fails when called with {num_classes}, the number of classes: "
-                         f"{type(error).__name__}: {error}") from error
+        network = getattr(importlib.import_module(package), function)(num_classes)
+    except Exception as error:                           # whatever the user's code does
+        raise InputError(f"network {package}:{function} cannot be built by calling it with {num_classes}, the number of "
+                         f"classes: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {package}:{function} must return an nn.Module, got {type(network).__name__}")
     return network

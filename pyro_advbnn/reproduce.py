@@ -121,9 +121,9 @@ def _run_step(step, deadline):
 def _seconds_per_pass(plan, images, device):
     """`costs.seconds_per_pass` of the plan's network."""
     name = plan.network_for(images.image_shape[-1])
-    network = networks.build_network(name, images.num_classes, images.image_shape[0], plan.settings.get("width"))
-    construction.check_memory(network, "advbnn", device)
-    return costs.seconds_per_pass(network.to(device), images)
+    architecture = name, images.num_classes, images.image_shape[0], plan.settings.get("width")
+    construction.check_memory(architecture, "advbnn", device)
+    return costs.seconds_per_pass(networks.build_network(*architecture).to(device), images)
 
 
 def _print(plan, waiting, seconds):

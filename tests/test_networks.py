@@ -67,7 +67,7 @@ def test_a_network_of_one_s_own_is_imported(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "arguments", "match"), [
     ("resnet18", {}, "vgg16"), ("torchvision:resnet19", {}, "resnet18"), ("no_such_module:f", {}, "no_such_module"),
     ("torch:no_such_function", {}, "no_such_function"), ("torchvision:resnet18", {"in_channels": 1}, "3 channels"),
-    ("torchvision:resnet18", {"width": 8}, "width"), (":", {}, "cannot be imported"),
+    ("torchvision:resnet18", {"width": 8}, "width"), (":", {}, "cannot be built"),
 ])
 def test_networks_that_cannot_be_built_are_refused(name, arguments, match):
     with pytest.raises(InputError, match=match):

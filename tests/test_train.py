@@ -645,7 +645,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--network torchvision:nonsense", "torchvision has no classification model 'nonsense'"),
     ("--network torchvision:resnet18", "takes 3 channels, the images have 1"),
     ("--network torchvision:resnet18 --width 8", "width is only for"),
-    ("--network no_such_module:function", "cannot be imported"),
+    ("--network no_such_module:function", "cannot be built"),
     ("--num_train 1438", "--num_train 1438 is more than the 1437 training images of digits"),
     ("--num_train 100 --validation 100", "--validation 100 leaves nothing of 100 images"),
     ("--patience 2 --validation 0", "--patience 2 needs held-out images"),
@@ -769,11 +769,11 @@ def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_any_work(t
 
 
 def test_the_memory_of_a_training_is_that_of_its_copies_of_the_weights(monkeypatch):
-    network = torch.nn.Linear(9, 10)
+    network = "convnet", 10, 1, 4                        # 1,206 weights
     for defense, copies in (("advbnn", 10), ("bnn", 10), ("adv", 3), ("rse", 3)):
-        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 100 * copies)
+        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 1206 * copies)
         construction.check_memory(network, defense, torch.device("cpu"))
-        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 100 * copies - 1)
+        monkeypatch.setattr(construction, "available_memory", lambda copies=copies: 4 * 1206 * copies - 1)
         construction.check_memory(network, defense, torch.device("cuda"))
         with pytest.raises(InputError, match="takes .* GiB in training"):
             construction.check_memory(network, defense, torch.device("cpu"))

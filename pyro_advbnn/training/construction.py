@@ -39,9 +39,10 @@ def build(config, images):
 def _network(config, images):
     """The network that config describes, tried out, with the norms that the training needs."""
     settings, device = config["settings"], images.device
-    network = networks.build_network(config["network"], config["num_classes"], config["in_channels"], config["width"])
+    architecture = config["network"], config["num_classes"], config["in_channels"], config["width"]
+    check_memory(architecture, config["defense"], device)
+    network = networks.build_network(*architecture)
     trainable_parameters(network)
-    check_memory(network, config["defense"], device)
     recipes.initialize_(network, settings["initialization"])
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
@@ -54,15 +55,20 @@ def _network(config, images):
     return batch_norm.prepare_running(network)
 
 
-def check_memory(network, defense, device):
+def check_memory(architecture, defense, device):
     """Raises InputError where a CPU has no memory for the training of a network: its weights alone, some times over.
 
+    architecture: the arguments of `networks.build_network`; the weights are counted before they are there. Nothing is known of
+    networks of the user's own code.
     A posterior has mean and log std, each with a gradient and Adam's two moments, a draw and its gradient; a deterministic
     network the weights, a gradient and SGD's momentum.
     """
-    num_weights = sum(p.numel() for p in network.parameters())
+    if networks.is_imported(architecture[0]) or device.type != "cpu":
+        return
+    with torch.device("meta"):
+        num_weights = sum(p.numel() for p in networks.build_network(*architecture).parameters())
     needed = 4 * num_weights * (10 if DEFENSES[defense].kind == "bayesian" else 3)
-    if device.type == "cpu" and needed > available_memory():
+    if needed > available_memory():
         raise InputError(f"a network of {num_weights:,} weights takes {needed / 2**30:.1f} GiB in training with --defense "
                          f"{defense}; {available_memory() / 2**30:.1f} GiB are available")
 

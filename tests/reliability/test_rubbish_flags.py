@@ -212,7 +212,7 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
     for words in (["train"], ["reproduce table1", "--num_train=50"]):
         name, *flags = words
         err = refusal(name, [*flags, "--network=vgg19", "--width=4096"])
-        assert "weights need 3" in err and "GiB are available" in err
+        assert "GiB in training with --defense advbnn" in err and "GiB are available" in err
 
 
 # Flags that mean nothing, and contradictions
