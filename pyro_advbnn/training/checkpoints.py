@@ -51,8 +51,6 @@ def _file_to_write(path):
     path = as_path("path", path)
     if path.is_dir():
         raise InputError(f"path must be that of a file, got the folder {path}")
-    if not path.parent.exists():
-        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
     return path
 
 

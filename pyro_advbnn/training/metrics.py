@@ -26,14 +26,18 @@ def read(folder):
 def writer(folder, shown=None):
     """A function that adds a row to those of a run.
 
-    shown: of a run that is shown in TensorBoard, the number of epochs that are done; the row goes to an event file, too.
+    shown: of a run that is shown in TensorBoard, the number of epochs that are done; the row goes to a new event file, too.
+    Where no older one shows the rows that there are, they come first; what older ones show of later epochs is taken back.
     """
-    with nullcontext() if shown is None else event_file(folder, read(folder), shown) as write_event:
+    begun = any(Path(folder).glob("events.out.tfevents.*"))
+    with nullcontext() if shown is None else _summary_writer()(folder, purge_step=shown + 1) as events:
+        for row in read(folder) if events and not begun else []:
+            _show(events, row)
 
         def write(row):
             json_files.append_jsonl(Path(folder) / "metrics.jsonl", row)
-            if write_event:
-                write_event(row)
+            if events:
+                _show(events, row)
 
         yield write
 
@@ -44,19 +48,6 @@ def require_tensorboard():
         _summary_writer()
     except ImportError as error:
         raise InputError(f"--tensorboard needs the package tensorboard ({error}); pip install tensorboard") from None
-
-
-@contextmanager
-def event_file(folder, rows, epochs_done):
-    """A function that adds a row of metrics.jsonl to a new event file; `rows` are those that the run has already.
-
-    Where no older event file shows `rows`, they come first. What older ones show of epochs after epochs_done is taken back.
-    """
-    begun = any(Path(folder).glob("events.out.tfevents.*"))
-    with _summary_writer()(folder, purge_step=epochs_done + 1) as writer:
-        for row in [] if begun else rows:
-            _write(writer, row)
-        yield lambda row: _write(writer, row)
 
 
 def tag(field):
@@ -71,9 +62,9 @@ def _summary_writer():
     return SummaryWriter
 
 
-def _write(writer, row):
+def _show(events, row):
     """One point for each number of row, in single precision: TensorBoard's data server shows no points of doubles."""
     for field, value in row.items():
         if field != "epoch" and value is not None:
-            writer.add_scalar(tag(field), value, row["epoch"])
-    writer.flush()
+            events.add_scalar(tag(field), value, row["epoch"])
+    events.flush()

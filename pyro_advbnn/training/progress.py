@@ -112,13 +112,13 @@ class Progress:
 
     def _note_statistics(self, in_training, predicted):
         """Once, where batches normalised by their own statistics fare much better than predictions by the running ones."""
-        if self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART:
-            if not self._told_statistics:
-                print(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
-                      f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; "
-                      f"fewer --epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it "
-                      f"learn by them", flush=True)
+        apart = self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART
+        if apart and not self._told_statistics:
             self._told_statistics = True
+            print(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
+                  f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
+                  f"--epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it learn by "
+                  f"them", flush=True)
 
     def stopped(self, why):
         self.close()

@@ -99,14 +99,11 @@ def _position(folder, mmap=False):
     content = checkpoints.read(path, mmap=mmap)
     at, best = content.get("training"), content.get("best")
     done = [at.get(name) for name in ("epochs_done", "steps_done")] if isinstance(at, dict) else [None]
-    if not all(type(number) is int and number >= 0 for number in done) or not _is_best(best):
+    accuracies = [best.get(name) for name in ("epoch", "accuracy", "robust_accuracy")] if isinstance(best, dict) else [best]
+    if not all(type(number) is int and number >= 0 for number in done) or best is not None and not all(
+            type(number) in (int, float) for number in accuracies):
         raise InputError(f"{path} holds no training to go on with")
     return content
-
-
-def _is_best(best):
-    names = ("epoch", "accuracy", "robust_accuracy")
-    return best is None or isinstance(best, dict) and all(type(best.get(name)) in (int, float) for name in names)
 
 
 def is_finished(folder):
