@@ -2,7 +2,6 @@
 import hashlib
 import io
 import json
-import pickle
 import random
 import struct
 import zipfile
@@ -66,17 +65,9 @@ def cifar10(root, monkeypatch):
     return root, Path(CIFAR10.base_folder) / "data_batch_3"
 
 
-def stl10(name):
-    def make(root, monkeypatch):
-        write_stl10(root)
-        return root, Path("stl10_binary") / name
-    return make
-
-
-def stl10_npz(root, monkeypatch):
-    images = np.zeros((2, 96, 96, 3), np.uint8)
-    np.savez(root / "stl10.npz", x_train=images, y_train=[0, 9], x_test=images, y_test=[0, 9])
-    return root, Path("stl10.npz")
+def stl10(root, monkeypatch):
+    write_stl10(root)
+    return root, Path("stl10_binary") / "train_X.bin"
 
 
 def npz(root, monkeypatch):
@@ -91,15 +82,14 @@ def imagenet143(root, monkeypatch):
     return write_imagenet(root, monkeypatch), Path("train/n02/1.png")
 
 
-DATA = {"cifar10": cifar10, "stl10 pixels": stl10("train_X.bin"), "stl10 labels": stl10("train_y.bin"), "stl10 npz": stl10_npz,
-        "npz": npz, "folder": folder, "imagenet143": imagenet143}
+DATA = {"cifar10": cifar10, "stl10": stl10, "npz": npz, "folder": folder, "imagenet143": imagenet143}
 
 
 @pytest.fixture(params=DATA)
 def data(request, tmp_path, monkeypatch):
     """(name, what --data_dir takes, the file to damage) of a small data set."""
     data_dir, file = DATA[request.param](tmp_path, monkeypatch)
-    return request.param.split()[0], data_dir, tmp_path / file
+    return request.param, data_dir, tmp_path / file
 
 
 def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_named(data, tally):
@@ -137,33 +127,6 @@ def test_flipped_bytes_in_a_file_of_every_data_set_give_sound_images_or_a_refusa
         tally(MALFORMED)
 
 
-BAD_LABELS = {"none": [], "one fewer": [1], "one more": [0, 1, 1], "negative": [-1, 0], "fractions": [0.5, 1.0],
-              "texts": ["0", "1"], "nested": [[0, 1]], "objects": [None, 1]}
-
-
-@pytest.mark.parametrize("kind", BAD_LABELS)
-def test_mislabelled_batches_and_arrays_are_refused(tmp_path, monkeypatch, kind, tally):
-    labels = BAD_LABELS[kind]
-    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": labels}
-    write_cifar10(tmp_path, monkeypatch, pickle.dumps(batch, protocol=3))
-    assert "data_batch_1" in refused(datasets.load, "cifar10", "train", tmp_path)
-    images = np.zeros((2, 96, 96, 3), np.uint8)
-    as_array = np.array(labels, dtype=object if kind == "objects" else None)
-    for name, place in (("npz", tmp_path / "stl10.npz"), ("stl10", tmp_path)):
-        np.savez(tmp_path / "stl10.npz", x_train=images, y_train=as_array, x_test=images, y_test=[0, 1])
-        assert "stl10.npz: y_train" in refused(datasets.load, name, "train", place)
-        tally(MALFORMED, 2)
-
-
-@pytest.mark.parametrize("images", [
-    np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.uint8),
-    np.zeros((2, 8, 0, 3), np.uint8)], ids=lambda images: f"{images.dtype}-{images.shape}".replace(" ", ""))
-def test_arrays_that_are_no_images_are_refused(tmp_path, images, tally):
-    np.savez(tmp_path / "a.npz", x_train=images, y_train=[0, 1], x_test=images, y_test=[0, 1])
-    assert "x_train must be uint8" in refused(datasets.load, "npz", "train", tmp_path / "a.npz")
-    tally(MALFORMED)
-
-
 # Images
 
 
@@ -196,18 +159,8 @@ def sixteen_bit_colours(path):
 
 
 READ_AS = {                                                  # a way to write 8x8 pixels, what they are read as
-    "grey": (lambda path: Image.new("L", (8, 8), 77).save(path, "PNG"), (77, 77, 77)),
-    "palette": (lambda path: Image.new("RGB", (8, 8), RED).quantize(4).save(path, "PNG"), RED),
-    "RGBA": (lambda path: Image.new("RGBA", (8, 8), (*RED, 0)).save(path, "PNG"), RED),
-    "CMYK": (lambda path: Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, "TIFF"), (255, 0, 0)),
     "animated GIF": (animated("GIF"), RED), "several pages": (animated("TIFF"), RED),
     "turned by EXIF": (with_orientation, GREEN), "16-bit colours": (sixteen_bit_colours, RED),
-}
-REFUSED = {
-    "no bytes": lambda path: path.touch(),
-    "a text": lambda path: path.write_text("<html>404 Not Found</html>"),
-    "16-bit grey": lambda path: Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(path, "PNG"),
-    "floats": lambda path: Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(path, "TIFF"),
 }
 
 
@@ -224,18 +177,9 @@ def test_odd_images_are_read_as_documented_in_memory_and_streamed(tmp_path, kind
     image_folder(tmp_path, save)
     in_memory = datasets.load("folder", "train", tmp_path).images
     assert in_memory.shape == (1, 3, 8, 8)
-    assert np.abs(in_memory[0, :, 1, 1].numpy().astype(int) - colour).max() <= (2 if kind in ("palette", "animated GIF") else 0)
+    assert np.abs(in_memory[0, :, 1, 1].numpy().astype(int) - colour).max() <= (2 if kind == "animated GIF" else 0)
     streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
     assert torch.equal(next(iter(streamed.read([torch.arange(1)])))[0], in_memory)
-    tally(MALFORMED)
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_image_of_eight_bits_is_refused_in_memory_and_streamed(tmp_path, kind, tally):
-    path = image_folder(tmp_path, REFUSED[kind])
-    assert refused(datasets.load, "folder", "train", tmp_path, image_size=8).startswith(f"{path}: not a readable image")
-    streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
-    assert str(path) in refused(lambda: list(streamed.read([torch.arange(1)])))
     tally(MALFORMED)
 
 
@@ -272,19 +216,6 @@ def replaced(document, place, value):
     else:
         holder[place[-1]] = value
     return document
-
-
-def test_a_config_with_any_value_missing_or_of_another_kind_is_refused_or_harmless(finished, tmp_path, tally):
-    run = copied(finished, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    chance = random.Random(0)
-    for place in places(config):
-        if place[0] == "environment" or (place[0] in ("flags", "recipe_settings") and len(place) > 2):
-            continue
-        for value in (KeyError, chance.choice(CONFIG_VALUES)):
-            (run / "config.json").write_text(json.dumps(replaced(config, place, value)))
-            read_or_refused(lambda: resumed(run), run)
-            tally(MALFORMED)
 
 
 @pytest.mark.parametrize("name", ["format", "config", "settings", "state", "training", "best"])

@@ -152,26 +152,6 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
     tally("read-only folders refused", 3)
 
 
-def test_a_disk_that_becomes_read_only_during_a_training_leaves_its_checkpoint(disk, capsys, monkeypatch, tally):
-    real, folder = loop.accuracies, disk.path / "run"
-
-    def protect(*arguments, **more):                     # a second mount, as the first one has a file open: the lock
-        if os.access(folder, os.W_OK):
-            subprocess.run(["mount", "--bind", folder, folder], check=True)
-            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(loop, "accuracies", protect)
-    code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
-    assert code == 2 and f"Read-only file system; when that is mended, go on with --resume {folder}" in err
-    assert not run_folders.has_checkpoint(folder)
-    monkeypatch.undo()
-    subprocess.run(["umount", "-l", folder], check=True)
-    train(resume=folder)                                 # and its lock, which could not be taken away, hinders nobody
-    assert run_folders.is_finished(folder)
-    tally("read-only folders refused")
-
-
 def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch, tally):
     real, folder = loop.accuracies, tmp_path / "run"
 

@@ -101,14 +101,6 @@ def test_a_run_that_is_being_trained_is_not_resumed_and_after_its_death_is(tmp_p
     assert {path.name for path in folder.iterdir()} == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
 
 
-def test_a_new_folder_in_which_another_process_is_making_a_run_is_refused(tmp_path, capsys):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with locks.locked(folder):
-        assert "is in use by process" in refusal(capsys, train, *words(TINY), "--out", folder)
-        assert set(os.listdir(folder)) == {locks.NAME, locks.OWNER}
-
-
 def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_path, capsys, monkeypatch):
     folder = run(tmp_path / "run", defense="none", epochs=1)
     before = snapshot(folder)

@@ -27,14 +27,6 @@ def test_every_control_group_that_has_a_limit_leaves_what_it_does_not_use(tmp_pa
     assert list(memory._left_by_control_groups(own, root)) == left
 
 
-def test_without_control_groups_or_with_files_of_another_kind_nothing_limits(tmp_path):
-    assert list(memory._left_by_control_groups(tmp_path / "cgroup", tmp_path)) == []
-    (tmp_path / "cgroup").write_text("0::/\n")
-    assert list(memory._left_by_control_groups(tmp_path / "cgroup", tmp_path)) == []
-    group(tmp_path, "lots", 5)
-    assert list(memory._left_by_control_groups(tmp_path / "cgroup", tmp_path)) == []
-
-
 def test_the_least_of_machine_and_container_counts(monkeypatch):
     whole = memory.available_memory()
     monkeypatch.setattr(memory, "_left_by_control_groups", lambda own, root: iter([5 * GIB, 1000]))

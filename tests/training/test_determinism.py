@@ -10,7 +10,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, is_nondeterministic, only_deterministic
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, cuda_graphs, loop
+from pyro_advbnn.training import configuration, loop
 
 STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15, "loading": "stream"}
 
@@ -124,15 +124,6 @@ def test_a_resumption_on_another_device_or_with_other_threads_says_that_bits_wil
             train(resume=path, epochs=2)
         out = capsys.readouterr().out
         assert (f"note: the run began on {began}, this is cpu, 77 threads: its end will not have the same bits" in out) == told
-
-
-def test_a_switch_can_be_turned_off_when_a_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "compile_network", lambda classifier, x, y: None)
-    path = run(tmp_path / "run", compile=True, epochs=1)
-    train(resume=path, epochs=2)
-    assert json_files.read_json(path / "config.json")["compile"] is True
-    commands.run(train, ["--resume", str(path), "--epochs", "3", "--compile", "false"])
-    assert json_files.read_json(path / "config.json")["compile"] is False
 
 
 # What looks at a training does not change it

@@ -32,18 +32,6 @@ def test_the_average_is_the_sum_of_all_states_with_weights_that_decay_after_a_be
     assert counts and all(count == 3 for count in counts)
 
 
-def test_drawing_from_the_classifier_or_its_average_leaves_the_other_as_it_was():
-    classifier, x = bayesian().eval(), torch.rand(5, 1, 8, 8)
-    average = MovingAverage(classifier, 0.5)
-    torch.manual_seed(0)
-    expected = classifier(x)
-    with torch.no_grad():
-        classifier.mean.add_(1.0)
-    torch.manual_seed(0)
-    assert torch.equal(average.classifier(x), expected)
-    assert {p.data_ptr() for p in classifier.parameters()}.isdisjoint(p.data_ptr() for p in average.classifier.parameters())
-
-
 @pytest.mark.parametrize("defense", ["advbnn", "adv", "rse"])
 def test_no_step_changes_and_the_average_is_what_is_measured_and_kept(tmp_path, monkeypatch, defense):
     plain = run(tmp_path / "plain", defense=defense)

@@ -105,14 +105,6 @@ def test_points_later_than_the_checkpoint_are_gone_when_the_run_goes_on(tmp_path
     assert_shows_what_the_run_says(folder, [1, 2])
 
 
-def test_a_tensorboard_that_is_open_all_the_while_shows_no_point_twice(tmp_path):
-    folder = run(tmp_path / "run")
-    events = reader(folder)
-    assert shown(events) == numbers(folder)
-    train(resume=folder, epochs=3)
-    assert shown(events) == numbers(folder) and len(shown(events)["loss/nll"]) == 3
-
-
 def test_it_may_be_switched_on_at_a_resumption_and_goes_on_at_the_next(tmp_path):
     folder = run(tmp_path / "run", epochs=1, tensorboard=False)
     assert event_names(folder) == set()
@@ -146,5 +138,3 @@ def test_where_the_package_is_missing_the_flag_is_refused_before_any_work(tmp_pa
     assert "needs the package tensorboard" in refusal(capsys, "--resume", finished, "--epochs", 2)
     assert snapshot(finished) == before
     run(tmp_path / "run", tensorboard=False)             # needs it no more than before
-
-
