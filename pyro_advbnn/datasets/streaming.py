@@ -1,23 +1,17 @@
 """A folder of images that does not fit in the memory: files are read by worker processes while the device works."""
-import atexit
 import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from pyro_advbnn.datasets import decoding
 from pyro_advbnn.datasets.cache import update_with_names
@@ -25,12 +19,11 @@ from pyro_advbnn.datasets.image_sets import Images, ImageSet
 from pyro_advbnn.system.errors import InputError
 
 BATCHES_AHEAD = 2                                        # of each worker
-_PASSES = weakref.WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages(ImageSet):
-    """Images that are read from their files batch by batch, the same as `image_files.decode` gives.
+    """Images that are read from their files batch by batch, the same as `decoding.decode` gives.
 
     paths: image files, of which rows (int64 (N,)) are those of this set. labels: of the rows, on the CPU.
     image_size: the shorter side is scaled to it and the centre is cut out.
@@ -70,7 +63,7 @@ class StreamedImages(ImageSet):
         return self.take(indices)
 
     def in_memory(self) -> Images:
-        """All of them, read now by this process, on the device.   Raises InputError where they do not fit."""
+        """All of them, read now by this process, on the device."""
         images = torch.from_numpy(decoding.decode(self._paths_at(self.rows), self.image_size))
         return Images(images, self.labels, self.class_names).to(self.device)
 
@@ -90,13 +83,12 @@ class StreamedImages(ImageSet):
     def _pixels(self, batches):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
         workers = min(self.workers, len(batches))
-        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent} if workers else {}
-        reading = _checked(
+        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _begin_worker,
+                   "multiprocessing_context": _context()} if workers else {}
+        return _checked(
             _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
-            num_workers=workers, multiprocessing_context=_context() if workers else None,
-            pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)  # not torch's global stream
-        _PASSES.add(reading)
-        return reading
+            num_workers=workers, pin_memory=self.device.type == "cuda", generator=torch.Generator(),  # not torch's global one
+            **options)
 
     def _paths_at(self, rows):
         return [self.paths[row] for row in rows.tolist()]
@@ -133,29 +125,15 @@ class _Reader:
     """The data set as DataLoader sees it: its indices are the paths of a batch, so that a worker holds none itself."""
 
     def __init__(self, image_size):
-        self._transform = v2.Compose([_CentreSquare(image_size), v2.PILToTensor()])
+        self.image_size = image_size
 
     def __getitems__(self, paths):
         """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
         try:
-            with decoding.no_bombs():
-                return torch.stack([decoding.read(path, self._tensor) for path in paths])
+            with decoding.quiet():
+                return torch.stack([torch.from_numpy(decoding.read(path, self.image_size)) for path in paths])
         except InputError as error:
             return error
-
-    def _tensor(self, image):
-        return self._transform(decoding.as_rgb(image))
-
-
-class _CentreSquare(v2.Transform):
-    """v2.Resize (bicubic, antialiased) and v2.CenterCrop in one, to the bit as images are decoded into memory."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.size = size
-
-    def transform(self, inpt, params):
-        return decoding.centre_square(inpt, self.size)
 
 
 def _as_it_is(batch):
@@ -164,7 +142,7 @@ def _as_it_is(batch):
 
 def _checked(*arguments, **options):
     """DataLoader's batches; InputError in place of one with an image that cannot be read, and of a killed worker."""
-    with warnings.catch_warnings(), _interrupted_later():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")      # more workers than cores: as asked for
         iterator = iter(DataLoader(*arguments, **options))
     try:
@@ -172,7 +150,8 @@ def _checked(*arguments, **options):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-            _forget_dead_storages()
+            with shared_cache.lock:                      # torch's notes of batches that are used up: it keeps 128 of them,
+                shared_cache.free_dead_references()      # each behind the memory of a batch, which glibc then cannot use again
     except (RuntimeError, EOFError, OSError) as error:   # the last two: while a batch came over from it
         if isinstance(error, RuntimeError) and not re.search("DataLoader worker|Pin memory thread", str(error)):
             raise
@@ -182,62 +161,22 @@ def _checked(*arguments, **options):
         del iterator                                     # ends the workers now: a traceback may keep this frame
 
 
-@atexit.register
-def _end_passes():
-    """Ends the workers of passes that a traceback still holds, before multiprocessing takes away what they start with."""
-    for reading in list(_PASSES):
-        reading.close()
+def _context():
+    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
-@contextmanager
-def _interrupted_later():
-    """Ctrl-C waits until the end of it: workers whose start it breaks off would print tracebacks."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    for number in signals[:1]:
-        signal.raise_signal(number)
+def _begin_worker(_):
+    """In a worker: Ctrl-C is for the process that reads, and where that one dies the worker ends, too.
 
-
-def _forget_dead_storages():
-    """Lets go of torch's notes of batches that came from workers and are used up.
-
-    It keeps 128 of them. They are small, but each lies behind the memory of a batch, which glibc then cannot use again:
-    measured, a process grew by 100 batches.
+    DataLoader's own watch sees the fork server, which lives on.
     """
-    with shared_cache.lock:
-        shared_cache.free_dead_references()
-
-
-def _end_with_parent(_):
-    """In a worker: ends it when the process that reads dies. DataLoader's own watch sees the fork server, which lives on."""
 
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _context():
-    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
-
-    The server imports once what this process has imported of the package. Ctrl-C and SIGHUP do not reach it and the
-    workers: this process answers by ending them.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in sys.modules if name.startswith("pyro_advbnn.")])
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})         # inherited; here it comes a moment later
-    try:
-        resource_tracker.ensure_running()                # which unblocks SIGINT when it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
