@@ -652,7 +652,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ("--dataset npz", "dataset npz needs --data_dir"),
     ("--dataset npz --data_dir nowhere.npz", "nowhere.npz: no such file"),
-    ("--image_size 16", "image_size is only for dataset folder"),
+    ("--image_size 16", "--image_size is only for dataset folder"),
     ("--init_from nowhere", "nowhere is no run folder: it has no config.json"),
     ("--resume nowhere", "nowhere is no run folder: it has no config.json"),
     ("--resume nowhere --epochs", "--epochs needs a value"),

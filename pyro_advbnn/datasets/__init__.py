@@ -3,10 +3,12 @@ from importlib import import_module
 
 _HOMES = {
     "augmentation": ("augment", "unit_range"),
+    "batching": ("batches",),
     "image_sets": ("Images", "ImageSet", "ImageView"),
-    "loading": ("balanced_subset", "batches", "hold_out", "load"),
+    "loading": ("load",),
     "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS"),
     "streaming": ("StreamedImages",),
+    "subsets": ("balanced_subset", "hold_out"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]

@@ -55,16 +55,11 @@ def augment(x, kind, generator=None):
 
     Raises InputError for an unknown kind.
     """
-    check_augmentation(kind)
+    if kind not in AUGMENTATIONS:
+        raise InputError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")
     return _BY_NAME[kind](x, generator)
 
 
 def unit_range(x):
     """`x` as floats in [0, 1], where uint8 255 is 1."""
     return x if x.is_floating_point() else x.float().div_(255)
-
-
-def check_augmentation(kind):
-    """Raises InputError for an unknown kind."""
-    if kind not in AUGMENTATIONS:
-        raise InputError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")

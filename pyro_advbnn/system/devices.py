@@ -83,11 +83,6 @@ def describe_device(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def free_memory(device):
-    """Bytes that are free on a CUDA device."""
-    return torch.cuda.mem_get_info(device)[0]
-
-
 def peak_memory_mib(device):
     """Peak memory so far in MiB: of the device for cuda, of the process for cpu."""
     if device.type == "cuda":
