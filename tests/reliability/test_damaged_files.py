@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
 from hostile import (
@@ -112,32 +111,10 @@ def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_name
     tally(MALFORMED)
 
 
-def test_flipped_bytes_in_a_file_of_every_data_set_give_sound_images_or_a_refusal(data, tally):
-    name, data_dir, path = data
-    whole, chance = path.read_bytes(), random.Random(0)
-    for _ in range(30):
-        damaged = bytearray(whole)
-        for _ in range(chance.choice((1, 3, 20))):
-            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-        path.write_bytes(damaged)
-        for cache in path.parents[2].glob("imagenet143-*.npy"):
-            cache.unlink()
-        found = read_or_refused(lambda: datasets.load(name, "train", data_dir), path.parent)
-        assert found is None or is_sound(found)
-        tally(MALFORMED)
-
-
 # Images
 
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
-
-
-def animated(kind):
-    def save(path):
-        frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
-        frames[0].save(path, kind, save_all=True, append_images=frames[1:])
-    return save
 
 
 def with_orientation(path):
@@ -159,7 +136,6 @@ def sixteen_bit_colours(path):
 
 
 READ_AS = {                                                  # a way to write 8x8 pixels, what they are read as
-    "animated GIF": (animated("GIF"), RED), "several pages": (animated("TIFF"), RED),
     "turned by EXIF": (with_orientation, GREEN), "16-bit colours": (sixteen_bit_colours, RED),
 }
 
@@ -177,7 +153,7 @@ def test_odd_images_are_read_as_documented_in_memory_and_streamed(tmp_path, kind
     image_folder(tmp_path, save)
     in_memory = datasets.load("folder", "train", tmp_path).images
     assert in_memory.shape == (1, 3, 8, 8)
-    assert np.abs(in_memory[0, :, 1, 1].numpy().astype(int) - colour).max() <= (2 if kind == "animated GIF" else 0)
+    assert tuple(in_memory[0, :, 1, 1].tolist()) == colour
     streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
     assert torch.equal(next(iter(streamed.read([torch.arange(1)])))[0], in_memory)
     tally(MALFORMED)
@@ -338,7 +314,7 @@ FUZZ = {                                                     # the file, how it 
     "stl10": ("stl10/stl10_binary/train_y.bin", mutated, lambda root: load_all("stl10", root / "stl10")),
     "cache": ("imagenet143/imagenet143-64-train.npy", mutated, lambda root: load_all("imagenet143", root / "imagenet143")),
 }
-WRITTEN = ("report.html", ".svg", ".png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
+WRITTEN = ("report.html", "accuracy.svg", "accuracy.png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
 
 
 @pytest.fixture(scope="module")

@@ -87,14 +87,9 @@ def trainings(folder, whole, kills, seed):
     return count, number
 
 
-def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, one_thread, tally):
-    count, _ = trainings(tmp_path, whole, 5, seed=0)
-    tally("kills survived by trainings", count)
-
-
-@pytest.mark.torture
-def test_a_training_survives_a_hundred_kills(tmp_path, whole, one_thread, tally):
-    count, runs = trainings(tmp_path, whole, 100, seed=1)
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.torture)])
+def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, kills, one_thread, tally):
+    count, runs = trainings(tmp_path, whole, kills, seed=kills)
     tally("kills survived by trainings", count)
     tally("killed trainings that ended as the run in one piece", runs)
 
@@ -131,10 +126,6 @@ def evaluations(folder, run, kills, seed):
     return count
 
 
-def test_an_evaluation_that_is_killed_loses_and_doubles_no_row(tmp_path, whole, one_thread, tally):
-    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], 3, seed=0))
-
-
-@pytest.mark.torture
-def test_an_evaluation_survives_forty_kills(tmp_path, whole, one_thread, tally):
-    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], 40, seed=1))
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.torture)])
+def test_an_evaluation_that_is_killed_loses_and_doubles_no_row(tmp_path, whole, kills, one_thread, tally):
+    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], kills, seed=kills))

@@ -2,9 +2,6 @@
 import os
 import shutil
 import socket
-import threading
-import time
-from contextlib import suppress
 
 import pytest
 from tiny_runs import TINY, run, snapshot, words
@@ -15,7 +12,6 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.system import locks
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
-from pyro_advbnn.training import run_folders
 
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 ACCURACY = ["--epsilons", "0", "--num_samples", "2", "--num_test", "20", "--device", "cpu"]
@@ -61,28 +57,6 @@ def test_a_folder_that_cannot_be_written_is_refused_and_one_that_vanishes_is_no_
         pass
     with locks.locked(tmp_path / "run"):
         shutil.rmtree(tmp_path / "run")
-
-
-def test_of_many_that_take_a_lock_at_once_one_alone_gets_in(tmp_path, tally):
-    def take(barrier, taken, ended):
-        barrier.wait()
-        with suppress(InputError), locks.locked(tmp_path):
-            taken.append(threading.get_ident())
-            ended.wait()
-
-    for _ in range(30):
-        barrier, ended, taken = threading.Barrier(9), threading.Event(), []
-        takers = [threading.Thread(target=take, args=(barrier, taken, ended)) for _ in range(8)]
-        for taker in takers:
-            taker.start()
-        barrier.wait()
-        while sum(taker.is_alive() for taker in takers) > 1:
-            time.sleep(0.001)
-        assert len(taken) == 1
-        ended.set()
-        for taker in takers:
-            taker.join()
-        tally("races for a lock with one winner")
 
 
 def test_a_run_that_is_being_trained_is_not_resumed_and_after_its_death_is(tmp_path, capsys):
@@ -140,13 +114,3 @@ def test_a_reproduction_is_alone_in_its_folder_and_a_dry_one_locks_nothing(tmp_p
     assert not out.exists()
     commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--max_minutes", "1e-9"])
     assert set(os.listdir(out)) == {"reproduce.jsonl", locks.NAME}
-
-
-def test_the_lock_of_a_training_and_that_of_an_evaluation_do_not_exclude_each_other(tmp_path):
-    folder = run(tmp_path / "run", defense="none", epochs=1)
-    with locks.locked(folder):
-        commands.run(evaluate.VERBS, ["accuracy", "--run", str(folder), *ACCURACY])
-    assert (folder / "evaluation/accuracy.csv").exists()
-    with locks.locked(folder / "evaluation"):
-        train(resume=folder, epochs=2)
-    assert run_folders.is_finished(folder)

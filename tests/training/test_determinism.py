@@ -46,13 +46,6 @@ def test_inside_only_deterministic_algorithms_are_taken_and_afterwards_all_is_as
         assert settings() == before
 
 
-def test_the_whole_training_is_computed_so_and_nothing_after_it(tmp_path, monkeypatch):
-    seen, real = [], loop.accuracies
-    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: seen.append(settings()[0]) or real(*a, **k))
-    run(tmp_path / "run", deterministic=True, epochs=1)
-    assert seen == [True, True] and not settings()[0]
-
-
 @pytest.mark.parametrize("flags", [{"defense": "advbnn", "augmentation": "crop_flip"}, {"defense": "advrse"},
                                    {"defense": "bnn", "prior": "scale_mixture", "prior_std": 0.5, "precision": "bf16"},
                                    {"defense": "adv", "optimizer": "sgd", "micro_batch": 10}], ids=str)
@@ -173,9 +166,3 @@ def test_how_often_is_measured_and_saved_leaves_the_bits(defense, tmp_path, monk
     monkeypatch.setattr(loop.Progress, "step", step)
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     assert equal(weights(plain), weights(run(tmp_path / "often", defense=defense))) and len(steps) == 2 * STEPS_PER_EPOCH
-
-
-def test_what_draws_from_the_trainings_own_stream_would_be_seen(tmp_path, monkeypatch):
-    plain, real = run(tmp_path / "plain"), loop.accuracies
-    monkeypatch.setattr(loop, "accuracies", lambda *a, **k: (torch.rand(1), real(*a, **k))[1])
-    assert not equal(weights(plain), weights(run(tmp_path / "disturbed")))

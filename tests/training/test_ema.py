@@ -1,10 +1,9 @@
 """Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
 import pytest
 import torch
-from tiny_runs import TINY, content, metrics, refusal, run
+from tiny_runs import content, metrics, run
 
 import pyro_advbnn as ab
-from pyro_advbnn.train import train
 from pyro_advbnn.training import run_folders
 from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.trainer import Training
@@ -56,14 +55,6 @@ def test_no_step_changes_and_the_average_is_what_is_measured_and_kept(tmp_path, 
                for name, value in content(plain, "best.pt")["state"].items())
     steps = [[row[name] for name in ("nll", "kl", "batch_accuracy")] for row in metrics(plain)]
     assert steps == [[row[name] for name in ("nll", "kl", "batch_accuracy")] for row in metrics(averaged)]
-
-
-def test_a_decay_of_one_would_never_move_and_a_run_does_not_change_its_own(tmp_path, capsys):
-    assert "--weight_averaging must be a number in [0, 1)" in refusal(capsys, "--weight_averaging", 1)
-    folder = run(tmp_path / "run", weight_averaging=0.5)
-    assert "weights averaged with decay 0.5" in capsys.readouterr().out
-    assert "cannot be given with --resume" in refusal(capsys, "--resume", folder, "--weight_averaging", 0.6)
-    train(resume=folder, epochs=TINY["epochs"] + 1)
 
 
 def test_a_training_that_starts_from_an_averaged_run_starts_at_its_average(tmp_path):

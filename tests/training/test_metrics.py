@@ -1,8 +1,7 @@
 """Tests of metrics.jsonl where a run goes on: rows that are no rows are refused and named, lost ones stay lost."""
 import pytest
-from hostile import copied, digests, refused, refused_command
+from hostile import copied, digests, refused_command
 
-from pyro_advbnn.reporting import report
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
 
@@ -73,22 +72,3 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(run):
     write(run, *lines(run), end=b"")
     json_files.append_jsonl(run / "metrics.jsonl", {"epoch": 6})
     assert epochs(run) == [1, 2, 3, 4, 5, 6]
-
-
-def test_tensorboard_keeps_showing_the_epochs_whose_rows_are_gone(run):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(resume=run, epochs=5, tensorboard=True)
-    (run / "metrics.jsonl").unlink()
-    train(resume=run, epochs=6)
-    events = accumulator.EventAccumulator(str(run))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss/nll")] == [1, 2, 3, 4, 5, 6] and epochs(run) == [6]
-
-
-@pytest.mark.parametrize("line", [b"garbage", b"\xff", b"[1]", b""])
-def test_a_report_names_the_line_that_is_no_row_and_one_of_a_run_that_lost_its_rows_is_written(run, line, tally):
-    write(run, lines(run)[0], line)
-    assert refused(report.write, run).startswith(f"{run / 'metrics.jsonl'}, line 2: expected a row in JSON, found ")
-    (run / "metrics.jsonl").unlink()
-    assert "last epoch" in report.write(run).read_text()
-    tally(MALFORMED)

@@ -69,12 +69,6 @@ def test_ours_averages_the_draws_of_networks_that_draw_something():
     assert {name for name, defense in DEFENSES.items() if defense.random} == {"rse", "bnn", "advbnn", "advrse"}
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_noise_with_pgd_training_has_the_settings_of_noise_alone(recipe, dataset):
-    assert recipes.resolve(recipe, dataset, "advrse", {}) == recipes.resolve(recipe, dataset, "rse", {})
-
-
 def test_a_flag_changes_its_setting_alone_and_the_recipes_own_value_stays_readable():
     plain, _ = recipes.resolve("paper", "cifar10", "advbnn", {})
     own, settings = recipes.resolve("paper", "cifar10", "advbnn", {"alpha": 0.5, "epochs": 3, "width": None, "seed": 7})
