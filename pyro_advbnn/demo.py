@@ -5,8 +5,8 @@ from pathlib import Path
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, python_calls, text_tables
 from pyro_advbnn.cli.flag_types import Seed
-from pyro_advbnn.experiments import result_rows
-from pyro_advbnn.experiments.selection import Selection, Subjects
+from pyro_advbnn.experiments.accuracy_verbs import white_box
+from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import paper
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
@@ -42,11 +42,10 @@ def _demo(folder, seed):
 
 def _evaluate(folder, seed):
     """Rows: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
-    subjects = Subjects(Selection(run=folder, seed=seed), "accuracy")
-    subject, = subjects
-    rows = [result_rows.white_box(subjects, subject, PGD(0.0, 0.025, 20), 20)]
-    return rows + [result_rows.white_box(subjects, subject, PGD(0.2, 0.025, 20, draws), 20)
-                   for draws in sorted({subject.draws(count) for count in (1, 10)})]
+    with Selection(run=folder, seed=seed) as runs:
+        run, = runs
+        attacks = [PGD(0.0, 0.025, 20), *(PGD(0.2, 0.025, 20, draws) for draws in run.counts([1, 10]))]
+        return [white_box(runs, run, attack, 20) for attack in attacks]
 
 
 def _print(rows_by_defense):

@@ -16,7 +16,7 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.experiments import accuracy_verbs
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -113,7 +113,7 @@ def test_rows_that_are_there_are_not_computed_again(run, monkeypatch, capsys):
     accuracy(run, "--epsilons", "0,0.1", *QUICK)
     before = (run / "evaluation" / "accuracy.csv").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(result_rows, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(accuracy_verbs, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
     assert accuracy(run, "--epsilons", "0.1,0", *QUICK) == []
     assert (run / "evaluation" / "accuracy.csv").read_bytes() == before
     assert "added 0 rows" in (out := capsys.readouterr().out) and "2 were there already" in out
@@ -123,7 +123,7 @@ def test_rows_that_are_there_are_not_computed_again(run, monkeypatch, capsys):
 
 
 def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
-    real, calls = result_rows.robust_accuracy, []
+    real, calls = accuracy_verbs.robust_accuracy, []
 
     def stopped_at_the_third(*arguments, **more):
         calls.append(1)
@@ -131,7 +131,7 @@ def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(result_rows, "robust_accuracy", stopped_at_the_third)
+    monkeypatch.setattr(accuracy_verbs, "robust_accuracy", stopped_at_the_third)
     with pytest.raises(SystemExit):
         accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)
     assert [row["epsilon"] for row in rows(run)] == ["0", "0.05"]
@@ -252,7 +252,7 @@ def test_damaged_runs_are_refused_in_one_line(run, tmp_path, capsys):
 def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     (run / "evaluation").mkdir()
     (run / "evaluation" / "accuracy.csv").write_text("a,b\n")
-    monkeypatch.setattr(result_rows, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(accuracy_verbs, "robust_accuracy", lambda *_, **__: pytest.fail("work was done"))
     assert "its columns are not those" in refusal(capsys, "accuracy", "--run", run)
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
@@ -357,7 +357,7 @@ def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsy
 def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(runs, tmp_path, monkeypatch):
     words = ["--epsilon", 0.2, *QUICK]
     evaluated("transfer", runs, tmp_path / "whole", *words)
-    real, calls = result_rows.transfer_accuracies, []
+    real, calls = accuracy_verbs.transfer_accuracies, []
 
     def stopped_at_the_second(*arguments, **more):
         calls.append(1)
@@ -365,7 +365,7 @@ def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(r
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(result_rows, "transfer_accuracies", stopped_at_the_second)
+    monkeypatch.setattr(accuracy_verbs, "transfer_accuracies", stopped_at_the_second)
     with pytest.raises(SystemExit):
         evaluated("transfer", runs, tmp_path / "parts", *words)
     assert [row["source"] for row in csv_tables.read(tmp_path / "parts", "transfer")] == ["plain", "plain"]

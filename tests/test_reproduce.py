@@ -12,7 +12,7 @@ import pytest
 
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import ablations, result_rows, robustness_verbs, uncertainty_verb
+from pyro_advbnn.experiments import ablations, accuracy_verbs, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
@@ -338,7 +338,7 @@ def test_killed_at_several_points_and_started_again_it_ends_with_the_same_record
 
 
 def test_a_step_that_fails_leaves_what_is_done_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(result_rows, "ensemble_accuracies", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(accuracy_verbs, "ensemble_accuracies", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit) as end:
         run("fig5", *TINY, "--out", tmp_path / "out")
     assert end.value.code == 130

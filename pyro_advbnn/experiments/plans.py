@@ -16,7 +16,6 @@ BEYOND_THE_PAPER = ("kl", "beyond")
 FIVE = tuple(name for name, defense in DEFENSES.items() if defense.in_paper)
 ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
-ENSEMBLE_DRAWS = 50                                      # the most that `evaluate ensemble` averages in a prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class Plan:
     def _fig5(self):
         advbnn, radii = self._run("advbnn"), protocol.default_ensemble_epsilons(self.wanted.dataset)
         self._evaluate("ensemble", [advbnn], ["ensemble"],
-                       attack() * (len(radii) - 1) + prediction(ENSEMBLE_DRAWS) * len(radii))
+                       attack() * (len(radii) - 1) + prediction(max(protocol.ENSEMBLE_DRAWS)) * len(radii))
         runs, most, points = [self._run("adv"), advbnn], max(protocol.FIGURE_5_STEPS), len(protocol.FIGURE_5_STEPS)
         self._evaluate("steps", runs, ["steps"], num_test=self.num_few,
                        passes=attack(steps=most) * len(runs) + (prediction() + prediction(1)) * points)

@@ -2,6 +2,7 @@
 from pyro_advbnn.reporting import paper
 
 FIGURE_5_STEPS = (3, 4, 6, 9, 13, 18, 26, 38, 55, 78, 112, 162, 234, 336, 483, 695, 1000)   # the authors' script
+ENSEMBLE_DRAWS = (1, 2, 3, 5, 10, 20, 50)
 PRUNED_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 

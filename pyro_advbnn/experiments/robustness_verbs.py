@@ -1,16 +1,15 @@
 """The verbs of evaluate that put a robustness figure to the test: an ensemble of attacks, and the signs of a weak one."""
 import time
+from collections import Counter
 from typing import Annotated, Literal
 
 from pyro_advbnn.attacks import catalogue
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.losses import AVERAGES
-from pyro_advbnn.cli import help, text_tables
-from pyro_advbnn.cli.flag_types import Minutes, Queries, Range
+from pyro_advbnn.cli import text_tables
+from pyro_advbnn.cli.flag_types import Count, Minutes, Queries, Range
 from pyro_advbnn.evaluation import checks, worst_case
-from pyro_advbnn.evaluation.accuracy import attack_fields
-from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
-from pyro_advbnn.experiments.verbs import Count, finish
+from pyro_advbnn.experiments.verbs import finish, verb
 from pyro_advbnn.reporting import robustness_summaries
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
@@ -19,10 +18,10 @@ TABLES = ("robust", "robust_examples", "checks", "many_draws")
 PositiveRadius = Annotated[float, Range(0, 10_000, open_low=True)]
 
 
-@exclusive
+@verb("robust")
 def robust(
+    runs,
     *,
-    of: Selection,
     epsilon: PositiveRadius | None = None,
     norm: Literal[tuple(BALLS)] = "linf",
     attacks: list[str] | None = None,
@@ -53,20 +52,18 @@ def robust(
         num_samples: weight draws averaged in each prediction, once to judge and once to count.
         max_minutes: start no further batch after this time; the result is then that of what was tried.
     """
-    command = help.command_line("pyro_advbnn.evaluate robust", robust, locals())
-    subjects = Subjects(of, "robust", "robust_examples")
-    epsilon = epsilon or (recipes.training_epsilon(subjects.dataset) if norm == "linf" else 0.5)
+    epsilon = epsilon or (recipes.training_epsilon(runs.dataset) if norm == "linf" else 0.5)
     if norm == "linf" and epsilon > 1:
         raise InputError(f"--epsilon must be a number in (0, 1], the range of the images, got {epsilon:g}")
     ends = time.monotonic() + 60 * max_minutes if max_minutes else None
-    ensemble = {subject.name: _ensemble(subject, attacks, catalogue.Strength(
-        epsilon, num_steps, subject.draws(attack_samples), num_queries, norm, average)) for subject in subjects}
-    rows = [_break(subjects, subject, *ensemble[subject.name], subject.draws(num_samples), ends) for subject in subjects]
-    finish(subjects, rows, command, [], {
+    ensembles = [_ensemble(run, attacks, catalogue.Strength(
+        epsilon, num_steps, run.draws(attack_samples), num_queries, norm, average)) for run in runs]
+    rows = [_break(runs, run, *ensemble, run.draws(num_samples), ends) for run, ensemble in zip(runs, ensembles, strict=True)]
+    finish(runs, "robust", rows, [], {
         "norm": lambda row: row["norm"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
         "accuracy %": lambda row: text_tables.percent(row, interval=True),
-        "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
+        "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
         "attacks": robustness_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
         "draws": lambda row: row["num_samples"],
@@ -74,10 +71,10 @@ def robust(
     })
 
 
-@exclusive
+@verb("checks")
 def check(
+    runs,
     *,
-    of: Selection,
     epsilon: Annotated[float | None, Range(0, 1, open_low=True)] = None,
     num_steps: Count = 20,
     attack_samples: Count = 20,
@@ -97,97 +94,89 @@ def check(
         num_samples: weight draws averaged in each prediction.
         num_queries: of the black-box search (Square).
     """
-    command = help.command_line("pyro_advbnn.evaluate checks", check, locals())
-    subjects = Subjects(of, "checks", "many_draws")
-    epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
-    rows = [row for subject in subjects for row in _examined(
-        subjects, subject, dict(epsilon=epsilon, num_steps=num_steps, attack_samples=subject.draws(attack_samples),
-                                num_samples=subject.draws(num_samples), num_queries=num_queries))]
-    for subject in subjects:
-        verdicts = [row["verdict"] for row in rows if row["run"] == subject.name]
-        print(f"{subject.name}: " + ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts))))
-    finish(subjects, rows, command, ["many_draws"],
+    epsilon = recipes.training_epsilon(runs.dataset) if epsilon is None else epsilon
+    rows = []
+    for run in runs:
+        found = _examined(runs, run, dict(epsilon=epsilon, num_steps=num_steps, attack_samples=run.draws(attack_samples),
+                                          num_samples=run.draws(num_samples), num_queries=num_queries))
+        verdicts = Counter(sorted(row["verdict"] for row in found))
+        print(f"{run.name}: " + ", ".join(f"{number} {name}" for name, number in verdicts.items()))
+        rows += found
+    finish(runs, "checks", rows, ["many_draws"],
            {name: lambda row, name=name: row[name] for name in ("check", "verdict", "measured", "expected")})
 
 
-def _ensemble(subject, names, strength):
+def _ensemble(run, names, strength):
     if names is None:
-        names = catalogue.default_names(subject.is_random, subject.is_bayesian, subject.config["num_classes"], strength.norm)
+        names = catalogue.default_names(run.is_random, run.is_bayesian, run.config["num_classes"], strength.norm)
     return catalogue.build(names, strength), strength
 
 
-def _break(subjects, subject, attacks, strength, num_samples, ends):
+def _break(runs, run, attacks, strength, num_samples, ends):
     """Attack, write every batch's rows at once, print the course and write the result."""
-    result, examples = subjects.tables
-    settings = subject.fields | vars(strength) | _images(subjects, subject) | {"num_samples": num_samples}
-    classes, rows, computed = subject.config["class_names"], [], 0
-    known = {(row["attack"], row["index"]): row for row in examples.select(**settings)}
-    with subjects.measuring(subject.name, len(subject.images)) as bar:
-        for name, found in worst_case.attacked(subject.classifier, subjects.batches(subject.images), attacks,
-                                               num_samples=num_samples, seed=subjects.seed, known=_lookup(known),
-                                               stop=lambda: ends and time.monotonic() > ends):
-            if not _lookup(known)(name, [row["index"] for row in found]):
-                computed += len(found)
-                examples.add([settings | row | {name: classes[row[name]] for name in ("label", "predicted")} for row in found])
-            rows += found
-            bar(*_progress(rows))
-    open_ones = worst_case.unfinished(rows, attacks, len(subject.images))
-    _tell(subject, rows, [worst_case.CLEAN, *attacks], open_ones)
+    settings = run.fields | vars(strength) | run.image_fields | {"num_samples": num_samples}
+    rows, computed = _attacked(runs, run, attacks, settings, ends)
+    open_ones = worst_case.unfinished(rows, attacks, len(run.images))
+    _tell(run, rows, [worst_case.CLEAN, *attacks], open_ones)
     row = settings | {"attacks": " ".join(attacks)} | worst_case.summary(rows) | {
         "tried": " ".join(name for name in attacks if name not in open_ones)}
-    if computed or result.find(row) is None:
-        subjects.write(result, [row])
-    return result.find(row)
+    if computed or not runs.known("robust", [row]):
+        runs.add("robust", [row])
+    return runs.table("robust").find(row)
 
 
-def _progress(rows):
-    """(images tried at all, those of them that stand) for the bar."""
-    found = worst_case.worst_rows(rows).values()
-    return len(found), sum(not row["broken"] for row in found)
+def _attacked(runs, run, attacks, settings, ends):
+    """(the rows of all images and attacks, whether some of them were not in the table yet), until the clock shows `ends`."""
+    classes, rows, computed = run.config["class_names"], [], False
+    before = {(row["attack"], row["index"]): row for row in runs.table("robust_examples").select(**settings)}
 
-
-def _lookup(known):
-    def rows(name, indices):
-        found = [known.get((name, index)) for index in indices]
+    def known(name, indices):
+        found = [before.get((name, index)) for index in indices]
         return found if all(found) else None
-    return rows
+
+    with runs.measuring(run.name, len(run.images)) as progress:
+        for name, found in worst_case.attacked(run.classifier, runs.batches(run.images), attacks,
+                                               num_samples=settings["num_samples"], seed=runs.seed, known=known,
+                                               stop=lambda: ends and time.monotonic() > ends):
+            if not known(name, [row["index"] for row in found]):
+                computed = True
+                runs.add("robust_examples", [settings | row | {name: classes[row[name]] for name in ("label", "predicted")}
+                                             for row in found])
+            rows += found
+            worst = worst_case.worst_rows(rows).values()
+            progress(len(worst), sum(not row["broken"] for row in worst))
+    return rows, computed
 
 
-def _tell(subject, rows, names, open_ones):
-    print(f"{subject.name}: accuracy in the worst case, after each attack")
+def _tell(run, rows, names, open_ones):
+    print(f"{run.name}: accuracy in the worst case, after each attack")
     print(text_tables.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
         "left": lambda row: row["num_removed"],
         "accuracy %": lambda row: text_tables.percent(row, interval=True),
-        "one draw %": lambda row: f"{100 * row['single_draw_accuracy']:.1f}",
-        "draws differ %": lambda row: f"{100 * row['undecided']:.1f}",
+        "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
+        "draws differ %": lambda row: text_tables.share(row["undecided"]),
         "seconds": lambda row: f"{row['seconds']:.1f}",
     }))
     if open_ones:
         print(f"the time was up before {', '.join(open_ones)} had seen all images: the same command goes on")
 
 
-def _examined(subjects, subject, settings):
+def _examined(runs, run, settings):
     """The rows of all checks; those that are not in the table are measured and written, one by one."""
-    table, many_draws = subjects.tables
-    exam = checks.Examination(subject.classifier, subjects.batches(subject.images), seed=subjects.seed,
-                              paper_step=recipes.default_step_size(subjects.dataset), **settings)
-    shared = subject.fields | {"num_samples": exam.num_samples} | _images(subjects, subject)
-    settings, rows = shared | settings, []
-    with subjects.measuring(subject.name, len(checks.CHECKS)) as bar:
+    exam = checks.Examination(run.classifier, runs.batches(run.images), seed=runs.seed,
+                              paper_step=recipes.default_step_size(runs.dataset), **settings)
+    settings, rows, table = run.fields | run.image_fields | settings, [], runs.table("checks")
+    with runs.measuring(run.name, len(checks.CHECKS)) as progress:
         for name, measure in checks.CHECKS.items():
-            if table.find(settings | {"check": name}) is None:
-                subjects.write(table, [settings | {"check": name} | vars(measure(exam))])
-            rows.append(table.find(settings | {"check": name}))
-            bar(len(rows), sum(row["verdict"] == checks.HELD for row in rows))
+            wanted = settings | {"check": name}
+            if not table.find(wanted):
+                runs.add("checks", [wanted | vars(measure(exam))])
+            rows.append(table.find(wanted))
+            progress(len(rows), sum(row["verdict"] == checks.HELD for row in rows))
         for attack in checks.many_draws(exam):
-            row = shared | {"source": "target"} | attack_fields(attack)
-            if many_draws.find(row) is None:
-                subjects.write(many_draws, [row | exam.accuracy(attack)])
+            wanted = run.settings(attack, num_samples=exam.num_samples)
+            if not runs.known("many_draws", [wanted]):
+                runs.add("many_draws", [wanted | exam.accuracy(attack)])
     return rows
-
-
-def _images(subjects, subject):
-    return {"num_examples": len(subject.images), "images": subject.digest, "batch_size": subjects.selection.batch_size,
-            "seed": subjects.seed}

@@ -3,14 +3,12 @@ import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn.cli import help, text_tables
-from pyro_advbnn.cli.flag_types import Range
+from pyro_advbnn.cli import text_tables
+from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import ood_images
-from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
-from pyro_advbnn.experiments.evaluated_images import image_digest
-from pyro_advbnn.experiments.selection import Selection, Subjects, exclusive
-from pyro_advbnn.experiments.verbs import TWENTY_STEPS, Attack, Count, Radius, draw_figures, warn
+from pyro_advbnn.experiments.images import image_digest
+from pyro_advbnn.experiments.verbs import Attack, Radius, draw_figures, verb
 from pyro_advbnn.training import recipes
 
 TABLES = ("uncertainty", "detection", "rejection", "calibration")
@@ -18,12 +16,12 @@ FIGURES = ("calibration", "detection", "rejection")
 REJECTED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-@exclusive
+@verb("uncertainty")
 def uncertainty(
+    runs,
     *,
-    of: Selection,
     epsilon: Radius | None = None,
-    attack: Attack = TWENTY_STEPS,
+    attack: Attack,
     attack_samples: Count = 10,
     num_samples: Count = 20,
     confidence_weight: Annotated[float, Range(0, 1_000_000)] = 3.0,
@@ -48,91 +46,78 @@ def uncertainty(
         ood_dir: folder of the data set that ood names.
         rejected: shares of the images that are rejected, the most doubtful first.
     """
-    command = help.command_line("pyro_advbnn.evaluate uncertainty", uncertainty, locals())
-    subjects = Subjects(of, *TABLES)
-    epsilon = recipes.training_epsilon(subjects.dataset) if epsilon is None else epsilon
-    confident = {"loss": ConfidentError(confidence_weight), "average": "probability"}
-    ood_images.check(ood or (), subjects.dataset, ood_dir)
-    foreign = [{name: ood_images.foreign_images(name, subject.images, subjects.seed, ood_dir) for name in ood or ()}
-               for subject in subjects]
-    warn([attack.pgd(subjects.dataset, epsilon)])
-    for subject, images in zip(subjects, foreign, strict=True):
-        doubts = Doubts(subjects, subject, num_samples, rejected)
-        doubts.measure()
+    epsilon = recipes.training_epsilon(runs.dataset) if epsilon is None else epsilon
+    hiding = {"loss": ConfidentError(confidence_weight), "average": "probability"}
+    ood_images.check(ood or (), runs.dataset, ood_dir)
+    foreign = [{name: ood_images.foreign_images(name, run.images, runs.seed, ood_dir) for name in ood or ()} for run in runs]
+    attack.warn(runs.dataset, [epsilon])
+    for run, images in zip(runs, foreign, strict=True):
+        doubt = _Doubt(runs, run, num_samples, rejected)
+        doubt.measure()
         if epsilon:
-            draws = subject.draws(attack_samples)
-            doubts.measure(attack.pgd(subjects.dataset, epsilon, draws))
-            doubts.measure(attack.pgd(subjects.dataset, epsilon, draws, **confident), attack="pgd-confident",
-                           confidence_weight=confidence_weight)
+            draws = run.draws(attack_samples)
+            doubt.measure(attack.pgd(runs.dataset, epsilon, draws))
+            doubt.measure(attack.pgd(runs.dataset, epsilon, draws, **hiding), attack="pgd-confident",
+                          confidence_weight=confidence_weight)
         for name, others in images.items():
-            doubts.detect(name, others)
-        _show(subject, doubts)
-    print(f"added {subjects.num_rows} rows to {', '.join(str(table.path) for table in subjects.tables)}")
-    subjects.log(command)
-    draw_figures(subjects.folder, FIGURES)
+            doubt.detect(name, others)
+        _show(run, doubt)
+    paths = ", ".join(str(runs.table(name).path) for name in TABLES)
+    print(f"added {runs.num_added.total()} rows to {paths}")
+    draw_figures(runs.folder, FIGURES)
 
 
-class Doubts:
-    """What the draws of one subject say: rows are computed where they are not in their tables yet, and written at once.
+class _Doubt:
+    """What the draws of one run say: rows are computed where they are not in their tables yet, and written at once.
 
     told, detected: all rows so far of the tables uncertainty and detection, those that were there among them.
     """
 
-    def __init__(self, subjects, subject, num_samples, rejected):
-        self.subjects, self.subject, self.rejected = subjects, subject, sorted(set(rejected))
-        self.num_samples = subject.draws(num_samples)
-        self.by = SCORES if subject.is_random and self.num_samples > 1 else SCORES[:1]   # one draw has no mutual information
+    def __init__(self, runs, run, num_samples, rejected):
+        self.runs, self.run, self.rejected = runs, run, sorted(set(rejected))
+        self.num_samples = run.draws(num_samples)
+        self.by = SCORES if run.is_random and self.num_samples > 1 else SCORES[:1]   # one draw has no mutual information
         self.told, self.detected = [], []
 
     def measure(self, pgd=None, **more):
-        """The rows of clean images, or of an attack; more: columns that replace or add to those of `attack_fields`."""
-        wanted, (told, detected, rejections, bins) = self._settings(attack_fields(pgd) | more), self.subjects.tables
+        """The rows of clean images, or of an attack; more: columns that replace or add to those of the attack."""
+        runs, wanted = self.runs, self.run.settings(pgd, num_samples=self.num_samples, **more)
         detections = self._detections(wanted, ("all", "wrong")) if pgd else []
-        rejected = [wanted | {"score": score, "rejected": share} for score in self.by for share in self.rejected]
-        known = told.find(wanted) and bins.select(**wanted)
-        if not (known and all(map(detected.find, detections)) and all(map(rejections.find, rejected))):
-            found = self._scores(wanted["attack"], self.subject.images, pgd) if pgd else self.clean
+        rejections = [wanted | {"score": score, "rejected": share} for score in self.by for share in self.rejected]
+        if not (runs.known("uncertainty", [wanted]) and runs.table("calibration").select(**wanted)
+                and runs.known("detection", detections) and runs.known("rejection", rejections)):
+            found = self._scores(wanted["attack"], self.run.images, pgd) if pgd else self.clean
             self._detect(detections, found)
-            self._write(rejections, [wanted | {"score": score} | row for score in self.by
-                                     for row in rejection(found[score], found["correct"], self.rejected)])
-            self._write(bins, [wanted | row for row in reliability(found["confidence"], found["correct"])])
-            self._write(told, [wanted | summary(found) | self.unknown()])
-        self.told.append(told.find(wanted))
-        self.detected += map(detected.find, detections)
+            runs.add_new("rejection", [wanted | {"score": score} | row for score in self.by
+                                       for row in rejection(found[score], found["correct"], self.rejected)])
+            runs.add_new("calibration", [wanted | row for row in reliability(found["confidence"], found["correct"])])
+            runs.add_new("uncertainty", [wanted | summary(found) | self.unknown()])
+        self.told.append(runs.table("uncertainty").find(wanted))
+        self.detected += map(runs.table("detection").find, detections)
 
     def unknown(self):
         """The columns that one draw of a random network cannot tell: their 0 would be no finding."""
-        alone = self.subject.is_random and self.num_samples == 1
+        alone = self.run.is_random and self.num_samples == 1
         return dict.fromkeys(("mutual_information", "variation_ratio")) if alone else {}
 
     def detect(self, name, images):
         """The rows that tell foreign images from clean ones."""
-        table = self.subjects.tables[1]
-        wanted = self._settings(attack_fields(None) | {"ood": name, "ood_images": image_digest(images)})
+        wanted = self.run.settings(None, num_samples=self.num_samples, ood=name, ood_images=image_digest(images))
         detections = self._detections(wanted, ("all",))
-        if not all(map(table.find, detections)):
+        if not self.runs.known("detection", detections):
             self._detect(detections, self._scores(name, images))
-        self.detected += map(table.find, detections)
+        self.detected += map(self.runs.table("detection").find, detections)
 
     @functools.cached_property
     def clean(self):
-        return self._scores("clean", self.subject.images)
+        return self._scores("clean", self.run.images)
 
     def _scores(self, label, images, pgd=None):
-        subject = self.subject
-        with self.subjects.measuring(f"{subject.name} {label}", len(images)) as progress:
-            return scores(subject.classifier, self.subjects.batches(images), pgd, num_samples=self.num_samples,
-                          progress=progress)
-
-    def _settings(self, fields):
-        subjects, subject = self.subjects, self.subject
-        return subject.fields | {"source": "target"} | fields | {
-            "num_samples": self.num_samples, "num_examples": len(subject.images), "images": subject.digest,
-            "batch_size": subjects.selection.batch_size, "seed": subjects.seed}
+        with self.runs.measuring(f"{self.run.name} {label}", len(images)) as progress:
+            return scores(self.run.classifier, self.runs.batches(images), pgd, num_samples=self.num_samples, progress=progress)
 
     def _detections(self, wanted, positives):
-        columns = self.subjects.tables[1].columns
-        shared = {name: value for name, value in wanted.items() if name in columns}
+        shared = {name: value for name, value in wanted.items() if name in self.runs.table("detection").columns}
         return [shared | {"positives": which, "score": score} for which in positives for score in self.by]
 
     def _detect(self, detections, found):
@@ -141,25 +126,20 @@ class Doubts:
             score = found[wanted["score"]]
             score = score if wanted["positives"] == "all" else score[found["correct"] == 0]
             rows.append(wanted | detection(self.clean[wanted["score"]], score))
-        self._write(self.subjects.tables[1], rows)
-
-    def _write(self, table, rows):
-        new = [row for row in rows if not table.find(row)]
-        self.subjects.write(table, new)
-        self.subjects.num_rows += len(new) if table is not self.subjects.tables[0] else 0    # all tables count here
+        self.runs.add_new("detection", rows)
 
 
-def _show(subject, doubts):
-    print(f"{subject.name}, {doubts.num_samples} {'draws' if doubts.num_samples > 1 else 'draw'} per prediction")
-    print(text_tables.table(doubts.told, _TOLD))
-    if doubts.unknown():
+def _show(run, doubt):
+    print(f"{run.name}, {doubt.num_samples} {'draws' if doubt.num_samples > 1 else 'draw'} per prediction")
+    print(text_tables.table(doubt.told, _TOLD))
+    if doubt.unknown():
         print("note: mutual information needs several draws per prediction: --num_samples 2 or more")
-    if doubts.detected:
-        print(text_tables.table(doubts.detected, _DETECTED))
+    if doubt.detected:
+        print(text_tables.table(doubt.detected, _DETECTED))
 
 
 def _number(name, digits=3):
-    return lambda row: "-" if row[name] is None else f"{row[name]:.{digits}f}"
+    return lambda row: text_tables.decimal(row[name], digits)
 
 
 _TOLD = {

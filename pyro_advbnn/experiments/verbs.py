@@ -1,10 +1,14 @@
-"""What the verbs of evaluate share: the flags of a PGD attack, the note on one that is too short, the figures at the end."""
+"""What the verbs of evaluate share: how a function of runs becomes one, the flags of a PGD attack, what stands at the end."""
+import functools
+import inspect
 from importlib.util import find_spec
+from inspect import Parameter
 from typing import Annotated, Literal
 
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import python_calls, text_tables
+from pyro_advbnn.cli import help, python_calls, text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
+from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import figures
 from pyro_advbnn.training import recipes
 
@@ -12,9 +16,29 @@ Radius = Annotated[float, Range(0, 1)]
 StepSize = Annotated[float, Range(0, 1, open_low=True)] | Literal["auto"] | None
 
 
+def verb(name):
+    """A decorator: `function(runs, *, flags)` becomes the verb that takes the flags of a `Selection` in place of runs.
+
+    What was run is logged with its command line.
+    """
+    def made(function):
+        @functools.wraps(function)
+        def command(*, of, **flags):
+            with of as runs:
+                function(runs, **flags)
+                runs.log(help.command_line(f"pyro_advbnn.evaluate {name}", command, {"of": of, **flags}))
+
+        own = list(inspect.signature(function).parameters.values())[1:]
+        command.__signature__ = inspect.Signature([Parameter("of", Parameter.KEYWORD_ONLY, annotation=Selection), *own])
+        command.__annotations__ = {"of": Selection, **function.__annotations__}
+        return python_calls.from_python(command)
+
+    return made
+
+
 @python_calls.flags
 class Attack:
-    """The flags of a PGD attack but for its radius and draws.
+    """The PGD attack.
 
     Args:
         num_steps: PGD steps.
@@ -28,8 +52,9 @@ class Attack:
         """The `PGD` of a radius and a number of draws per gradient; more: its other settings."""
         return PGD(epsilon, chosen_step(dataset, self.step_size), self.num_steps, attack_samples, **more)
 
-
-TWENTY_STEPS = Attack()
+    def warn(self, dataset, epsilons):
+        """`warn` for these radii."""
+        warn([self.pgd(dataset, epsilon) for epsilon in epsilons])
 
 
 def chosen_step(dataset, step_size):
@@ -46,18 +71,28 @@ def warn(attacks):
               f"radius {', '.join(weak)}")
 
 
-def finish(subjects, rows, command, drawn, columns):
-    """Print the rows and what was added to the first of the subjects' tables, log the command, draw the figures.
+ACCURACY_COLUMNS = {
+    "epsilon": lambda row: f"{row['epsilon']:.5g}",
+    "accuracy %": lambda row: text_tables.percent(row, interval=True),
+    "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
+    "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
+    "attack draws": lambda row: row["attack_samples"],
+    "draws": lambda row: row["num_samples"],
+    "images": lambda row: row["num_examples"],
+}
+
+
+def finish(runs, table, rows, drawn, columns=ACCURACY_COLUMNS):
+    """Print the rows and how many were added to their table, and draw the figures.
 
     columns: {title: function of a row}; the run stands before them where there are several and no column is the target.
     """
-    named = len(subjects) == 1 or "target" in columns
+    named = len(runs) == 1 or "target" in columns
     print(text_tables.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
-    table = subjects.tables[0]
-    known = f"; {len(rows) - subjects.num_rows} were there already" if subjects.num_rows < len(rows) else ""
-    print(f"added {subjects.num_rows} rows to {table.path}{known}")
-    subjects.log(command)
-    draw_figures(subjects.folder, drawn)
+    added = runs.num_added[table]
+    known = f"; {len(rows) - added} were there already" if added < len(rows) else ""
+    print(f"added {added} rows to {runs.table(table).path}{known}")
+    draw_figures(runs.folder, drawn)
 
 
 def draw_figures(folder, names=None):

@@ -17,7 +17,7 @@ from victims import PATIENCE, Victim
 
 from pyro_advbnn import __main__, benchmark, demo, evaluate, reproduce
 from pyro_advbnn.cli import commands, signals
-from pyro_advbnn.experiments import result_rows
+from pyro_advbnn.experiments import accuracy_verbs, comparison
 from pyro_advbnn.system import distributed, json_files, locks
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
@@ -387,12 +387,12 @@ def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, mo
 
     code, word = 128 + number, WORDS[number]
     folder, out = run(tmp_path / "run", defense="none", epochs=1), tmp_path / "out"
-    how = stopped(result_rows, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
+    how = stopped(accuracy_verbs, "robust_accuracy", evaluate, "accuracy", "--run", folder, "--num_test", 20, "--device", "cpu")
     assert how == (code, f"{word}; the same command goes on and does not compute again what it has written\n")
     assert not (folder / "evaluation").exists()
     assert stopped(reproduce, "train", reproduce, *SMOKE, "--out", out) == (code, f"{word}; the same command goes on\n")
     assert not (out / locks.OWNER).exists()
-    how = stopped(benchmark, "_measure", benchmark, "--network", "convnet", "--image_size", 8, "--batch_sizes", 4,
+    how = stopped(comparison._Compared, "measure", benchmark, "--network", "convnet", "--image_size", 8, "--batch_sizes", 4,
                   "--contestants", "deterministic", "--precisions", "fp32", "--repeats", 1)
     assert how == (code, f"{word}; what was measured is above, and the same command begins anew\n")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)

@@ -30,7 +30,7 @@ from pyro_advbnn.datasets import (
     image_sets,
     load,
 )
-from pyro_advbnn.experiments import evaluated_images
+from pyro_advbnn.experiments import images as experiment_images
 from pyro_advbnn.system.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -749,5 +749,5 @@ def test_the_hash_of_a_view_is_that_of_its_pixels(monkeypatch, rows_at_once):
 
 def test_the_digest_in_rows_is_that_of_pixels_and_labels():
     images = labelled(torch.arange(50) % 3)
-    expected = evaluated_images.digest({"images": images.images, "labels": images.labels})
-    assert evaluated_images.image_digest(images) == evaluated_images.image_digest(images.view(range(50))) == expected
+    expected = experiment_images.digest({"images": images.images, "labels": images.labels})
+    assert experiment_images.image_digest(images) == experiment_images.image_digest(images.view(range(50))) == expected

@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from pyro_advbnn import datasets
-from pyro_advbnn.experiments import selection
+from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import figures, report, summaries
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import checkpoints, configuration, run_folders
@@ -171,7 +171,8 @@ def resumed(run):
 
 
 def evaluated(run):
-    return selection.Subjects(selection.Selection(run=run, num_test=10, device="cpu"))
+    with Selection(run=run, num_test=10, device="cpu") as runs:
+        return runs
 
 
 def places(value, at=()):

@@ -9,6 +9,7 @@ from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce
 from pyro_advbnn.cli import commands
+from pyro_advbnn.experiments import accuracy_verbs
 from pyro_advbnn.system import locks
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
@@ -84,7 +85,7 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     assert snapshot(folder) == before and not (folder / "evaluation").exists()
     assert "--network vgg16 is not the run's" in refusal(capsys, evaluate.VERBS, *line, "--network", "vgg16")
     assert not (folder / "evaluation").exists()
-    monkeypatch.setattr(evaluate.result_rows, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(accuracy_verbs, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
         commands.run(evaluate.VERBS, list(map(str, line)))
     assert not (folder / "evaluation").exists()

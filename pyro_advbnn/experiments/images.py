@@ -8,7 +8,7 @@ from pyro_advbnn.training.configuration import images_of
 
 
 def evaluated_images(config, selection):
-    """The images, on the CPU, that a `subjects.Selection` measures the run of `config` on.
+    """The images, on the CPU, that a `Selection` measures the run of `config` on.
 
     Raises InputError where they are not there, not enough, or not like those of the training.
     """
