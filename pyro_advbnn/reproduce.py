@@ -66,7 +66,7 @@ def _reproduce_on(device, pieces, wanted, one_thread):
         return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
     with nullcontext() if wanted.dry_run else locks.locked(plan.out):
         journal = Journal(plan)                          # as it is now that nobody else writes it
-        _print(plan, journal.waiting(), _seconds_per_pass(plan, images["test"], device))
+        _print(plan, journal.waiting(), _seconds_per_gradient(plan, images["test"], device))
         if one_thread:
             print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
         if not wanted.dry_run:
@@ -118,21 +118,21 @@ def _run_step(step, deadline):
     return run_folders.is_finished(folder)
 
 
-def _seconds_per_pass(plan, images, device):
-    """`costs.seconds_per_pass` of the plan's network."""
+def _seconds_per_gradient(plan, images, device):
+    """`costs.seconds_per_gradient` of the plan's network."""
     name = plan.network_for(images.image_shape[-1])
     architecture = name, images.num_classes, images.image_shape[0], plan.settings.get("width")
     construction.check_memory(architecture, "advbnn", device)
-    return costs.seconds_per_pass(networks.build_network(*architecture).to(device), images)
+    return costs.seconds_per_gradient(networks.build_network(*architecture).to(device), images)
 
 
 def _print(plan, waiting, seconds):
     """The plan, with the time that each step may take."""
-    total = sum(step.passes.seconds(*seconds) for step in waiting)
+    total = sum(seconds * step.gradients for step in waiting)
     print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about {duration(total)} on "
           f"this machine, by a measurement of single batches")
     for step in plan.steps:
-        state = duration(step.passes.seconds(*seconds)) if step in waiting else "done"
+        state = duration(seconds * step.gradients) if step in waiting else "done"
         print(f"{state:>12}  {step.command}")
 
 

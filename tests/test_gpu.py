@@ -215,7 +215,6 @@ def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
     commands.run(benchmark.benchmark, ["--network=convnet", "--image_size=8", "--num_steps=2", "--repeats=1", "--batch_sizes=4",
                                   "--precisions=fp32,bf16,tf32", "--device=cuda", f"--out={tmp_path / 'out'}"])
     content = json_files.read_json(tmp_path / "out" / "benchmark.json")
-    assert content["matmul_flops_per_second"]["bf16"] > content["matmul_flops_per_second"]["fp32"]
     for row in content["rows"]:
         assert row["peak_memory_bytes"] > 0 and row["wall_s"] > 0
         if row["attack_s"] is not None:

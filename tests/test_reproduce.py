@@ -133,7 +133,7 @@ def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_th
 
 
 def test_more_draws_in_training_cost_more():
-    cost = {step.flags["out"].name: step.passes.gradients for step in plan("beyond").steps if step.is_training}
+    cost = {step.flags["out"].name: step.gradients for step in plan("beyond").steps if step.is_training}
     assert cost["advbnn-many-draws"] > 3 * cost["advbnn-from-baseline"]
 
 
@@ -143,7 +143,7 @@ def test_flags_stand_over_the_scale():
 
 
 def test_more_attacks_cost_more():
-    one, many = (sum(step.passes.gradients for step in plan("table1", attack_samples=draws).steps) for draws in (2, 20))
+    one, many = (sum(step.gradients for step in plan("table1", attack_samples=draws).steps) for draws in (2, 20))
     assert many - one == 18 * 3 * 20 * 360               # draws x radii above 0 x steps x images
 
 
@@ -243,9 +243,11 @@ def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys)
 
 
 def test_draws_cost_nothing_where_all_are_the_same():
-    cost = {step.flags["runs"][0].name: step.passes.gradients for step in plan("beyond", scale="paper", dataset="cifar10").steps
+    cost = {step.flags["runs"][0].name: step.gradients for step in plan("beyond", scale="paper", dataset="cifar10").steps
             if "accuracy" in step.program}
-    assert cost["advbnn-averaged"] == 21 * cost["adv-tuned"]
+    attacked, predicted = 2 * 20 * 360, 3 * 360 / 2            # gradients at two radii, forward passes at three
+    assert cost["adv-tuned"] == attacked + predicted
+    assert cost["advbnn-averaged"] == 21 * attacked + 2 * 20 * predicted
 
 
 def test_every_row_names_its_checkpoint_and_attack(whole):

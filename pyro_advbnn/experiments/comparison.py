@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from pyro_advbnn import networks
 from pyro_advbnn.experiments import timings
-from pyro_advbnn.experiments.measurement import matmul_rate, matrix_products, peak_memory, take_turns
-from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, necessary_flops, random_workload
+from pyro_advbnn.experiments.measurement import peak_memory, take_turns
+from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, random_workload
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
@@ -35,11 +35,11 @@ def run(settings):
     torch.manual_seed(0)
     network = networks.build_network(settings.network, 10).to(device)
     compared = _Compared(settings, network, device, graphs)
-    flops = compared.try_out()
+    compared.try_out()
     report = _Report(settings, network, device)
     try:
         for batch_size in dict.fromkeys(settings.batch_sizes):
-            report.add(*compared.measure(batch_size, flops))
+            report.add(compared.measure(batch_size))
     finally:
         report.print()
 
@@ -54,11 +54,10 @@ class _Compared:
             if contestant != "authors" or precision == "fp32" for name in timings.CONTESTANTS[contestant]))
 
     def try_out(self):
-        """`necessary_flops` of one image, after one short call of all rows.   Raises InputError for what cannot work."""
+        """One short call of all rows: what cannot work ends here.   Raises InputError."""
         try:
             for precision, name in self.rows:
                 MAKERS[name](self.network, self._workload(2, precision, most=1))()
-            return {name: flops / 2 for name, flops in necessary_flops(self.network, self._workload(2)).items()}
         except InputError:
             raise
         except Exception as error:                       # whatever the network does
@@ -66,22 +65,17 @@ class _Compared:
             raise InputError(f"network {self.settings.network} fails on images {shape}: {type(error).__name__}: "
                              f"{error}") from error
 
-    def measure(self, batch_size, flops):
-        """(rows in all precisions, {precision: FLOP/s of matrix products}) at one batch size."""
+    def measure(self, batch_size):
+        """The rows of all contestants in all precisions at one batch size."""
         memory = {key: self._peak_memory(*key, batch_size)
                   for key in tqdm(self.rows, f"memory, batch {batch_size}", leave=False, disable=None)}
         calls = {(precision, name): MAKERS[name](self.network, self._workload(batch_size, precision))
                  for precision, name in self.rows}
-        products = {(precision, side): call for precision in dict.fromkeys(self.settings.precisions)
-                    for side, call in matrix_products(self.device, precision).items()}
-        times = self._take_turns(calls | products, batch_size)
-        rows = [timings.row(name, precision, batch_size, times[precision, name], flops=batch_size * flops.get(name, 0),
-                            peak_memory=memory[precision, name],
+        with tqdm(total=(self.settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
+            times = take_turns(calls, self.settings.repeats, self.device, progress=lambda key: bar.update())
+        return [timings.row(name, precision, batch_size, times[precision, name], peak_memory=memory[precision, name],
                             parts=call.parts() if isinstance(call, TrainingStep) else None)
                 for (precision, name), call in calls.items()]
-        rates = {precision: matmul_rate({side: times[of, side] for of, side in products if of == precision})
-                 for precision in self.settings.precisions}
-        return rows, rates
 
     def _workload(self, batch_size, precision="fp32", most=None):
         """most: at most so many steps of an attack and draws of a prediction."""
@@ -95,11 +89,6 @@ class _Compared:
         work = self._workload(batch_size, precision, most=2)
         return peak_memory(lambda: MAKERS[name](self.network, work), self.device)
 
-    def _take_turns(self, calls, batch_size):
-        total = (self.settings.repeats + 1) * len(calls)
-        with tqdm(total=total, desc=f"batch {batch_size}", leave=False, disable=None) as bar:
-            return take_turns(calls, self.settings.repeats, self.device, progress=lambda key: bar.update())
-
 
 class _Report:
     """What is known so far, on disk after every batch size."""
@@ -107,26 +96,23 @@ class _Report:
     def __init__(self, settings, network, device):
         self.settings, self.num_weights = settings, sum(p.numel() for p in network.parameters())
         self.described = asdict(settings) | {"device": describe_device(device)}
-        self.rows, self.matmul_rates = [], dict.fromkeys(settings.precisions, 0.0)
+        self.rows = []
         print(f"{settings.network}, {self.num_weights:,} weights, {settings.num_steps} PGD steps and an update, "
               f"{settings.num_samples} draws in a prediction, {self.described['device']}, medians of {settings.repeats}",
               flush=True)
 
-    def add(self, rows, matmul_rates):
+    def add(self, rows):
         timings.set_ratios(rows)
         self.rows += rows
-        self.matmul_rates = {name: max(rate, matmul_rates[name]) for name, rate in self.matmul_rates.items()}
-        timings.set_shares(self.rows, self.matmul_rates)
         if self.settings.out is not None:
             self.settings.out.mkdir(parents=True, exist_ok=True)
             timings.write_csv(self.settings.out / "benchmark.csv", self.rows)
             json_files.write_json(self.settings.out / "benchmark.json", {
                 "settings": self.described | {"out": str(self.settings.out)}, "num_weights": self.num_weights,
-                "matmul_flops_per_second": self.matmul_rates, "rows": self.rows,
-                "comparisons": timings.comparisons(self.rows), "environment": environment()})
+                "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": environment()})
 
     def print(self):
-        texts = [timings.table(self.rows), timings.rates_line(self.matmul_rates), timings.parts_table(self.rows),
+        texts = [timings.table(self.rows), timings.parts_table(self.rows),
                  timings.sentences(timings.comparisons(self.rows))]
         if self.rows:
             print("\n\n".join(filter(None, texts)), flush=True)

@@ -1,4 +1,4 @@
-"""How long, how much memory and how many operations a call takes; and how fast this machine multiplies matrices.
+"""How long and how much memory a call takes.
 
 Calls that are compared take turns, because other work on a machine slows all of them alike.
 """
@@ -8,11 +8,6 @@ from bisect import bisect_left
 from itertools import accumulate
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from pyro_advbnn.system.precision import arithmetic
-
-_MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
 def take_turns(calls, repeats, device, progress=None):
@@ -105,36 +100,3 @@ def peak_memory(build, device):
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     held = list(accumulate((change for _, change in changes), initial=0))
     return max(held[bisect_left(changes, (begin,)):])    # what is held as the second call begins counts too
-
-
-def count_flops(call):
-    """The floating-point operations of the matrix products and convolutions in one call, a multiply-add as two.
-
-    Products with the zeros of a padding count, though a library may leave them out.
-    """
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def matrix_products(device, precision):
-    """{side: call}: torch.mm of large square matrices in `precision`, to be timed for `matmul_rate`."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def product(side):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-
-        def call():
-            with arithmetic(device, precision):
-                torch.mm(a, b, out=out)
-        return call
-    return {side: product(side) for side in _MATRIX_SIDES[device.type]}
-
-
-def matmul_rate(times):
-    """The most FLOP/s that was reached, from {side: [(wall, CPU), ...]}.
-
-    Convolutions may pass it where another library computes them, as on the CPU.
-    """
-    return max(2 * side**3 / wall for side, measured in times.items() for wall, _ in measured)

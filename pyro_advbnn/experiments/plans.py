@@ -8,7 +8,7 @@ from pathlib import Path
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help
 from pyro_advbnn.experiments import ablations, costs, protocol, scales
-from pyro_advbnn.experiments.costs import Passes, attack, prediction
+from pyro_advbnn.experiments.costs import attack, prediction
 from pyro_advbnn.training import recipes
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
@@ -23,13 +23,13 @@ class Step:
     """One command of a plan.
 
     program: "train", or "evaluate VERB". flags: by name, None for what is left to the program. leaves: what is there once it
-    has run. passes: what it costs, for an estimate of the time.
+    has run. gradients: what it costs, by `costs`, for an estimate of the time.
     """
 
     program: str
     flags: dict
     leaves: tuple[Path, ...]
-    passes: Passes
+    gradients: float
 
     @property
     def is_training(self):
@@ -87,25 +87,25 @@ class Plan:
 
     def _fig3(self):
         runs = [self._run(defense) for defense in FIVE]
-        one_source = attack() + prediction() * (len(runs) + 1)           # of every target, and of its own clean images
-        self._evaluate("transfer", runs, ["transfer"], one_source * len(runs))
+        one_source = attack() + (len(runs) + 1) * prediction()           # of every target, and of its own clean images
+        self._evaluate("transfer", runs, ["transfer"], len(runs) * one_source)
 
     def _fig4(self):
-        averaged, mean = (attack() + prediction(draws) * 2 for draws in (costs.PREDICTION_DRAWS, 1))
+        averaged, mean = (attack() + 2 * prediction(draws) for draws in (costs.PREDICTION_DRAWS, 1))
         criteria = 2 * len(protocol.PRUNED_FRACTIONS)
-        self._evaluate("posterior", [self._run("advbnn")], ["density", "layers", "pruning"], (averaged + mean) * criteria,
+        self._evaluate("posterior", [self._run("advbnn")], ["density", "layers", "pruning"], criteria * (averaged + mean),
                        num_test=self.num_few, save_fractions=[0.5])
 
     def _fig5(self):
         advbnn, radii = self._run("advbnn"), protocol.default_ensemble_epsilons(self.wanted.dataset)
         self._evaluate("ensemble", [advbnn], ["ensemble"],
-                       attack() * (len(radii) - 1) + prediction(max(protocol.ENSEMBLE_DRAWS)) * len(radii))
+                       (len(radii) - 1) * attack() + len(radii) * prediction(max(protocol.ENSEMBLE_DRAWS)))
         runs, most, points = [self._run("adv"), advbnn], max(protocol.FIGURE_5_STEPS), len(protocol.FIGURE_5_STEPS)
         self._evaluate("steps", runs, ["steps"], num_test=self.num_few,
-                       passes=attack(steps=most) * len(runs) + (prediction() + prediction(1)) * points)
+                       each=len(runs) * attack(steps=most) + points * (prediction() + prediction(1)))
         if "num_honest" in self.settings:
             self._evaluate("steps", [advbnn], ["steps"], num_test=min(self.settings["num_honest"], self.num_test),
-                           passes=attack(self.draws[1], most) + prediction() * points, attack_samples=[self.draws[1]])
+                           each=attack(self.draws[1], most) + points * prediction(), attack_samples=[self.draws[1]])
 
     def _alpha(self):
         self._compare("alpha", ALPHAS)
@@ -115,8 +115,7 @@ class Plan:
 
     def _lipschitz(self):
         runs = [self._run(defense) for defense in FIVE]
-        both_splits = (attack(1, steps=1) + attack(costs.PREDICTION_DRAWS, steps=1)) * 2
-        self._evaluate("gradients", runs, ["gradients"], both_splits * len(runs))
+        self._evaluate("gradients", runs, ["gradients"], 2 * len(runs) * (1 + costs.PREDICTION_DRAWS))
 
     def _kl(self):
         """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
@@ -140,8 +139,8 @@ class Plan:
         if not runs or set(pieces) & set(BEYOND_THE_PAPER):
             runs = list(self._runs.values())
         figures = ["figures"] * bool(set(pieces) & set(PIECES))
-        self._evaluate("report", runs, [], costs.example() * len(runs), leaves=("report.html", "tables", *figures),
-                       num_images=costs.REPORTED_EXAMPLES)
+        self._evaluate("report", runs, [], len(runs) * (attack() + 2 * prediction()), num_images=costs.REPORTED_EXAMPLES,
+                       leaves=("report.html", "tables", *figures))
 
     # Steps
 
@@ -165,8 +164,8 @@ class Plan:
         self._white_box(["advbnn"] * len(runs), runs, name, epsilons, self.draws, against=name)
 
     def _white_box(self, defenses, runs, table, epsilons, attack_samples, **flags):
-        passes = sum((costs.white_box(defense, epsilons, attack_samples) for defense in defenses), Passes())
-        self._evaluate("accuracy", runs, [table], passes, epsilons=list(epsilons), attack_samples=attack_samples, **flags)
+        each = sum(costs.white_box(defense, epsilons, attack_samples) for defense in defenses)
+        self._evaluate("accuracy", runs, [table], each, epsilons=list(epsilons), attack_samples=attack_samples, **flags)
 
     def _run(self, defense, **flags):
         """The folder of a run, whose training becomes a step where it is none yet."""
@@ -192,16 +191,16 @@ class Plan:
 
     def _train(self, flags):
         self.steps.append(Step(program="train", flags=flags, leaves=(flags["out"] / "config.json",),
-                               passes=costs.training(flags, self.num_train)))
+                               gradients=costs.training(flags, self.num_train)))
 
-    def _evaluate(self, verb, runs, tables, passes, *, num_test=None, num_images=None, leaves=(), **flags):
-        """A step that evaluates runs on num_test images, or on num_images of them; passes: of each image."""
+    def _evaluate(self, verb, runs, tables, each, *, num_test=None, num_images=None, leaves=(), **flags):
+        """A step that evaluates runs on num_test images, or on num_images of them; each: what an image costs."""
         wanted = self.wanted
         flags = {"runs": runs, "out": self.out, "num_test": num_test or (self.num_test if self.settings["num_test"] else None),
                  "data_dir": wanted.data_dir, "network": wanted.network if ":" in (wanted.network or "") else None,
                  "seed": wanted.seed or None, "device": wanted.device if wanted.device != "auto" else None, **flags}
         leaves = [*(f"evaluation/{table}.csv" for table in tables), *leaves]
         step = Step(program=f"evaluate {verb}", flags=flags, leaves=tuple(self.out / name for name in leaves),
-                    passes=passes * (num_images or num_test or self.num_test))
+                    gradients=each * (num_images or num_test or self.num_test))
         if step not in self.steps:
             self.steps.append(step)

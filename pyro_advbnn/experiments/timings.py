@@ -1,4 +1,4 @@
-"""The rows of a benchmark: from times to medians, ratios and shares; as text and as csv. No tensors here."""
+"""The rows of a benchmark: from times to medians, ratios; as text and as csv. No tensors here."""
 import csv
 import io
 import statistics
@@ -14,20 +14,18 @@ FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
 PARTS = ("attack", "update", "optimizer")                # of a training step
 FIELDS = (
     "batch_size", "precision", "contestant", "wall_s", "cpu_s", "images_per_second", "floor", "wall_ratio", "cpu_ratio",
-    "flops", "flops_per_second", "matmul_share", "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
+    "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
 )
 
 
-def row(contestant, precision, batch_size, times, *, flops=None, peak_memory=None, parts=None):
-    """One row of FIELDS, its ratios and share still missing, from times [(wall, CPU), ...] in seconds: their medians.
+def row(contestant, precision, batch_size, times, *, peak_memory=None, parts=None):
+    """One row of FIELDS, its ratios still missing, from times [(wall, CPU), ...] in seconds: their medians.
 
-    flops: of one call, where the contestant computes any. parts: {name of PARTS: seconds}.
+    parts: {name of PARTS: seconds}.
     """
     wall, cpu = medians(times)
     known = {"batch_size": batch_size, "precision": precision, "contestant": contestant, "wall_s": wall, "cpu_s": cpu,
-             "peak_memory_bytes": peak_memory}
-    if flops:
-        known |= {"images_per_second": batch_size / wall, "flops": flops, "flops_per_second": flops / wall}
+             "images_per_second": batch_size / wall if contestant != "normals" else None, "peak_memory_bytes": peak_memory}
     return dict.fromkeys(FIELDS) | known | {f"{part}_s": seconds for part, seconds in (parts or {}).items()}
 
 
@@ -43,13 +41,6 @@ def set_ratios(rows):
         if floor:
             row |= {"floor": floor["contestant"], "wall_ratio": row["wall_s"] / floor["wall_s"],
                     "cpu_ratio": row["cpu_s"] / floor["cpu_s"]}
-
-
-def set_shares(rows, matmul_rates):
-    """Fill each row's share of the FLOP/s of matrix products, matmul_rates {precision: FLOP/s}."""
-    for row in rows:
-        if row["flops_per_second"]:
-            row["matmul_share"] = row["flops_per_second"] / matmul_rates[row["precision"]]
 
 
 def find(rows, contestant, batch_size, precision):
@@ -107,8 +98,6 @@ def table(rows):
         "ratio": lambda row: _number(row["wall_ratio"], 1, 3),
         "CPU ratio": lambda row: _number(row["cpu_ratio"], 1, 3),
         "to": lambda row: row["floor"] or "-",
-        "GFLOP/s": lambda row: _number(row["flops_per_second"], 1e-9, 0),
-        "of mm %": lambda row: _number(row["matmul_share"], 100, 0),
         "peak MiB": lambda row: _number(row["peak_memory_bytes"], 2**-20, 1),
     })
 
@@ -120,12 +109,6 @@ def parts_table(rows):
                "contestant": lambda row: row["contestant"]}
     columns |= {f"{part} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
     return text_tables.table(cut, columns) if cut else ""
-
-
-def rates_line(matmul_rates):
-    """The rates of matrix products in words."""
-    rates = ", ".join(f"{precision} {rate / 1e9:.0f}" for precision, rate in matmul_rates.items())
-    return f"matrix products (mm) on this device, GFLOP/s: {rates}"
 
 
 def sentences(compared):

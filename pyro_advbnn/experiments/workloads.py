@@ -1,7 +1,7 @@
 """What is compared in a benchmark: each row makes a call, to be timed, from one network and one workload."""
 import copy
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -11,7 +11,7 @@ from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.evaluation.accuracy import count_correct, predict
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
-from pyro_advbnn.experiments.measurement import Stopwatch, count_flops
+from pyro_advbnn.experiments.measurement import Stopwatch
 from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
@@ -187,17 +187,3 @@ def _bare(network, work, num_gradients):
 MAKERS = {"adv-bnn": adv_bnn, "deterministic": deterministic, "plain-pyro": plain_pyro, "authors": authors,
           "prediction": prediction, "bare forwards": bare_forwards, "normals": normals, "evaluation": evaluation,
           "bare evaluation": bare_evaluation}
-
-
-def necessary_flops(network, work):
-    """{row: FLOPs of one call}: those of the network alone, without draws, KL or optimizer.
-
-    A step attacks by num_steps gradients of the images alone and updates by one gradient of all parameters.
-    """
-    forward = count_flops(bare_forwards(network, replace(work, num_samples=1)))
-    update = count_flops(deterministic(network, replace(work, num_steps=0)))
-    gradient = count_flops(deterministic(network, replace(work, num_steps=1))) - update
-    step, predicted = work.num_steps * gradient + update, work.num_samples * forward
-    evaluated = EVALUATION_STEPS * gradient + predicted
-    return dict.fromkeys(("adv-bnn", "deterministic", "plain-pyro", "authors"), step) | {
-        "prediction": predicted, "bare forwards": predicted, "evaluation": evaluated, "bare evaluation": evaluated}

@@ -1,4 +1,4 @@
-"""Tests of timings: medians, ratios and shares are those of the numbers that go in."""
+"""Tests of timings: medians, ratios are those of the numbers that go in."""
 import csv
 
 import pytest
@@ -12,19 +12,11 @@ def row(contestant, wall, precision="fp32", batch_size=32, **known):
 
 def test_a_row_holds_the_medians_and_what_follows_from_them():
     times = [(1.0, 8.0), (5.0, 2.0), (2.0, 4.0)]
-    made = timings.row("adv-bnn", "bf16", 32, times, flops=6e9, peak_memory=7, parts={"attack": 1.5})
+    made = timings.row("adv-bnn", "bf16", 32, times, peak_memory=7, parts={"attack": 1.5})
     assert set(made) == set(timings.FIELDS)
     assert (made["wall_s"], made["cpu_s"], made["images_per_second"]) == (2.0, 4.0, 16.0)
-    assert (made["flops"], made["flops_per_second"]) == (6e9, 3e9)
     assert (made["peak_memory_bytes"], made["attack_s"], made["update_s"]) == (7, 1.5, None)
 
-
-def test_a_share_is_that_of_the_matrix_products_of_the_same_precision():
-    rows = [row("adv-bnn", 2.0, flops=6e9), row("adv-bnn", 1.0, "bf16", flops=6e9), row("normals", 1.0)]
-    timings.set_shares(rows, {"fp32": 12e9, "bf16": 60e9})
-    assert [made["matmul_share"] for made in rows] == [0.25, 0.1, None]
-    assert rows[2]["images_per_second"] is rows[2]["flops_per_second"] is None
-    assert timings.rates_line({"fp32": 12e9, "bf16": 60e9}).endswith("GFLOP/s: fp32 12, bf16 60")
 
 
 def test_ratios_are_to_the_floor_of_the_same_batch_size_and_precision():
@@ -59,17 +51,17 @@ def test_the_csv_has_a_line_per_row_and_empty_cells_for_what_was_not_measured(tm
     with (tmp_path / "b.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == timings.FIELDS
-    assert (lines[0]["wall_s"], lines[0]["attack_s"], lines[1]["attack_s"], lines[1]["flops"]) == ("0.1", "0.05", "", "")
+    assert (lines[0]["wall_s"], lines[0]["attack_s"]) == ("0.1", "0.05")
+    assert (lines[1]["attack_s"], lines[1]["images_per_second"]) == ("", "")
 
 
-def test_tables_print_milliseconds_ratios_and_shares():
-    rows = [row("deterministic", 0.2, flops=1e9, peak_memory=3 * 2**20),
+def test_tables_print_milliseconds_and_ratios():
+    rows = [row("deterministic", 0.2, peak_memory=3 * 2**20),
             row("adv-bnn", 0.25, parts=dict.fromkeys(timings.PARTS, 0.05) | {"update": 0.025})]
     timings.set_ratios(rows)
-    timings.set_shares(rows, {"fp32": 2e10})
     header, floor, ours = (line.split() for line in timings.table(rows).splitlines())
-    assert floor[3:] == ["200.0", "400.0", "160.0", "1.000", "1.000", "deterministic", "5", "25", "3.0"]
-    assert ours[3:8] == ["250.0", "500.0", "-", "1.250", "1.250"]
+    assert floor[3:] == ["200.0", "400.0", "160.0", "1.000", "1.000", "deterministic", "3.0"]
+    assert ours[3:8] == ["250.0", "500.0", "128.0", "1.250", "1.250"]
     _, cut = timings.parts_table(rows).splitlines()
     assert cut.split() == ["32", "fp32", "adv-bnn", "50.0", "(20.0)", "25.0", "(10.0)", "50.0", "(20.0)"]
     assert timings.parts_table(rows[:1]) == ""
