@@ -216,7 +216,7 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
     ("transfer --runs {run},nowhere", "nowhere is no run folder"),
     ("accuracy --run {run} --epsilon 0.1", "did you mean --epsilons"),
     ("accuracy --run {run} --epsilons 0,two", "--epsilons must be"),
-    ("accuracy --run {run} --epsilons 2", "--epsilons must be numbers in [0, 1]"),
+    ("accuracy --run {run} --epsilons 2", "--epsilons must be a list of numbers in [0, 1]"),
     ("accuracy --run {run} --num_steps 0", "--num_steps must be an integer in [1, 100000]"),
     ("accuracy --run {run} --num_samples 1.5", "--num_samples must be an integer"),
     ("accuracy --run {run} --step_size 0", "--step_size must be"),
