@@ -17,7 +17,7 @@ class Comparison:
         contestants: adv-bnn, a training step; deterministic, the same step of the same network without Bayes: the floor
             of all steps; plain-pyro, Adv-BNN with a Pyro site per parameter; authors, Adv-BNN in the style of the
             authors' code, in fp32 alone; prediction, num_samples draws, beside as many forward passes and draws of
-            normals; evaluation, an attack of 20 steps and a prediction, beside as many passes of the network.
+            normals.
         batch_sizes: images per call.
         precisions: fp32, bf16 (autocast), tf32 (cuda).
         image_size: side of the images in pixels.

@@ -12,8 +12,6 @@ from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
 from pyro_advbnn.training import run_folders
 
-_DEFENSES = ("none", "adv", "advbnn")
-
 
 @python_calls.from_python
 def demo(*, seed: Seed = 0, out: Path | None = None):
@@ -33,7 +31,7 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
 @process_settings(num_threads=1)    # networks this small gain nothing from a second thread, and lose much where it is not free
 def _demo(folder, seed):
     rows = []
-    for defense in _DEFENSES:
+    for defense in ("none", "adv", "advbnn"):
         train(dataset="digits", defense=defense, seed=seed, out=folder / defense)
         rows.append(_evaluate(folder / defense, seed))
         print()

@@ -53,37 +53,34 @@ def _reproduce(pieces, wanted):
     device = resolve_device(wanted.device)
     one_thread = wanted.scale == "smoke" and device.type == "cpu"       # networks this small lose by a second thread
     with process_settings(1 if one_thread else None):
-        _reproduce_on(device, pieces, wanted, one_thread)
+        plan, images = _plan(pieces, wanted, device)
+        if not Journal(plan).waiting():
+            return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
+        with nullcontext() if wanted.dry_run else locks.locked(plan.out):
+            journal = Journal(plan)                      # as it is now that nobody else writes it
+            _print(plan, journal.waiting(), _seconds_per_gradient(plan, images, device))
+            if one_thread:
+                print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
+            if not wanted.dry_run:
+                _run(plan, journal)
 
 
-def _reproduce_on(device, pieces, wanted, one_thread):
-    began = time.monotonic()
+def _plan(pieces, wanted, device):
+    """The plan, and the test images.   Raises InputError where there are no data, or fewer than asked for."""
     resolve_precision(wanted.precision, device)
     images = {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
-    _check_numbers(wanted, images)
-    plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=device.type == "cuda")
-    if not Journal(plan).waiting():
-        return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
-    with nullcontext() if wanted.dry_run else locks.locked(plan.out):
-        journal = Journal(plan)                          # as it is now that nobody else writes it
-        _print(plan, journal.waiting(), _seconds_per_gradient(plan, images["test"], device))
-        if one_thread:
-            print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
-        if not wanted.dry_run:
-            _run(plan, journal, began)
-
-
-def _check_numbers(wanted, images):
-    """Raises InputError for more images than there are; those that a scale takes are fewer where the data set is small."""
     for name, split in (("num_train", "train"), ("num_test", "test")):
         asked, there = getattr(wanted, name), len(images[split])
-        if asked and asked > there:
+        if asked and asked > there:                      # a scale takes fewer where the data set is small
             raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
+    on_gpu = device.type == "cuda"
+    return Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=on_gpu), images["test"]
 
 
-def _run(plan, journal, began):
+def _run(plan, journal):
     """Run the steps that are waiting, to the end or until --max_minutes are over."""
     journal.open()
+    began = time.monotonic()
     max_minutes = plan.wanted.max_minutes
     deadline = began + 60 * max_minutes if max_minutes else float("inf")
     waiting = journal.waiting()

@@ -25,14 +25,13 @@ class PlainPyro(nn.Module):
 
     Model: w ~ Normal(0, prior_std) for every parameter by `PyroSample`. Guide: w ~ Normal(mean, exp(log_std)), sampled
     site by site. A forward call traces the guide and replays the model, for `attacks.pgd.pgd` with its frozen parameters: no
-    draw of an attack pays for gradients of the weights. The KL is Pyro's closed form, summed over the sites.
-
-    Raises InputError for tied parameters, which would be sites of their own.
+    draw of an attack pays for gradients of the weights. The KL is Pyro's closed form, summed over the sites. The network
+    has no tied parameters, which would be sites of their own.
     """
 
     def __init__(self, network, prior_std, init_std):
         super().__init__()
-        self.network = _copy(network, "plain-pyro")
+        self.network = copy.deepcopy(network)
         parameters = dict(self.network.named_parameters())
         self.names = list(parameters)
         self.means = nn.ParameterList(p.detach().clone() for p in parameters.values())
@@ -81,13 +80,12 @@ class AuthorsStyle(nn.Module):
     KL (Eq. 6) to the graph, needed or not. The attack calls backward() and so computes the gradients of all weights too.
     Unlike the authors' VGG, which returned the KL of the last layer, this sums the KL of all layers.
 
-    Raises InputError for tied parameters, and where a parameter belongs to a module that has modules of its own: no call
-    of a layer would draw it.
+    Raises InputError where a parameter belongs to a module that has modules of its own: no call of a layer would draw it.
     """
 
     def __init__(self, network, prior_std, init_std):
         super().__init__()
-        self.network = _copy(network, "authors")
+        self.network = copy.deepcopy(network)
         for name, module in list(self.network.named_modules()):
             if not list(module.parameters(recurse=False)):
                 continue
@@ -157,9 +155,3 @@ class _RandomLayer(nn.Module):
     def take_kl(self):
         kl, self._kl = self._kl, None
         return kl
-
-
-def _copy(network, contestant):
-    if len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.parameters())):
-        raise InputError(f"contestant {contestant} takes no network with tied parameters")
-    return copy.deepcopy(network)

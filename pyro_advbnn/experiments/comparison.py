@@ -67,8 +67,7 @@ class _Compared:
 
     def measure(self, batch_size):
         """The rows of all contestants in all precisions at one batch size."""
-        memory = {key: self._peak_memory(*key, batch_size)
-                  for key in tqdm(self.rows, f"memory, batch {batch_size}", leave=False, disable=None)}
+        memory = {key: self._peak_memory(*key, batch_size) for key in self.rows}
         calls = {(precision, name): MAKERS[name](self.network, self._workload(batch_size, precision))
                  for precision, name in self.rows}
         with tqdm(total=(self.settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
@@ -112,7 +111,5 @@ class _Report:
                 "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": environment()})
 
     def print(self):
-        texts = [timings.table(self.rows), timings.parts_table(self.rows),
-                 timings.sentences(timings.comparisons(self.rows))]
         if self.rows:
-            print("\n\n".join(filter(None, texts)), flush=True)
+            print(f"{timings.table(self.rows)}\n\n{timings.sentences(timings.comparisons(self.rows))}", flush=True)

@@ -93,21 +93,16 @@ class EvaluatedRuns(list):
         super().__init__(map(self._load, folders, configs))
 
     def _load(self, folder, config):
-        classifier, config, path = run_folders.load_classifier(
-            folder, self.selection.checkpoint, self._own_network(config), self.device)
+        name = self.selection.network                    # the user's own, for the runs that have it
+        network = build_network(name, config["num_classes"], config["in_channels"]) if (
+            name == config["network"] and is_imported(name)) else None
+        classifier, config, path = run_folders.load_classifier(folder, self.selection.checkpoint, network, self.device)
         fields = run_folders.row_fields(config, path, digest(classifier.state_dict()))
         fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
         images, images_digest = self._split(folder, config)
         image_fields = {"num_examples": len(images), "images": images_digest, "batch_size": self.selection.batch_size,
                         "seed": self.seed}
         return EvaluatedRun(fields["run"], folder, classifier, config, images, images_digest, fields, image_fields)
-
-    def _own_network(self, config):
-        """The network of the user's own that the flag names, for the runs that have it."""
-        name = self.selection.network
-        if name is None or not is_imported(name) or name != config["network"]:
-            return None
-        return build_network(name, config["num_classes"], config["in_channels"])
 
     def _split(self, folder, config):
         """The images to evaluate a run on, which runs of the same source share, and their digest."""

@@ -14,7 +14,9 @@ def evaluated_images(config, selection):
     """
     data_dir = selection.data_dir or config["data_dir"]
     if selection.split == "held_out":
-        images = _held_out(config, data_dir)
+        _, images = training_images(config, data_dir)
+        if images is None:
+            raise InputError("--split held_out: the run held no images out")
     else:
         loading = "stream" if config["loading"] == "stream" else "auto"     # not by today's memory: their digest depends on it
         images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"], loading=loading,
@@ -36,13 +38,6 @@ def _check(images, config, split):
 def training_images(config, data_dir=None):
     """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
     return images_of(config, "cpu", data_dir)
-
-
-def _held_out(config, data_dir):
-    _, held_out = training_images(config, data_dir)
-    if held_out is None:
-        raise InputError("--split held_out: the run held no images out")
-    return held_out
 
 
 def image_digest(images):

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: from times to medians, ratios; as text and as csv. No tensors here."""
+"""The rows of a benchmark: from times to medians and ratios; as text and as csv. No tensors here."""
 import csv
 import io
 import statistics
@@ -6,12 +6,11 @@ import statistics
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.system import files
 
-CONTESTANTS = {name: (name,) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors")} | {   # the rows of each
-    "prediction": ("prediction", "bare forwards", "normals"), "evaluation": ("evaluation", "bare evaluation")}
-FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | {
-    "prediction": "bare forwards", "bare forwards": "bare forwards", "normals": "bare forwards",
-    "evaluation": "bare evaluation", "bare evaluation": "bare evaluation"}
+CONTESTANTS = {name: (name,) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors")} | {
+    "prediction": ("prediction", "bare forwards", "normals")}                                          # the rows of each
+FLOORS = dict.fromkeys(CONTESTANTS, "deterministic") | dict.fromkeys(CONTESTANTS["prediction"], "bare forwards")
 PARTS = ("attack", "update", "optimizer")                # of a training step
+_OTHERS = {"adv-bnn": [("plain-pyro",), ("authors",)], "prediction": [("bare forwards", "normals")]}   # of `comparisons`
 FIELDS = (
     "batch_size", "precision", "contestant", "wall_s", "cpu_s", "images_per_second", "floor", "wall_ratio", "cpu_ratio",
     "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
@@ -23,15 +22,10 @@ def row(contestant, precision, batch_size, times, *, peak_memory=None, parts=Non
 
     parts: {name of PARTS: seconds}.
     """
-    wall, cpu = medians(times)
+    wall, cpu = (statistics.median(clock) for clock in zip(*times, strict=True))
     known = {"batch_size": batch_size, "precision": precision, "contestant": contestant, "wall_s": wall, "cpu_s": cpu,
              "images_per_second": batch_size / wall if contestant != "normals" else None, "peak_memory_bytes": peak_memory}
     return dict.fromkeys(FIELDS) | known | {f"{part}_s": seconds for part, seconds in (parts or {}).items()}
-
-
-def medians(times):
-    """(wall, CPU) of [(wall, CPU), ...]."""
-    return tuple(statistics.median(clock) for clock in zip(*times, strict=True))
 
 
 def set_ratios(rows):
@@ -50,30 +44,23 @@ def find(rows, contestant, batch_size, precision):
 
 
 def comparisons(rows):
-    """What the ratios to the floors leave out, a list of rows: contestant, other, batch_size, precision, other_precision,
-    wall_ratio, cpu_ratio and memory_ratio, the other's times over the contestant's and the contestant's memory over the
-    other's.
+    """What the ratios to the floors leave out, a list of rows: contestant, other, batch_size, precision, and the times of the
+    other over the contestant's, wall_ratio and cpu_ratio.
 
-    Adv-BNN against the plain Pyro way of the same precision and the authors' style, float32 always; n predictions, for
-    which "other" is n forwards and n draws of normals together.
+    Adv-BNN against the plain Pyro way and the authors' style, float32 always; n predictions against n forwards and n draws
+    of normals together.
     """
     found = []
     for row in rows:
-        batch_size, precision = row["batch_size"], row["precision"]
-        if row["contestant"] == "adv-bnn":
-            others = find(rows, "plain-pyro", batch_size, precision), find(rows, "authors", batch_size, "fp32")
-            found += [_compare(row, [other]) for other in others if other]
-        if row["contestant"] == "prediction":
-            found.append(_compare(row, [find(rows, name, batch_size, precision) for name in ("bare forwards", "normals")]))
+        for others in _OTHERS.get(row["contestant"], ()):
+            precisions = ["fp32" if name == "authors" else row["precision"] for name in others]
+            other = [find(rows, name, row["batch_size"], precision) for name, precision in zip(others, precisions, strict=True)]
+            if all(other):
+                found.append({name: row[name] for name in ("contestant", "batch_size", "precision")} | {
+                    "other": " + ".join(others),
+                    **{f"{clock}_ratio": sum(each[f"{clock}_s"] for each in other) / row[f"{clock}_s"]
+                       for clock in ("wall", "cpu")}})
     return found
-
-
-def _compare(row, others):
-    memory = others[0]["peak_memory_bytes"] if len(others) == 1 else None
-    return {"contestant": row["contestant"], "other": " + ".join(other["contestant"] for other in others),
-            "batch_size": row["batch_size"], "precision": row["precision"], "other_precision": others[0]["precision"],
-            **{f"{clock}_ratio": sum(other[f"{clock}_s"] for other in others) / row[f"{clock}_s"] for clock in ("wall", "cpu")},
-            "memory_ratio": row["peak_memory_bytes"] / memory if memory else None}
 
 
 def write_csv(path, rows):
@@ -87,49 +74,22 @@ def write_csv(path, rows):
 
 
 def table(rows):
-    """All rows as text; the ratio of each is to its floor."""
+    """All rows as text; the ratio of each is to its floor, the parts of a step are in percent of it."""
+    def number(name, digits, factor=1):
+        return lambda row: text_tables.decimal(None if row[name] is None else factor * row[name], digits)
+
+    def part(name):
+        return lambda row: text_tables.share(None if row[name] is None else row[name] / row["wall_s"])
+
     return text_tables.table(rows, {
-        "batch": lambda row: row["batch_size"],
-        "precision": lambda row: row["precision"],
-        "contestant": lambda row: row["contestant"],
-        "ms": lambda row: _number(row["wall_s"], 1000, 1),
-        "CPU ms": lambda row: _number(row["cpu_s"], 1000, 1),
-        "images/s": lambda row: _number(row["images_per_second"], 1, 1),
-        "ratio": lambda row: _number(row["wall_ratio"], 1, 3),
-        "CPU ratio": lambda row: _number(row["cpu_ratio"], 1, 3),
-        "to": lambda row: row["floor"] or "-",
-        "peak MiB": lambda row: _number(row["peak_memory_bytes"], 2**-20, 1),
-    })
-
-
-def parts_table(rows):
-    """How the time of the training steps splits, in ms and in percent of the step; "" where none was cut into parts."""
-    cut = [row for row in rows if row["attack_s"] is not None]
-    columns = {"batch": lambda row: row["batch_size"], "precision": lambda row: row["precision"],
-               "contestant": lambda row: row["contestant"]}
-    columns |= {f"{part} ms (%)": lambda row, part=part: _part(row, part) for part in PARTS}
-    return text_tables.table(cut, columns) if cut else ""
+        "batch": lambda row: row["batch_size"], "precision": lambda row: row["precision"],
+        "contestant": lambda row: row["contestant"], "ms": number("wall_s", 1, 1000), "CPU ms": number("cpu_s", 1, 1000),
+        "images/s": number("images_per_second", 1), "ratio": number("wall_ratio", 3), "CPU ratio": number("cpu_ratio", 3),
+        "to": lambda row: row["floor"] or text_tables.NONE, "peak MiB": number("peak_memory_bytes", 1, 2**-20),
+        **{f"{name} %": part(f"{name}_s") for name in PARTS}})
 
 
 def sentences(compared):
     """`comparisons` in words, one line each."""
-    return "\n".join(map(_sentence, compared))
-
-
-def _sentence(compared):
-    where = f"batch {compared['batch_size']}, {compared['precision']}: {compared['contestant']}"
-    if compared["contestant"] == "prediction":
-        return (f"{where} takes {1 / compared['wall_ratio']:.3f} times as long as {compared['other']} together "
-                f"(CPU time {1 / compared['cpu_ratio']:.3f})")
-    memory = f"; {100 * compared['memory_ratio']:.0f} % of its peak memory" if compared["memory_ratio"] else ""
-    return (f"{where} is {compared['wall_ratio']:.2f} times as fast as {compared['other']} in {compared['other_precision']} "
-            f"(CPU time {compared['cpu_ratio']:.2f}){memory}")
-
-
-def _part(row, part):
-    seconds = row[f"{part}_s"]
-    return f"{1000 * seconds:.1f} ({100 * seconds / row['wall_s']:.1f})"
-
-
-def _number(value, factor, digits):
-    return "-" if value is None else f"{factor * value:.{digits}f}"
+    return "\n".join(f"batch {row['batch_size']}, {row['precision']}: {row['contestant']} is {row['wall_ratio']:.2f} times as "
+                     f"fast as {row['other']} (CPU time {row['cpu_ratio']:.2f})" for row in compared)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from pyro_advbnn.attacks.modes import frozen
-from pyro_advbnn.attacks.pgd import PGD, input_gradient
+from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.evaluation.accuracy import count_correct, predict
+from pyro_advbnn.evaluation.accuracy import predict
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.experiments.measurement import Stopwatch
 from pyro_advbnn.experiments.timings import PARTS
@@ -19,7 +19,6 @@ from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
 
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
-EVALUATION_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Workload:
     cuda_graphs: bool = False
     compiled: bool = False
 
-    def attack(self, num_steps=None):
-        return PGD(8 / 256, 0.007, self.num_steps if num_steps is None else num_steps)
+    def attack(self):
+        return PGD(8 / 256, 0.007, self.num_steps)
 
     def arithmetic(self):
         return arithmetic(self.x.device, self.precision)
@@ -55,8 +54,8 @@ class TrainingStep:
     def __init__(self, classifier, work):
         self.classifier, self.work = classifier.train(), work
         settings = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "weight_decay": 0.0}
-        self.optimizer = build_optimizer(classifier, settings)
-        self.stopwatches = []
+        self.optimizer, self.stopwatches = build_optimizer(classifier, settings), []
+        self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.x, work.precision)
         self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else work.attack()
         if work.compiled:
@@ -68,14 +67,12 @@ class TrainingStep:
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
-            train_step(self.classifier, _Watched(self.optimizer, self.stopwatches[-1]), self._x, self.work.y,
-                       attack=self._attack, kl_weight=KL_WEIGHT)
+            train_step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT)
         self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):
         """{part: median seconds} over all calls but the first."""
-        cut = [stopwatch.seconds() for stopwatch in self.stopwatches[1:]]
-        return {part: statistics.median(seconds[part] for seconds in cut) for part in PARTS}
+        return {part: statistics.median(stopwatch.seconds[part] for stopwatch in self.stopwatches[1:]) for part in PARTS}
 
     def _attack(self, classifier, x, y):
         x_adv = self._pgd(classifier, x, y)
@@ -83,20 +80,6 @@ class TrainingStep:
             raise InputError(f"--cuda_graphs on: {self._pgd.failure}")
         self.stopwatches[-1].lap("attack")
         return x_adv
-
-
-class _Watched:
-    """An optimizer that tells a stopwatch where a step's gradients are there: the end of its update."""
-
-    def __init__(self, optimizer, stopwatch):
-        self._optimizer, self._stopwatch = optimizer, stopwatch
-
-    def step(self):
-        self._stopwatch.lap("update")
-        self._optimizer.step()
-
-    def __getattr__(self, name):
-        return getattr(self._optimizer, name)
 
 
 def adv_bnn(network, work):
@@ -135,8 +118,14 @@ def prediction(network, work):
 
 
 def bare_forwards(network, work):
-    """As many forward calls of the network as `prediction` makes."""
-    return _bare(network, work, num_gradients=0)
+    """As many forward calls of the network as `prediction` makes, with all that our own classifiers get, too."""
+    classifier = Classifier(copy.deepcopy(network)).eval()
+
+    def call():
+        with work.arithmetic(), frozen(classifier), torch.no_grad():
+            for _ in range(work.num_samples):
+                classifier(work.x)
+    return call
 
 
 def normals(network, work):
@@ -152,38 +141,5 @@ def normals(network, work):
     return call
 
 
-def evaluation(network, work):
-    """An attack of EVALUATION_STEPS steps and a prediction: what `robust_accuracy` does for each batch.
-
-    Its trial of the module, two images once in a whole evaluation, is not in it.
-    """
-    classifier, attack = BayesianClassifier(network, PRIOR_STD, INIT_STD).eval(), work.attack(EVALUATION_STEPS)
-
-    def call():
-        with work.arithmetic():
-            count_correct(classifier, [(work.x, work.y)], attack, num_samples=work.num_samples)
-    return call
-
-
-def bare_evaluation(network, work):
-    """As many gradients and forward calls of the network as `evaluation` makes."""
-    return _bare(network, work, num_gradients=EVALUATION_STEPS)
-
-
-def _bare(network, work, num_gradients):
-    classifier = Classifier(copy.deepcopy(network)).eval()
-
-    def call():
-        with work.arithmetic():
-            with frozen(classifier):                     # with all that our own classifiers get, too
-                for _ in range(num_gradients):
-                    input_gradient(classifier, work.x, work.y)
-            with frozen(classifier), torch.no_grad():
-                for _ in range(work.num_samples):
-                    classifier(work.x)
-    return call
-
-
 MAKERS = {"adv-bnn": adv_bnn, "deterministic": deterministic, "plain-pyro": plain_pyro, "authors": authors,
-          "prediction": prediction, "bare forwards": bare_forwards, "normals": normals, "evaluation": evaluation,
-          "bare evaluation": bare_evaluation}
+          "prediction": prediction, "bare forwards": bare_forwards, "normals": normals}

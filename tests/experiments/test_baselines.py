@@ -153,11 +153,3 @@ def test_the_network_is_left_as_it_is(build, network):
 def test_the_authors_style_refuses_networks_with_parameters_outside_of_layers():
     with pytest.raises(ab.InputError, match="MultiheadAttention"):
         AuthorsStyle(nn.Sequential(nn.MultiheadAttention(4, 2)), 0.1, 0.05)
-
-
-@pytest.mark.parametrize("build", PEERS)
-def test_tied_parameters_are_refused(build):
-    layers = nn.Linear(4, 4), nn.Linear(4, 4)
-    layers[1].weight = layers[0].weight
-    with pytest.raises(ab.InputError, match="tied"):
-        build(nn.Sequential(*layers), 0.1, 0.05)

@@ -27,13 +27,13 @@ def test_sleeping_takes_wall_time_and_no_cpu_time():
     assert 0.05 <= wall < 0.5 and cpu < 0.02
 
 
-def test_a_stopwatch_adds_up_laps_of_one_name(monkeypatch):
+def test_a_stopwatch_gives_each_lap_what_passed_since_the_one_before(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 7.0])
     monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     stopwatch = Stopwatch(CPU)
-    for name in ("draw", "forward", "draw"):
+    for name in ("attack", "update", "optimizer"):
         stopwatch.lap(name)
-    assert stopwatch.seconds() == {"draw": 5.0, "forward": 2.0}
+    assert stopwatch.seconds == {"attack": 1.0, "update": 2.0, "optimizer": 4.0}
 
 
 def test_peak_memory_is_state_and_the_most_held_in_the_second_call():

@@ -27,23 +27,20 @@ def test_ratios_are_to_the_floor_of_the_same_batch_size_and_precision():
     assert rows[1]["cpu_ratio"] == 1.5 and rows[1]["floor"] == "deterministic" and rows[4]["floor"] is None
 
 
-def test_comparisons_tell_speed_over_peers_and_the_share_of_their_memory():
-    rows = [row("adv-bnn", 2.0, peak_memory=50), row("plain-pyro", 3.0, peak_memory=100), row("authors", 5.0, peak_memory=200),
-            row("adv-bnn", 1.0, "bf16", peak_memory=40), row("plain-pyro", 2.5, "bf16", peak_memory=80)]
+def test_comparisons_tell_speed_over_other_ways_to_write_it():
+    rows = [row("adv-bnn", 2.0), row("plain-pyro", 3.0), row("authors", 5.0), row("adv-bnn", 1.0, "bf16"),
+            row("plain-pyro", 2.5, "bf16")]
     compared = timings.comparisons(rows)
-    assert [(c["precision"], c["other"], c["other_precision"], c["wall_ratio"], c["memory_ratio"]) for c in compared] == [
-        ("fp32", "plain-pyro", "fp32", 1.5, 0.5), ("fp32", "authors", "fp32", 2.5, 0.25),
-        ("bf16", "plain-pyro", "bf16", 2.5, 0.5), ("bf16", "authors", "fp32", 5.0, 0.2)]
-    text = timings.sentences(compared).splitlines()
-    assert text[0] == ("batch 32, fp32: adv-bnn is 1.50 times as fast as plain-pyro in fp32 (CPU time 1.50); "
-                       "50 % of its peak memory")
+    assert [(c["precision"], c["other"], c["wall_ratio"]) for c in compared] == [
+        ("fp32", "plain-pyro", 1.5), ("fp32", "authors", 2.5), ("bf16", "plain-pyro", 2.5), ("bf16", "authors", 5.0)]
+    assert timings.sentences(compared).splitlines()[0] == (
+        "batch 32, fp32: adv-bnn is 1.50 times as fast as plain-pyro (CPU time 1.50)")
 
 
 def test_a_prediction_is_compared_with_forwards_and_normals_together():
     compared, = timings.comparisons([row("prediction", 2.1), row("bare forwards", 1.5), row("normals", 0.5)])
     assert compared["wall_ratio"] == pytest.approx(2.0 / 2.1) == pytest.approx(compared["cpu_ratio"])
-    assert timings.sentences([compared]) == ("batch 32, fp32: prediction takes 1.050 times as long as bare forwards + normals "
-                                             "together (CPU time 1.050)")
+    assert compared["other"] == "bare forwards + normals"
 
 
 def test_the_csv_has_a_line_per_row_and_empty_cells_for_what_was_not_measured(tmp_path):
@@ -60,8 +57,5 @@ def test_tables_print_milliseconds_and_ratios():
             row("adv-bnn", 0.25, parts=dict.fromkeys(timings.PARTS, 0.05) | {"update": 0.025})]
     timings.set_ratios(rows)
     header, floor, ours = (line.split() for line in timings.table(rows).splitlines())
-    assert floor[3:] == ["200.0", "400.0", "160.0", "1.000", "1.000", "deterministic", "3.0"]
-    assert ours[3:8] == ["250.0", "500.0", "128.0", "1.250", "1.250"]
-    _, cut = timings.parts_table(rows).splitlines()
-    assert cut.split() == ["32", "fp32", "adv-bnn", "50.0", "(20.0)", "25.0", "(10.0)", "50.0", "(20.0)"]
-    assert timings.parts_table(rows[:1]) == ""
+    assert floor[3:] == ["200.0", "400.0", "160.0", "1.000", "1.000", "deterministic", "3.0", "-", "-", "-"]
+    assert ours[3:] == ["250.0", "500.0", "128.0", "1.250", "1.250", "deterministic", "-", "20.0", "10.0", "20.0"]
