@@ -1,4 +1,4 @@
-"""The images on which runs are measured: the test split, or what a run held out or was trained on; their digest."""
+"""The images on which runs are measured: the test split, or what a run held out; their digest."""
 import hashlib
 
 from pyro_advbnn import datasets
@@ -14,7 +14,7 @@ def evaluated_images(config, selection):
     """
     data_dir = selection.data_dir or config["data_dir"]
     if selection.split == "held_out":
-        _, images = training_images(config, data_dir)
+        _, images = images_of(config, "cpu", data_dir)
         if images is None:
             raise InputError("--split held_out: the run held no images out")
     else:
@@ -33,11 +33,6 @@ def _check(images, config, split):
     if shape != config["image_shape"] or names != config["class_names"]:
         raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
                          f"not {tuple(config['image_shape'])} and {config['num_classes']}")
-
-
-def training_images(config, data_dir=None):
-    """(the images that the run of `config` was trained on, those that it held out or None), on the CPU."""
-    return images_of(config, "cpu", data_dir)
 
 
 def image_digest(images):

@@ -11,10 +11,11 @@ from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
 from pyro_advbnn.evaluation.sweeps import gradient_norms
 from pyro_advbnn.experiments import protocol
-from pyro_advbnn.experiments.images import image_digest, training_images
+from pyro_advbnn.experiments.images import image_digest
 from pyro_advbnn.experiments.verbs import Attack, Radius, finish, verb
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import checkpoints, recipes
+from pyro_advbnn.training.configuration import images_of
 from pyro_advbnn.training.run_folders import check_writable
 
 
@@ -115,7 +116,7 @@ def gradients(runs, *, num_samples: list[Count] = (1, 20)):
 
 
 def _gradients(runs, run, counts):
-    train, _ = training_images(run.config, runs.selection.data_dir)
+    train, _ = images_of(run.config, "cpu", runs.selection.data_dir)
     if len(train) > len(run.images):
         train = datasets.balanced_subset(train, len(run.images), runs.seed)
     rows = []

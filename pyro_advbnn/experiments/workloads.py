@@ -2,6 +2,7 @@
 import copy
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -82,22 +83,6 @@ class TrainingStep:
         return x_adv
 
 
-def adv_bnn(network, work):
-    return TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work)
-
-
-def deterministic(network, work):
-    return TrainingStep(Classifier(copy.deepcopy(network)), work)
-
-
-def plain_pyro(network, work):
-    return _baseline_step(PlainPyro, network, work)
-
-
-def authors(network, work):
-    return _baseline_step(AuthorsStyle, network, work)
-
-
 def _baseline_step(build, network, work):
     baseline = build(network, PRIOR_STD, INIT_STD).train()
     optimizer = baseline.build_optimizer(LEARNING_RATE)
@@ -141,5 +126,10 @@ def normals(network, work):
     return call
 
 
-MAKERS = {"adv-bnn": adv_bnn, "deterministic": deterministic, "plain-pyro": plain_pyro, "authors": authors,
-          "prediction": prediction, "bare forwards": bare_forwards, "normals": normals}
+MAKERS = {
+    "adv-bnn": lambda network, work: TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work),
+    "deterministic": lambda network, work: TrainingStep(Classifier(copy.deepcopy(network)), work),
+    "plain-pyro": partial(_baseline_step, PlainPyro),
+    "authors": partial(_baseline_step, AuthorsStyle),
+    "prediction": prediction, "bare forwards": bare_forwards, "normals": normals,
+}
