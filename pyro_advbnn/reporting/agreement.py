@@ -30,9 +30,21 @@ def check_rho(rho, published):
     return "no, higher" if rho > high + NEAR else "yes"
 
 
-def _no_change(first, last, x):
-    """The change between two rows, and whether it can be none."""
-    text, low, high = _change(first, last, f"{first[x]:g}", f"{last[x]:g}")
+def check_ensemble(rows):
+    """The change from the fewest draws that the paper holds for enough to the most measured, and whether it can be none."""
+    return _no_change(rows, "num_samples", *paper.ENOUGH_DRAWS)
+
+
+def check_steps(rows):
+    """The change from the fewest steps that the paper holds for enough to the most measured, and whether it can be none."""
+    return _no_change(rows, "num_steps", paper.ENOUGH_STEPS, math.inf)
+
+
+def _no_change(rows, x, least, most):
+    first = next((row for row in rows if least <= row[x] <= most), rows[-1])
+    if first is rows[-1]:
+        return NONE, NONE
+    text, low, high = _change(first, rows[-1], f"{first[x]:g}", f"{rows[-1][x]:g}")
     return text, "yes" if low <= 0 <= high else "no, lower" if high < 0 else "no, higher"
 
 
@@ -41,21 +53,6 @@ def _change(first, last, start, end, comparisons=1):
     change, low, high = difference(first, last, comparisons)
     texts = [f"{value:+.1f}" if abs(value) >= 0.05 else "0.0" for value in (change, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}], {start} to {end}", low, high
-
-
-def check_ensemble(rows):
-    """The change from the fewest draws that the paper holds for enough to the most measured, and whether it can be none."""
-    low, high = paper.ENOUGH_DRAWS
-    enough = [row for row in rows if low <= row["num_samples"] <= high]
-    if not enough or enough[0] is rows[-1]:
-        return NONE, NONE
-    return _no_change(enough[0], rows[-1], "num_samples")
-
-
-def check_steps(rows):
-    """The change from the fewest steps that the paper holds for enough to the most measured, and whether it can be none."""
-    enough = [row for row in rows if row["num_steps"] >= paper.ENOUGH_STEPS]
-    return _no_change(enough[0], rows[-1], "num_steps") if len(enough) > 1 else (NONE, NONE)
 
 
 def check_pruning(rows):
@@ -103,17 +100,11 @@ def count_modes(heights, *, prominence=0.1, window=5):
     half = window // 2
     padded = [0.0] * half + list(heights) + [0.0] * half
     smooth = [sum(padded[i:i + window]) / window for i in range(len(heights))]
-    least, count, peak, valley = prominence * max(smooth), 0, 0.0, 0.0
-    rising = True
+    least, count, rising, turn = prominence * max(smooth), 0, True, 0.0
     for height in [*smooth, 0.0]:
-        if rising:
-            peak = max(peak, height)
-            if height <= peak - least:
-                rising, valley, count = False, height, count + 1
-        else:
-            valley = min(valley, height)
-            if height >= valley + least:
-                rising, peak = True, height
+        turn = max(turn, height) if rising else min(turn, height)
+        if abs(height - turn) >= least:                  # as far below the last peak, or above the last valley
+            count, rising, turn = count + rising, not rising, height
     return count
 
 

@@ -1,11 +1,10 @@
 """Csv tables of results: one list of columns per kind of evidence; every row is written whole, once, when it is known."""
 import csv
-import fcntl
 import io
 import math
-import os
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
@@ -80,17 +79,17 @@ class Table:
     @property
     def rows(self):
         """The rows as mappings: numbers as int or float, booleans, None for an empty cell, else text."""
-        return [{name: _value(name, cell) for name, cell in line.items()} for line in self._lines]
+        return [_values(line) for line in self._lines.values()]
 
     def select(self, **settings):
         """The rows whose cells are those of `settings`, a list."""
         cells = {name: _cell(value) for name, value in settings.items()}
-        return [row for row, line in zip(self.rows, self._lines, strict=True) if cells.items() <= line.items()]
+        return [_values(line) for line in self._lines.values() if cells.items() <= line.items()]
 
     def find(self, settings):
         """The row whose cells are those of `settings` wherever a column is no result, or None."""
-        line = self._known.get(self._key({name: _cell(settings.get(name)) for name in self.columns}))
-        return line and {name: _value(name, cell) for name, cell in line.items()}
+        line = self._lines.get(self._key({name: _cell(settings.get(name)) for name in self.columns}))
+        return line and _values(line)
 
     def add(self, rows):
         """Write `rows`, mappings from column to value; missing columns stay empty. The file changes in one step.
@@ -101,46 +100,31 @@ class Table:
         if unknown:
             raise ValueError(f"no columns of {self.path.name}: {sorted(unknown)}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.parent):
+        with FileLock(self.path.with_name(".lock")):
             self._load()                                 # another process may have added rows of its own
             for row in rows:
                 line = {name: _cell(row.get(name)) for name in self.columns}
-                older = self._known.setdefault(self._key(line), line)
-                if older is line:
-                    self._lines.append(line)
-                older.update(line)
+                self._lines[self._key(line)] = line
             self._write()
 
     def _load(self):
-        self._lines = _read(self.path, self.columns)
-        self._known = {self._key(line): line for line in self._lines}
+        self._lines = {self._key(line): line for line in _read(self.path, self.columns)}
+
+    def _key(self, line):
+        return tuple(line[name] for name in self.columns if name not in _RESULTS)
 
     def _write(self):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self._lines)
+        writer.writerows(self._lines.values())
         with files.replacing(self.path) as file:
             file.write(text.getvalue().encode())
-
-    def _key(self, line):
-        return tuple(line[name] for name in self.columns if name not in _RESULTS)
 
 
 def read(folder, name):
     """The rows of folder/evaluation/<name>.csv, [] where there is none; values as in `Table.rows`."""
     return Table(folder, name).rows
-
-
-@contextmanager
-def _locked(folder):
-    """One process at a time inside, of all that write to tables in `folder`."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _read(path, columns):
@@ -155,22 +139,15 @@ def _read(path, columns):
         if tuple(reader.fieldnames or ()) != columns:
             raise InputError("its columns are not those of a table of this version")
         for line in reader:
-            _check(line, columns)
+            if None in line or None in line.values():
+                raise InputError(f"it has not {len(columns)} cells")
+            _values(line)                                # raises where a cell holds what it cannot
             lines.append(line)
         if not text.endswith("\n"):
             raise InputError("cut short, as no line break ends it")
     except (InputError, csv.Error) as error:
         raise InputError(f"{path}, line {reader.reader.line_num}: {error}; {_WAY_ON}") from None
     return lines
-
-
-def _check(line, columns):
-    """Raises InputError for a line that is no row of these columns."""
-    if None in line or None in line.values():
-        raise InputError(f"it has not {len(columns)} cells")
-    for name, cell in line.items():
-        if _value(name, cell) is None and name in _NEEDED:
-            raise InputError(f"it has no {name}")
 
 
 def _cell(value):
@@ -181,12 +158,16 @@ def _cell(value):
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
+def _values(line):
+    return {name: _value(name, cell) for name, cell in line.items()}
+
+
 def _value(name, cell):
     if cell == "":
+        if name in _NEEDED:
+            raise InputError(f"it has no {name}")
         return None
     if name == "reaches_ball":
-        if cell not in ("true", "false"):
-            raise InputError(f"{name} must be true or false, got {cell[:40]!r}")
         return cell == "true"
     if name in _TEXTS:
         return cell

@@ -1,24 +1,12 @@
 """Figures of results, drawn from the csv files of a result folder alone; the same files give the same bytes. No torch here."""
-import textwrap
 import warnings
 from pathlib import Path
 from unicodedata import category
 
 from pyro_advbnn.cli.text_tables import fraction
-from pyro_advbnn.reporting import csv_tables, paper
+from pyro_advbnn.reporting import csv_tables, figure_style, paper
 from pyro_advbnn.reporting.curves import common, curves, labels, place
-from pyro_advbnn.reporting.figure_style import (
-    GREY,
-    INK,
-    SERIES,
-    STYLE,
-    Look,
-    columns_of,
-    error_bars,
-    finish_figure,
-    start_figure,
-    wrap,
-)
+from pyro_advbnn.reporting.figure_style import GREY, INK, SERIES, STYLE, Look, error_bars, finish_figure, start_figure, wrap
 from pyro_advbnn.reporting.posterior_figures import density, log_std_by_layer
 from pyro_advbnn.reporting.transfer_figure import transfer
 from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
@@ -46,7 +34,10 @@ def draw(folder, names=None):
 
 
 def _write(folder, name, drawing, rows):
-    matplotlib = _matplotlib()
+    try:
+        import matplotlib.figure
+    except ImportError:
+        raise InputError("figures need matplotlib: pip install pyro_advbnn[evaluation]") from None
     rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
@@ -70,14 +61,6 @@ def _drawable(value):
         return value
     shown = "".join("\N{REPLACEMENT CHARACTER}" if category(letter) in ("Cc", "Cs") else letter for letter in value)
     return shown.replace("$", r"\$")
-
-
-def _matplotlib():
-    try:
-        import matplotlib.figure
-    except ImportError:
-        raise InputError("figures need matplotlib: pip install pyro_advbnn[evaluation]") from None
-    return matplotlib
 
 
 def _accuracy(rows):
@@ -123,9 +106,9 @@ def _over(x, title, xlabel, *, panel_by=("epsilon",), scale="linear", always=Fal
             look.lines(ax, panel, x)
             ax.set_xscale(scale)
             own = [text for name, text in common(part, x).items() if name not in shared]
-            ax.set_title("\n".join(textwrap.wrap(", ".join(own), 95 // columns_of(len(panels)))), loc="left")
+            ax.set_title(wrap(", ".join(own), 95 // figure_style.columns_of(len(panels))), loc="left")
             if scale == "log":
-                _plain_ticks(ax, sorted({row[x] for row in part}), 1.3 + 0.4 * columns_of(len(panels)))
+                _plain_ticks(ax, sorted({row[x] for row in part}), 1.3 + 0.4 * figure_style.columns_of(len(panels)))
             if ax.get_subplotspec().is_last_row():
                 ax.set_xlabel(xlabel)
         return finish_figure(figure, title, shared, look.handles())

@@ -1,12 +1,10 @@
 """What the paper (ICLR 2019) and its follow-ups published, as data, to stand beside our numbers. Accuracies from 0 to 1."""
-from dataclasses import dataclass
-
 TABLE_1 = "paper, Table 1"
 MANY_DRAWS_TABLE = "arXiv 2212.02003, Table 2"
 
 DATASET_NAMES = {"cifar10": "CIFAR-10", "stl10": "STL-10", "imagenet143": "ImageNet-143"}
 DEFENSE_NAMES = {"none": "no defence", "adv": "adversarial training", "rse": "RSE", "bnn": "BNN", "advbnn": "Adv-BNN",
-                 "advrse": "adversarial RSE", "igbnn": "IG-BNN"}
+                 "advrse": "adversarial RSE"}
 
 _RADII = {"cifar10": (0.0, 0.015, 0.035, 0.055, 0.07), "stl10": (0.0, 0.015, 0.035, 0.055, 0.07),
           "imagenet143": (0.0, 0.004, 0.01, 0.016, 0.02)}
@@ -20,34 +18,24 @@ _ONE_DRAW = {                                            # Table 1: white-box PG
 }
 _MANY_DRAWS = {                                          # arXiv 2212.02003: PGD whose gradients average many draws
     ("cifar10", "advbnn"): (0.797, 0.642, 0.377, 0.163, 0.081),
-    ("cifar10", "igbnn"): (0.822, 0.753, 0.522, 0.289, 0.181),
     ("stl10", "advbnn"): (0.599, 0.479, 0.314, 0.167, 0.091),
-    ("stl10", "igbnn"): (0.670, 0.617, 0.461, 0.319, 0.243),
 }
 _ALIKE = ({"none", "bnn"}, (0.85, 0.85))
 _ROBUST = ({"rse", "adv", "advbnn"}, (0.5, 0.6))
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Something that the paper says in words; source: where."""
-
-    text: str
-    source: str
-
-
 ENOUGH_DRAWS = (10, 20)                                  # of a prediction, Fig. 5 left
 ENOUGH_STEPS = 20                                        # of PGD, Fig. 5 right
-CLAIMS = {
-    "ensemble": Claim("10 to 20 draws per prediction suffice, whatever the radius", "section 3.4, Fig. 5 left"),
-    "steps": Claim("the accuracy does not change from 20 to 1000 PGD steps", "section 3.4, Fig. 5 right"),
-    "transfer": Claim("rho is about 0.85 between no defence and BNN, both ways, and 0.5 to 0.6 among RSE, Adv-BNN and "
+CLAIMS = {                                               # (what the paper says in words, where)
+    "ensemble": ("10 to 20 draws per prediction suffice, whatever the radius", "section 3.4, Fig. 5 left"),
+    "steps": ("the accuracy does not change from 20 to 1000 PGD steps", "section 3.4, Fig. 5 right"),
+    "transfer": ("rho is about 0.85 between no defence and BNN, both ways, and 0.5 to 0.6 among RSE, Adv-BNN and "
                       "adversarial training", "section 3.2, Fig. 3"),
-    "layers": Claim("the density of the log standard deviations has two modes", "section 3.3, Fig. 4"),
-    "pruning": Claim("weights of large standard deviation can be pruned (not tested there)", "section 3.3"),
-    "alpha": Claim("a smaller alpha buys back clean accuracy (not tested there)", "caption of Table 1"),
-    "prior_std": Claim("the prior's standard deviation is not sensitive (not tested there)", "Table 2"),
-    "gradients": Claim("adversarial training keeps the gradient small on the training set, while it stays large on the test "
+    "layers": ("the density of the log standard deviations has two modes", "section 3.3, Fig. 4"),
+    "pruning": ("weights of large standard deviation can be pruned (not tested there)", "section 3.3"),
+    "alpha": ("a smaller alpha buys back clean accuracy (not tested there)", "caption of Table 1"),
+    "prior_std": ("the prior's standard deviation is not sensitive (not tested there)", "Table 2"),
+    "gradients": ("adversarial training keeps the gradient small on the training set, while it stays large on the test "
                        "set (no numbers there)", "section 2, Eq. 11 to 13"),
 }
 
@@ -71,7 +59,6 @@ def accuracy(dataset, defense, epsilon, many_draws=False):
     """The published accuracy, 0 to 1, under white-box PGD of radius epsilon, or None where there is none.
 
     One draw per gradient: Table 1. many_draws: gradients averaged over many draws, as arXiv 2212.02003 measured them.
-    defense: adv, advbnn, or igbnn, which that later paper proposes.
     """
     values = (_MANY_DRAWS if many_draws else _ONE_DRAW).get((dataset, defense), ())
     return next((value for radius, value in zip(epsilons(dataset), values) if abs(radius - epsilon) < 1e-6), None)

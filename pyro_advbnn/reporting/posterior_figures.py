@@ -17,25 +17,20 @@ def density(quantity, title, xlabel):
             axes[0].plot(centres, densities(curve), **look.of(curve))
         axes[0].set(xlabel=xlabel, ylabel="density", ylim=(0, None))
         priors = curves([row for row in rows if row["quantity"] == "prior_log_std"], "left") if quantity == "log_std" else []
-        return finish_figure(figure, title, common(rows, "left"), look.handles() + _prior_lines(axes[0], priors, found, look))
+        return finish_figure(figure, title, common(rows, "left"), look.handles() + _prior_lines(axes[0], priors))
     return drawing
 
 
-def _prior_lines(axes, priors, found, look):
-    """Lines at the prior's log std, as high as the share of the weights that have it; the entry of the legend."""
+def _prior_lines(axes, priors):
+    """Lines at the priors' log stds, as high as the share of the weights that have them; the entry of the legend."""
     from matplotlib.lines import Line2D
-    top = axes.get_ylim()[1]
-    alike = len({tuple((row["left"], row["share"]) for row in prior.rows) for prior in priors}) == 1
-    for prior in priors[:1] if alike else priors:
-        most = max(row["share"] for row in prior.rows)
-        own = next((curve for curve in found if curve.rows[0]["run"] == prior.rows[0]["run"]), found[0])
-        color = GREY if alike else look.of(own)["color"]
-        axes.vlines([row["left"] for row in prior.rows], 0, [top * row["share"] / most for row in prior.rows], color=color,
-                    linestyle=(0, (2, 1.5)), linewidth=1)
+    top, style = axes.get_ylim()[1], {"color": GREY, "linestyle": (0, (2, 1.5)), "linewidth": 1}
+    for rows in {tuple((row["left"], row["share"]) for row in prior.rows): prior.rows for prior in priors}.values():
+        most = max(row["share"] for row in rows)
+        axes.vlines([row["left"] for row in rows], 0, [top * row["share"] / most for row in rows], **style)
     axes.set_ylim(0, top)
     several = any(len(prior.rows) > 1 for prior in priors)
-    label = "prior (height: share of the weights)" if several else "prior"
-    return [Line2D([], [], color=GREY, linestyle=(0, (2, 1.5)), linewidth=1, label=label)] if priors else []
+    return [Line2D([], [], label="prior (height: share of the weights)" if several else "prior", **style)] if priors else []
 
 
 def log_std_by_layer(rows):

@@ -13,7 +13,6 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, is_number, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
 from pyro_advbnn.reporting.figures import FIGURES
-from pyro_advbnn.reporting.run_descriptions import mapping
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError
@@ -21,6 +20,7 @@ from pyro_advbnn.system.errors import InputError
 # Control characters are no text of a page, and those that turn the direction of writing make it read as what it is not.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _NUMBER = re.compile(r"[-−]?\d[\d\s.,%\[\]()±e+−-]*|\d+ h \d+ min|\d+ min \d+ s|[\d.]+ s")      # also intervals and times
+_GROUP = ("defense", "run", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")     # of examples
 _RANDOM = tuple(name for name, defense in DEFENSES.items() if defense.random)
 
 
@@ -58,7 +58,8 @@ def _template():
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=lambda value: "–" if value in (None, NONE) else value)
-    environment.filters |= {"kinds": _kinds, "decimal": decimal, "share": share, "shown": shown}
+    environment.filters |= {"kinds": _kinds, "decimal": decimal, "share": share, "shown": shown, "counted": counted,
+                            "defense_name": paper.defense_name}
     return environment.get_template("report.html.j2")
 
 
@@ -91,14 +92,14 @@ def _overview(configs):
 
 def _details(config):
     machine = config["environment"]
-    shown_of = {"commit": shown(machine.get("git_commit")), "device": shown(machine.get("device")),
-                "hardware": _flat(machine.get("hardware")), "python": shown(machine.get("python")),
-                "versions": _flat(machine.get("versions")), "last line of metrics": _flat(config["metrics"])}
-    return shown_of, json_files.as_json({name: value for name, value in config.items() if name != "metrics"})
+    told = {"commit": shown(machine.get("git_commit")), "device": shown(machine.get("device")),
+            "hardware": _flat(machine.get("hardware")), "python": shown(machine.get("python")),
+            "versions": _flat(machine.get("versions")), "last line of metrics": _flat(config["metrics"])}
+    return told, json_files.as_json({name: value for name, value in config.items() if name != "metrics"})
 
 
 def _flat(values):
-    return ", ".join(f"{name} {shown(value)}" for name, value in mapping(values).items()) or NONE
+    return ", ".join(f"{name} {shown(value)}" for name, value in (values or {}).items()) or NONE
 
 
 def _figures(folder):
@@ -113,17 +114,12 @@ def _data_uri(kind, content):
 
 
 def _examples(folder):
-    """{(defence, run, attack in words): [row of examples.csv with its outcome and its pictures as data: URIs]}"""
+    """[rows of examples.csv of one run and attack, with the pictures that they name as data: URIs], a list of lists."""
     groups = {}
     for row in csv_tables.read(folder, "examples"):
-        attack = (f"{row['attack']}, ε {shown(row['epsilon'])}, {shown(row['num_steps'])} steps of {shown(row['step_size'])}, "
-                  f"{counted(row['attack_samples'], 'draw', ' per gradient')}; "
-                  f"predictions of {counted(row['num_samples'], 'draw')}")
-        clean, attacked, label = row["clean_prediction"], row["adversarial_prediction"], row["label"]
-        outcome = "wrong before the attack" if clean != label else "withstood" if attacked == label else "fooled"
         pictures = {name: _picture(folder / "evaluation", row[name]) for name in row if name.endswith("_image")}
-        groups.setdefault((paper.defense_name(row), row["run"], attack), []).append(row | pictures | {"outcome": outcome})
-    return groups
+        groups.setdefault(tuple(map(row.get, _GROUP)), []).append(row | pictures)
+    return list(groups.values())
 
 
 def _picture(folder, name):
@@ -159,9 +155,13 @@ def _caveats(folder, configs):
 
 
 def _times(log):
-    rows = [[_command(line), duration(line.get("seconds")), count(line.get("rows")),
-             shown(mapping(line.get("environment")).get("device"))] for line in log]
+    rows = [[_command(line), duration(line.get("seconds")), count(line.get("rows")), _device(line)] for line in log]
     return Summary("times", "Evaluations in the order in which they ran", ["command", "time", "rows", "device"], rows, "")
+
+
+def _device(line):
+    machine = line.get("environment")
+    return shown(machine.get("device")) if isinstance(machine, dict) else NONE
 
 
 def _command(line):
@@ -171,11 +171,10 @@ def _command(line):
 def _trainings(configs):
     """The command that began each run, and one for each time that it went on with another number of epochs."""
     for name, config in configs.items():
-        changed, folder = config.get("epochs_changed"), shlex.quote(f"runs/{name}")
-        changes = [mapping(change) for change in changed] if isinstance(changed, list) else []
-        flags = mapping(config.get("flags")) | ({"epochs": changes[0].get("from")} if changes else {})
+        changes, folder = config.get("epochs_changed", []), shlex.quote(f"runs/{name}")
+        flags = config.get("flags", {}) | ({"epochs": changes[0]["from"]} if changes else {})
         words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items()]
         yield " ".join(["python -m pyro_advbnn.train", *words, "--out", folder])
         for change in changes:
-            yield (f"python -m pyro_advbnn.train --resume {folder} --epochs {shlex.quote(str(change.get('to')))}    "
-                   f"# stopped after epoch {change.get('after_epoch')}, step {change.get('after_step')} of the next")
+            yield (f"python -m pyro_advbnn.train --resume {folder} --epochs {change['to']}    "
+                   f"# stopped after epoch {change['after_epoch']}, step {change['after_step']} of the next")

@@ -3,7 +3,7 @@ from collections import Counter
 from pathlib import PurePath
 
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.cli.text_tables import NONE, count, counted, is_number, share, shown
+from pyro_advbnn.cli.text_tables import NONE, count, counted, share, shown
 from pyro_advbnn.reporting.paper import dataset_name, defense_name
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
@@ -48,9 +48,8 @@ def peculiarities(configs):
     return {name: "; ".join(words) for name, words in told.items()}
 
 
-def mapping(value):
-    """The value where it is a mapping, else {}."""
-    return value if isinstance(value, dict) else {}
+def _field(name, write=shown):
+    return lambda record: write(record.get(name))
 
 
 def _setting(*names):
@@ -68,16 +67,12 @@ def _where_set(name):
 
 def _network(config):
     width = config["settings"].get("width")
-    return shown(config.get("network")) + ("" if width is None else f", width {shown(width)}")
+    return shown(config.get("network")) + ("" if width is None else f", width {width}")
 
 
 def _running_statistics(config):
     begin = config["settings"].get("running_statistics")
-    return f"{shown(begin)} of the training on" if is_number(begin) and begin < 1 else NONE
-
-
-def _start(config):
-    return shown(PurePath(str(config.get("init_from") or "")).name)
+    return f"{shown(begin)} of the training on" if begin is not None and begin < 1 else NONE
 
 
 def _training_attack(config):
@@ -95,41 +90,41 @@ def _commit(config):
 
 
 def _percent(value):
-    return f"{share(value)} %" if is_number(value) else NONE
+    return NONE if value is None else f"{share(value)} %"
 
 
 SETTINGS = {                                             # name of a setting: function of a config that returns its text
     "defence": defense_name,
     "data set": dataset_name,
-    "N (training images)": lambda config: count(config.get("num_train")),
-    "held out": lambda config: count(config.get("num_held_out")),
+    "N (training images)": _field("num_train", count),
+    "held out": _field("num_held_out", count),
     "network": _network,
-    "weights": lambda config: count(config.get("num_weights")),
-    "recipe": lambda config: shown(config.get("recipe")),
+    "weights": _field("num_weights", count),
+    "recipe": _field("recipe"),
     "epochs": _setting("epochs"),
     "batch": _setting("batch_size"),
     "optimizer": _setting("optimizer", "learning_rate", "schedule"),
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
     "by running statistics from": _running_statistics,
-    "starts from": _start,
+    "starts from": lambda config: shown(PurePath(config.get("init_from") or "").name),
     "alpha": _of_bayesian("alpha"),
     "KL over weights": _of_bayesian("kl_over"),
     "prior": _of_bayesian("prior", "prior_std"),
     "KL warm-up": _of_bayesian("kl_warmup"),
     "initial std": _of_bayesian("init_std"),
     "attack in training": _training_attack,
-    "seed": lambda config: shown(config.get("seed")),
-    "precision": lambda config: shown(config.get("precision")),
+    "seed": _field("seed"),
+    "precision": _field("precision"),
     "trained on": lambda config: shown(config["environment"].get("device")),
-    "torch": lambda config: shown(mapping(config["environment"].get("versions")).get("torch")),
+    "torch": lambda config: shown(config["environment"].get("versions", {}).get("torch")),
     "commit": _commit,
 }
 # elsewhere a dash means that it does not apply
 _OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "starts from")
 LAST_EPOCH = {                                           # as SETTINGS, of the last line of metrics
-    "last epoch": lambda metrics: shown(metrics.get("epoch")),
-    "nll": lambda metrics: shown(metrics.get("nll")),
-    "held out, clean": lambda metrics: _percent(metrics.get("held_out_accuracy")),
-    "held out, PGD": lambda metrics: _percent(metrics.get("held_out_robust_accuracy")),
+    "last epoch": _field("epoch"),
+    "nll": _field("nll"),
+    "held out, clean": _field("held_out_accuracy", _percent),
+    "held out, PGD": _field("held_out_robust_accuracy", _percent),
 }

@@ -1,5 +1,6 @@
 """One table of a report, and the sentences that its notes share."""
 from dataclasses import dataclass
+from operator import itemgetter
 
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.reporting import paper
@@ -20,8 +21,7 @@ class Summary:
 
     def as_text(self):
         """Aligned text."""
-        rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
-        table = text_tables.table(rows, {name: lambda row, name=name: row[name] for name in self.columns})
+        table = text_tables.table(self.rows, {name: itemgetter(place) for place, name in enumerate(self.columns)})
         return "\n".join(filter(None, (self.title, table, self.note))) + "\n"
 
     def as_markdown(self):
@@ -45,5 +45,5 @@ def shared(rows, x=None):
 
 def claim(name):
     """What the paper says in words, as a sentence."""
-    said = paper.CLAIMS[name]
-    return f"The paper ({said.source}): {said.text}."
+    said, where = paper.CLAIMS[name]
+    return f"The paper ({where}): {said}."

@@ -6,6 +6,7 @@ from pyro_advbnn.reporting.curves import common, labels, settings
 from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
 
 _TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "seed", "num_samples")
+DARK = 0.684                                             # from this rho on a light text has the higher contrast (WCAG 2)
 
 
 def transfer(rows):
@@ -21,21 +22,14 @@ def transfer(rows):
 
 
 def _heat_map(axes, rows, names):
-    from matplotlib.colors import LinearSegmentedColormap
     given, known = {row["source"] for row in rows}, list(names)
     sources = [*sorted(given - set(known)), *(run for run in known if run in given)]
     targets = [run for run in known if any(row["run"] == run for row in rows)]
     defenses = {row["run"]: row["defense"] for row in rows}
     cells = {(row["source"], row["run"]): row for row in rows}
-    colors = LinearSegmentedColormap.from_list("rho", ["#eef4fa", "#9ec5e3", "#3b7fb6", "#0b3c68"])
     for i, source in enumerate(sources):
         for j, target in enumerate(targets):
-            row = cells.get((source, target))
-            rho = row and row["rho"]
-            shade = "#dddddd" if rho is None else colors(min(max(float(rho), 0.0), 1.0))
-            axes.add_patch(_rectangle(j, i, shade))
-            if row:
-                _cell_text(axes, j, i, row, paper.correlation(defenses.get(source), row["defense"]), readable_on(shade))
+            _cell(axes, j, i, cells.get((source, target)), paper.correlation(defenses.get(source), defenses[target]))
     axes.set(xlim=(0, len(targets)), ylim=(len(sources), 0), xlabel="target B", ylabel="source A")
     width = max(8, 58 // len(targets))
     axes.set_xticks([j + 0.5 for j in range(len(targets))], [wrap(names[run], width) for run in targets])
@@ -45,28 +39,20 @@ def _heat_map(axes, rows, names):
     axes.spines[:].set_visible(False)
 
 
-def _rectangle(x, y, color):
+def _cell(axes, x, y, row, published):
+    """A square in the colour of rho, in it rho and what the paper states, or why there is none; grey where there is no row."""
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
-    return Rectangle((x + 0.02, y + 0.02), 0.96, 0.96, facecolor=color, edgecolor="none")
-
-
-def readable_on(color):
-    """Of a light and a dark colour, neither of them INK or PAPER, the one of higher contrast (WCAG 2) on `color`."""
-    from matplotlib.colors import to_rgb
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(color)]
-    return "#fdfdfd" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.184 else "#0a0a0a"
-
-
-def _cell_text(axes, x, y, row, published, color):
-    """rho, or why there is none; in a colour that no page replaces, since it stands on the cell's."""
-    rho = row["rho"]
-    if rho is None:
-        text = wrap(row["note"] or "no ρ", 12)
-        axes.text(x + 0.5, y + 0.5, text, color=color, ha="center", va="center", fontsize=6)
-        return
-    axes.text(x + 0.5, y + (0.38 if published else 0.5), f"{rho:.2f}", color=color, ha="center", va="center")
-    if published:
-        axes.text(x + 0.5, y + 0.72, f"paper ≈ {paper.span(published)}", color=color, ha="center", va="center", fontsize=6)
+    rho, colors = row and row["rho"], LinearSegmentedColormap.from_list("rho", ["#eef4fa", "#9ec5e3", "#3b7fb6", "#0b3c68"])
+    shade = "#dddddd" if rho is None else colors(min(max(float(rho), 0.0), 1.0))
+    style = {"color": "#0a0a0a" if rho is None or rho < DARK else "#fdfdfd", "ha": "center", "va": "center"}
+    axes.add_patch(Rectangle((x + 0.02, y + 0.02), 0.96, 0.96, facecolor=shade, edgecolor="none"))
+    if rho is not None:
+        axes.text(x + 0.5, y + (0.38 if published else 0.5), f"{rho:.2f}", **style)
+        if published:
+            axes.text(x + 0.5, y + 0.72, f"paper ≈ {paper.span(published)}", fontsize=6, **style)
+    elif row:
+        axes.text(x + 0.5, y + 0.5, wrap(row["note"] or "no ρ", 12), fontsize=6, **style)
 
 
 def transfer_maps(rows):

@@ -14,8 +14,8 @@ TABLE_1 = {  # in percent
     ("imagenet143", "adv"): (48.7, 37.6, 23.0, 12.4, 7.5), ("imagenet143", "advbnn"): (47.3, 43.8, 39.3, 30.2, 24.6),
 }
 MANY_DRAWS = {  # arXiv 2212.02003, Table 2, in percent
-    ("cifar10", "advbnn"): (79.7, 64.2, 37.7, 16.3, 8.1), ("cifar10", "igbnn"): (82.2, 75.3, 52.2, 28.9, 18.1),
-    ("stl10", "advbnn"): (59.9, 47.9, 31.4, 16.7, 9.1), ("stl10", "igbnn"): (67.0, 61.7, 46.1, 31.9, 24.3),
+    ("cifar10", "advbnn"): (79.7, 64.2, 37.7, 16.3, 8.1),
+    ("stl10", "advbnn"): (59.9, 47.9, 31.4, 16.7, 9.1),
 }
 
 
@@ -51,7 +51,7 @@ def test_what_the_paper_claims_is_in_its_text():
 
 @pytest.mark.parametrize("asked", [
     ("cifar10", "advbnn", 0.01), ("cifar10", "rse", 0.0), ("digits", "advbnn", 0.0), ("cifar10:held_out", "adv", 0.0),
-    ("stl10", "igbnn", 0.0), ("imagenet143", "advbnn", 0.02, True), ("cifar10", "adv", 0.0, True),
+    ("stl10", "igbnn", 0.0, True), ("imagenet143", "advbnn", 0.02, True), ("cifar10", "adv", 0.0, True),
 ])
 def test_what_was_not_published_is_none(asked):
     assert paper.accuracy(*asked) is None
@@ -73,4 +73,4 @@ def test_every_number_is_a_share_and_falls_with_the_radius():
 
 
 def test_every_claim_has_a_source():
-    assert all(claim.text and claim.source for claim in paper.CLAIMS.values())
+    assert all(text and source for text, source in paper.CLAIMS.values())

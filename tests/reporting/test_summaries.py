@@ -130,7 +130,7 @@ def test_steps_agree_where_the_change_from_20_steps_to_the_most_may_be_none(tmp_
     assert [line[n] for n in ("3", "18", "26", "1000")] == ["70.0", "60.0", "40.0", f"{last / 10:.1f}"]
     assert line["agrees"] == verdict and line["change"].endswith("26 to 1000")
     assert line["change"].startswith(f"{last / 10 - 40:+.1f}")
-    assert paper.CLAIMS["steps"].text in table.note and f"{int(verdict == 'yes')} of 1 agree" in table.note
+    assert paper.CLAIMS["steps"][0] in table.note and f"{int(verdict == 'yes')} of 1 agree" in table.note
 
 
 def test_what_was_not_measured_has_no_verdict(tmp_path):
