@@ -1,5 +1,4 @@
 """The Bayesian classifier: any network with a normal posterior over its weights, drawn anew in every call."""
-import functools
 import itertools
 import math
 
@@ -13,7 +12,6 @@ from torch.func import functional_call
 
 from pyro_advbnn.bayes.classifier import Classifier, checked_logits
 from pyro_advbnn.bayes.guide import MeanFieldNormal
-from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls
 from pyro_advbnn.bayes.kernels.vectors import Buffers, unflatten
 from pyro_advbnn.bayes.parameters import (
     flatten,
@@ -46,8 +44,8 @@ class BayesianClassifier(Classifier):
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
 
-    Raises InputError for settings out of range, a pattern that matches nothing, and networks without parameters, with
-    parameters that are not real floating point numbers, of several dtypes or on several devices.
+    Raises InputError for settings out of range, a pattern that matches nothing, and networks that cannot be Bayesian
+    (`parameters.trainable_parameters`).
     """
 
     def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
@@ -71,7 +69,8 @@ class BayesianClassifier(Classifier):
         self.log_std = nn.Parameter(self._initial_log_std(network, init_std))
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
-        self._may_explode = math.exp(self.log_std.detach().max()) < _HUGE_STD and not self._has_wide_prior()
+        self._may_explode = all(std < _HUGE_STD for given in (prior_std, init_std)
+                                for std in per_parameter_std(given, network).values())
         self._work, self._work_fixed = Buffers(), Buffers()
         self._shared = shared_modules(network)
 
@@ -87,10 +86,6 @@ class BayesianClassifier(Classifier):
         calls = self._lean_calls
         return checked_logits(calls(calls.weights(self._by_alias(weights), owned=self._shapes), x), len(x))
 
-    @functools.cached_property
-    def _lean_calls(self):
-        return LeanCalls(self.network, self._shared)
-
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
         return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
@@ -98,9 +93,10 @@ class BayesianClassifier(Classifier):
 
     def posterior(self):
         """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
-        means, stds = self.mean.detach().split(self._sizes()), self.log_std.detach().exp().split(self._sizes())
-        return {name: dist.Normal(mean.view(shape), std.view(shape), validate_args=False)
-                for (name, shape), mean, std in zip(self._shapes.items(), means, stds, strict=True)}
+        means, stds = (unflatten(vector, self._shapes.values(), self._work)
+                       for vector in (self.mean.detach(), self.log_std.detach().exp()))
+        return {name: dist.Normal(mean, std, validate_args=False)
+                for name, mean, std in zip(self._shapes, means, stds, strict=True)}
 
     def kl(self):
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); one-draw estimate without a closed form."""
@@ -189,51 +185,40 @@ class BayesianClassifier(Classifier):
             self._kept = self.log_std._version, torch.exp(self.log_std, out=self._work.take(self.log_std))
         return self._kept[1]
 
-    def _sizes(self):
-        return [math.prod(shape) for shape in self._shapes.values()]
-
-    def _pieces(self, std_by_name):
-        """[(start, stop, std), ...] over the flat vector, neighbours of equal std joined."""
+    def _pieces(self, value_of):
+        """[(start, stop, value), ...] over the flat vector, neighbours of equal value joined; value_of: name -> value."""
         pieces, start = [], 0
-        for name, size in zip(self._shapes, self._sizes(), strict=True):
-            if pieces and pieces[-1][2] == std_by_name[name]:
-                pieces[-1] = (pieces[-1][0], start + size, std_by_name[name])
-            else:
-                pieces.append((start, start + size, std_by_name[name]))
-            start += size
+        for value, names in itertools.groupby(self._shapes, value_of):
+            stop = start + sum(self._shapes[name].numel() for name in names)
+            pieces.append((start, stop, value))
+            start = stop
         return pieces
 
     def _initial_log_std(self, network, init_std):
         stds = per_parameter_std(init_std, network, "init_std")
         log_std = torch.empty_like(self.mean)
-        for start, stop, std in self._pieces(stds):
+        for start, stop, std in self._pieces(stds.get):
             if not LOG_STD_RANGE[0] <= math.log(std) <= LOG_STD_RANGE[1]:
                 raise InputError(f"init_std must lie between 1e-8 and 10, got {std}")
             log_std[start:stop] = math.log(std)
         return log_std
 
-    def _has_wide_prior(self):
-        stds = [self._settings["prior_std"]] if isinstance(self.prior, ElementwisePrior) else [s for *_, s in self.prior.pieces]
-        return any(isinstance(std, int | float) and std >= _HUGE_STD for std in stds)
-
     def _counted(self, network, kl_over):
-        if kl_over == "all":
-            return 0, len(self.mean)
+        """The range (start, stop) of weights that the KL counts."""
         if kl_over not in KL_OVER:
             raise InputError(f"kl_over must be one of {', '.join(KL_OVER)}, got {kl_over!r}")
-        last = last_layer_names(network)
-        kept = [name in last for name in self._shapes]
-        if not any(kept):
+        names = last_layer_names(network) if kl_over == "last" else self._shapes
+        counted = [(start, stop) for start, stop, counts in self._pieces(names.__contains__) if counts]
+        if not counted:
             raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
-        ends = list(itertools.accumulate(self._sizes(), initial=0))
-        return ends[kept.index(True)], ends[len(kept) - kept[::-1].index(True)]
+        return counted[0]
 
     def _prior(self, network, prior_std, prior, counted):
         if isinstance(prior, str):
             prior = named_prior(prior, prior_std)
         if prior is not None:
             return ElementwisePrior(prior, len(self.mean), counted)
-        return NormalPrior(self._pieces(per_parameter_std(prior_std, network)), counted, like=self.mean)
+        return NormalPrior(self._pieces(per_parameter_std(prior_std, network).get), counted, like=self.mean)
 
 
 def _weighted(kl_weight):

@@ -29,6 +29,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self._pyro_name = f"classifier{next(self._numbers)}"
+        self._shared = shared_modules(network)
         self._kept = None
 
     def forward(self, x):
@@ -43,7 +44,7 @@ class Classifier(nn.Module):
 
     @functools.cached_property
     def _lean_calls(self):
-        return LeanCalls(self.network, shared_modules(self.network))
+        return LeanCalls(self.network, self._shared)
 
     def _kept_weights(self, x):
         """The weights of lean calls, made anew where a weight, a buffer, a mode or autocast's dtype is not as it was."""
@@ -121,12 +122,10 @@ class Classifier(nn.Module):
             pyro.sample("y", dist.Categorical(logits=logits.float()), obs=y)
         return logits
 
-    def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_lean_calls"} | {"_kept": None}
-
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
+        self.release_buffers()
 
 
 def checked_logits(logits, num_images, num_classes=None):

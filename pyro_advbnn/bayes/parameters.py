@@ -11,26 +11,22 @@ from pyro_advbnn.system.errors import InputError
 def trainable_parameters(network):
     """{name: parameter} of those that require a gradient.
 
-    Raises InputError for what is no nn.Module, and for parameters that are none, have no shape yet, are not floating point, of
-    several dtypes or on several devices, or in recurrent layers, which keep a second list of them.
+    Raises InputError for what is no nn.Module, where there are none, and for parameters that have no shape yet, are of several
+    dtypes or on several devices, or in recurrent layers, which keep a second list of them.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
     parameters = dict(network.named_parameters())
-    if not parameters:
-        raise InputError(f"{type(network).__name__} has no parameters, so nothing can be Bayesian")
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedTensorMixin):
             raise InputError(f"parameter {name} has no shape yet: run the network once on a batch first")
-        if not p.is_floating_point():
-            raise InputError(f"parameter {name} is not floating point but {p.dtype}")
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not trainable:
+        raise InputError(f"{type(network).__name__} has no parameters that require a gradient, so nothing can be Bayesian")
     if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
         raise InputError("the parameters must share one dtype and one device")
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
         raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
-    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-    if not trainable:
-        raise InputError("no parameter of the network requires a gradient, so nothing can be Bayesian")
     return trainable
 
 

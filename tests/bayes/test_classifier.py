@@ -152,20 +152,12 @@ def test_parameters_that_need_no_gradient_stay_fixed():
     assert torch.equal(classifier.state_dict()["network.classifier.weight"], network.classifier.weight)
 
 
-class Integers(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
-        self.linear = nn.Linear(2, 2)
-
-
 @pytest.mark.parametrize(("network", "match"), [
     (lambda: nn.Flatten(), "no parameters"),
-    (Integers, "table is not floating point"),
     (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "one dtype"),
     (lambda: nn.LazyLinear(3), "has no shape yet"),
     (lambda: nn.LSTM(2, 2), "recurrent"),
-    (lambda: nn.Linear(2, 2).requires_grad_(False), "requires a gradient"),
+    (lambda: nn.Linear(2, 2).requires_grad_(False), "no parameters that require a gradient"),
 ])
 def test_networks_that_cannot_be_bayesian_are_refused(network, match):
     with pytest.raises(ab.InputError, match=match):
