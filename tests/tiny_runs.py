@@ -87,5 +87,5 @@ def interrupt_after(monkeypatch, saves, before_writing=False):
 
 
 def build(folder=None, **flags):
-    config, images, held_out = configuration.configure({**TINY, **flags})
+    config, images, held_out = configuration.configure({**tiny(flags.get("defense")), **flags})
     return config, construction.build(config, images), held_out

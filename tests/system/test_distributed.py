@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 
 import pytest
 import torch
-from tiny_runs import equal
+from tiny_runs import equal, tiny
 from tiny_runs import metrics as rows
 from torch import nn
 from victims import FORKSERVER
@@ -84,7 +84,7 @@ def content(folder, name="checkpoint.pt"):
 def course(flags, large=1 << 20):
     """The averages after every step of a training of two epochs with the same draws everywhere, and its state at the end."""
     distributed._LARGE = large
-    config, images, _ = configuration.configure({**TINY, **flags})
+    config, images, _ = configuration.configure({**tiny(flags.get("defense"), TINY), **flags})
     run = construction.build(config, images)
     torch.manual_seed(3)
     averages = []
@@ -234,7 +234,7 @@ def test_running_statistics_of_two_processes_are_those_of_the_joined_batch():
 
 
 def broadcast_course():
-    config, images, _ = configuration.configure({**TINY, "defense": "none", "batch_norm": "broadcast"})
+    config, images, _ = configuration.configure({**tiny("none", TINY), "defense": "none", "batch_norm": "broadcast"})
     run = construction.build(config, images)
     norms = [m for m in run.classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     own = []
@@ -286,7 +286,7 @@ def test_a_batch_that_leaves_a_process_fewer_than_two_images_is_refused_before_a
 
 
 def measured(defense):
-    config, images, held_out = configuration.configure({**TINY, "defense": defense})
+    config, images, held_out = configuration.configure({**tiny(defense, TINY), "defense": defense})
     classifier = construction.build(config, images).classifier
     return [loop.accuracies(classifier, sample, config["settings"], seed=1)
             for sample in (held_out, images, held_out.take([0]))]

@@ -6,14 +6,14 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from tiny_runs import TINY, content, metrics, run, words
+from tiny_runs import TINY, build, content, metrics, run, words
 from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE
 from pyro_advbnn.cli import commands
 from pyro_advbnn.train import train
-from pyro_advbnn.training import configuration, construction, run_folders
+from pyro_advbnn.training import run_folders
 from pyro_advbnn.training.nonfinite import LARGEST_GRADIENT, NotFinite, Watch, largest
 
 STEPS_PER_EPOCH = 4
@@ -69,10 +69,9 @@ def broken(name, **flags):
     return {"network": f"networks_that_break:{name}", "width": None, "defense": "bnn", **flags}
 
 
-def build(**flags):
-    pyro.enable_validation(False)
-    config, images, held_out = configuration.configure({**TINY, **flags})
-    return config, construction.build(config, images), held_out
+@pytest.fixture(autouse=True)
+def no_validation():
+    pyro.enable_validation(False)                        # which would find what is not finite before we do
 
 
 def failure(capsys, folder, **flags):
