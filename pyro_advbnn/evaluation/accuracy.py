@@ -1,33 +1,45 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
+import itertools
+from collections import deque
+
 import torch
 
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.inputs import (
-    check_attacked,
-    check_classifier,
-    check_images,
-    check_labels,
-    check_probabilities,
-    logits_of,
-    pair,
-)
+from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import InputError, check_at_least
 
 
-@torch.no_grad()
 def predict(classifier, x, *, num_samples=20):
     """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32.
 
     Raises InputError for what is not logits (B, classes), and for predictions that are NaN.
     """
     check_at_least("num_samples", num_samples, 1)
-    with eval_mode(classifier), frozen(classifier):      # frozen: exp(log_std) is computed once for all draws
-        total = logits_of(classifier, x).softmax(-1)
-        for _ in range(num_samples - 1):
-            total += logits_of(classifier, x).softmax(-1)
+    total, = deque(sums_of_draws(classifier, x, num_samples), maxlen=1)
     check_probabilities(total)
     return total / num_samples
+
+
+@torch.no_grad()
+def sums_of_draws(classifier, x, num_samples):
+    """A generator of the sums (B, classes) of the softmax of the first 1, 2, ..., num_samples forward calls."""
+    with eval_mode(classifier), frozen(classifier):      # frozen: exp(log_std) is computed once for all draws
+        yield from itertools.accumulate(logits_of(classifier, x).softmax(-1) for _ in range(num_samples))
+
+
+@torch.no_grad()
+def logits_of_draws(classifier, x, num_samples):
+    """The logits of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, classes), float32.
+
+    Raises InputError for what is not logits (B, classes), and where they are not finite.
+    """
+    check_at_least("num_samples", num_samples, 1)
+    with eval_mode(classifier), frozen(classifier):
+        logits = torch.stack([logits_of(classifier, x) for _ in range(num_samples)])
+    if not logits.isfinite().all():
+        raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
+    return logits
 
 
 def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20, progress=None):
@@ -35,12 +47,12 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
 
     batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)). attack: a callable (classifier, x, y) -> x_adv such as
     `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
-    Returns the columns of `tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
+    Returns the columns of `csv_tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see
     `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
-    batches = checked_batches(batches, [target if source is None else source, target], attack)
+    batches = checked_batches(batches, [target if source is None else source, target])
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 
@@ -55,21 +67,6 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
         if progress:
             progress(total, correct)
     return correct, total
-
-
-def checked_batches(batches, classifiers, attack=None):
-    """A generator of the batches, each once it is found fit for the classifiers, and they for it; see `inputs`.
-
-    classifiers: of which the first is attacked, by `attack`, or has gradients taken where that is "gradient".
-    """
-    num_classes, attacked, gradient = None, classifiers[0], attack == "gradient" or getattr(attack, "uses_gradient", False)
-    for x, y in map(pair, batches):
-        check_images(x)
-        if num_classes is None:
-            num_classes = min(check_classifier(each, x[:2], gradient=gradient and each is attacked)
-                              for each in dict.fromkeys(classifiers))
-        check_labels(y, num_classes, x)
-        yield x, y
 
 
 def attack_images(attack, classifier, x, y):

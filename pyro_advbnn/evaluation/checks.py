@@ -1,7 +1,7 @@
 """The warning signs of a broken evaluation, each measured and judged: held, did not hold, could not tell, does not apply.
 
 After Carlini et al. (arXiv 1902.06705), Athalye et al. (arXiv 1802.00420) and, for random networks, Zimmermann (arXiv
-1907.00895). Each check takes an `Examination` and gives a `Finding`.
+1907.00895). Each check takes an `Examination` and gives a `Finding`; a new one is a function here and a row of CHECKS.
 """
 from dataclasses import replace
 
@@ -12,21 +12,18 @@ from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.square import Square
-from pyro_advbnn.evaluation.examination import Examination
-from pyro_advbnn.evaluation.findings import (
+from pyro_advbnn.evaluation.examination import (
     FAILED,
     HELD,
+    NEAR_ZERO,
     TOLERANCE,
     UNFIT,
     UNKNOWN,
+    Examination,
     Finding,
-    difference,
-    judged,
     no_loss,
     percent,
-    points,
-    proportion,
-    worst,
+    rarely,
 )
 from pyro_advbnn.system.random_streams import separate_randomness
 
@@ -35,143 +32,136 @@ __all__ = ["CHECKS", "FAILED", "HELD", "UNFIT", "UNKNOWN", "Examination", "Findi
 COUNTS = (1, 2, 5, 10, 20, 50)                           # draws per gradient of the curve
 RADII = (0.5, 1, 2, 4)                                   # times epsilon
 LARGE_RADIUS = 0.5                                       # where every image can be made grey
-NEAR_ZERO = 0.05
 
 
-def many_draws(exam):
+def many_draws(examination):
     """The attack with each number of draws per gradient in COUNTS: what one draw hides (Zimmermann)."""
-    return [replace(exam.attack, attack_samples=count) for count in (COUNTS if exam.is_random else (1,))]
+    return [replace(examination.attack, attack_samples=count) for count in (COUNTS if examination.is_random else (1,))]
 
 
-def large_radius(exam):
+def large_radius(examination):
     """Accuracy reaches about 0 at a large radius."""
-    attack = replace(exam.attack, epsilon=LARGE_RADIUS, step_size=2.5 * LARGE_RADIUS / exam.attack.num_steps)
-    correct = exam.correct(attack)
-    share, error = proportion(correct)
-    return Finding(judged(share - error, share + error, NEAR_ZERO), f"{percent(share)} at radius {LARGE_RADIUS:g}",
-                   f"at most {percent(NEAR_ZERO)}")
+    correct = examination.correct(_at_radius(examination, LARGE_RADIUS))
+    return rarely(correct, f"{percent(correct)} at radius {LARGE_RADIUS:g}", f"at most {percent(NEAR_ZERO)}")
 
 
-def bigger_radius(exam):
+def bigger_radius(examination):
     """A bigger radius never helps the defender."""
-    radii = [0.0, *(factor * exam.epsilon for factor in RADII if factor * exam.epsilon <= 1)]
-    found = [exam.correct(replace(exam.attack, epsilon=radius, step_size=2.5 * radius / exam.attack.num_steps))
-             for radius in radii]
-    pairs = [difference(smaller, bigger) for smaller, bigger in zip(found, found[1:])]
-    verdicts = [judged(-high, -low, TOLERANCE) for low, high in pairs]
-    measured = ", ".join(f"{percent(correct.float().mean())} at {radius:.4g}" for radius, correct in zip(radii, found))
-    return Finding(worst(verdicts), measured, f"no rise by more than {points(TOLERANCE)}")
+    radii = [0.0, *(factor * examination.epsilon for factor in RADII if factor * examination.epsilon <= 1)]
+    found = [examination.correct(_at_radius(examination, radius)) for radius in radii]
+    verdicts = [no_loss(smaller, bigger, "", reverse=True).verdict for smaller, bigger in zip(found, found[1:])]
+    worst = next(verdict for verdict in (FAILED, UNKNOWN, HELD) if verdict in verdicts)
+    return Finding(worst, ", ".join(f"{percent(correct)} at {radius:.4g}" for radius, correct in zip(radii, found)),
+                   f"no rise by more than {100 * TOLERANCE:g} points")
 
 
-def more_steps(exam):
+def more_steps(examination):
     """Twice the steps change nothing."""
-    twice = replace(exam.attack, num_steps=2 * exam.attack.num_steps)
-    return _changes_nothing(exam, twice, f"{twice.num_steps} steps")
+    twice = replace(examination.attack, num_steps=2 * examination.attack.num_steps)
+    return _changes_nothing(examination, twice, f"{twice.num_steps} steps")
 
 
-def random_starts(exam):
+def random_starts(examination):
     """Random starts change nothing."""
-    return _changes_nothing(exam, replace(exam.attack, random_start=True), "a random start")
+    return _changes_nothing(examination, replace(examination.attack, random_start=True), "a random start")
 
 
-def one_draw(exam):
+def one_draw(examination):
     """The attack with one draw per gradient, as in the paper, is not weaker than that with many."""
-    if not exam.is_random:
+    if not examination.is_random:
         return Finding(UNFIT, "nothing is random", "no loss by many draws")
-    weak, *many = many_draws(exam)
-    found = {attack.attack_samples: exam.correct(attack) for attack in (weak, *many)}
-    counts = [attack.attack_samples for attack in many]
+    found = {attack.attack_samples: examination.correct(attack) for attack in many_draws(examination)}
+    one, *counts = found
     strongest = min(counts, key=lambda count: found[count].sum())
-    weakly, strongly = (percent(found[count].float().mean()) for count in (1, strongest))
-    return no_loss(found[1], found[strongest], f"1 draw per gradient {weakly}, {strongest} draws {strongly}, the strongest of "
-                                               f"{', '.join(map(str, counts))}", comparisons=len(counts))
+    measured = (f"1 draw per gradient {percent(found[one])}, {strongest} draws {percent(found[strongest])}, the strongest of "
+                f"{', '.join(map(str, counts))}")
+    return no_loss(found[one], found[strongest], measured, comparisons=len(counts))
 
 
-def enough_draws(exam):
+def enough_draws(examination):
     """More draws per gradient than the attack takes change nothing."""
-    if not exam.is_random:
+    if not examination.is_random:
         return Finding(UNFIT, "nothing is random", "no loss by more draws")
-    more = replace(exam.attack, attack_samples=5 * exam.attack.attack_samples // 2)
-    return _changes_nothing(exam, more, f"{_draws(more.attack_samples)} per gradient")
+    more = replace(examination.attack, attack_samples=5 * examination.attack.attack_samples // 2)
+    return _changes_nothing(examination, more, f"{_draws(more)} per gradient")
 
 
-def stronger_attack(exam):
+def stronger_attack(examination):
     """An attack that adapts its steps, on another loss (APGD-DLR), finds nothing more."""
-    attack = _adaptive(exam)
-    return _changes_nothing(exam, attack, attack.name)
+    return _changes_nothing(examination, _adaptive(examination), _adaptive(examination).name)
 
 
-def papers_attack(exam):
+def papers_attack(examination):
     """The paper's attack (20 steps, one draw per gradient) finds as much as the strongest here."""
-    headline, ours = exam.correct(exam.papers_attack), exam.correct(_adaptive(exam))
-    return no_loss(headline, ours, f"the paper's attack {percent(headline.float().mean())}, {_adaptive(exam).name} with "
-                                    f"{_draws(exam.attack.attack_samples)} per gradient {percent(ours.float().mean())}")
+    strongest = _adaptive(examination)
+    headline, ours = examination.correct(examination.papers_attack), examination.correct(strongest)
+    return no_loss(headline, ours, f"the paper's attack {percent(headline)}, {strongest.name} with "
+                                   f"{_draws(examination.attack)} per gradient {percent(ours)}")
 
 
-def beats_transfer(exam):
+def beats_transfer(examination):
     """Attacking the classifier itself beats attacking a stand-in."""
-    stand_in = exam.stand_in()
+    stand_in = examination.stand_in()
     if stand_in is None:
         return Finding(UNFIT, "there is nothing to transfer from", "no loss by a transferred attack")
-    plain = replace(exam.attack, attack_samples=1)
-    return _beats(exam, exam.correct(plain, through=stand_in), "transferred")
+    transferred = examination.correct(replace(examination.attack, attack_samples=1), through=stand_in)
+    return _beats(examination, transferred, "transferred")
 
 
-def beats_square(exam):
+def beats_square(examination):
     """Gradients beat a black-box search (Square)."""
-    search = Square(exam.epsilon, exam.num_queries, exam.attack.attack_samples)
-    queries = "1 query" if exam.num_queries == 1 else f"{exam.num_queries} queries"
-    return _beats(exam, exam.correct(search), f"{queries} of Square")
+    queries = examination.num_queries
+    search = Square(examination.epsilon, queries, examination.attack.attack_samples)
+    return _beats(examination, examination.correct(search), f"{'1 query' if queries == 1 else f'{queries} queries'} of Square")
 
 
-def beats_noise(exam):
+def beats_noise(examination):
     """Gradients beat random noise of the same radius."""
-    return _beats(exam, exam.correct(RandomNoise(exam.epsilon, num_tries=10)), "the worst of 10 noises")
+    noise = RandomNoise(examination.epsilon, num_tries=10)
+    return _beats(examination, examination.correct(noise), "the worst of 10 noises")
 
 
-def fixed_draw(exam):
+def fixed_draw(examination):
     """A classifier with its draw fixed is no harder to break than the random one."""
-    if not (exam.is_random and hasattr(exam.classifier, "draw")):
+    if not (examination.is_random and hasattr(examination.classifier, "draw")):
         return Finding(UNFIT, "there is no draw to fix", "no harder to break")
-    fixed, base = exam.correct(replace(exam.attack, attack_samples=1), judge=exam.draw()), exam.correct(exam.attack)
-    return no_loss(base, fixed, f"a fixed draw {percent(fixed.float().mean())}, the random classifier "
-                                 f"{percent(base.float().mean())}", reverse=True)
+    one_draw = replace(examination.attack, attack_samples=1)
+    fixed, base = examination.correct(one_draw, judge=examination.draw()), examination.correct(examination.attack)
+    return no_loss(base, fixed, f"a fixed draw {percent(fixed)}, the random classifier {percent(base)}", reverse=True)
 
 
-def gradients(exam):
+def gradients(examination):
     """Gradients neither vanish nor are the same for all images."""
     zeros, blind, constant = [], [], []
-    for number, (x, y) in enumerate(exam.batches):
-        with separate_randomness(exam.seed + number), eval_mode(exam.classifier), frozen(exam.classifier):
-            gradient = loss_and_gradient(exam.classifier, x, y, loss=exam.attack.loss)[1].flatten(1)
+    classifier, loss = examination.classifier, examination.attack.loss
+    for number, (x, y) in enumerate(examination.batches):
+        with separate_randomness(examination.seed + number), eval_mode(classifier), frozen(classifier):
+            gradient = loss_and_gradient(classifier, x, y, loss=loss)[1].flatten(1)
         zeros.append((gradient == 0).float().mean(1))
         blind.append((gradient == 0).all(1))
         unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
         constant.append(torch.isclose(unit @ unit.roll(1, 0).T, torch.ones(())).diagonal() & ~blind[-1])
-    zeros, blind, constant = (torch.cat(found).float() for found in (zeros, blind, constant))
-    lost = (blind + constant > 0)
-    share, error = proportion(lost)
-    measured = (f"zero in every pixel for {percent(blind.mean())} of the images, in {percent(zeros.mean())} of all pixels; "
-                f"the same as another image's for {percent(constant.mean())}")
-    return Finding(judged(share - error, share + error, NEAR_ZERO), measured,
-                   f"lost for at most {percent(NEAR_ZERO)} of the images")
+    zeros, blind, constant = map(torch.cat, (zeros, blind, constant))
+    measured = (f"zero in every pixel for {percent(blind)} of the images, in {percent(zeros)} of all pixels; "
+                f"the same as another image's for {percent(constant)}")
+    return rarely(blind | constant, measured, f"lost for at most {percent(NEAR_ZERO)} of the images")
 
 
-def loss_goes_up(exam):
+def loss_goes_up(examination):
     """What the attack climbs, measured by the margin, which unlike its cross-entropy never saturates, is higher on its images.
 
     By fresh draws, the same for an image before and after.
     """
-    risen = []
-    for number, (x, y) in enumerate(exam.batches):
-        with separate_randomness(exam.seed + number):
-            x_adv = exam.attack(exam.classifier, x, y)
-            with eval_mode(exam.classifier), frozen(exam.classifier):
-                before, after = losses_together(exam.classifier, x, x_adv, y, loss="margin", attack_samples=exam.num_samples)
+    risen, classifier = [], examination.classifier
+    for number, (x, y) in enumerate(examination.batches):
+        with separate_randomness(examination.seed + number):
+            x_adv = examination.attack(classifier, x, y)
+            with eval_mode(classifier), frozen(classifier):
+                before, after = losses_together(classifier, x, x_adv, y, loss="margin", attack_samples=examination.num_samples)
         risen.append(after > before)
-    share, error = proportion(~torch.cat(risen))
-    return Finding(judged(share - error, share + error, NEAR_ZERO), f"it rises for {percent(1 - share)} of the images",
-                   f"for at least {percent(1 - NEAR_ZERO)}")
+    fallen = ~torch.cat(risen)
+    return rarely(fallen, f"it rises for {percent(1 - fallen.float().mean().item())} of the images",
+                  f"for at least {percent(1 - NEAR_ZERO)}")
 
 
 CHECKS = {
@@ -182,22 +172,25 @@ CHECKS = {
 }
 
 
-def _draws(count):
-    return "1 draw" if count == 1 else f"{count} draws"
+def _at_radius(examination, radius):
+    return replace(examination.attack, epsilon=radius, step_size=None)
 
 
-def _adaptive(exam):
-    return APGD(exam.epsilon, 2 * exam.attack.num_steps, "dlr" if exam.num_classes() > 2 else "margin",
-                exam.attack.attack_samples)
+def _draws(attack):
+    return "1 draw" if attack.attack_samples == 1 else f"{attack.attack_samples} draws"
 
 
-def _changes_nothing(exam, attack, name):
-    base, other = exam.correct(exam.attack), exam.correct(attack)
-    return no_loss(base, other, f"{percent(base.float().mean())}, with {name} {percent(other.float().mean())}")
+def _adaptive(examination):
+    loss = "dlr" if examination.num_classes > 2 else "margin"
+    return APGD(examination.epsilon, 2 * examination.attack.num_steps, loss, examination.attack.attack_samples)
 
 
-def _beats(exam, other, name):
-    base = exam.correct(exam.attack)
-    alone = (base & ~other).float().mean()
-    return no_loss(base, other, f"{percent(base.float().mean())}, by {name} {percent(other.float().mean())}, which alone "
-                                 f"breaks {percent(alone)} of the images")
+def _changes_nothing(examination, attack, name):
+    base, other = examination.correct(examination.attack), examination.correct(attack)
+    return no_loss(base, other, f"{percent(base)}, with {name} {percent(other)}")
+
+
+def _beats(examination, other, name):
+    base = examination.correct(examination.attack)
+    return no_loss(base, other, f"{percent(base)}, by {name} {percent(other)}, which alone breaks {percent(base & ~other)} of "
+                                f"the images")

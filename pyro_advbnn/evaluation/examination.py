@@ -1,14 +1,23 @@
-"""What the checks of an evaluation look at: a classifier, images, and the attack whose figure is to be trusted."""
+"""What the checks of an evaluation look at, an `Examination`, and what each of them finds, a `Finding`.
+
+A finding is judged by the 95% interval of the images on which two attacks differ: a claim such as "twice the steps changes
+nothing" held where the interval of the difference stays within TOLERANCE; it did not where the interval lies beyond it.
+"""
+from dataclasses import dataclass
+
 import torch
 
-from pyro_advbnn.attacks.modes import eval_mode, is_random
+from pyro_advbnn.attacks.modes import is_random
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.surrogates import surrogate
-from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
-from pyro_advbnn.evaluation.inputs import check_classifier, check_images, check_labels, check_repeatable, check_same_labels
-from pyro_advbnn.evaluation.worst_case import opinions
-from pyro_advbnn.system.errors import InputError, check_at_least, check_number
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, predict
+from pyro_advbnn.evaluation.inputs import RepeatableBatches, check_classifier
+from pyro_advbnn.evaluation.intervals import half_width, paired_difference_interval
+from pyro_advbnn.system.errors import check_at_least, check_number
 from pyro_advbnn.system.random_streams import separate_randomness
+
+HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
+TOLERANCE, NEAR_ZERO = 0.02, 0.05                        # of all images
 
 
 class Examination:
@@ -29,18 +38,12 @@ class Examination:
         for name, value in (("num_steps", num_steps), ("attack_samples", attack_samples), ("num_samples", num_samples),
                             ("num_queries", num_queries)):
             check_at_least(name, value, 1)
-        check_number("epsilon", epsilon)
-        if not 0 < epsilon <= 1:
-            raise InputError(f"epsilon must lie in (0, 1], got {epsilon}")
-        check_repeatable(batches)
-        self._labels = []
-        for x, y in batches:
-            check_images(x)
-            check_labels(y, check_classifier(classifier, x[:1]), x)
-            self._labels.append(y)
-        self.classifier, self.batches, self.epsilon, self.num_samples = classifier, batches, epsilon, num_samples
+        check_number("epsilon", epsilon, high=1, above=True)
+        self.batches = RepeatableBatches(classifier, batches)
+        self.classifier, self.epsilon, self.num_samples = classifier, epsilon, num_samples
         self.num_queries, self.transfer, self.seed = num_queries, transfer, seed
-        self.is_random = is_random(classifier, self._some_images())
+        some_images = self.batches.some_images(16)
+        self.num_classes, self.is_random = check_classifier(classifier, some_images), is_random(classifier, some_images)
         self.attack = PGD(epsilon, None, num_steps, attack_samples if self.is_random else 1)
         self.papers_attack = PGD(epsilon, paper_step, 20)
         self._known = {}
@@ -60,24 +63,15 @@ class Examination:
         through = judge if through is None else through
         found = []
         for number, (x, y) in enumerate(self.batches):
-            check_same_labels(y, self._labels[number])
             with separate_randomness(self.seed + number):
                 x_adv = attack_images(attack, through, x, y)
-                found.append(~opinions(judge, x_adv, y, self.num_samples)["broken"])
+                found.append(predict(judge, x_adv, num_samples=self.num_samples).argmax(-1) == y)
         return torch.cat(found)
 
     def accuracy(self, attack):
         """The columns of a row that come out under an attack."""
         correct = self.correct(attack)
         return accuracy_fields(correct.sum().item(), len(correct))
-
-    def num_classes(self):
-        with torch.no_grad(), eval_mode(self.classifier), separate_randomness(self.seed):
-            return self.classifier(self._some_images()).shape[1]
-
-    def _some_images(self):
-        x, _ = next(iter(self.batches))
-        return x[:16]
 
     def draw(self):
         """The classifier with one draw fixed."""
@@ -91,3 +85,40 @@ class Examination:
         if hasattr(self.classifier, "posterior"):
             return surrogate(self.classifier, "mean")
         return self.draw() if self.is_random and hasattr(self.classifier, "draw") else None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """verdict: one of HELD, FAILED, UNKNOWN, UNFIT; measured and expected: in words, with the numbers."""
+
+    verdict: str
+    measured: str
+    expected: str
+
+
+def no_loss(base, other, measured, reverse=False, comparisons=1):
+    """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE.
+
+    base, other: (N,), whether the same images are answered right. comparisons: of how many `other` is the most extreme.
+    """
+    lost, won = (base & ~other).sum().item(), (other & ~base).sum().item()
+    low, high = paired_difference_interval(*((won, lost) if reverse else (lost, won)), len(base), comparisons)
+    return Finding(verdict(low, high, TOLERANCE), f"{measured}; they differ on {lost} + {won} of {len(base)} images",
+                   f"{'no more' if reverse else 'no loss of more'} than {100 * TOLERANCE:g} points")
+
+
+def rarely(found, measured, expected):
+    """Whether what was found of images, (N,) of booleans, is true of at most NEAR_ZERO of all."""
+    share = found.float().mean().item()
+    error = half_width(share, len(found))
+    return Finding(verdict(share - error, share + error, NEAR_ZERO), measured, expected)
+
+
+def verdict(low, high, bound):
+    """The verdict on the claim that a number is at most `bound`, by its 95% interval."""
+    return HELD if high <= bound else FAILED if low > bound else UNKNOWN
+
+
+def percent(share):
+    """A share of the images in words; of a tensor of booleans the share that is true."""
+    return f"{100 * float(share.float().mean() if isinstance(share, torch.Tensor) else share):.1f} %"

@@ -2,8 +2,7 @@
 import torch
 from PIL import Image
 
-from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.accuracy import attack_fields, attack_images
+from pyro_advbnn.evaluation.accuracy import attack_fields, attack_images, logits_of_draws
 from pyro_advbnn.system import files
 
 PERTURBATION_FACTOR = 10
@@ -24,7 +23,7 @@ def make(classifier, images, attack, num_samples, folder, stem):
     """
     x, y = images.images.float() / 255, images.labels
     x_adv = attack_images(attack, classifier, x, y)
-    clean, adversarial = (_opinions(classifier, batch, y, num_samples, images.class_names) for batch in (x, x_adv))
+    clean, adversarial = (_columns(classifier, batch, y, num_samples, images.class_names) for batch in (x, x_adv))
     pictures = dict(zip(PICTURES, (x, 0.5 + PERTURBATION_FACTOR * (x_adv - x), x_adv), strict=True))
     rows = []
     for i, label in enumerate(y.tolist()):
@@ -38,10 +37,8 @@ def make(classifier, images, attack, num_samples, folder, stem):
     return rows
 
 
-@torch.no_grad()
-def _opinions(classifier, x, y, num_samples, class_names):
-    with eval_mode(classifier), frozen(classifier):
-        draws = torch.stack([classifier(x).float().softmax(-1) for _ in range(num_samples)])
+def _columns(classifier, x, y, num_samples, class_names):
+    draws = logits_of_draws(classifier, x, num_samples).softmax(-1)
     answers = draws.mean(0).argmax(-1)
     of_truth = draws[:, torch.arange(len(y), device=y.device), y]
     return {"prediction": [class_names[answer] for answer in answers.tolist()],

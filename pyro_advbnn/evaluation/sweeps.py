@@ -3,15 +3,14 @@
 Each batch draws from a stream of its own, and what is read off on the way leaves that stream where it was: a row is the same
 whichever others are asked for with it.
 """
-import itertools
 import math
 
 import torch
 
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.attacks.pgd import input_gradient
-from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, checked_batches, predict
-from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, logits_of
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, predict, sums_of_draws
+from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches
 from pyro_advbnn.evaluation.intervals import Z95
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.random_streams import own_stream, undisturbed
@@ -20,16 +19,17 @@ from pyro_advbnn.system.random_streams import own_stream, undisturbed
 def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     """Rows of accuracy of predictions averaged over each number of draws in `counts`: one attack, max(counts) forwards.
 
-    Fig. 5 (left). batches, attack, progress: as in `evaluation.robust_accuracy`. One row per distinct count, ascending;
+    Fig. 5 (left). batches, attack, progress: as in `accuracy.robust_accuracy`. One row per distinct count, ascending;
     that of n averages the first n draws of the others. Raises InputError for counts below 1 or none.
     """
     counts = _checked(counts)
     correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in checked_batches(batches, [target], attack):
+    for x, y in checked_batches(batches, [target]):
         with own_stream():
             x_adv = attack_images(attack, target, x, y)
-            for count, probabilities in enumerate(_running_sums(target, x_adv, counts[-1]), 1):
+            for count, probabilities in enumerate(sums_of_draws(target, x_adv, counts[-1]), 1):
                 if count in correct:
+                    check_probabilities(probabilities)
                     correct[count] += _num_correct(probabilities, y)
         total += len(y)
         if progress:
@@ -46,7 +46,7 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     counts = _checked(counts)
     attacks = {count: attack.with_num_steps(count) for count in counts}
     correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in checked_batches(batches, [target], attack):
+    for x, y in checked_batches(batches, [target]):
         with own_stream():
             for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
                 if count in correct:
@@ -67,7 +67,7 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     """
     draws = num_samples if isinstance(num_samples, dict) else dict.fromkeys(targets, num_samples)
     correct, total = dict.fromkeys(targets, 0), 0
-    for x, y in checked_batches(batches, [source, *targets.values()], attack):
+    for x, y in checked_batches(batches, [source, *targets.values()]):
         with own_stream():
             x_adv = attack_images(attack, source, x, y)
             for name, target in targets.items():
@@ -103,7 +103,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     alone tells of no spread: its interval has no width.
     """
     norms = []
-    for x, y in checked_batches(batches, [classifier], "gradient"):
+    for x, y in checked_batches(batches, [classifier]):
         with eval_mode(classifier), frozen(classifier):
             norms.append(input_gradient(classifier, x, y, num_samples).double().abs().flatten(1).sum(1) / num_samples)
         if progress:
@@ -115,15 +115,6 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     half = Z95 * std / math.sqrt(len(norms))
     return {"num_samples": num_samples, "num_examples": len(norms), "l1_norm": mean, "l1_norm_low": mean - half,
             "l1_norm_high": mean + half}
-
-
-@torch.no_grad()
-def _running_sums(classifier, x, count):
-    """A generator of the sum of the first 1, 2, ..., count softmax outputs."""
-    with eval_mode(classifier), frozen(classifier):
-        for total in itertools.accumulate(logits_of(classifier, x).softmax(-1) for _ in range(count)):
-            check_probabilities(total)
-            yield total
 
 
 def _num_correct(probabilities, y):

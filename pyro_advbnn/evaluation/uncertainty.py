@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_probability
-from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, checked_batches
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
+from pyro_advbnn.evaluation.inputs import checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval
-from pyro_advbnn.system.errors import InputError, check_at_least
+from pyro_advbnn.system.errors import InputError, check_number
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -21,18 +21,12 @@ _ROUNDING = 1e-12                                       # of an entropy in float
 _MEANS = ("nll", "brier", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
 
 
-@torch.no_grad()
 def log_probabilities(classifier, x, *, num_samples=20):
     """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64.
 
     Raises InputError for logits that are not finite.
     """
-    check_at_least("num_samples", num_samples, 1)
-    with eval_mode(classifier), frozen(classifier):
-        logits = torch.stack([classifier(x).float() for _ in range(num_samples)])
-    if not logits.isfinite().all():
-        raise InputError("the classifier's logits are not finite")
-    return logits.double().log_softmax(-1)
+    return logits_of_draws(classifier, x, num_samples).double().log_softmax(-1)
 
 
 def predictive_entropy(draws):
@@ -74,7 +68,7 @@ def brier_score(draws, y):
 def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
     """{name: float64 (N,) on the CPU} of all images: what is told of each.
 
-    batches, attack, progress: as in `evaluation.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
+    batches, attack, progress: as in `accuracy.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
     confidence (the largest averaged probability), nll, brier, entropy, expected_entropy, mutual_information,
     variation_ratio.
 
@@ -82,7 +76,7 @@ def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
     `inputs`).
     """
     parts, total, correct = [], 0, 0
-    for x, y in checked_batches(batches, [classifier], attack):
+    for x, y in checked_batches(batches, [classifier]):
         x_adv = attack_images(attack, classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())
@@ -184,8 +178,7 @@ class ConfidentError:
     confidence_weight: float = 3.0
 
     def __post_init__(self):
-        if not 0 <= self.confidence_weight < math.inf:
-            raise InputError(f"confidence_weight must be a number >= 0, got {self.confidence_weight}")
+        check_number("confidence_weight", self.confidence_weight)
 
     def __call__(self, logits, y):
         log_p = logits.log_softmax(-1)

@@ -6,7 +6,7 @@ import torch
 
 from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE, BayesianClassifier
 from pyro_advbnn.bayes.priors import NormalPrior
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, check_number
 
 NUM_BINS = 81                                            # odd, so that one value alone is inside of a bin
 PRUNE_BY = ("signal_to_noise", "std")
@@ -91,8 +91,7 @@ def prune(classifier, fraction, by="signal_to_noise"):
     """
     if not isinstance(classifier, BayesianClassifier):
         raise InputError("only a Bayesian classifier knows which of its weights are uncertain")
-    if not 0 <= fraction <= 1:
-        raise InputError(f"fraction must lie in [0, 1], got {fraction}")
+    check_number("fraction", fraction, high=1)
     if by not in PRUNE_BY:
         raise InputError(f"by must be one of {', '.join(PRUNE_BY)}, got {by!r}")
     worth = log10_signal_to_noise(classifier) if by == "signal_to_noise" else -classifier.log_std.detach()

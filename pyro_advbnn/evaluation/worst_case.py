@@ -11,23 +11,11 @@ import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 
-import torch
-
-from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
-from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images
-from pyro_advbnn.evaluation.inputs import (
-    check_classifier,
-    check_images,
-    check_labels,
-    check_probabilities,
-    check_repeatable,
-    check_same_labels,
-    logits_of,
-    pair,
-)
-from pyro_advbnn.system.errors import InputError, check_at_least
+from pyro_advbnn.attacks.modes import draws_anew
+from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
+from pyro_advbnn.evaluation.inputs import RepeatableBatches
+from pyro_advbnn.system.errors import check_at_least
 from pyro_advbnn.system.random_streams import separate_randomness
 
 CLEAN = "none"
@@ -51,26 +39,18 @@ def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0)
 def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None, stop=None):
     """A generator of (name of the attack, its rows on one batch), attack by attack, batch by batch, empty batches left out.
 
-    A row: attack, index of the image, label, and what `opinions` says of the attacked image by the draws that judge
+    A row: attack, index of the image, label, and what `judge` says of the attacked image by the draws that judge
     (judged_margin; leaves: whether they are sure) and by those that count (margin, broken, wrong_draws, predicted), seconds.
     Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
     known: a callable (name, indices) that gives these rows where it has them all, else None. stop: a callable that is asked
     before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
     check_at_least("num_samples", num_samples, 1)
-    check_repeatable(batches)
-    if not isinstance(attacks, Mapping):
-        raise InputError(f"attacks must be a mapping of names to attacks, got a {type(attacks).__name__}")
-    left, labels, may_leave = set(), {}, True
-    needs_gradient = any(getattr(attack, "uses_gradient", False) for attack in attacks.values())
+    batches, left = RepeatableBatches(classifier, batches), set()
+    may_leave = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, batches.some_images(16))
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
-        for number, (x, y) in enumerate(map(pair, batches)):
-            if attack is None:                           # the first of all
-                check_images(x)
-                check_labels(y, check_classifier(classifier, x[:2], gradient=needs_gradient), x)
-                may_leave = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, x[:16])
-            check_same_labels(y, labels.setdefault(number, y))
+        for number, (x, y) in enumerate(batches):
             here = [i for i in range(len(y)) if first + i not in left]
             indices, first = [first + i for i in here], first + len(y)
             if not here:
@@ -85,7 +65,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
             yield name, rows
 
 
-def opinions(classifier, x, y, num_samples):
+def judge(classifier, x, y, num_samples):
     """What num_samples >= 1 fresh draws say of images x (B, C, H, W) of labels y, each (B,).
 
     margin: the mean softmax's lead of the label over the best other class, in [-1, 1]. broken: whether the averaged
@@ -94,11 +74,8 @@ def opinions(classifier, x, y, num_samples):
 
     Raises InputError for num_samples below 1, and for what is not logits.
     """
-    check_at_least("num_samples", num_samples, 1)
-    with torch.no_grad(), eval_mode(classifier), frozen(classifier):
-        draws = torch.stack([logits_of(classifier, x).softmax(-1) for _ in range(num_samples)])
+    draws = logits_of_draws(classifier, x, num_samples).softmax(-1)
     mean = draws.mean(0)
-    check_probabilities(mean)
     best_other = mean.scatter(1, y[:, None], -1.0).argmax(-1)
     leads = _of_class(draws, y) - _of_class(draws, best_other)
     margin, error = leads.mean(0), leads.std(0, correction=min(1, num_samples - 1)) / math.sqrt(num_samples)
@@ -158,10 +135,10 @@ def unfinished(rows, names, num_images):
 def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
     began = time.perf_counter()
     x_adv = attack_images(attack, classifier, x, y)
-    judged, counted = (opinions(classifier, x_adv, y, num_samples) for _ in "ab")
+    judging, counted = (judge(classifier, x_adv, y, num_samples) for _ in "ab")
     seconds = (time.perf_counter() - began) / len(y)
-    columns = {"index": indices, "label": y.tolist(), "judged_margin": judged["margin"].tolist(),
-               "leaves": (judged["sure"] & may_leave).int().tolist(), "margin": counted["margin"].tolist(),
+    columns = {"index": indices, "label": y.tolist(), "judged_margin": judging["margin"].tolist(),
+               "leaves": (judging["sure"] & may_leave).int().tolist(), "margin": counted["margin"].tolist(),
                "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
                "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
     return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]

@@ -6,8 +6,9 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks import catalogue
-from pyro_advbnn.evaluation import checks, findings
+from pyro_advbnn.evaluation import checks
 from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
+from pyro_advbnn.evaluation.examination import no_loss, verdict
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
@@ -100,7 +101,7 @@ def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, ba
 
 def test_what_two_attacks_differ_on_is_told_with_the_verdict():
     base, other = torch.tensor([True] * 6 + [False] * 4), torch.tensor([True] * 3 + [False] * 5 + [True] * 2)
-    finding = findings.no_loss(base, other, "60.0 %, with other 50.0 %")
+    finding = no_loss(base, other, "60.0 %, with other 50.0 %")
     assert finding.measured == "60.0 %, with other 50.0 %; they differ on 3 + 2 of 10 images"
 
 
@@ -147,14 +148,12 @@ def test_what_cannot_be_examined_is_refused(fragile, batches, settings, message)
 
 
 def test_a_difference_is_judged_by_the_images_on_which_two_attacks_differ():
-    base, other = torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool)
-    low, high = findings.difference(base, other)
-    assert (low, high) == (-0.003, 0.003)                # the rule of three
-    other[:100] = False
-    low, high = findings.difference(base, other)
-    assert low == pytest.approx(0.1 - 1.959964 * (0.1 * 0.9 / 1000) ** 0.5) and low + high == pytest.approx(0.2)
-    assert findings.difference(other, base) == (-high, -low)
-    assert [findings.judged(*pair, 0.02) for pair in ((0.0, 0.01), (0.03, 0.1), (0.01, 0.03))] == [HELD, FAILED, UNKNOWN]
+    assert [verdict(*pair, 0.02) for pair in ((0.0, 0.01), (0.03, 0.1), (0.01, 0.03))] == [HELD, FAILED, UNKNOWN]
+    base = torch.ones(1000, dtype=torch.bool)
+    for lost, loss, gain in ((0, HELD, HELD), (100, FAILED, HELD), (25, UNKNOWN, HELD)):
+        other = torch.arange(1000) >= lost
+        assert no_loss(base, other, "").verdict == no_loss(other, base, "", reverse=True).verdict == loss
+        assert no_loss(other, base, "").verdict == no_loss(base, other, "", reverse=True).verdict == gain
 
 
 def test_one_draw_is_compared_with_more_than_one_also_where_these_find_no_more(monkeypatch):

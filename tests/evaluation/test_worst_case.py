@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_advbnn.evaluation.worst_case import attacked, course, opinions, summary, worst_case_accuracy, worst_rows
+from pyro_advbnn.evaluation.worst_case import attacked, course, judge, summary, worst_case_accuracy, worst_rows
 from pyro_advbnn.system.errors import InputError
 
 
@@ -95,7 +95,7 @@ def test_the_lowest_margin_by_the_draws_that_judge_stands_for_an_image():
 def test_an_image_leaves_only_where_the_draws_are_sure_that_it_is_broken():
     """Wrong 9 times of 16 is a toss-up; an attack that comes later and surely breaks it must still find it there."""
     x, y = torch.zeros(500, 1, 2, 2), torch.zeros(500, dtype=torch.int64)
-    found = opinions(Coin(7 / 16), x, y, 16)
+    found = judge(Coin(7 / 16), x, y, 16)
     assert found["broken"].float().mean() > 0.5 and found["sure"].float().mean() < 0.2
     assert not (found["sure"] & ~found["broken"]).any()
     wrong = found["wrong_draws"]
@@ -109,16 +109,16 @@ def test_an_image_leaves_only_where_the_draws_are_sure_that_it_is_broken():
     assert row["accuracy"] < 0.06                        # left on a toss-up, 25 % would seem to stand
 
 
-def test_opinions_tell_the_lead_of_the_averaged_prediction():
+def test_the_draws_tell_the_lead_of_the_averaged_prediction():
     x, y = batch([1.0, 0.0, 0.5], [1, 1, 0])
-    found = opinions(Threshold(), x, y, 3)
+    found = judge(Threshold(), x, y, 3)
     lead = 2 * torch.tensor(4.0).sigmoid() - 1
     assert torch.allclose(found["margin"], torch.stack([lead, -lead, torch.tensor(0.0)]))
     assert found["broken"].tolist() == found["sure"].tolist() == [False, True, False]
     assert found["wrong_draws"].tolist() == [0, 1, 0]
     assert found["predicted"].tolist() == [1, 0, 0]
     with pytest.raises(InputError, match="num_samples must be at least 1"):
-        opinions(Threshold(), x, y, 0)
+        judge(Threshold(), x, y, 0)
 
 
 def test_what_is_known_is_not_computed_and_what_comes_after_is_the_same():
@@ -162,7 +162,7 @@ def test_batches_that_are_shuffled_anew_are_refused():
         worst_case_accuracy(Threshold(), Shuffled(), {"dark": to(0.0)})
 
 
-@pytest.mark.parametrize(("labels", "message"), [([2], "between 0 and 1"), ([0, 1], "one label for each image")])
+@pytest.mark.parametrize(("labels", "message"), [([2], "between 0 and 1"), ([0, 1], "one for each of 1 images")])
 def test_labels_that_are_not_fit_are_refused(labels, message):
     with pytest.raises(InputError, match=message):
         worst_case_accuracy(Threshold(), [(batch([0.5], [0])[0], torch.tensor(labels))], {})
@@ -189,13 +189,10 @@ def test_few_draws_of_a_random_classifier_are_never_sure():
     assert len(rows) == 7 * 300
 
 
-@pytest.mark.parametrize(("batches", "attacks", "message"), [
-    (iter([]), {}, "gone through again"), ([batch([0.5], [0])], [to(0.0)], "mapping of names"),
-    (batch([0.5, 0.2], [0, 1]), {}, "several pairs"),
-])
-def test_batches_and_attacks_that_are_not_fit_are_refused(batches, attacks, message):
+@pytest.mark.parametrize(("batches", "message"), [(iter([]), "gone through again"), ([], "no images")])
+def test_batches_that_are_not_fit_are_refused(batches, message):
     with pytest.raises(InputError, match=message):
-        worst_case_accuracy(Threshold(), batches, attacks)
+        worst_case_accuracy(Threshold(), batches, {})
 
 
 def test_nothing_outside_is_disturbed():

@@ -78,7 +78,7 @@ def test_robust_writes_a_row_per_image_and_attack_and_the_worst_case(run, capsys
 def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_same_rows(run, monkeypatch, capsys):
     evaluated(run, "robust", *ATTACKS)
     whole = [lines(run, name) for name in ("robust_examples", "robust")]
-    monkeypatch.setattr(robustness_verbs.worst_case, "opinions", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(robustness_verbs.worst_case, "judge", lambda *_: pytest.fail("computed again"))
     evaluated(run, "robust", *ATTACKS)
     assert "added 0 rows" in capsys.readouterr().out
     monkeypatch.undo()
