@@ -57,17 +57,17 @@ class CarliniWagner:
 
     def _search(self, classifier, x, y):
         """The closest broken images that were found in the ball, elsewhere x."""
-        best = _Best(x)
-        low, high = torch.zeros_like(best.norms), torch.full_like(best.norms, math.inf)
-        constants = torch.full_like(best.norms, self.initial_const)
+        best, norms = x.clone(), x.new_full((len(x),), math.inf)
+        low, high, constants = torch.zeros_like(norms), norms.clone(), torch.full_like(norms, self.initial_const)
         for _ in range(self.binary_search_steps):
-            found = self._descend(classifier, x, y, constants, best)
+            found = self._descend(classifier, x, y, constants, (best, norms))
             low, high = torch.where(found, low, constants), torch.where(found, constants, high)
             constants = torch.where(high < math.inf, (low + high) / 2, 10 * constants)
-        return torch.where(per_image(best.norms <= self.epsilon, x), best.images, x)
+        return torch.where(per_image(norms <= self.epsilon, x), best, x)
 
     def _descend(self, classifier, x, y, constants, best):
-        """(B,): whether Adam met a broken image; `best` keeps the closest."""
+        """(B,): whether Adam met a broken image; the closest and its distance, inf at first, go into the two of `best`."""
+        closest, distances = best
         v = torch.atanh((2 * x - 1) * _INSIDE)
         optimizer = torch.optim.Adam([v], lr=self.step_size)
         found = torch.zeros_like(y, dtype=torch.bool)
@@ -76,11 +76,12 @@ class CarliniWagner:
             shortfall, gradient = loss_and_gradient(classifier, x_adv, y, loss=self._shortfall,
                                                     attack_samples=self.attack_samples, average="probability")
             norms = L2Ball.size(x_adv - x)
-            promising = ((shortfall >= 0) & ((norms < best.norms) | ~found)).nonzero().flatten()
+            promising = ((shortfall >= 0) & ((norms < distances) | ~found)).nonzero().flatten()
             if len(promising):
                 broken = promising[self._breaks(classifier, x_adv[promising], y[promising])]
                 found[broken] = True
-                best.update(broken, x_adv, norms)
+                closer = broken[norms[broken] < distances[broken]]
+                closest[closer], distances[closer] = x_adv[closer], norms[closer]
             if step < self.num_steps:
                 v.grad = (2 * (x_adv - x) - per_image(constants, x) * gradient) * 2 * x_adv * (1 - x_adv)
                 optimizer.step()
@@ -94,18 +95,6 @@ class CarliniWagner:
         """(B,): whether the averaged prediction of fresh draws is wrong by more than the confidence."""
         return self.confidence < expected_loss(classifier, x, y, loss="margin", attack_samples=self.num_samples,
                                                average="probability")
-
-
-class _Best:
-    """The closest broken images so far, (B, C, H, W), and their distances, (B,), inf where there is none."""
-
-    def __init__(self, x):
-        self.images = x.clone()
-        self.norms = torch.full((len(x),), math.inf, device=x.device, dtype=x.dtype)
-
-    def update(self, broken, x_adv, norms):
-        closer = broken[norms[broken] < self.norms[broken]]
-        self.images[closer], self.norms[closer] = x_adv[closer], norms[closer]
 
 
 _INSIDE = 1 - 1e-6                                       # atanh of the borders 0 and 1 is infinite

@@ -50,7 +50,6 @@ LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
     """The loss of each image (B,) averaged over attack_samples >= 1 draws, without gradient; see `loss_and_gradient`."""
-    check_loss(loss=loss, attack_samples=attack_samples, average=average)
     with torch.no_grad():
         if average == "probability":
             return _function(loss)(_log_mean_softmax(lambda: classifier(x.clone()), attack_samples), y)
@@ -84,11 +83,8 @@ def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average=
     x (B, C, H, W), y (B,) true labels. loss: a name of LOSSES, or a function of that signature, (logits (B, K) float32, y)
     -> (B,), larger = nearer to being broken. average: one of AVERAGES, over attack_samples >= 1 fresh draws. That of
     "probability" holds one draw's activations at a time, for which each draw is called a second time on the way back: its
-    randomness must come from torch's global generators.
-
-    Raises InputError for settings out of range.
+    randomness must come from torch's global generators. Settings are as `check_loss` finds them to be.
     """
-    check_loss(loss=loss, attack_samples=attack_samples, average=average)
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss
     return gradient_of(lambda x: classifier(x.clone()), x, y, _function(loss), attack_samples)

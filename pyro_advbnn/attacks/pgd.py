@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse, loss_and_gradient, loss_name
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.errors import InputError, check_at_least, check_number
+from pyro_advbnn.system.errors import check_at_least, check_number
 
 
 def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
@@ -82,34 +82,19 @@ class PGD:
         return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
 
     def __call__(self, classifier, x, y):
-        x_adv = self._last(classifier, x, y, self.random_start)
+        x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
+        another_run = replace(self, random_start=True, restarts=1)
         for _ in range(self.restarts - 1):
-            other = self._last(classifier, x, y, random_start=True)
-            x_adv = keep_worse(classifier, x_adv, other, y, **averaging_of(self))
+            x_adv = keep_worse(classifier, x_adv, another_run(classifier, x, y), y, **averaging_of(self))
         return x_adv
 
     def iterates(self, classifier, x, y):
         """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_steps steps.
 
-        Between two of them the classifier is in eval mode and its parameters require no gradient.
-
-        Raises InputError where there are restarts: there is no one run then.
+        Of several runs it is the first. Between two steps the classifier is in eval mode, its parameters require no gradient.
         """
-        if self.restarts > 1:
-            raise InputError(f"the steps of an attack can be read off one run only, got restarts {self.restarts}")
-        return self._iterates(classifier, x, y, self.random_start)
-
-    def with_num_steps(self, num_steps):
-        """The same attack, its steps as long as before, but num_steps of them."""
-        return replace(self, num_steps=num_steps)
-
-    def _last(self, classifier, x, y, random_start):
-        x_adv, = deque(self._iterates(classifier, x, y, random_start), maxlen=1)
-        return x_adv
-
-    def _iterates(self, classifier, x, y, random_start):
         ball, velocity = BALLS[self.norm](x, self.epsilon), None
-        x_adv = ball.random_point(self.generator) if random_start else x.detach().clone()
+        x_adv = ball.random_point(self.generator) if self.random_start else x.detach().clone()
         yield x_adv
         with eval_mode(classifier), frozen(classifier):
             for _ in range(self.num_steps):
@@ -117,6 +102,10 @@ class PGD:
                     velocity = self._velocity(self._gradient(classifier, x_adv, y), velocity)
                     x_adv = ball.project_(x_adv + self.step_size * ball.ascent(velocity))
                 yield x_adv
+
+    def with_num_steps(self, num_steps):
+        """The same attack, its steps as long as before, but num_steps of them."""
+        return replace(self, num_steps=num_steps)
 
     def _gradient(self, classifier, x_adv, y):
         if (self.loss, self.average) == ("ce", "gradient"):

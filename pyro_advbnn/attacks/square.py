@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pyro_advbnn.attacks.balls import LinfBall, check_ball, per_image
-from pyro_advbnn.attacks.losses import averaging_of, check_loss, expected_loss
+from pyro_advbnn.attacks.balls import LinfBall, check_ball
+from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least, check_number
 
@@ -26,9 +26,7 @@ class Square:
 
     A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
     lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
-    calls of twice the batch. remeasure=False keeps the current loss instead, for half of that, and leaves an image alone
-    once its margin or dlr says that it is broken: right where a classifier answers alike in each call, too weak otherwise.
-    All own randomness comes from `generator`, on x's device.
+    calls of twice the batch. All own randomness comes from `generator`, on x's device.
 
     Raises InputError for settings out of range.
     """
@@ -40,7 +38,6 @@ class Square:
     loss: str | Callable = "margin"
     p_init: float = 0.8
     generator: torch.Generator | None = None
-    remeasure: bool = True
 
     name = "square"
     norm = "linf"
@@ -61,13 +58,9 @@ class Square:
         yield x_adv
         ball = LinfBall(x, self.epsilon)
         with eval_mode(classifier), frozen(classifier):
-            kept = None if self.remeasure else self._losses(classifier, x_adv, y)
             for query in range(self.num_queries if self.epsilon > 0 else 0):
                 proposal = self._squares(x_adv, ball, query) if query else self._stripes(ball)
-                current, proposed = self._both_losses(classifier, x_adv, proposal, y, kept)
-                better = proposed > current
-                x_adv = torch.where(per_image(better, x_adv), proposal, x_adv)
-                kept = None if self.remeasure else torch.where(better, proposed, current)
+                x_adv = keep_worse(classifier, x_adv, proposal, y, **averaging_of(self))
                 yield x_adv
 
     def side(self, query, height, width):
@@ -96,19 +89,6 @@ class Square:
     def _signs(self, shape, device):
         return torch.rand(shape, generator=self.generator, device=device) < 0.5
 
-    def _both_losses(self, classifier, x_adv, proposal, y, kept):
-        if kept is None:
-            return self._losses(classifier, torch.cat([x_adv, proposal]), torch.cat([y, y])).chunk(2)
-        standing = (kept <= (0 if self.loss in _ABOVE_ZERO_IF_BROKEN else math.inf)).nonzero().flatten()
-        proposed = kept.clone()
-        if len(standing):
-            proposed[standing] = self._losses(classifier, proposal[standing], y[standing])
-        return kept, proposed
-
-    def _losses(self, classifier, x, y):
-        return expected_loss(classifier, x, y, **averaging_of(self))
-
 
 # The authors' code halves the square's share after these queries of 10,000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_ABOVE_ZERO_IF_BROKEN = ("margin", "dlr")

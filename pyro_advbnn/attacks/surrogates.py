@@ -23,12 +23,12 @@ def surrogate(classifier, source):
     Raises InputError for another source, and where the classifier lacks the `mean_network()` or `draw()` that it needs.
     """
     kind, size = parse_source(source)
-    if kind == "self":
-        return classifier
+    needed = {"mean": "mean_network", "pool": "draw"}.get(kind)
+    if needed and not hasattr(classifier, needed):
+        raise InputError(f"source {source} needs a classifier with {needed}(), which {type(classifier).__name__} lacks")
     if kind == "mean":
-        return _method(classifier, "mean_network", source)().eval().requires_grad_(False)
-    draw = _method(classifier, "draw", source)
-    return Pool(draw() for _ in range(size))
+        return classifier.mean_network().eval().requires_grad_(False)
+    return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier
 
 
 class Pool(nn.Module):
@@ -95,9 +95,3 @@ _SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_bal
 
 def _answer(network, x):
     return network(x.clone()).float().log_softmax(-1)    # a first layer may work in place
-
-
-def _method(classifier, name, source):
-    if not hasattr(classifier, name):
-        raise InputError(f"source {source} needs a classifier with {name}(), which {type(classifier).__name__} lacks")
-    return getattr(classifier, name)

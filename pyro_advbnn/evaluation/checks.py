@@ -2,8 +2,11 @@
 
 After Carlini et al. (arXiv 1902.06705), Athalye et al. (arXiv 1802.00420) and, for random networks, Zimmermann (arXiv
 1907.00895). Each check takes an `Examination` and gives a `Finding`; a new one is a function here and a row of CHECKS.
+
+A finding is judged by the 95% interval of the images on which two attacks differ: a claim such as "twice the steps changes
+nothing" held where the interval of the difference stays within TOLERANCE; it did not where the interval lies beyond it.
 """
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,26 +15,23 @@ from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.square import Square
-from pyro_advbnn.evaluation.examination import (
-    FAILED,
-    HELD,
-    NEAR_ZERO,
-    TOLERANCE,
-    UNFIT,
-    UNKNOWN,
-    Examination,
-    Finding,
-    no_loss,
-    percent,
-    rarely,
-)
+from pyro_advbnn.evaluation.intervals import half_width, paired_difference_interval
 from pyro_advbnn.system.random_streams import separate_randomness
 
-__all__ = ["CHECKS", "FAILED", "HELD", "UNFIT", "UNKNOWN", "Examination", "Finding", "many_draws"]
-
+HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
+TOLERANCE, NEAR_ZERO = 0.02, 0.05                        # of all images
 COUNTS = (1, 2, 5, 10, 20, 50)                           # draws per gradient of the curve
 RADII = (0.5, 1, 2, 4)                                   # times epsilon
 LARGE_RADIUS = 0.5                                       # where every image can be made grey
+
+
+@dataclass(frozen=True)
+class Finding:
+    """verdict: one of HELD, FAILED, UNKNOWN, UNFIT; measured and expected: in words, with the numbers."""
+
+    verdict: str
+    measured: str
+    expected: str
 
 
 def many_draws(examination):
@@ -170,6 +170,34 @@ CHECKS = {
     "stronger attack": stronger_attack, "beats transfer": beats_transfer, "beats Square": beats_square,
     "beats noise": beats_noise, "fixed draw": fixed_draw, "gradients": gradients, "loss goes up": loss_goes_up,
 }
+
+
+def no_loss(base, other, measured, reverse=False, comparisons=1):
+    """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE.
+
+    base, other: (N,), whether the same images are answered right. comparisons: of how many `other` is the most extreme.
+    """
+    lost, won = (base & ~other).sum().item(), (other & ~base).sum().item()
+    low, high = paired_difference_interval(*((won, lost) if reverse else (lost, won)), len(base), comparisons)
+    return Finding(verdict(low, high, TOLERANCE), f"{measured}; they differ on {lost} + {won} of {len(base)} images",
+                   f"{'no more' if reverse else 'no loss of more'} than {100 * TOLERANCE:g} points")
+
+
+def rarely(found, measured, expected):
+    """Whether what was found of images, (N,) of booleans, is true of at most NEAR_ZERO of all."""
+    share = found.float().mean().item()
+    error = half_width(share, len(found))
+    return Finding(verdict(share - error, share + error, NEAR_ZERO), measured, expected)
+
+
+def verdict(low, high, bound):
+    """The verdict on the claim that a number is at most `bound`, by its 95% interval."""
+    return HELD if high <= bound else FAILED if low > bound else UNKNOWN
+
+
+def percent(share):
+    """A share of the images in words; of a tensor of booleans the share that is true."""
+    return f"{100 * float(share.float().mean() if isinstance(share, torch.Tensor) else share):.1f} %"
 
 
 def _at_radius(examination, radius):

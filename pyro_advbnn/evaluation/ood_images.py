@@ -13,14 +13,10 @@ _GREY = (0.299, 0.587, 0.114)                            # ITU-R BT.601, as Pill
 
 
 def check(names, dataset, data_dir):
-    """Raises InputError unless `names`, of NAMES, are each another source than `dataset`, and one at most has the data_dir."""
-    if len(set(names)) < len(names):
-        raise InputError("--ood: a name comes twice")
-    others = [name for name in names if name not in MADE]
-    for name in others:
-        if name == dataset and (name not in ("folder", "npz") or data_dir is None):
-            raise InputError(f"--ood {name} is the data set of the run itself")
-    if data_dir is not None and len([name for name in others if name != "digits"]) != 1:
+    """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, and one alone has the data_dir."""
+    if dataset in names and (dataset not in ("folder", "npz") or data_dir is None):
+        raise InputError(f"--ood {dataset} is the data set of the run itself")
+    if data_dir is not None and len(set(names).difference(MADE, {"digits"})) != 1:
         raise InputError("--ood_dir is the folder of one data set: name exactly one with --ood that has a folder")
 
 

@@ -23,18 +23,15 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     that of n averages the first n draws of the others. Raises InputError for counts below 1 or none.
     """
     counts = _checked(counts)
-    correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in checked_batches(batches, [target]):
-        with own_stream():
-            x_adv = attack_images(attack, target, x, y)
-            for count, probabilities in enumerate(sums_of_draws(target, x_adv, counts[-1]), 1):
-                if count in correct:
-                    check_probabilities(probabilities)
-                    correct[count] += _num_correct(probabilities, y)
-        total += len(y)
-        if progress:
-            progress(total, correct[counts[-1]])
-    return [{**attack_fields(attack), "num_samples": count, **accuracy_fields(correct[count], total)} for count in counts]
+
+    def predictions(x, y):
+        sums = sums_of_draws(target, attack_images(attack, target, x, y), counts[-1])
+        for count, probabilities in enumerate(sums, 1):
+            if count in counts:
+                check_probabilities(probabilities)
+                yield count, probabilities
+
+    return list(_rows({count: (attack, count) for count in counts}, predictions, batches, [target], progress).values())
 
 
 def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progress=None):
@@ -45,19 +42,16 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     """
     counts = _checked(counts)
     attacks = {count: attack.with_num_steps(count) for count in counts}
-    correct, total = dict.fromkeys(counts, 0), 0
-    for x, y in checked_batches(batches, [target]):
-        with own_stream():
-            for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
-                if count in correct:
-                    check_attacked(x_adv, x, attack)
-                    with undisturbed():
-                        correct[count] += _num_correct(predict(target, x_adv, num_samples=num_samples), y)
-        total += len(y)
-        if progress:
-            progress(total, correct[counts[-1]])
-    return [{**attack_fields(attacks[count]), "num_samples": num_samples, **accuracy_fields(correct[count], total)}
-            for count in counts]
+
+    def predictions(x, y):
+        for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
+            if count in attacks:
+                check_attacked(x_adv, x, attack)
+                with undisturbed():
+                    yield count, predict(target, x_adv, num_samples=num_samples)
+
+    asked = {count: (attacks[count], num_samples) for count in counts}
+    return list(_rows(asked, predictions, batches, [target], progress).values())
 
 
 def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, progress=None):
@@ -66,18 +60,15 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     targets: {name: classifier}. num_samples: draws averaged in a prediction, one number or {name: number}.
     """
     draws = num_samples if isinstance(num_samples, dict) else dict.fromkeys(targets, num_samples)
-    correct, total = dict.fromkeys(targets, 0), 0
-    for x, y in checked_batches(batches, [source, *targets.values()]):
-        with own_stream():
-            x_adv = attack_images(attack, source, x, y)
-            for name, target in targets.items():
-                with undisturbed():
-                    correct[name] += _num_correct(predict(target, x_adv, num_samples=draws[name]), y)
-        total += len(y)
-        if progress:
-            progress(total, sum(correct.values()) / len(correct))
-    return {name: {**attack_fields(attack), "num_samples": draws[name], **accuracy_fields(correct[name], total)}
-            for name in targets}
+
+    def predictions(x, y):
+        x_adv = attack_images(attack, source, x, y)
+        for name, target in targets.items():
+            with undisturbed():
+                yield name, predict(target, x_adv, num_samples=draws[name])
+
+    asked = {name: (attack, draws[name]) for name in targets}
+    return _rows(asked, predictions, batches, [source, *targets.values()], progress)
 
 
 def transfer_rate(clean, transferred, white_box, num_examples):
@@ -117,8 +108,18 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
             "l1_norm_high": mean + half}
 
 
-def _num_correct(probabilities, y):
-    return int((probabilities.argmax(-1) == y).sum())
+def _rows(asked, predictions, batches, classifiers, progress):
+    """{name: row} for asked {name: (attack, number of draws)}; predictions(x, y): a generator of (name, probabilities)."""
+    correct, total = dict.fromkeys(asked, 0), 0
+    for x, y in checked_batches(batches, classifiers):
+        with own_stream():
+            for name, probabilities in predictions(x, y):
+                correct[name] += int((probabilities.argmax(-1) == y).sum())
+        total += len(y)
+        if progress:
+            progress(total, sum(correct.values()) / len(correct))
+    return {name: {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct[name], total)}
+            for name, (attack, num_samples) in asked.items()}
 
 
 def _checked(counts):

@@ -135,7 +135,8 @@ def detection(clean, other):
     if the images were different ones. aupr: the average precision, `other` as positives; by chance it is their
     share. Numbers that are not defined, for want of images, are None.
     """
-    found = {"num_positives": len(other), "mean_clean": _mean(clean), "mean_other": _mean(other)}
+    means = {f"mean_{name}": each.mean().item() if len(each) else None for name, each in (("clean", clean), ("other", other))}
+    found = {"num_positives": len(other), **means}
     if not len(clean) or not len(other):
         return found | dict.fromkeys(("auroc", "auroc_low", "auroc_high", "aupr"))
     from sklearn.metrics import average_precision_score, roc_auc_score  # here: other verbs need not wait for it
@@ -189,7 +190,3 @@ class ConfidentError:
 
 def _entropy(log_p):
     return torch.special.entr(log_p.exp()).sum(-1)
-
-
-def _mean(values):
-    return values.mean().item() if len(values) else None

@@ -1,5 +1,4 @@
 """Tests of Auto-PGD: its schedule, known answers, random classifiers, and the same strength as another implementation."""
-import math
 
 import pytest
 import torch
@@ -13,25 +12,8 @@ from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.attacks.noise import RandomNoise
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def batch():
-    x = torch.rand(6, 1, 8, 8)
-    x[:, :, 0], x[:, :, 1] = 0, 1                        # pixels at both borders of [0, 1]
-    return x, torch.randint(10, (6,))
-
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(10, 64))
-
-    def forward(self, x):
-        return x.flatten(1) @ self.weight.T
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
 
 
 class Counting(nn.Module):
@@ -171,7 +153,7 @@ def test_more_restarts_never_put_an_answer_right(trained):
 
 def test_a_run_costs_what_it_says(batch):
     x, y = batch
-    counting = Counting(Linear())
+    counting = Counting(linear())
     APGD(0.1, num_steps=7, attack_samples=3)(counting, x, y)
     assert (counting.with_gradient, counting.without) == (8 * 3 * 6, 2 * 6)   # two calls ask whether it is random
     counting = Counting(ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1))
@@ -216,7 +198,7 @@ def test_weights_are_drawn_anew_in_every_step(batch):
 
 
 def test_the_start_comes_from_the_generator_alone(batch):
-    network, results = Linear(), []
+    network, results = linear(), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         results.append(APGD(0.1, 2, generator=torch.Generator().manual_seed(5))(network, *batch))
@@ -224,23 +206,10 @@ def test_the_start_comes_from_the_generator_alone(batch):
 
 
 def test_epsilon_zero_returns_the_images_unchanged(batch):
-    counting = Counting(Linear())
+    counting = Counting(linear())
     x_adv = APGD(0.0)(counting, *batch)
     assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
     assert counting.with_gradient == counting.without == 0
-
-
-def test_its_name_tells_the_loss():
-    assert APGD(0.1).name == "apgd-ce"
-    assert APGD(0.1, loss="dlr", average="probability", norm="l2").name == "apgd-dlr-probability-l2"
-
-
-@pytest.mark.parametrize("wrong", [{"epsilon": -0.1}, {"epsilon": math.nan}, {"num_steps": 0}, {"restarts": 0},
-                                   {"attack_samples": 0}, {"loss": "hinge"}, {"average": "mode"}, {"norm": "l1"}])
-def test_settings_out_of_range_are_refused(wrong):
-    name, = wrong
-    with pytest.raises(ab.InputError, match=name):
-        APGD(**({"epsilon": 0.1} | wrong))
 
 
 @pytest.mark.filterwarnings("ignore")                    # the other library's own

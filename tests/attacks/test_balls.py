@@ -11,11 +11,6 @@ from pyro_advbnn.attacks.balls import BALLS, L2Ball, LinfBall, check_ball
 EPSILONS = {"linf": 0.1, "l2": 0.7}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def x():
     x = torch.rand(40, 3, 5, 5)

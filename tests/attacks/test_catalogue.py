@@ -1,10 +1,13 @@
-"""Tests of attacks by name."""
+"""Tests of attacks by name, and of what all attacks have: settings that are refused out of their range, a name, a row."""
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.catalogue import OF_RANDOM, Strength, build, default_names
+from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.system.errors import InputError
 
 STRENGTH = Strength(0.1, num_steps=2, attack_samples=3, num_queries=4)
@@ -67,3 +70,39 @@ def test_what_makes_no_sense_for_a_classifier_is_left_out():
 def test_wrong_names_are_refused(names, norm, message):
     with pytest.raises(InputError, match=message):
         build(names, Strength(0.1, norm=norm))
+
+
+_AVERAGED = {"loss": ["hinge"], "average": ["mode"], "attack_samples": [0]}
+_WRONG = {
+    ab.PGD: _AVERAGED | {"epsilon": [-0.1, math.nan, 8], "step_size": [-1, math.inf], "num_steps": [-1], "norm": ["l1"],
+                         "momentum": [-0.1, 1.1, math.nan], "restarts": [0]},
+    ab.APGD: _AVERAGED | {"epsilon": [-0.1, math.nan], "num_steps": [0], "restarts": [0], "norm": ["l1"]},
+    ab.RandomNoise: _AVERAGED | {"epsilon": [2], "norm": ["l1"], "num_tries": [0]},
+    ab.Square: _AVERAGED | {"epsilon": [-0.1, 8, math.nan], "num_queries": [-1], "p_init": [0.0, 1.1, math.nan]},
+    ab.CarliniWagner: {"epsilon": [-0.1, math.nan], "num_steps": [0], "binary_search_steps": [0], "attack_samples": [0],
+                       "num_samples": [0], "confidence": [-1.0, math.inf], "step_size": [0.0], "initial_const": [math.nan]},
+}
+
+
+@pytest.mark.parametrize(("attack", "name", "value"), [
+    (attack, name, value) for attack, wrong in _WRONG.items() for name, values in wrong.items() for value in values])
+def test_settings_out_of_range_are_refused_by_name(attack, name, value):
+    with pytest.raises(InputError, match=f"^{name} must"):
+        attack(**({"epsilon": 0.1} | {name: value}))
+
+
+@pytest.mark.parametrize(("attack", "name"), [
+    (ab.PGD(0.1), "pgd"), (ab.PGD(0.1, random_start=True, restarts=3), "pgd-random-x3"), (ab.RandomNoise(0.1), "noise"),
+    (ab.PGD(0.1, loss="dlr", average="probability", momentum=1.0, norm="l2"), "pgd-dlr-probability-momentum-l2"),
+    (ab.APGD(0.1), "apgd-ce"), (ab.APGD(0.1, loss="dlr", average="probability", norm="l2"), "apgd-dlr-probability-l2"),
+])
+def test_a_name_tells_what_is_not_as_usual(attack, name):
+    assert attack.name == name
+
+
+def test_a_row_says_what_the_attack_was():
+    assert attack_fields(ab.Square(0.1, attack_samples=4)) == {"attack": "square", "epsilon": 0.1, "attack_samples": 4}
+    assert attack_fields(ab.CarliniWagner(0.5, 100)) == {
+        "attack": "cw", "epsilon": 0.5, "num_steps": 100, "step_size": 0.01, "attack_samples": 1}
+    assert attack_fields(ab.PGD(0.1, 0.03, 5)) == {
+        "attack": "pgd", "epsilon": 0.1, "num_steps": 5, "step_size": 0.03, "attack_samples": 1, "reaches_ball": True}

@@ -25,11 +25,6 @@ KINDS = {"bnn": lambda network: ab.BayesianClassifier(network, "fan_in", "fan_in
          "rse": lambda network: ab.build_classifier("rse", network)}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def batch():
     (x, y), = datasets.batches(datasets.balanced_subset(datasets.load("digits", "test"), 30, 0), 30)

@@ -14,11 +14,6 @@ from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.random_streams import separate_randomness
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def batch():
     return torch.rand(6, 1, 4, 4), torch.randint(5, (6,))

@@ -13,11 +13,6 @@ from pyro_advbnn.evaluation.inputs import check_attacked
 ATTACK = ab.PGD(0.1, 0.03, 5)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def batch():
     return torch.rand(6, 1, 8, 8), torch.randint(10, (6,))

@@ -57,16 +57,19 @@ def test_the_accuracy_counts_right_answers_over_batches_of_unequal_size():
     assert seen == [(3, 2), (4, 3)]
 
 
-def test_a_transfer_attack_is_made_on_its_source():
-    target, source = Fixed(torch.tensor([[1.0, 0.0]])), nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+def test_a_transfer_attack_is_made_on_its_source_and_judged_by_its_target():
+    x, y = torch.rand(20, 1, 4, 4), torch.randint(3, (20,))
+    target, source = (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)) for _ in range(2))
     attacked = []
 
     def attack(classifier, x, y):
         attacked.append(classifier)
-        return x
+        return PGD(0.3)(classifier, x, y)
 
-    row = ab.robust_accuracy(target, [(torch.zeros(1, 1, 1, 1), torch.tensor([0]))], attack, source=source, num_samples=1)
-    assert attacked == [source] and row["attack"] == "attack"
+    row = ab.robust_accuracy(target, [(x, y)], attack, source=source, num_samples=1)
+    assert ab.robust_accuracy(target, [(x, y)], attack, num_samples=1) != row
+    assert attacked == [source, target] and row["attack"] == "attack"
+    assert row["accuracy"] == pytest.approx((target(PGD(0.3)(source, x, y)).argmax(-1) == y).float().mean().item())
 
 
 def test_the_attack_makes_a_classifier_worse():

@@ -7,8 +7,8 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks import catalogue
 from pyro_advbnn.evaluation import checks
-from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, Examination
-from pyro_advbnn.evaluation.examination import no_loss, verdict
+from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, no_loss, verdict
+from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
@@ -107,7 +107,7 @@ def test_what_two_attacks_differ_on_is_told_with_the_verdict():
 
 def test_on_a_network_that_hides_its_gradients_one_draw_looks_robust_and_the_checks_expose_it(fragile, batches, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 50))
-    exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_samples=5)
+    exam = Examination(Drowned(fragile.network, 30.0), batches[:1], epsilon=0.2, num_steps=8, num_samples=5)
     clean, weak, strong = (exam.accuracy(attack)["accuracy"] for attack in (None, *checks.many_draws(exam)))
     assert clean > 0.9 and weak > 0.6 and strong < weak - 0.25
     found = {name: checks.CHECKS[name](exam) for name in ("one draw", "enough draws", "paper's attack")}

@@ -35,7 +35,7 @@ def refusal(call):
 
 
 IMAGES = {
-    "a list": (lambda x: x.tolist(), "images must be a tensor (B, C, H, W) of floats in [0, 1], at least one image, got a list"),
+    "a list": (lambda x: x.tolist(), "images must be a tensor (B, C, H, W) of floats in [0, 1], at least one image, got a"),
     "bytes": (lambda x: (255 * x).byte(), "got a tensor (4, 1, 2, 2) of torch.uint8"),
     "one image": (lambda x: x[0], "got a tensor (1, 2, 2)"),
     "no image": (lambda x: x[:0], "at least one image, got a tensor (0, 1, 2, 2)"),
@@ -58,7 +58,7 @@ def test_images_up_to_the_borders_of_their_range_pass_in_every_precision(dtype):
 
 
 LABELS = {
-    "a list": (lambda y: y.tolist(), "labels must be a tensor (B,) of class numbers, torch.int64, one for each of 4 images, got a list"),
+    "a list": (lambda y: y.tolist(), "labels must be a tensor (B,) of class numbers, torch.int64, one for each of 4 images"),
     "one-hot": (lambda y: nn.functional.one_hot(y), "got a tensor (4, 3)"),
     "int32": (lambda y: y.int(), "got a tensor (4,) of torch.int32"),
     "from 1": (lambda y: y + 1, "labels must lie between 0 and 2, as there are 3 classes, these reach from 1 to 3"),
@@ -178,7 +178,7 @@ def test_attacks_that_return_something_else_are_refused(batch, change, message):
 
 
 def moved(distance, **told):
-    """An attack that moves one pixel of the last image so far, in place, to where there is room; and tells what it is told to."""
+    """An attack that moves one pixel of the last image so far, in place, to where there is room, and tells what it is told."""
     def attack(classifier, x, y):
         x[-1, 0, 0, 0] += distance if x[-1, 0, 0, 0] < 0.5 else -distance
         y.add_(1)

@@ -18,19 +18,6 @@ LOG2 = math.log(2)
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    torch.manual_seed(0)
-    return ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)), 1.0, 0.3)
-
-
-@pytest.fixture(scope="module")
-def batch(classifier):
-    torch.manual_seed(1)
-    x = torch.rand(60, 1, 4, 4)
-    return x, classifier.mean_network()(x).argmax(-1).detach()
-
-
-@pytest.fixture(scope="module")
 def draws():
     """(7, 50, 4): between certain and undecided."""
     torch.manual_seed(2)
@@ -123,7 +110,7 @@ def test_an_attack_that_works_in_place_is_held_to_its_ball_by_the_images_as_they
 
 
 def test_what_cannot_be_measured_is_refused(classifier, batch):
-    with pytest.raises(InputError, match="logits are not finite"):
+    with pytest.raises(InputError, match="logits must be finite"):
         uncertainty.log_probabilities(Fixed(torch.full((1, 60, 3), math.nan)), batch[0])
     with pytest.raises(InputError, match="labels must lie between 0 and 2"):
         uncertainty.scores(classifier, [(batch[0], batch[1] + 7)])

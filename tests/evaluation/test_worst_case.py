@@ -37,11 +37,6 @@ def batch(values, labels):
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), torch.tensor(labels)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def test_an_image_is_broken_where_any_attack_breaks_it_and_the_rest_stands():
     batches = [batch([0.9, 0.1], [1, 0]), batch([0.2, 0.8], [1, 1])]        # the third one is wrong from the start
     row = worst_case_accuracy(Threshold(), batches, {"dark": to(0.0)}, num_samples=2)
