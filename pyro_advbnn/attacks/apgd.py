@@ -119,7 +119,7 @@ class _Noting:
     """A loss that notes the answers that it is given, for `is_wrong` after all draws."""
 
     def __init__(self, loss):
-        self._function, self._answers = loss if callable(loss) else LOSSES[loss], []
+        self._function, self._answers = LOSSES.get(loss, loss), []
 
     def __call__(self, logits, y):
         self._answers.append(logits.detach().softmax(-1))

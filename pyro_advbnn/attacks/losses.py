@@ -52,8 +52,8 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
     """The loss of each image (B,) averaged over attack_samples >= 1 draws, without gradient; see `loss_and_gradient`."""
     with torch.no_grad():
         if average == "probability":
-            return _function(loss)(_log_mean_softmax(lambda: classifier(x.clone()), attack_samples), y)
-        losses = [_function(loss)(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
+            return LOSSES.get(loss, loss)(_log_mean_softmax(lambda: classifier(x.clone()), attack_samples), y)
+        losses = [LOSSES.get(loss, loss)(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
         return torch.stack(losses).mean(0)
 
 
@@ -63,8 +63,7 @@ def losses_together(classifier, x, other, y, **averaging):
     averaging: loss, attack_samples and average as there. Both see the same draws of the weights, so that their difference
     varies less than either.
     """
-    losses = expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), **averaging)
-    return losses.chunk(2)
+    return expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), **averaging).chunk(2)
 
 
 def keep_worse(classifier, x_adv, other, y, **averaging):
@@ -87,7 +86,7 @@ def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average=
     """
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss
-    return gradient_of(lambda x: classifier(x.clone()), x, y, _function(loss), attack_samples)
+    return gradient_of(lambda x: classifier(x.clone()), x, y, LOSSES.get(loss, loss), attack_samples)
 
 
 def averaging_of(attack):
@@ -137,7 +136,3 @@ def _true_and_other(logits, y):
     """The true class's logit and the largest other one, of each image (B,)."""
     index = y[:, None]
     return logits.gather(1, index)[:, 0], logits.scatter(1, index, -math.inf).amax(1)
-
-
-def _function(loss):
-    return loss if callable(loss) else LOSSES[loss]

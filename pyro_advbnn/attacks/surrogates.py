@@ -36,7 +36,6 @@ class Pool(nn.Module):
 
     A pool of m draws holds m copies of the weights; its activations are those of one network, since the pass for the
     gradient repeats each network's forward call. It is built in eval mode, and no parameter requires a gradient.
-
     """
 
     def __init__(self, networks):
@@ -72,7 +71,7 @@ class Through:
         return self.attack(surrogate(classifier, self.source), x, y)
 
     def __getattr__(self, name):
-        if name in _SETTINGS:
+        if name in ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm"):
             return getattr(self.attack, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
@@ -88,9 +87,6 @@ def parse_source(source):
     if kind == "pool" and size.isdecimal() and int(size) > 0:
         return kind, int(size)
     raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, got {source!r}")
-
-
-_SETTINGS = ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm")    # for a row, and for its ball
 
 
 def _answer(network, x):

@@ -22,10 +22,8 @@ _MEANS = ("nll", "brier", "entropy", "expected_entropy", "mutual_information", "
 
 
 def log_probabilities(classifier, x, *, num_samples=20):
-    """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64.
-
-    Raises InputError for logits that are not finite.
-    """
+    """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64; see
+    `accuracy.logits_of_draws`."""
     return logits_of_draws(classifier, x, num_samples).double().log_softmax(-1)
 
 

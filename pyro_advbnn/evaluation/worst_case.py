@@ -4,8 +4,7 @@ An image counts as broken only where the averaged prediction over fresh draws is
 stands for it is judged on one set of draws, and whether that one is broken is counted on another. So no attack gains by
 trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image is
 removed from later attacks once the judging draws find it broken by two standard errors: to remove it on a toss-up would favour
-the defender.
-Less than ENOUGH_DRAWS draws of a random classifier are never sure.
+the defender. Less than ENOUGH_DRAWS draws of a random classifier are never sure.
 """
 import hashlib
 import math

@@ -9,6 +9,7 @@ from pyro_advbnn.attacks.losses import AVERAGES
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count, Minutes, Queries, Range
 from pyro_advbnn.evaluation import checks, worst_case
+from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.experiments.verbs import finish, verb
 from pyro_advbnn.reporting import robustness_summaries
 from pyro_advbnn.system.errors import InputError
@@ -165,18 +166,18 @@ def _tell(run, rows, names, open_ones):
 
 def _examined(runs, run, settings):
     """The rows of all checks; those that are not in the table are measured and written, one by one."""
-    exam = checks.Examination(run.classifier, runs.batches(run.images), seed=runs.seed,
+    examination = Examination(run.classifier, runs.batches(run.images), seed=runs.seed,
                               paper_step=recipes.default_step_size(runs.dataset), **settings)
     settings, rows, table = run.fields | run.image_fields | settings, [], runs.table("checks")
     with runs.measuring(run.name, len(checks.CHECKS)) as progress:
         for name, measure in checks.CHECKS.items():
             wanted = settings | {"check": name}
             if not table.find(wanted):
-                runs.add("checks", [wanted | vars(measure(exam))])
+                runs.add("checks", [wanted | vars(measure(examination))])
             rows.append(table.find(wanted))
             progress(len(rows), sum(row["verdict"] == checks.HELD for row in rows))
-        for attack in checks.many_draws(exam):
-            wanted = run.settings(attack, num_samples=exam.num_samples)
+        for attack in checks.many_draws(examination):
+            wanted = run.settings(attack, num_samples=examination.num_samples)
             if not runs.known("many_draws", [wanted]):
-                runs.add("many_draws", [wanted | exam.accuracy(attack)])
+                runs.add("many_draws", [wanted | examination.accuracy(attack)])
     return rows

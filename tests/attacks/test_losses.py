@@ -244,10 +244,7 @@ def test_a_network_that_works_in_place_on_its_input_leaves_the_images_alone(batc
     ({"average": "logit"}, "average must be one of gradient, probability, got 'logit'"),
     ({"attack_samples": 0}, "attack_samples must be at least 1, got 0"),
 ])
-def test_settings_out_of_range_are_refused(batch, wrong, message):
-    for function in (loss_and_gradient, expected_loss):
-        with pytest.raises(ab.InputError, match=message):
-            function(Linear(), *batch, **wrong)
+def test_settings_out_of_range_are_refused(wrong, message):
     with pytest.raises(ab.InputError, match=message):
         check_loss(**({"loss": "ce", "attack_samples": 1, "average": "gradient"} | wrong))
 

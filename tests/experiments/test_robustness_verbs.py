@@ -135,12 +135,12 @@ def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatc
     assert {row["verdict"] for row in rows} <= {checks.HELD, checks.FAILED, checks.UNKNOWN, checks.UNFIT}
     assert [row["attack_samples"] for row in csv_tables.read(run, "many_draws")] == [1, 3]
     assert (run / "figures" / "many_draws.svg").exists() and "could not tell" in capsys.readouterr().out
-    monkeypatch.setattr(checks.Examination, "correct", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(robustness_verbs.Examination, "correct", lambda *_, **__: pytest.fail("measured again"))
     evaluated(run, "checks")
 
 
 def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
-    monkeypatch.setitem(catalogue._ATTACKS, "cw", lambda strength: CarliniWagner(strength.epsilon, num_steps=3))
+    monkeypatch.setitem(catalogue.ATTACKS, "cw", (("l2",), lambda strength: CarliniWagner(strength.epsilon, num_steps=3)))
     commands.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw",
                              "--num_samples=2",
                              "--attack_samples=1", "--num_steps=2"])
