@@ -124,13 +124,13 @@ def read(path, *, mmap=False):
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely
         raise InputError(f"{path} is damaged or no checkpoint: not a whole file of tensors and plain values") from None
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
         raise InputError(f"{path} is not a checkpoint of this package")
-    if type(content["format"]) is not int or content["format"] != FORMAT:
-        raise InputError(f"{path} has format {content['format']!r:.100}; this version reads {FORMAT}")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has format {content['format']}; this version reads {FORMAT}")
     mappings = all(isinstance(content.get(name), dict) for name in ("config", "settings", "state"))
     if not mappings or "kind" not in content["settings"] or not _is_plain(content["config"]):
-        raise InputError(f"{path} is not a checkpoint of this package: its config, settings and state are not those of one")
+        raise InputError(f"{path} is damaged: its config, settings and state are not those of a checkpoint")
     return content
 
 

@@ -65,9 +65,8 @@ def _how_to_compute(flags, device):
     use_cuda_graphs(flags["cuda_graphs"], device)
     if flags.get("micro_batch") and flags["batch_norm"] == "sync" and distributed.world_size() > 1:
         raise InputError("--micro_batch in several processes needs --batch_norm broadcast: their parts may differ in number")
-    return {"precision": resolve_precision(flags.get("precision"), device), "compile": flags["compile"],
-            "cuda_graphs": flags["cuda_graphs"], "micro_batch": flags.get("micro_batch"), "batch_norm": flags["batch_norm"],
-            "deterministic": flags["deterministic"]}
+    as_asked = ("compile", "cuda_graphs", "micro_batch", "batch_norm", "deterministic")
+    return {"precision": resolve_precision(flags.get("precision"), device)} | {name: flags.get(name) for name in as_asked}
 
 
 def is_run_of(config, flags):

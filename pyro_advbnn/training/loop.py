@@ -98,7 +98,7 @@ class Course:
     def _show(self, num_images):
         self.progress.step(num_images)
         if getattr(self.training.attack, "failure", None):
-            self.progress.note(f"--cuda_graphs: none: {self.training.attack.failure}")
+            self.progress.note(f"--cuda_graphs: none: {self.training.attack.failure}", about="cuda_graphs")
 
     def _is_over(self):
         done, patience = self.training.epochs_done, self.config["patience"]

@@ -19,8 +19,7 @@ class Progress:
         self._began = self._refreshed = time.monotonic()
         self._progress_at_start = training.progress
         self._epoch_began, self._epoch_images = time.monotonic(), 0
-        self._bar = None
-        self._noted, self._told_statistics = set(), False
+        self._bar, self._noted = None, set()
 
     def begin(self):
         config, settings = self.config, self.config["settings"]
@@ -112,25 +111,23 @@ class Progress:
 
     def _note_statistics(self, in_training, predicted):
         """Once, where batches normalised by their own statistics fare much better than predictions by the running ones."""
-        apart = self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART
-        if apart and not self._told_statistics:
-            self._told_statistics = True
-            print(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
-                  f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
-                  f"--epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it learn by "
-                  f"them", flush=True)
+        if self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART:
+            self.note(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
+                      f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
+                      f"--epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it learn "
+                      f"by them", about="statistics")
 
     def stopped(self, why):
         self.close()
         print(f"stopped in epoch {self.training.epochs_done + 1} after step {self.training.steps_done}: {why}; "
               f"go on with --resume {self.folder}")
 
-    def note(self, line):
-        """Print the line, if it has not been printed yet."""
-        if line not in self._noted:
+    def note(self, line, about):
+        """Print the line, if none about this has been printed yet."""
+        if about not in self._noted:
             self.close()
             print(line, flush=True)
-            self._noted.add(line)
+            self._noted.add(about)
 
     def close(self):
         """Take the bar away."""

@@ -149,7 +149,7 @@ BAD = {
     "tensor": (lambda path: torch.save(torch.ones(3), path), "not a checkpoint of this package"),
     "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of this package"),
     "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 3; this version reads 2"),
-    "odd format": (lambda path: saved(path, format="new"), "has format 'new'; this version reads 2"),
+    "odd format": (lambda path: saved(path, format="new"), "not a checkpoint of this package"),
     "no weights": (saved, "does not fit the network"),
     "missing": (lambda path: None, "cannot be read: No such file"),
 }
