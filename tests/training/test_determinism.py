@@ -1,6 +1,5 @@
 """Tests that equal seeds give equal bits, and that what only looks at a training does not change it."""
 import os
-import warnings
 
 import pytest
 import torch
@@ -60,15 +59,6 @@ def test_equal_seeds_give_equal_bits_with_workers_that_stream(tmp_path, folder):
     flags = STREAMED | {"data_dir": tmp_path / "data", "augmentation": "crop_flip", "deterministic": True}
     a, b = (run(tmp_path / name, workers=workers, **flags) for name, workers in (("a", 2), ("b", 2)))
     assert_same_run(a, b)
-
-
-@pytest.mark.slow
-def test_equal_seeds_give_equal_bits_with_compile(tmp_path, capsys):
-    with warnings.catch_warnings(action="ignore"):       # torch's own, while it looks at tensors
-        a, b = (run(tmp_path / name, defense="bnn", width=2, num_train=50, validation=0, num_steps=0, epochs=1, compile=True,
-                    deterministic=True) for name in "ab")
-    assert "not compiled" not in capsys.readouterr().out
-    assert equal(content(a)["state"], content(b)["state"]) and equal(content(a)["training"], content(b)["training"])
 
 
 def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_path, capsys, monkeypatch):
