@@ -53,14 +53,9 @@ def count(value):
     return f"{value:,}" if isinstance(value, int) else shown(value)
 
 
-def is_number(value):
-    """Whether a record holds a finite number."""
-    return isinstance(value, int | float) and abs(value) < 1e300
-
-
 def duration(seconds):
     """A time as people tell it."""
-    if not is_number(seconds):
+    if not isinstance(seconds, int | float):
         return NONE
     if seconds < 59.95:
         return f"{seconds:.1f} s"

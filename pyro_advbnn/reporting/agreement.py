@@ -1,9 +1,9 @@
 """Whether our numbers agree with what the paper says: each verdict is computed from rows and their intervals. No torch."""
 import math
+from itertools import takewhile
 
 from pyro_advbnn.cli.text_tables import NONE, fraction
 from pyro_advbnn.evaluation.intervals import difference_interval
-from pyro_advbnn.reporting import paper
 
 NEAR = 0.05                                              # of rho: the paper gives its values as approximate
 
@@ -30,17 +30,8 @@ def check_rho(rho, published):
     return "no, higher" if rho > high + NEAR else "yes"
 
 
-def check_ensemble(rows):
-    """The change from the fewest draws that the paper holds for enough to the most measured, and whether it can be none."""
-    return _no_change(rows, "num_samples", *paper.ENOUGH_DRAWS)
-
-
-def check_steps(rows):
-    """The change from the fewest steps that the paper holds for enough to the most measured, and whether it can be none."""
-    return _no_change(rows, "num_steps", paper.ENOUGH_STEPS, math.inf)
-
-
-def _no_change(rows, x, least, most):
+def check_no_change(x, least, most, rows):
+    """The change from the first row whose x the paper holds for enough, least to most, to the last; whether it can be none."""
     first = next((row for row in rows if least <= row[x] <= most), rows[-1])
     if first is rows[-1]:
         return NONE, NONE
@@ -59,11 +50,7 @@ def check_pruning(rows):
     """The largest fraction up to which no accuracy is lost that the intervals could tell; agreement of the clean one."""
     if rows[0]["fraction"] != 0 or len(rows) == 1:
         return NONE, NONE
-    kept = rows[0]
-    for row in rows[1:]:
-        if difference(rows[0], row)[2] < 0:
-            break
-        kept = row
+    *_, kept = takewhile(lambda row: difference(rows[0], row)[2] >= 0, rows)
     text = f"up to {kept['fraction']:g} no loss beyond the interval"
     asked = rows[0]["prune_by"] == "std" and not rows[0]["epsilon"]      # the paper says it of large standard deviations
     return text, ("yes" if kept["fraction"] > 0 else "no") if asked else NONE

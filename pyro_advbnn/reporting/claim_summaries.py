@@ -1,4 +1,7 @@
 """Tables beside which the paper says something in words: each line ends in whether our numbers agree with it."""
+import math
+from functools import partial
+
 from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, percent, share
 from pyro_advbnn.reporting import agreement, csv_tables, paper
 from pyro_advbnn.reporting.curves import curves, densities, labels, place
@@ -6,14 +9,14 @@ from pyro_advbnn.reporting.summary import Summary, claim, shared
 from pyro_advbnn.reporting.transfer_figure import transfer_maps
 
 _SAME = "Agrees: the 95 % interval of the change holds 0."
-_RUNS = ("run", "checkpoint", "weights")
-_OF_TRAINING = ("alpha", "prior_std")                    # what runs differ in: one curve is of many
 
 
 SWEEPS = {                                               # title, x, x in words, check(rows of a curve), what it asks
     "ensemble": ("Accuracy by draws per prediction (Fig. 5, left)", "num_samples", "draws per prediction",
-                 agreement.check_ensemble, f"Change: from the fewest draws in that range to the most measured. {_SAME}"),
-    "steps": ("Accuracy by PGD steps (Fig. 5, right)", "num_steps", "PGD steps", agreement.check_steps,
+                 partial(agreement.check_no_change, "num_samples", *paper.ENOUGH_DRAWS),
+                 f"Change: from the fewest draws in that range to the most measured. {_SAME}"),
+    "steps": ("Accuracy by PGD steps (Fig. 5, right)", "num_steps", "PGD steps",
+              partial(agreement.check_no_change, "num_steps", paper.ENOUGH_STEPS, math.inf),
               f"Change: from the fewest steps >= {paper.ENOUGH_STEPS} to the most measured. {_SAME}"),
     "pruning": ("Accuracy after pruning", "fraction", "fraction of the weights pruned", agreement.check_pruning,
                 "Change: the largest fraction up to which no loss is seen, the 95 % interval of the change reaching 0. "
@@ -32,7 +35,7 @@ def sweep(name, rows, _):
     title, x, words, check, asked = SWEEPS[name]
     values = sorted({row[x] for row in rows}, key=place)
     lines = []
-    for curve in curves(rows, x, across=(*_RUNS, x) if x in _OF_TRAINING else ()):
+    for curve in curves(rows, x, over_runs=x in ("alpha", "prior_std")):
         cells = [[share(row["accuracy"]) for row in curve.rows if row[x] == value] for value in values]
         lines.append([curve.text or "all runs", *(", ".join(cell) or NONE for cell in cells), *check(curve.rows)])
     note = (f"{shared(rows, x)}. Accuracy in %, by {words}. {claim(name)} {asked} Changes are in points with a 95 % interval, "

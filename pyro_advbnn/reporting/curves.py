@@ -32,13 +32,14 @@ class Curve:
         return ", ".join(filter(None, (self.label, *self.words.values())))
 
 
-def curves(rows, x, *, across=(), names=None):
+def curves(rows, x, *, over_runs=False, names=None):
     """`rows` split into curves over the column `x`: rows of different settings never share one.
 
-    across: columns in which the rows of one curve may differ as well; names: {run: label}, default `labels(rows)`. Clean
+    over_runs: x is a setting of training, and a curve is of many runs. names: {run: label}, default `labels(rows)`. Clean
     rows (epsilon 0) know no attack and belong to the curve of every attack.
     """
-    names = names or (_labels_of_many(rows) if "run" in across else labels(rows))
+    across = ("run", "checkpoint", "weights", x) if over_runs else ()
+    names = names or (_labels_of_many(rows) if over_runs else labels(rows))
     groups = _in_order([_points(group, x) for group in _grouped(rows, x, across)], x, list(names))
     found = [Curve(names[group[0]["run"]], {}, group) for group in groups]
     return [Curve(curve.label, words, curve.rows) for curve, words in zip(found, _differences(found, x, across))]
@@ -61,17 +62,12 @@ def _grouped(rows, x, across):
     """The rows of each curve, as lists; a clean row over epsilon stands in each that has its other settings."""
     groups = {}
     for row in sorted(rows, key=_is_clean):              # what may belong to several comes last
-        key = frozenset(_identity(row, x, across).items())
+        own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
+        key = frozenset((name, value) for name, value in (settings(row, x) | own).items() if name not in (x, *across))
         homes = [home for home in groups if key <= home] if _is_clean(row) and x == "epsilon" else []
         for home in homes or [key]:
             groups.setdefault(home, []).append(row)
     return list(groups.values())
-
-
-def _identity(row, x, across):
-    """All that keeps rows apart: the run and the settings."""
-    own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
-    return {name: value for name, value in (settings(row, x) | own).items() if name not in (x, *across)}
 
 
 def _points(rows, x):

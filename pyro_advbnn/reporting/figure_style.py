@@ -1,6 +1,6 @@
 """How figures look: ink, paper, a colour and a marker for each run, a line style for each setting, the legend below.
 
-Ink (text, axes) is exactly INK and backgrounds are PAPER, nothing else is: a page may replace them to follow light and dark.
+Ink on paper; a dark page turns the light of the whole drawing around, not its hues.
 """
 import math
 import textwrap
@@ -38,11 +38,12 @@ class Look:
 
     def of(self, curve):
         """The line of a curve, as arguments of `plot`."""
-        place = self.places[curve.label if self.by_run else curve.text]
+        place, words = self.places[curve.label if self.by_run else curve.text], set(curve.words.values())
+        variant = next(i for i, known in enumerate(self.variants) if words <= set(known))
+        return self._style(place, variant if self.marked and self.by_run else place)
+
+    def _style(self, place, variant):
         color, marker = SERIES[place % len(SERIES)]
-        variant = next(i for i, words in enumerate(self.variants) if set(curve.words.values()) <= set(words))
-        if not self.marked or not self.by_run:
-            variant = place
         return {"color": color, "linestyle": LINES[variant % len(LINES)], "marker": marker if self.marked else "none"}
 
     def lines(self, axes, found, x, position=lambda value: value):
@@ -69,11 +70,9 @@ class Look:
     def handles(self):
         """The entries of the legend: runs, then what the line styles mean."""
         from matplotlib.lines import Line2D
-        entries, two = [], self.by_run and self.marked
-        for label, place in self.places.items():
-            color, marker = SERIES[place % len(SERIES)]
-            entries.append(Line2D([], [], color=color, marker=marker if self.marked else "none", label=wrap(label, 60),
-                                  linestyle="-" if two else LINES[place % len(LINES)]))
+        two = self.by_run and self.marked
+        entries = [Line2D([], [], label=wrap(label, 60), **self._style(place, 0 if two else place))
+                   for label, place in self.places.items()]
         for i, words in enumerate(self.variants if two and len(self.variants) > 1 else ()):
             sparse = words in self.sparse
             entries.append(Line2D([], [], color=GREY, linestyle="none" if sparse else LINES[i % len(LINES)], markersize=6,
@@ -84,11 +83,10 @@ class Look:
 def _places(firsts, by_run):
     """{label: index of SERIES}: that of the defence for its first run, and any that is left for the others."""
     places = {}
-    if by_run:
-        for label, curve in firsts.items():
-            place = _PLACE_OF.get(curve.rows[0]["defense"])
-            if place is not None and place not in places.values():
-                places[label] = place
+    for label, curve in firsts.items():
+        place = _PLACE_OF.get(curve.rows[0]["defense"]) if by_run else None
+        if place is not None and place not in places.values():
+            places[label] = place
     for label in firsts:
         if label not in places:
             places[label] = next((i for i in range(len(SERIES)) if i not in places.values()), len(places))

@@ -19,12 +19,9 @@ _EDGE = "#fafafa"                                       # of bars, and their hat
 def draw(folder, names=None):
     """Draw the figures `names` (default: all of FIGURES) whose csv files `folder` holds; the paths written, a list.
 
-    Each becomes folder/figures/<name>.svg and .png. Raises InputError for an unknown name, a damaged csv file, and where
-    matplotlib is missing.
+    Each becomes folder/figures/<name>.svg and .png. Raises InputError for a damaged csv file, and where matplotlib
+    is missing.
     """
-    unknown = sorted(set(names or ()) - set(FIGURES))
-    if unknown:
-        raise InputError(f"figures must be of {', '.join(FIGURES)}, got {', '.join(unknown)}")
     paths = []
     for name, (csv_name, drawing) in FIGURES.items():
         if names is None or name in names:
@@ -77,7 +74,7 @@ def _accuracy(rows):
 def _published(axes, found, look):
     """Hollow markers in the colour of the defence's curve; their entries of the legend."""
     from matplotlib.lines import Line2D
-    entries, defenses = [], dict.fromkeys((curve.rows[0]["dataset"], curve.rows[0]["defense"]) for curve in found)
+    entries, defenses = {}, dict.fromkeys((curve.rows[0]["dataset"], curve.rows[0]["defense"]) for curve in found)
     for many, label, marker in ((False, "paper, Table 1", "o"), (True, "many draws, arXiv 2212.02003", "D")):
         style = {"marker": marker, "markersize": 7, "markerfacecolor": "none", "linestyle": "none"}
         for dataset, defense in defenses:
@@ -87,8 +84,8 @@ def _published(axes, found, look):
             own = [curve for curve in found if (curve.rows[0]["dataset"], curve.rows[0]["defense"]) == (dataset, defense)]
             own.sort(key=lambda curve: ((curve.rows[-1]["attack_samples"] or 1) > 1) != many)
             axes.plot(list(points), [100 * value for value in points.values()], color=look.of(own[0])["color"], **style)
-            entries.append(Line2D([], [], color=GREY, label=label, **style))
-    return list({entry.get_label(): entry for entry in entries}.values())
+            entries[label] = Line2D([], [], color=GREY, label=label, **style)
+    return list(entries.values())
 
 
 def _over(x, title, xlabel, *, panel_by=("epsilon",), scale="linear", always=False):
@@ -130,7 +127,7 @@ def _plain_ticks(axes, values, least_ratio):
 def _sweep(x, title, xlabel):
     """A drawing function: accuracy of runs that were trained with different x, at evenly spaced places."""
     def drawing(rows):
-        found = curves(rows, x, across=("run", "checkpoint", "weights", x))
+        found = curves(rows, x, over_runs=True)
         values = sorted({row[x] for row in rows}, key=place)
         figure, axes = start_figure(1)
         look = Look(found)
@@ -164,12 +161,10 @@ FIGURES = {
     "transfer": ("transfer", transfer),
     "log_std": ("density", density("log_std", "Uncertainty of the weights", "log std of the posterior (natural logarithm)")),
     "log_std_by_layer": ("layers", log_std_by_layer),
-    "signal_to_noise": ("density", density("log10_signal_to_noise", "Signal-to-noise of the weights",
-                                            "log10 of |mean| / std")),
+    "signal_to_noise": ("density", density("log10_signal_to_noise", "Signal-to-noise of the weights", "log10 of |mean| / std")),
     "pruning": ("pruning", _over("fraction", "Accuracy after pruning", "fraction of the weights pruned",
                                  panel_by=("prediction", "epsilon"), always=True)),
-    "ensemble": ("ensemble", _over("num_samples", "Accuracy of averaged predictions", "draws per prediction",
-                                   scale="log")),
+    "ensemble": ("ensemble", _over("num_samples", "Accuracy of averaged predictions", "draws per prediction", scale="log")),
     "steps": ("steps", _over("num_steps", "Accuracy under longer attacks", "PGD steps", scale="log")),
     "alpha": ("alpha", _sweep("alpha", "Accuracy by the factor α of the KL", "α")),
     "prior_std": ("prior_std", _sweep("prior_std", "Accuracy by the prior", "standard deviation of the prior")),

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, is_number, share, shown
+from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
 from pyro_advbnn.reporting.figures import FIGURES
 from pyro_advbnn.reporting.summary import Summary
@@ -39,8 +39,7 @@ def write(folder, runs=None):
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = _template().render(
-        datasets=sorted({paper.dataset_name(config) for config in configs.values()}), glance=_glance(configs, log),
-        configs=configs, **_overview(configs), tables=summaries.summaries(folder), figures=_figures(folder),
+        configs=configs, log=log, **_overview(configs), tables=summaries.summaries(folder), figures=_figures(folder),
         examples=_examples(folder), caveats=_caveats(folder, configs), times=_times(log),
         commands=[*_trainings(configs), *dict.fromkeys(f"python -m pyro_advbnn.{_command(line)}" for line in log)])
     path = folder / "report.html"
@@ -59,7 +58,8 @@ def _template():
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=lambda value: "–" if value in (None, NONE) else value)
     environment.filters |= {"kinds": _kinds, "decimal": decimal, "share": share, "shown": shown, "counted": counted,
-                            "defense_name": paper.defense_name}
+                            "duration": duration, "defense_name": paper.defense_name, "dataset_name": paper.dataset_name,
+                            "as_json": lambda config: json_files.as_json({n: config[n] for n in config if n != "metrics"})}
     return environment.get_template("report.html.j2")
 
 
@@ -72,34 +72,14 @@ def _kinds(table):
         yield "number" if numbers else "long" if longest > 32 else "text" if longest > 12 else "short"
 
 
-def _glance(configs, log):
-    """What is to be seen, in numbers."""
-    defenses = dict.fromkeys(map(paper.defense_name, configs.values()))
-    seconds = [line.get("seconds") for line in log if is_number(line.get("seconds"))]
-    return {"Runs": len(configs), "Defences": ", ".join(defenses) or NONE, "Evaluations": len(log),
-            "Time of the evaluations": duration(sum(seconds))}
-
-
 def _overview(configs):
-    """What the runs share, a table of how they differ, and all that the records of each say."""
+    """What the runs share, and a table of how they differ."""
     shared, differing = run_descriptions.shared_and_differing(configs)
     last = {name: [show(config["metrics"]) for config in configs.values()]
             for name, show in run_descriptions.LAST_EPOCH.items()}
-    runs = Summary("runs", "Runs: what differs, and the last epoch", ["run", *differing, *last],
-                   list(zip(configs, *differing.values(), *last.values())), "")
-    return {"shared": shared, "runs": runs, "details": {name: _details(config) for name, config in configs.items()}}
-
-
-def _details(config):
-    machine = config["environment"]
-    told = {"commit": shown(machine.get("git_commit")), "device": shown(machine.get("device")),
-            "hardware": _flat(machine.get("hardware")), "python": shown(machine.get("python")),
-            "versions": _flat(machine.get("versions")), "last line of metrics": _flat(config["metrics"])}
-    return told, json_files.as_json({name: value for name, value in config.items() if name != "metrics"})
-
-
-def _flat(values):
-    return ", ".join(f"{name} {shown(value)}" for name, value in (values or {}).items()) or NONE
+    rows = list(zip(configs, *differing.values(), *last.values()))
+    return {"shared": shared, "runs": Summary("runs", "Runs: what differs, and the last epoch",
+                                              ["run", *differing, *last], rows, "")}
 
 
 def _figures(folder):
@@ -117,18 +97,10 @@ def _examples(folder):
     """[rows of examples.csv of one run and attack, with the pictures that they name as data: URIs], a list of lists."""
     groups = {}
     for row in csv_tables.read(folder, "examples"):
-        pictures = {name: _picture(folder / "evaluation", row[name]) for name in row if name.endswith("_image")}
+        paths = {name: folder / "evaluation" / (row[name] or "") for name in row if name.endswith("_image")}
+        pictures = {name: _data_uri("png", path.read_bytes()) if path.is_file() else None for name, path in paths.items()}
         groups.setdefault(tuple(map(row.get, _GROUP)), []).append(row | pictures)
     return list(groups.values())
-
-
-def _picture(folder, name):
-    """The PNG file folder/name as a data: URI; None where it is not there, lies outside of the folder or is no PNG."""
-    path = (folder / (name or "")).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        return None
-    content = path.read_bytes()
-    return _data_uri("png", content) if content.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
 def _caveats(folder, configs):

@@ -42,9 +42,10 @@ def peculiarities(configs):
     told = {name: [] for name in configs}
     for setting, values in shared_and_differing(configs)[1].items():
         usual = Counter(values).most_common(1)[0][0]
-        for name, value in zip(configs, values, strict=True):
-            value_told = value if value != NONE else "none" if setting in _OPTIONAL else None
-            told[name] += [f"{setting} {value_told}"] if value != usual and value_told and setting != "defence" else []
+        for name, value in zip(configs, values):
+            text = "none" if value == NONE and setting in _OPTIONAL else value
+            if value != usual and text != NONE and setting != "defence":
+                told[name].append(f"{setting} {text}")
     return {name: "; ".join(words) for name, words in told.items()}
 
 

@@ -35,7 +35,9 @@ def detection(rows):
     for ax, panel, part in zip(axes, panels, by_score.values(), strict=True):
         for number, curve in enumerate(panel):
             offset = 0.5 * ((number + 0.5) / len(panel) - 0.5)
-            _points(ax, curve, [kinds.index(detected(row)) + offset for row in curve.rows], look.of(curve))
+            ax.errorbar([row["auroc"] for row in curve.rows], [kinds.index(detected(row)) + offset for row in curve.rows],
+                        xerr=error_bars(curve.rows, "auroc"), elinewidth=0.9, capsize=2,
+                        **look.of(curve) | {"linestyle": "none"})
         ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 1.5)))
         ax.set(xlabel="AUROC", xlim=(-0.02, 1.02), ylim=(len(kinds) - 0.4, -0.6))
         ax.set_title(settings(part[0])["score"], loc="left")
@@ -47,8 +49,3 @@ def detected(row):
     """What the positives of a row of detection.csv are, in words."""
     wrong = ", where wrong" if row["positives"] == "wrong" else ""
     return row["ood"] or f"{row['attack']}, ε = {row['epsilon']:g}{wrong}"
-
-
-def _points(axes, curve, heights, style):
-    axes.errorbar([row["auroc"] for row in curve.rows], heights, xerr=error_bars(curve.rows, "auroc"), elinewidth=0.9,
-                  capsize=2, **style | {"linestyle": "none"})

@@ -1,6 +1,5 @@
 """Tests of plots: what is drawn is what the csv says, the same bytes each time, and nothing needs torch."""
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, row, run_fields
 
-from pyro_advbnn.reporting import figure_style, figures
+from pyro_advbnn.reporting import curves, figure_style, figures
 from pyro_advbnn.reporting.csv_tables import TABLES
 from pyro_advbnn.system.errors import InputError
 
@@ -84,8 +83,7 @@ def test_published_numbers_are_hollow_markers_in_the_colour_of_their_defence():
 
 def test_the_density_integrates_to_one_and_the_prior_is_a_line():
     axes, = drawing("log_std", all_tables()["density"]).axes
-    curves = [each.get_xydata().tolist() for each in axes.lines]
-    assert curves == [[[-3.75, 0.5], [-3.25, 1.0], [-2.75, 0.5]]] * 2
+    assert [each.get_xydata().tolist() for each in axes.lines] == [[[-3.75, 0.5], [-3.25, 1.0], [-2.75, 0.5]]] * 2
     prior, = axes.collections
     assert prior.get_segments()[0][:, 0].tolist() == [-3.0, -3.0]
 
@@ -137,14 +135,11 @@ def test_layers_have_one_row_each_and_panels_for_weight_and_bias():
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["features.0"]
 
 
-def test_texts_stay_texts_and_only_text_and_axes_have_the_colour_of_ink(drawn):
+def test_texts_stay_texts_and_no_date_is_written(drawn):
     folder, _ = drawn
     for path in (folder / "figures").glob("*.svg"):
         svg = path.read_text()
         assert "CIFAR-10" in svg and figure_style.INK in svg and "<dc:date>" not in svg
-    svg = (folder / "figures" / "transfer.svg").read_text()
-    cells = re.findall(r'<text style="([^"]*)"[^>]*>(?:0\.62|paper|drop)', svg)
-    assert len(cells) >= 9 and not [style for style in cells if figure_style.INK in style or figure_style.PAPER in style]
 
 
 def test_only_the_figures_asked_for_are_drawn_and_none_without_rows(tmp_path):
@@ -152,8 +147,6 @@ def test_only_the_figures_asked_for_are_drawn_and_none_without_rows(tmp_path):
     folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,)), "steps": []})
     assert [path.name for path in figures.draw(tmp_path)] == ["accuracy.svg", "accuracy.png"]
     assert figures.draw(tmp_path, ["steps", "alpha"]) == []
-    with pytest.raises(InputError, match="must be of accuracy, .*, got acuracy"):
-        figures.draw(tmp_path, ["acuracy"])
 
 
 @pytest.mark.parametrize(("name", "column", "cell"), [
@@ -181,22 +174,6 @@ def test_without_matplotlib_the_error_is_one_line_that_says_what_to_install(tmp_
         figures.draw(folder)
 
 
-def test_a_figure_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_path, monkeypatch):
-    folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
-    before = {path: path.read_bytes() for path in figures.draw(folder)}
-    folder_of(folder, {"accuracy": accuracy_rows(BNN)})
-
-    def crash(*_):
-        raise OSError("no power")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
-        with pytest.raises(OSError, match="no power"):
-            figures.draw(folder)
-    assert before and {path: path.read_bytes() for path in before} == before
-    assert {path: path.read_bytes() for path in figures.draw(folder)} != before
-
-
 def test_points_that_others_have_in_between_are_not_joined_by_a_line():
     every, few = [0.0, 0.01, 0.02, 0.03, 0.04, 0.05], [0.0, 0.04]
     rows = [row(run, 500, epsilon, draws) for run, draws, radii in ((ADV, 1, every), (ADVBNN, 1, every), (ADVBNN, 10, few))
@@ -207,3 +184,11 @@ def test_points_that_others_have_in_between_are_not_joined_by_a_line():
     legend = figure.legends[0]
     labels = {text.get_text(): handle.get_linestyle() for text, handle in zip(legend.texts, legend.legend_handles)}
     assert labels["10 draws per gradient"] == "None" != labels["1 draw per gradient"]
+
+
+def test_many_runs_differ_in_marker_and_a_defence_has_one_colour_in_all_figures():
+    runs = [run_fields(f"run-{i}", "advbnn") for i in range(11)]
+    found = curves.curves([row(run, 500) for run in (*runs, ADV)], "epsilon")
+    look = figure_style.Look(found)
+    assert len({look.of(curve)["marker"] for curve in found}) == 12
+    assert figure_style.Look(curves.curves([row(ADV, 5), row(ADVBNN, 5)], "epsilon")).of(found[-1])["color"] == "#0072b2"

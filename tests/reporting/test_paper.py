@@ -64,13 +64,3 @@ def test_the_correlations_stand_in_both_directions_and_only_where_they_were_stat
             assert paper.correlation(source, target) == (0.5, 0.6)
         assert paper.correlation(source, "none") is None and paper.correlation(source, source) is None
     assert paper.correlation(None, "bnn") is None
-
-
-def test_every_number_is_a_share_and_falls_with_the_radius():
-    for table in (paper._ONE_DRAW, paper._MANY_DRAWS):
-        for values in table.values():
-            assert all(0 < value < 1 for value in values) and list(values) == sorted(values, reverse=True)
-
-
-def test_every_claim_has_a_source():
-    assert all(text and source for text, source in paper.CLAIMS.values())

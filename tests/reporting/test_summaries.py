@@ -254,19 +254,3 @@ def test_a_damaged_csv_file_is_refused_and_no_table_is_written(tmp_path, name, c
     with pytest.raises(InputError, match=f"has no {column}"):
         summaries.write(folder)
     assert not (folder / "tables").exists()
-
-
-def test_a_table_changes_in_one_step_so_that_a_crash_leaves_the_old_one(tmp_path, monkeypatch):
-    folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
-    before = {path: path.read_bytes() for path in summaries.write(folder)}
-    folder_of(folder, {"accuracy": accuracy_rows(BNN)})
-
-    def crash(*_):
-        raise OSError("no power")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
-        with pytest.raises(OSError, match="no power"):
-            summaries.write(folder)
-    assert before and {path: path.read_bytes() for path in before} == before
-    assert {path: path.read_bytes() for path in summaries.write(folder)} != before
