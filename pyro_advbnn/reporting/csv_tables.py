@@ -4,8 +4,6 @@ import io
 import math
 from pathlib import Path
 
-from filelock import FileLock
-
 from pyro_advbnn.system import files
 from pyro_advbnn.system.errors import InputError
 
@@ -93,6 +91,7 @@ class Table:
 
     def add(self, rows):
         """Write `rows`, mappings from column to value; missing columns stay empty. The file changes in one step.
+        Of several processes one at a time may add: who evaluates holds the lock of the folder.
 
         A row whose columns but for the results are those of an older one takes its place.
         """
@@ -100,12 +99,11 @@ class Table:
         if unknown:
             raise ValueError(f"no columns of {self.path.name}: {sorted(unknown)}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(".lock")):
-            self._load()                                 # another process may have added rows of its own
-            for row in rows:
-                line = {name: _cell(row.get(name)) for name in self.columns}
-                self._lines[self._key(line)] = line
-            self._write()
+        self._load()                                     # rows may have been added by another Table of the same file
+        for row in rows:
+            line = {name: _cell(row.get(name)) for name in self.columns}
+            self._lines[self._key(line)] = line
+        self._write()
 
     def _load(self):
         self._lines = {self._key(line): line for line in _read(self.path, self.columns)}

@@ -59,7 +59,7 @@ def test_a_row_of_the_same_settings_takes_the_place_of_the_older_one(tmp_path):
         (row["seed"], row["accuracy"]) for row in table.rows]
 
 
-def test_rows_that_another_process_adds_meanwhile_are_kept(tmp_path):
+def test_rows_that_another_table_of_the_file_adds_meanwhile_are_kept(tmp_path):
     one, other = Table(tmp_path, "accuracy"), Table(tmp_path, "accuracy")
     for table, seed in ((one, 0), (other, 1), (one, 2)):
         table.add([ROW | {"seed": seed}])
@@ -74,7 +74,7 @@ def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as error:
         table.add([ROW | {"seed": 1}])
     assert error.value.filename == str(table.path) and table.path.read_bytes() == before
-    assert sorted(os.listdir(tmp_path / "evaluation")) == [".lock", "accuracy.csv"]
+    assert sorted(os.listdir(tmp_path / "evaluation")) == ["accuracy.csv"]
 
 
 @pytest.mark.parametrize("name", csv_tables.TABLES)
