@@ -4,44 +4,30 @@ from typing import Annotated, Literal
 
 from pyro_advbnn.cli import commands, python_calls
 from pyro_advbnn.cli.flag_types import Count, CountOrNone, CudaGraphs, Range, Repeats, Side
+from pyro_advbnn.cli.python_calls import flag
 from pyro_advbnn.experiments.timings import CONTESTANTS
 from pyro_advbnn.system.precision import PRECISIONS
 
 
 @python_calls.flags
 class Comparison:
-    """What is compared, and how.
+    """What is compared, and how."""
 
-    Args:
-        network: as in train.
-        contestants: adv-bnn, a training step; deterministic, the same step of the same network without Bayes: the floor
-            of all steps; plain-pyro, Adv-BNN with a Pyro site per parameter; authors, Adv-BNN in the style of the
-            authors' code, in fp32 alone; prediction, num_samples draws, beside as many forward passes and draws of
-            normals.
-        batch_sizes: images per call.
-        precisions: fp32, bf16 (autocast), tf32 (cuda).
-        image_size: side of the images in pixels.
-        num_steps: PGD steps of a training step, before its update.
-        num_samples: draws averaged in predictions.
-        repeats: repetitions of each measurement, after one that is not counted.
-        device: auto (cuda if present), cpu, cuda or cuda:N.
-        cuda_graphs: attacks of adv-bnn and deterministic as CUDA graphs; auto = on cuda.
-        compile: the networks of adv-bnn and deterministic through torch.compile.
-        out: a new folder for benchmark.csv and benchmark.json, brought up to date after every batch size.
-    """
-
-    network: str = "vgg16"
-    contestants: list[Literal[tuple(CONTESTANTS)]] = ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction")
-    batch_sizes: list[Annotated[int, Range(1, 65_536)]] = (32, 128)
-    precisions: list[Literal[PRECISIONS]] = ("fp32", "bf16")
-    image_size: Side = 32
-    num_steps: CountOrNone = 10
-    num_samples: Count = 20
-    repeats: Repeats = 3
-    device: str = "auto"
-    cuda_graphs: CudaGraphs = "auto"
-    compile: bool = False
-    out: Path | None = None
+    network: str = flag("as in train.", "vgg16")
+    contestants: list[Literal[tuple(CONTESTANTS)]] = flag("adv-bnn, a training step; deterministic, the same step of the "
+        "same network without Bayes: the floor of all steps; plain-pyro, Adv-BNN with a Pyro site per parameter; authors, "
+        "Adv-BNN in the style of the authors' code, in fp32 alone; prediction, num_samples draws, beside as many forward "
+        "passes and draws of normals.", ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction"))
+    batch_sizes: list[Annotated[int, Range(1, 65_536)]] = flag("images per call.", (32, 128))
+    precisions: list[Literal[PRECISIONS]] = flag("fp32, bf16 (autocast), tf32 (cuda).", ("fp32", "bf16"))
+    image_size: Side = flag("side of the images in pixels.", 32)
+    num_steps: CountOrNone = flag("PGD steps of a training step, before its update.", 10)
+    num_samples: Count = flag("draws averaged in predictions.", 20)
+    repeats: Repeats = flag("repetitions of each measurement, after one that is not counted.", 3)
+    device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
+    cuda_graphs: CudaGraphs = flag("attacks of adv-bnn and deterministic as CUDA graphs; auto = on cuda.", "auto")
+    compile: bool = flag("the networks of adv-bnn and deterministic through torch.compile.", False)
+    out: Path | None = flag("a new folder for benchmark.csv and benchmark.json, brought up to date after every batch size.")
 
 
 @python_calls.from_python

@@ -12,7 +12,7 @@ import pytest
 
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import ablations, accuracy_verbs, robustness_verbs, uncertainty_verb
+from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
@@ -235,7 +235,7 @@ def test_a_training_that_starts_from_another_run_goes_on_after_a_kill_also_in_a_
     train.train(**trainings("out")["adv-tuned"].flags)
     train.train(**trainings("out")["adv-longer"].flags, max_minutes=1e-9)        # as one that was killed leaves it
     (tmp_path / "out").rename(tmp_path / "moved")
-    assert reproduce._run_step(trainings("moved")["adv-longer"], float("inf"))
+    assert reproduction._run_step(trainings("moved")["adv-longer"], float("inf"), {"train": train.train})
 
 
 

@@ -2,15 +2,18 @@
 
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
+import gc
+import time
+from bisect import bisect_left
 from dataclasses import asdict, replace
+from itertools import accumulate
 
 import torch
 from tqdm import tqdm
 
 from pyro_advbnn import networks
 from pyro_advbnn.experiments import timings
-from pyro_advbnn.experiments.measurement import peak_memory, take_turns
-from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, random_workload
+from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, random_workload, wait
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
@@ -87,6 +90,59 @@ class _Compared:
         """Of a call that is short, but long enough to hold all that longer ones do: two steps of an attack, two draws."""
         work = self._workload(batch_size, precision, most=2)
         return peak_memory(lambda: MAKERS[name](self.network, work), self.device)
+
+
+def take_turns(calls, repeats, device, progress=None):
+    """{name: [(wall, CPU), ...]} in seconds, `repeats` pairs for each of calls {name: function}, one after another in turn.
+
+    One more call of each comes before: it warms caches and allocators up. CPU is the time of all threads of this process.
+    progress: called with a name after each call.
+    """
+    times = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            measured = timed(call, device)
+            if repeat:
+                times[name].append(measured)
+            if progress:
+                progress(name)
+    return times
+
+
+def timed(call, device):
+    """(wall, CPU) seconds of one call."""
+    wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    wait(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_memory(build, device):
+    """The most bytes of tensors held at once during the second call of build(): the state that it works on included.
+
+    `build` makes a function from nothing, its tensors with it; the first call is the warm-up, after which optimizer
+    moments, gradients and kept work memory are there. What else the process holds does not count; nor, on the CPU, what
+    the libraries beneath torch allocate for themselves.
+    """
+    gc.collect()                                         # or its memory would be given back while others are counted
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        call = build()
+        call()
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call = build()
+        call()
+        with torch.profiler.record_function("second call"):
+            call()
+    events = profile.profiler.kineto_results.events()
+    begin = next(event.start_ns() for event in events if event.name() == "second call")
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = list(accumulate((change for _, change in changes), initial=0))
+    return max(held[bisect_left(changes, (begin,)):])    # what is held as the second call begins counts too
 
 
 class _Report:

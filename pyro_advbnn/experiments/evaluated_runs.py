@@ -77,7 +77,7 @@ class EvaluatedRun:
         """`draws` of each of several numbers, each once, in ascending order."""
         return sorted({self.draws(count) for count in counts})
 
-    def settings(self, attack, **more):
+    def settings(self, attack, /, **more):
         """The columns of a row that say what is measured: the run, the attack (None: clean) on itself, the images, and more."""
         return self.fields | {"source": "target"} | attack_fields(attack) | self.image_fields | more
 

@@ -2,55 +2,38 @@
 from pathlib import Path
 from typing import Literal
 
-from pyro_advbnn import datasets
 from pyro_advbnn.cli import python_calls
 from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, Images, Minutes, Seed, Width
+from pyro_advbnn.cli.python_calls import flag
+from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.system.precision import PRECISIONS
-from pyro_advbnn.training import recipes
 
 
 @python_calls.flags
 class Reproduction:
-    """The flags that every piece takes.
+    """The flags that every piece takes."""
 
-    Args:
-        dataset: digits comes with scikit-learn; the others read data_dir.
-        data_dir: folder of the data set, as in train.
-        scale: smoke (minutes, with digits), small (a subset and a narrow network), paper (all images and the paper's network,
-            in 30 epochs of one cycle with batches of 256).
-        recipe: paper, authors or ours, as in train; default ours, at scale paper authors.
-        network: as in train; default by data set and scale.
-        width: base number of channels.
-        epochs: passes over the training set.
-        batch_size: images per training step.
-        num_train: class-balanced subset of the training images.
-        num_test: class-balanced subset of the test images, for all pieces alike.
-        attack_samples: weight draws per gradient of the honest attack, which stands beside the paper's with one.
-        seed: of all random streams.
-        device: auto (cuda if present), cpu, cuda or cuda:N.
-        precision: of the training: fp32, tf32 (GPUs only) or bf16; default fp32, at scale paper as in train.
-        out: folder of the runs, csv files, figures, tables and the report; default runs/reproduce-<dataset>-<scale>.
-        max_minutes: stop a training after this time, or start no further step; the same command goes on.
-        dry_run: print the plan and stop.
-    """
-
-    dataset: Literal[datasets.DATASETS] = "digits"
-    data_dir: Path | None = None
-    scale: Literal["smoke", "small", "paper"] = "smoke"
-    recipe: Literal[tuple(recipes.RECIPES)] | None = None
-    network: str | None = None
-    width: Width | None = None
-    epochs: Epochs | None = None
-    batch_size: BatchSize | None = None
-    num_train: Images | None = None
-    num_test: Images | None = None
-    attack_samples: Count | None = None
-    seed: Seed = 0
-    device: str = "auto"
-    precision: Literal[PRECISIONS] | None = None
-    out: Path | None = None
-    max_minutes: Minutes | None = None
-    dry_run: bool = False
+    dataset: Literal[DATASETS] = flag("digits comes with scikit-learn; the others read data_dir.", "digits")
+    data_dir: Path | None = flag("folder of the data set, as in train.")
+    scale: Literal["smoke", "small", "paper"] = flag("smoke (minutes, with digits), small (a subset and a narrow network), "
+        "paper (all images and the paper's network, in 30 epochs of one cycle with batches of 256).", "smoke")
+    recipe: Literal["paper", "authors", "ours"] | None = flag("as in train; default ours, at scale paper authors.")
+    network: str | None = flag("as in train; default by data set and scale.")
+    width: Width | None = flag("base number of channels.")
+    epochs: Epochs | None = flag("passes over the training set.")
+    batch_size: BatchSize | None = flag("images per training step.")
+    num_train: Images | None = flag("class-balanced subset of the training images.")
+    num_test: Images | None = flag("class-balanced subset of the test images, for all pieces alike.")
+    attack_samples: Count | None = flag("weight draws per gradient of the honest attack, which stands beside the paper's "
+        "with one.")
+    seed: Seed = flag("of all random streams.", 0)
+    device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
+    precision: Literal[PRECISIONS] | None = flag("of the training: fp32, tf32 (GPUs only) or bf16; default fp32, at scale "
+        "paper as in train.")
+    out: Path | None = flag("folder of the runs, csv files, figures, tables and the report; default "
+        "runs/reproduce-<dataset>-<scale>.")
+    max_minutes: Minutes | None = flag("stop a training after this time, or start no further step; the same command goes on.")
+    dry_run: bool = flag("print the plan and stop.", False)
 
 
 # Per scale: the flags of train and num_test, where nobody chose them; num_few is the number of test images for what takes

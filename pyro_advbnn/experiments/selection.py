@@ -4,6 +4,7 @@ from typing import Literal
 
 from pyro_advbnn.cli import python_calls
 from pyro_advbnn.cli.flag_types import BatchSize, Images, Seed
+from pyro_advbnn.cli.python_calls import flag
 
 
 @python_calls.flags
@@ -11,32 +12,22 @@ class Selection:
     """The runs that are evaluated.
 
     `with Selection(run="runs/a") as runs:` gives the `EvaluatedRuns`, whose results' folder nobody else writes to meanwhile.
-
-    Args:
-        run: run folder of a training.
-        runs: several of them, as A,B,C; all of one data set.
-        out: folder that takes evaluation/ and figures/; default the run itself, or the folder in which all the runs lie.
-        split: test, or held_out: the images that the run split off its training set, for choosing hyper-parameters.
-        num_test: use a class-balanced subset of the split, chosen by seed.
-        batch_size: images attacked at once; they share the draws of a random network.
-        checkpoint: best (by held-out accuracy; the last, where nothing was held out) or last.
-        data_dir: folder of the data set, where it has moved since the training.
-        network: package.module:function once more, for runs that trained a network of your own.
-        seed: of the weight draws and of the subset.
-        device: auto (cuda if present), cpu, cuda or cuda:N.
     """
 
-    run: Path | None = None
-    runs: list[Path] | None = None
-    out: Path | None = None
-    split: Literal["test", "held_out"] = "test"
-    num_test: Images | None = None
-    batch_size: BatchSize = 500
-    checkpoint: Literal["best", "last"] = "best"
-    data_dir: Path | None = None
-    network: str | None = None
-    seed: Seed = 0
-    device: str = "auto"
+    run: Path | None = flag("run folder of a training.")
+    runs: list[Path] | None = flag("several of them, as A,B,C; all of one data set.")
+    out: Path | None = flag("folder that takes evaluation/ and figures/; default the run itself, or the folder in which all "
+        "the runs lie.")
+    split: Literal["test", "held_out"] = flag("test, or held_out: the images that the run split off its training set, for "
+        "choosing hyper-parameters.", "test")
+    num_test: Images | None = flag("use a class-balanced subset of the split, chosen by seed.")
+    batch_size: BatchSize = flag("images attacked at once; they share the draws of a random network.", 500)
+    checkpoint: Literal["best", "last"] = flag("best (by held-out accuracy; the last, where nothing was held out) or "
+        "last.", "best")
+    data_dir: Path | None = flag("folder of the data set, where it has moved since the training.")
+    network: str | None = flag("package.module:function once more, for runs that trained a network of your own.")
+    seed: Seed = flag("of the weight draws and of the subset.", 0)
+    device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
 
     def __enter__(self):
         from pyro_advbnn.experiments.evaluated_runs import opened  # here, as torch takes seconds that flags need not wait for

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import help, python_calls, text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
+from pyro_advbnn.cli.python_calls import flag
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import figures
 from pyro_advbnn.training import recipes
@@ -38,15 +39,11 @@ def verb(name):
 
 @python_calls.flags
 class Attack:
-    """The PGD attack.
+    """The PGD attack."""
 
-    Args:
-        num_steps: PGD steps.
-        step_size: PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, else auto.
-    """
-
-    num_steps: Count = 20
-    step_size: StepSize = None
+    num_steps: Count = flag("PGD steps.", 20)
+    step_size: StepSize = flag("PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, stl10 and imagenet143, "
+        "else auto.")
 
     def pgd(self, dataset, epsilon, attack_samples=1, **more):
         """The `PGD` of a radius and a number of draws per gradient; more: its other settings."""

@@ -1,6 +1,7 @@
 """What is compared in a benchmark: each row makes a call, to be timed, from one network and one workload."""
 import copy
 import statistics
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,6 @@ from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.evaluation.accuracy import predict
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
-from pyro_advbnn.experiments.measurement import Stopwatch
 from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
@@ -47,6 +47,26 @@ class Workload:
 def random_workload(batch_size, image_size, num_steps, num_samples, device):
     x = torch.rand(batch_size, 3, image_size, image_size, device=device)
     return Workload(x, torch.randint(10, (batch_size,), device=device), num_steps, num_samples)
+
+
+def wait(device):
+    """Return when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Cuts the time of one step on `device` into named parts.   seconds: {name: seconds}."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {}
+        self._last = time.perf_counter()
+
+    def lap(self, name):
+        """What has passed since the last lap, or the start, belongs to `name`."""
+        wait(self.device)
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
 
 
 class TrainingStep:

@@ -7,7 +7,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.experiments import workloads
-from pyro_advbnn.experiments.measurement import peak_memory, take_turns
+from pyro_advbnn.experiments.comparison import peak_memory, take_turns
 from pyro_advbnn.experiments.timings import CONTESTANTS, FLOORS
 from pyro_advbnn.experiments.workloads import MAKERS, random_workload
 

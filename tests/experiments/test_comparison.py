@@ -1,4 +1,4 @@
-"""Tests of measurement: known times and bytes come out as they are."""
+"""Tests of what a comparison measures: known times and bytes come out as they are."""
 import gc
 import time
 from types import SimpleNamespace
@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_advbnn.experiments import measurement
-from pyro_advbnn.experiments.measurement import Stopwatch, peak_memory, take_turns
+from pyro_advbnn.experiments import workloads
+from pyro_advbnn.experiments.comparison import peak_memory, take_turns
+from pyro_advbnn.experiments.workloads import Stopwatch
 from pyro_advbnn.system import precision as precisions
 from pyro_advbnn.system.precision import arithmetic
 
@@ -29,7 +30,7 @@ def test_sleeping_takes_wall_time_and_no_cpu_time():
 
 def test_a_stopwatch_gives_each_lap_what_passed_since_the_one_before(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 7.0])
-    monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(workloads, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     stopwatch = Stopwatch(CPU)
     for name in ("attack", "update", "optimizer"):
         stopwatch.lap(name)

@@ -1,0 +1,139 @@
+"""A reproduction at work: the steps of a plan that are not done yet, one after another, and how long they may take."""
+import time
+from contextlib import nullcontext
+
+from pyro_advbnn import datasets, networks
+from pyro_advbnn.cli.text_tables import duration
+from pyro_advbnn.experiments import costs
+from pyro_advbnn.experiments.plans import PIECES, Plan
+from pyro_advbnn.reporting import summaries
+from pyro_advbnn.system import json_files, locks
+from pyro_advbnn.system.devices import resolve_device
+from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import resolve_precision
+from pyro_advbnn.system.process_settings import process_settings
+from pyro_advbnn.training import construction, run_folders
+
+
+def run(piece, wanted, programs):
+    """Make a piece of evidence, or "all", as a `scales.Reproduction` wants it.   programs: {`Step.program`: function}."""
+    device = resolve_device(wanted.device)
+    one_thread = wanted.scale == "smoke" and device.type == "cpu"       # networks this small lose by a second thread
+    with process_settings(1 if one_thread else None):
+        plan, images = _plan(PIECES if piece == "all" else [piece], wanted, device)
+        if not Journal(plan).waiting():
+            return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
+        with nullcontext() if wanted.dry_run else locks.locked(plan.out):
+            journal = Journal(plan)                      # as it is now that nobody else writes it
+            _print(plan, journal.waiting(), _seconds_per_gradient(plan, images, device))
+            if one_thread:
+                print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
+            if not wanted.dry_run:
+                _run(plan, journal, programs)
+
+
+def _plan(pieces, wanted, device):
+    """The plan, and the test images.   Raises InputError where there are no data, or fewer than asked for."""
+    resolve_precision(wanted.precision, device)
+    images = {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
+    for name, split in (("num_train", "train"), ("num_test", "test")):
+        asked, there = getattr(wanted, name), len(images[split])
+        if asked and asked > there:                      # a scale takes fewer where the data set is small
+            raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
+    on_gpu = device.type == "cuda"
+    return Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=on_gpu), images["test"]
+
+
+class Journal:
+    """What of a plan is done: <out>/reproduce.jsonl, a line of the plan's settings and one per command that is finished.
+
+    Raises InputError where the plan's folder holds another plan's, or something else.
+    """
+
+    def __init__(self, plan):
+        self.path, self.plan = plan.out / "reproduce.jsonl", plan
+        if not self.path.exists():
+            run_folders.refuse_existing(plan.out, hint="")
+        lines = json_files.read_jsonl(self.path)
+        if lines and lines[0] != {"settings": plan.identity}:
+            raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], plan.identity)}); "
+                             f"choose another --out")
+        self._done = {line.get("command") for line in lines[1:]}
+
+    def open(self):
+        """Make the journal, where it is not there yet."""
+        if not json_files.read_jsonl(self.path):
+            json_files.write_jsonl(self.path, [{"settings": self.plan.identity}])
+
+    def waiting(self):
+        """The steps of the plan that are not done, or whose results are lost."""
+        return [step for step in self.plan.steps
+                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)]
+
+    def note(self, step, seconds):
+        """The step is done, which took `seconds`."""
+        json_files.append_jsonl(self.path, {"command": self._name(step), "seconds": round(seconds, 1)})
+
+    def _name(self, step):
+        return step.command.replace(str(self.plan.out), "OUT")           # so that the folder may be moved
+
+
+def _difference(before, now):
+    before = before.get("settings", {})
+    return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
+
+
+def _run(plan, journal, programs):
+    """Run the steps that are waiting, to the end or until --max_minutes are over."""
+    journal.open()
+    began = time.monotonic()
+    max_minutes = plan.wanted.max_minutes
+    deadline = began + 60 * max_minutes if max_minutes else float("inf")
+    waiting = journal.waiting()
+    if waiting and waiting[-1] is not plan.steps[-1]:
+        waiting.append(plan.steps[-1])                   # the report shows what the others have brought
+    for number, step in enumerate(waiting, 1):
+        print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
+        step_began = time.monotonic()
+        if step_began > deadline or not _run_step(step, deadline, programs):
+            return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
+        journal.note(step, time.monotonic() - step_began)
+    for summary in summaries.summaries(plan.out):
+        if summary.name.startswith("table1"):
+            print(f"\n{summary.as_text()}")
+    print(f"done in {duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
+
+
+def _run_step(step, deadline, programs):
+    """Whether the step was finished before the deadline."""
+    flags = {name: value for name, value in step.flags.items() if value is not None}
+    if not step.is_training:
+        programs[step.program](**flags)
+        return True
+    folder = flags["out"]
+    if deadline < float("inf"):
+        flags["max_minutes"] = max(deadline - time.monotonic(), 1) / 60
+    if (folder / "config.json").exists():
+        own = ("device", "network", "data_dir", "max_minutes")
+        flags = {"resume": folder} | {name: flags[name] for name in own if name in flags}
+    if not run_folders.is_finished(folder):
+        programs[step.program](**flags)
+    return run_folders.is_finished(folder)
+
+
+def _seconds_per_gradient(plan, images, device):
+    """`costs.seconds_per_gradient` of the plan's network."""
+    name = plan.network_for(images.image_shape[-1])
+    architecture = name, images.num_classes, images.image_shape[0], plan.settings.get("width")
+    construction.check_memory(architecture, "advbnn", device)
+    return costs.seconds_per_gradient(networks.build_network(*architecture).to(device), images)
+
+
+def _print(plan, waiting, seconds):
+    """The plan, with the time that each step may take."""
+    total = sum(seconds * step.gradients for step in waiting)
+    print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about {duration(total)} on "
+          f"this machine, by a measurement of single batches")
+    for step in plan.steps:
+        state = duration(seconds * step.gradients) if step in waiting else "done"
+        print(f"{state:>12}  {step.command}")
