@@ -35,8 +35,9 @@ from hostile import (
 from PIL import Image
 from victims import FORKSERVER, PATIENCE
 
-from pyro_advbnn import datasets, evaluate, reproduce
+from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.datasets import cache
+from pyro_advbnn.experiments import reproduction
 from pyro_advbnn.reporting import csv_tables, figures, report, summaries
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
@@ -199,7 +200,7 @@ TEXTS = {
     "evaluation/accuracy.csv": lambda run: csv_tables.read(run, "accuracy"),
     "evaluation/log.jsonl": lambda run: report.write(run),
     "figures/accuracy.svg": lambda run: report.write(run),
-    "reproduce.jsonl": lambda run: reproduce._Journal(SimpleNamespace(out=run, identity={}, steps=())),
+    "reproduce.jsonl": lambda run: reproduction.Journal(SimpleNamespace(out=run, identity={}, steps=())),
 }
 
 

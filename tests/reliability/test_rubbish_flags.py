@@ -393,11 +393,13 @@ def idle(monkeypatch):
         root.mkdir(exist_ok=True)
         raise OSError("no network")
     monkeypatch.setattr("pyro_advbnn.datasets.arrays.download_and_extract_archive", no_network)
-    for module, names in {"evaluate.evidence": ["white_box", "transfer_from", "ensemble", "steps", "describe_posterior",
-                                                "gradients", "examples"],
-                          "evaluate": ["_reported"], "evaluate.summaries": ["write"], "scrutiny": ["_break", "_examined"],
-                          "doubt.Doubts": ["measure"], "benchmark": ["_measure"], "demo": ["_demo"], "train": ["_open"],
-                          "reproduce._Journal": ["open"]}.items():
+    for module, names in {"experiments.accuracy_verbs": ["white_box", "_from", "ensemble_accuracies", "steps_accuracies"],
+                          "experiments.posterior_verbs": ["_describe", "_gradients"],
+                          "experiments.report_verb": ["_examples", "_reported"], "reporting.summaries": ["write"],
+                          "experiments.robustness_verbs": ["_break", "_examined"],
+                          "experiments.uncertainty_verb._Doubt": ["measure"], "experiments.comparison._Compared": ["measure"],
+                          "demo": ["_demo"], "training.session": ["_open"],
+                          "experiments.reproduction.Journal": ["open"]}.items():
         for name in names:
             monkeypatch.setattr(f"pyro_advbnn.{module}.{name}", reached)
     return reached
