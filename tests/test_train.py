@@ -638,7 +638,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'fan_in'"),
     ("--prior_std fan_in/0", "--prior_std must be"),
     ("--prior_std 0", "--prior_std must be"),
-    ("--init_std 50", "init_std must lie between 1e-8 and 10"),
+    ("--init_std 50", "init_std must lie between 1e-08 and 10"),
     ("--init_std fan_out", "--init_std must be"),
     ("--network vgg", "network must be one of vgg11"),
     ("--network vgg16", "the network cannot take images of (1, 8, 8): the network takes images of 32 or more"),

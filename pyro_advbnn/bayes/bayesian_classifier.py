@@ -26,7 +26,8 @@ from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_f
 from pyro_advbnn.bayes.settings import KL_OVER, per_parameter_std
 from pyro_advbnn.system.errors import InputError
 
-LOG_STD_RANGE = (math.log(1e-8), math.log(10.0))
+STD_RANGE = (1e-8, 10.0)
+LOG_STD_RANGE = tuple(map(math.log, STD_RANGE))
 _HUGE_STD = 9.99                     # a std that starts this close to the bound may reach it without diverging
 
 
@@ -66,11 +67,12 @@ class BayesianClassifier(Classifier):
         self._shapes = {name: p.shape for name, p in random.items()}
         self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
         self.mean = nn.Parameter(flatten(random))
-        self.log_std = nn.Parameter(self._initial_log_std(network, init_std))
+        stds = per_parameter_std(init_std, network, "init_std", STD_RANGE)
+        self.log_std = nn.Parameter(flatten({name: torch.full_like(p, math.log(stds[name])) for name, p in random.items()}))
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
-        self._may_explode = all(std < _HUGE_STD for given in (prior_std, init_std)
-                                for std in per_parameter_std(given, network).values())
+        prior_stds = per_parameter_std(prior_std, network, within=(0, math.inf))
+        self._may_explode = max(*stds.values(), *prior_stds.values()) < _HUGE_STD
         self._work, self._work_fixed = Buffers(), Buffers()
         self._shared = shared_modules(network)
 
@@ -98,10 +100,16 @@ class BayesianClassifier(Classifier):
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
 
-    def kl(self):
-        """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); one-draw estimate without a closed form."""
+    def kl(self, weights=None):
+        """KL(posterior || prior) over the counted weights, a scalar (Eq. 6).
+
+        Without a closed form the estimate of one draw, `weights` (d,) or a new one (Section 2 of the paper, after Eq. 6).
+        """
         q = self.posterior_distribution()
-        return kl_divergence(q, self.prior) if has_closed_form(self.prior) else self._estimated_kl(q, q.rsample())
+        if has_closed_form(self.prior):
+            return kl_divergence(q, self.prior)
+        weights = q.rsample() if weights is None else weights
+        return q.log_prob(weights) - self.prior.log_prob(weights)
 
     def weights_and_kl(self):
         q = self.posterior_distribution()
@@ -109,12 +117,8 @@ class BayesianClassifier(Classifier):
             weights, kl = q.rsample_with_kl(self.prior)
         else:
             weights = q.rsample()
-            kl = kl_divergence(q, self.prior) if has_closed_form(self.prior) else self._estimated_kl(q, weights)
+            kl = self.kl(weights)
         return {"weights": weights}, kl
-
-    def _estimated_kl(self, q, weights):
-        """The one-draw Monte-Carlo estimate (Section 2 of the paper, after Eq. 6)."""
-        return q.log_prob(weights) - self.prior.log_prob(weights)
 
     @torch.no_grad()
     def constrain_(self):
@@ -193,15 +197,6 @@ class BayesianClassifier(Classifier):
             pieces.append((start, stop, value))
             start = stop
         return pieces
-
-    def _initial_log_std(self, network, init_std):
-        stds = per_parameter_std(init_std, network, "init_std")
-        log_std = torch.empty_like(self.mean)
-        for start, stop, std in self._pieces(stds.get):
-            if not LOG_STD_RANGE[0] <= math.log(std) <= LOG_STD_RANGE[1]:
-                raise InputError(f"init_std must lie between 1e-8 and 10, got {std}")
-            log_std[start:stop] = math.log(std)
-        return log_std
 
     def _counted(self, network, kl_over):
         """The range (start, stop) of weights that the KL counts."""

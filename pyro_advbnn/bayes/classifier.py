@@ -1,7 +1,7 @@
 """Classifiers: modules that map images to logits, with a Pyro model and guide behind them.
 
-A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences; see `bayesian` for the
-other case.
+A deterministic (or noisy) network is the case of an empty guide, so one objective serves all defences; see
+`bayesian_classifier` for the other case.
 """
 import copy
 import functools

@@ -32,13 +32,10 @@ def trainable_parameters(network):
 
 def matching_parameters(patterns, parameters):
     """{name: parameter} of those whose name matches a pattern, in their order.   Raises InputError for one without a match."""
-    matched = {}
     for pattern in patterns:
-        found = fnmatch.filter(parameters, pattern)
-        if not found:
+        if not fnmatch.filter(parameters, pattern):
             raise InputError(f"deterministic: no parameter matches {pattern!r}; there are {', '.join(list(parameters)[:8])}...")
-        matched |= {name: parameters[name] for name in found}
-    return {name: p for name, p in parameters.items() if name in matched}
+    return {name: p for name, p in parameters.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
 
 
 def parameter_aliases(network):

@@ -40,15 +40,10 @@ def add_noise(network, first_std=0.2, inner_std=0.1):
     Convolutions are taken in the order in which the network registers them.
     """
     noisy = copy.deepcopy(network)
-    names = [name for name, module in noisy.named_modules() if isinstance(module, _CONVOLUTIONS)]
+    names = [name for name, module in noisy.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     for i, name in enumerate(names):
         parent, _, child = name.rpartition(".")
         convolution = noisy.get_submodule(name)
         noise = AdditiveNoise(inner_std if i else first_std)
-        if not name:
-            return nn.Sequential(noise, convolution)
         setattr(noisy.get_submodule(parent), child, nn.Sequential(noise, convolution))
     return noisy
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

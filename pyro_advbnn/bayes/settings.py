@@ -10,14 +10,15 @@ PRIORS = ("normal", "scale_mixture", "spike_and_slab")
 KL_OVER = ("all", "last")
 
 
-def per_parameter_std(std, network, argument="prior_std"):
+def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):
     """{parameter name: std} for every parameter of `network`.
 
     std: a number; "fan_in" = sqrt(2 / fan_in) for weights and the biases of their layer, 1 for the scale and shift of
     normalisation layers (He et al. 2015), or a multiple of it such as "fan_in/10" or "fan_in*0.5"; or a mapping from
     name patterns to numbers, of which the first that matches counts.
 
-    Raises InputError, naming `argument`, for anything else and for stds that are not positive and finite.
+    Raises InputError, naming `argument`, for anything else and for stds that are not `within` their range; that of the prior's
+    leaves its square and the inverse of that numbers in float32.
     """
     names = [name for name, _ in network.named_parameters()]
     if isinstance(std, Mapping):
@@ -30,9 +31,10 @@ def per_parameter_std(std, network, argument="prior_std"):
         stds = {name: factor * s for name, s in _fan_in_std(network).items()}
     else:
         stds = dict.fromkeys(names, std)
+    low, high = within
     for name, value in stds.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise InputError(f"{argument} must be a number > 0, got {value!r} for {name}")
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise InputError(f"{argument} must lie between {low:g} and {high:g}, got {value!r} for {name}")
     return stds
 
 

@@ -139,7 +139,7 @@ def test_the_bad_step_is_neither_in_the_last_checkpoint_nor_in_the_best_one(tmp_
 
 @pytest.mark.parametrize("prior_std", [1e-16, 1e16, 1e-300, 1e300, "fan_in/1e30"])
 def test_a_prior_whose_square_is_no_number_in_single_precision_is_refused_before_any_work(prior_std, tmp_path, capsys):
-    assert "error: prior_std must lie between 1e-15 and 1e15, got " in failure(capsys, tmp_path / "run", prior_std=prior_std)
+    assert "error: prior_std must lie between 1e-15 and 1e+15, got " in failure(capsys, tmp_path / "run", prior_std=prior_std)
     assert not (tmp_path / "run").exists()
     run(tmp_path / "run", prior_std=1e-15 if prior_std == 1e-16 else 1e15, alpha=0, epochs=1)
 

@@ -29,10 +29,9 @@ class LeanCalls:
 
     def __init__(self, network, shared=()):
         self.network = network
-        self._shared = set(shared)
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         self._poolings = [name for name, module in network.named_modules() if is_2x2(module) and name]
-        self._pairs = None
+        self._pairs = [pair for pair in foldable(network) if not set(shared) & set(pair)]
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
@@ -54,9 +53,6 @@ class LeanCalls:
             return self._autocast(tensors), [norm for (_, norm), *_ in folded]
 
     def _still_pairs(self):
-        if self._pairs is None:
-            pairs = foldable(self.network)
-            self._pairs = [pair for pair in pairs if not self._shared & set(pair)]
         pairs = [(pair, *map(self.network.get_submodule, pair)) for pair in self._pairs]
         return [(pair, convolution, norm) for pair, convolution, norm in pairs
                 if not norm.training and norm.running_mean is not None and not _has_hooks(convolution) | _has_hooks(norm)]
@@ -76,8 +72,7 @@ def _folded(tensors, convolution, norm, convolution_module, norm_module, owned):
     """The weight and bias with which the convolution gives what the BatchNorm after it would."""
 
     def tensor(name, module, leaf):
-        full = f"{name}.{leaf}"
-        return tensors[full] if full in tensors else getattr(module, leaf)
+        return tensors.get(f"{name}.{leaf}", getattr(module, leaf))
 
     weight, bias = (tensor(convolution, convolution_module, leaf) for leaf in ("weight", "bias"))
     gamma, beta = (tensor(norm, norm_module, leaf) for leaf in ("weight", "bias"))
