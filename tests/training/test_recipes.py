@@ -9,7 +9,7 @@ from pyro_advbnn import networks
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.settings import per_parameter_std
 from pyro_advbnn.datasets import DATASETS
-from pyro_advbnn.experiments import radii
+from pyro_advbnn.experiments import protocol
 from pyro_advbnn.training import recipes
 
 BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
@@ -98,7 +98,7 @@ def test_the_step_is_0007_on_the_papers_data_sets_and_follows_epsilon_elsewhere(
     ("digits", None, (0, 0.1, 0.2, 0.3)),
 ])
 def test_evaluation_is_at_the_radii_of_table_1_but_of_digits_at_larger_ones(dataset, step_size, epsilons):
-    assert radii.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
+    assert protocol.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
 
 
 @pytest.mark.parametrize(("side", "name"), [(8, "convnet"), (28, "convnet"), (32, "vgg16"), (96, "vgg16")])
