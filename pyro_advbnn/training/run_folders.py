@@ -97,7 +97,7 @@ def restore_position(folder, training, content):
 def _position(folder, mmap=False):
     path = Path(folder) / "checkpoint.pt"
     content = checkpoints.read(path, mmap=mmap)
-    at, best = content.get("training"), content.get("best")
+    at, best = content.get("training"), content.get("best", "missing")
     done = [at.get(name) for name in ("epochs_done", "steps_done")] if isinstance(at, dict) else [None]
     accuracies = [best.get(name) for name in ("epoch", "accuracy", "robust_accuracy")] if isinstance(best, dict) else [best]
     if not all(type(number) is int and number >= 0 for number in done) or best is not None and not all(
