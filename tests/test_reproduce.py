@@ -38,9 +38,6 @@ def defenses(steps):
     return [step.flags["defense"] for step in steps if step.is_training]
 
 
-# Plans
-
-
 @pytest.mark.parametrize(("piece", "trained", "verbs"), [
     ("table1", ["adv", "advbnn"], ["accuracy", "report"]),
     ("fig2", ["none", "adv", "rse", "bnn", "advbnn"], ["accuracy", "report"]),
@@ -152,9 +149,6 @@ def test_a_step_costs_an_attack_for_each_draw_and_a_deterministic_network_has_on
     assert cost["advbnn-averaged"] == 21 * attacked + 2 * 20 * predicted
 
 
-# The command
-
-
 def test_every_step_takes_the_plans_seed_data_and_images():
     wanted = Reproduction(out=Path("out"), seed=3, num_test=50, data_dir=Path("d"), precision="bf16")
     for step in Plan(PIECES, wanted, 1437, 360).steps:
@@ -238,7 +232,6 @@ def test_a_training_that_starts_from_another_run_goes_on_after_a_kill_also_in_a_
     assert reproduction._run_step(trainings("moved")["adv-longer"], float("inf"), {"train": train.train})
 
 
-
 def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablations, "KL_OF_ALL_WEIGHTS", {"ours": ablations.KL_OF_ALL_WEIGHTS["ours"]})
     run("kl", *TINY, "--out", tmp_path / "out")
@@ -296,7 +289,6 @@ def test_a_lost_report_is_written_again(whole, tmp_path, capsys):
     for name in ("figures", "tables"):
         assert {path.name: path.read_bytes() for path in (tmp_path / "out" / name).iterdir()} == {
             path.name: path.read_bytes() for path in (whole / name).iterdir()}
-
 
 
 def killed_when(path, *words):
@@ -371,7 +363,6 @@ def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-
 @pytest.mark.parametrize("verb", reproduce.VERBS)
 def test_every_piece_refuses_wrong_flags(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -379,7 +370,3 @@ def test_every_piece_refuses_wrong_flags(verb, tmp_path, monkeypatch, capsys):
     assert "--scale must be one of smoke, small, paper" in refusal(capsys, verb, "--scale", "big")
     assert "--data_dir" in refusal(capsys, verb, "--dataset", "npz")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_piece_is_refused(capsys):
-    assert "unknown verb 'fig6'; choose one of: " in refusal(capsys, "fig6")

@@ -42,10 +42,6 @@ class PlainPyro(nn.Module):
                 prior = dist.Normal(value.new_zeros(()), prior_std).expand(value.shape).to_event(value.dim())
                 setattr(module, name, PyroSample(prior))
 
-    def build_optimizer(self, learning_rate):
-        """Adam as torch sets it up by itself."""
-        return torch.optim.Adam(self.parameters(), lr=learning_rate)
-
     def forward(self, x):
         return poutine.replay(self.network, trace=poutine.trace(self._draw).get_trace())(x)
 
@@ -94,10 +90,6 @@ class AuthorsStyle(nn.Module):
                                  f"outside of its layers")
             parent, _, leaf = name.rpartition(".")
             setattr(self.network.get_submodule(parent), leaf, _RandomLayer(module, prior_std, init_std))
-
-    def build_optimizer(self, learning_rate):
-        """Adam as it was then: neither fused nor over lists of tensors."""
-        return torch.optim.Adam(self.parameters(), lr=learning_rate, foreach=False, fused=False)
 
     def forward(self, x):
         logits = self.network(x)

@@ -103,9 +103,9 @@ class TrainingStep:
         return x_adv
 
 
-def _baseline_step(build, network, work):
+def _baseline_step(build, network, work, **adam):
     baseline = build(network, PRIOR_STD, INIT_STD).train()
-    optimizer = baseline.build_optimizer(LEARNING_RATE)
+    optimizer = torch.optim.Adam(baseline.parameters(), lr=LEARNING_RATE, **adam)
 
     def step():
         with work.arithmetic():
@@ -150,6 +150,6 @@ MAKERS = {
     "adv-bnn": lambda network, work: TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work),
     "deterministic": lambda network, work: TrainingStep(Classifier(copy.deepcopy(network)), work),
     "plain-pyro": partial(_baseline_step, PlainPyro),
-    "authors": partial(_baseline_step, AuthorsStyle),
+    "authors": partial(_baseline_step, AuthorsStyle, foreach=False, fused=False),     # Adam as it was then
     "prediction": prediction, "bare forwards": bare_forwards, "normals": normals,
 }

@@ -1,10 +1,9 @@
-"""Tests of evaluate uncertainty: its four tables agree with the library, are resumed, and are drawn and told as they are."""
+"""Tests of evaluate uncertainty: its four tables agree with the library, and are resumed."""
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from result_tables import ADV, ADVBNN, all_tables, doubt_tables, folder_of
 from tiny_runs import tiny
 
 from pyro_advbnn import datasets, evaluate
@@ -13,8 +12,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.evaluation import uncertainty
 from pyro_advbnn.evaluation.uncertainty import ConfidentError
 from pyro_advbnn.experiments import uncertainty_verb
-from pyro_advbnn.reporting import csv_tables, figures, summaries
-from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.reporting import csv_tables, summaries
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
@@ -185,51 +183,3 @@ def test_foreign_images_that_cannot_be_had_are_refused_before_any_work(run, tmp_
     assert "--rejected must be" in refusal(capsys, *words, "--rejected", "1")
     assert "--confidence_weight must be" in refusal(capsys, *words, "--confidence_weight", "-1")
     assert not (tmp_path / "out").exists()
-
-
-# Figures and tables of rows as `test_curves` makes them
-
-
-def drawing(name, rows):
-    csv_name, draw = figures.FIGURES[name]
-    return draw([dict.fromkeys(TABLES[csv_name]) | one for one in rows[csv_name]])
-
-
-def test_the_reliability_diagram_shows_each_bin_and_tells_the_attackers_apart():
-    figure = drawing("calibration", doubt_tables((ADVBNN,)))
-    diagonal, *lines = figure.axes[0].lines
-    assert diagonal.get_xydata().tolist() == [[0, 0], [100, 100]]
-    assert [line.get_xydata().tolist() for line in lines] == [
-        [[37.5, 20], [87.5, 60]], [[37.5, 10], [87.5, 50]], [[37.5, 0], [87.5, 40]]]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["clean", "ε = 0.035, pgd", "ε = 0.035, pgd-confident"]
-    assert [ax.get_title(loc="left") for ax in drawing("calibration", all_tables()).axes] == [
-        "adversarial training", "BNN", "Adv-BNN"]
-
-
-def test_the_rejection_curves_have_a_panel_for_each_score():
-    figure = drawing("rejection", doubt_tables((ADVBNN,)))
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["doubt: entropy of the prediction", "doubt: mutual information"]
-    clean = figure.axes[0].lines[0].get_xydata()
-    assert clean.round(6).tolist() == [[0, 90], [0.5, 90], [0.9, 90]] and len(figure.axes[0].lines) == 3
-
-
-def test_the_detection_figure_has_a_point_for_each_kind_of_images():
-    figure = drawing("detection", doubt_tables((ADVBNN,)))
-    points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
-    assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
-        "noise", "pgd, ε = 0.035", "pgd, ε = 0.035, where wrong", "pgd-confident, ε = 0.035",
-        "pgd-confident, ε = 0.035, where wrong"]
-    rows = doubt_tables((ADV,))
-    assert drawing("detection", rows | {"detection": [one | {"auroc": None} for one in rows["detection"]]}) is None
-
-
-def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
-    found = {each.name: each for each in summaries.summaries(folder_of(tmp_path, doubt_tables((ADV, ADVBNN))))}
-    told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
-    assert [(line["images"], line["NLL"]) for line in told[3:]] == [
-        ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
-    assert [line["run"] for line in told] == ["adversarial training"] * 3 + ["Adv-BNN"] * 3
-    assert "1,000 images" in found["uncertainty"].note
-    cells = [cells[1:5] for cells in found["detection"].rows]
-    assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells

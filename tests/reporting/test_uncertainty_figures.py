@@ -1,0 +1,50 @@
+"""Tests of the figures and summaries of the verb uncertainty, from rows that are made up."""
+from result_tables import ADV, ADVBNN, all_tables, doubt_tables, folder_of
+
+from pyro_advbnn.reporting import figures, summaries
+from pyro_advbnn.reporting.csv_tables import TABLES
+
+
+def drawing(name, rows):
+    csv_name, draw = figures.FIGURES[name]
+    return draw([dict.fromkeys(TABLES[csv_name]) | one for one in rows[csv_name]])
+
+
+def test_the_reliability_diagram_shows_each_bin_and_tells_the_attackers_apart():
+    figure = drawing("calibration", doubt_tables((ADVBNN,)))
+    diagonal, *lines = figure.axes[0].lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [100, 100]]
+    assert [line.get_xydata().tolist() for line in lines] == [
+        [[37.5, 20], [87.5, 60]], [[37.5, 10], [87.5, 50]], [[37.5, 0], [87.5, 40]]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["clean", "ε = 0.035, pgd", "ε = 0.035, pgd-confident"]
+    assert [ax.get_title(loc="left") for ax in drawing("calibration", all_tables()).axes] == [
+        "adversarial training", "BNN", "Adv-BNN"]
+
+
+def test_the_rejection_curves_have_a_panel_for_each_score():
+    figure = drawing("rejection", doubt_tables((ADVBNN,)))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["doubt: entropy of the prediction", "doubt: mutual information"]
+    clean = figure.axes[0].lines[0].get_xydata()
+    assert clean.round(6).tolist() == [[0, 90], [0.5, 90], [0.9, 90]] and len(figure.axes[0].lines) == 3
+
+
+def test_the_detection_figure_has_a_point_for_each_kind_of_images():
+    figure = drawing("detection", doubt_tables((ADVBNN,)))
+    points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
+    assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "noise", "pgd, ε = 0.035", "pgd, ε = 0.035, where wrong", "pgd-confident, ε = 0.035",
+        "pgd-confident, ε = 0.035, where wrong"]
+    rows = doubt_tables((ADV,))
+    assert drawing("detection", rows | {"detection": [one | {"auroc": None} for one in rows["detection"]]}) is None
+
+
+def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
+    found = {each.name: each for each in summaries.summaries(folder_of(tmp_path, doubt_tables((ADV, ADVBNN))))}
+    told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
+    assert [(line["images"], line["NLL"]) for line in told[3:]] == [
+        ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
+    assert [line["run"] for line in told] == ["adversarial training"] * 3 + ["Adv-BNN"] * 3
+    assert "1,000 images" in found["uncertainty"].note
+    cells = [cells[1:5] for cells in found["detection"].rows]
+    assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells
