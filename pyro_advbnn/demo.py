@@ -30,20 +30,16 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
 
 @process_settings(num_threads=1)    # networks this small gain nothing from a second thread, and lose much where it is not free
 def _demo(folder, seed):
+    """Rows of each defence: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
     rows = []
     for defense in ("none", "adv", "advbnn"):
         train(dataset="digits", defense=defense, seed=seed, out=folder / defense)
-        rows.append(_evaluate(folder / defense, seed))
+        with Selection(run=folder / defense, seed=seed) as runs:
+            run, = runs
+            attacks = [PGD(0.0, 0.025, 20), *(PGD(0.2, 0.025, 20, draws) for draws in run.counts([1, 10]))]
+            rows.append([white_box(runs, run, attack, 20) for attack in attacks])
         print()
     _print(rows)
-
-
-def _evaluate(folder, seed):
-    """Rows: clean, 20-step PGD with one draw per gradient and, where draws differ, with ten."""
-    with Selection(run=folder, seed=seed) as runs:
-        run, = runs
-        attacks = [PGD(0.0, 0.025, 20), *(PGD(0.2, 0.025, 20, draws) for draws in run.counts([1, 10]))]
-        return [white_box(runs, run, attack, 20) for attack in attacks]
 
 
 def _print(rows_by_defense):
@@ -59,7 +55,7 @@ def _print(rows_by_defense):
 
 
 def main(argv=None, under=""):
-    """The command, for words that are given or those of the process.   under: as of `cli.run`."""
+    """The command, for words that are given or those of the process.   under: as of `commands.run`."""
     commands.run(demo, argv, under=under, way_on="without --out its runs are gone")
 
 

@@ -101,21 +101,15 @@ def take_turns(calls, repeats, device, progress=None):
     times = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            measured = timed(call, device)
+            wait(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            wait(device)
             if repeat:
-                times[name].append(measured)
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
             if progress:
                 progress(name)
     return times
-
-
-def timed(call, device):
-    """(wall, CPU) seconds of one call."""
-    wait(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    wait(device)
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def peak_memory(build, device):

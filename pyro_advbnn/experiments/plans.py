@@ -52,7 +52,7 @@ class Plan:
         self.settings = scales.settings(wanted, num_train, num_test)
         self.num_train = min(self.settings["num_train"] or num_train, num_train)
         self.num_test = min(self.settings["num_test"] or num_test, num_test)
-        self.num_few = scales.num_few(wanted, self.num_test)
+        self.num_few = self.settings["num_few"]
         self.precision = wanted.precision or ("bf16" if on_gpu and wanted.scale == "paper" else "fp32")
         self.draws = [1, self.settings["attack_samples"]]
         self.steps, self._runs = [], {}
@@ -65,7 +65,7 @@ class Plan:
         """What two plans for one folder must have in common: all that changes a result, as plain values."""
         wanted = self.wanted
         return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
-                **self.settings, "num_train": self.num_train, "num_test": self.num_test, "num_few": self.num_few}
+                **self.settings, "num_train": self.num_train, "num_test": self.num_test}
 
     def network_for(self, side):
         """The network of the plan's runs, for images of `side` pixels."""

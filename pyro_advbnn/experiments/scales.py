@@ -56,18 +56,12 @@ def settings(wanted, num_train, num_test):
     """The settings of a reproduction, its own flags over those of its scale, for splits of that many images."""
     scale = _SCALES[wanted.scale] | (_DIGITS.get(wanted.scale, {}) if wanted.dataset == "digits" else {})
     own = {name: getattr(wanted, name) for name in _CHOICES if getattr(wanted, name) is not None}
-    found = dict.fromkeys(_CHOICES) | {"network": _default_network(wanted)} | scale | own
+    network = _SMALL_NETWORKS.get(wanted.dataset) if wanted.scale != "paper" else None
+    found = dict.fromkeys(_CHOICES) | {"network": network} | scale | own
+    tested = min(found["num_test"] or num_test, num_test)
+    found["num_few"] = tested if wanted.num_test else min(scale.get("num_few", tested), tested)
     if found.get("validation"):
         found["validation"] = min(found["validation"], min(found["num_train"] or num_train, num_train) // 5)
     if ":" in (wanted.network or "") and wanted.width is None:
         found["width"] = None                            # only our own networks have one
     return found
-
-
-def num_few(wanted, num_test):
-    """How many of num_test test images are taken for what takes many passes."""
-    return num_test if wanted.num_test else min(_SCALES[wanted.scale].get("num_few", num_test), num_test)
-
-
-def _default_network(wanted):
-    return _SMALL_NETWORKS.get(wanted.dataset) if wanted.scale != "paper" else None
