@@ -117,12 +117,12 @@ def _words(member: Any, bounds: Range, written: bool) -> str:
         words = ", ".join(map(str, get_args(member)))
         return f"one of {words}" if len(get_args(member)) > 1 else words
     if get_origin(member) is not list:
-        return f"{_WORDS[member]} {bounds}".strip()
+        return f"{_WORDS[member]} {bounds}".strip() if member in (int, float) else _WORDS[member]
     element, = get_args(member)
     if element in (int, float):
         words = f"a list of {'integers' if element is int else 'numbers'} {bounds}".strip()
         return f"{words} written a,b,c or start:stop:step" if written else words
-    return f"a list, each {_words(element, bounds, written)}{' written a,b,c' if written else ''}"
+    return f"a list{' written a,b,c' if written else ''}, each {_words(element, bounds, written)}"
 
 
 def _value(name: str, given: Any, annotation: Any, parsed: Callable[[Any, Any], Any], words: str) -> Any:

@@ -1,16 +1,15 @@
-"""Tests of cli and usage: what a command takes, what it refuses, and that nothing starts before a refusal."""
-
+"""Tests of commands and their help: what a command takes, what it refuses, and that nothing starts before a refusal."""
 import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 
-from pyro_advbnn.cli import commands, help
+from pyro_advbnn.cli import commands, help, python_calls
+from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -22,16 +21,16 @@ def train(
     out: Path,
     dataset: Literal["digits", "cifar10", "stl10"] = "digits",
     depth: Literal[11, 16] = 11,
-    epsilon: Annotated[float, commands.Range(0)] = 8 / 255,
-    num_steps: Annotated[int, commands.Range(0, open_low=True)] = 10,
+    epsilon: Annotated[float, Range(0)] = 8 / 255,
+    num_steps: Annotated[int, Range(0, open_low=True)] = 10,
     seed: int | None = None,
-    momentum: Annotated[float | None, commands.Range(0, 1, open_high=True)] = None,
-    step_size: Annotated[float, commands.Range(0)] | Literal["auto"] = "auto",
-    prior_std: Annotated[float, commands.Range(0)] | str = 0.05,
+    momentum: Annotated[float | None, Range(0, 1, open_high=True)] = None,
+    step_size: Annotated[float, Range(0)] | Literal["auto"] = "auto",
+    prior_std: Annotated[float, Range(0)] | str = 0.05,
     name: str = "run",
     note: str | None = None,
     data_dir: Path | None = None,
-    epsilons: list[Annotated[float, commands.Range(0, 1)]] = (0.0, 0.5),
+    epsilons: list[Annotated[float, Range(0, 1)]] = (0.0, 0.5),
     seeds: list[int] = (0,),
     runs: list[str] = (),
     defenses: list[Literal["none", "adv"]] = ("none",),
@@ -143,7 +142,7 @@ def test_the_first_word_chooses_the_verb():
         (["--epsilom", "3"], "unknown flag --epsilom; did you mean --epsilon or --epsilons?"),
         (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
         (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
-        (["--nonormalize=true"], "--nonormalize takes no value; write --normalize=true or --normalize=false"),
+        (["--nonormalize=true"], "unknown flag --nonormalize; did you mean --normalize?"),
         (["--epsilon", "8/2x"], "--epsilon must be a number >= 0, got '8/2x'"),
         (["--epsilon", "8/0"], "--epsilon must be a number >= 0, got '8/0' (division by zero)"),
         (["--epsilon="], "--epsilon must be a number >= 0, got ''"),
@@ -159,12 +158,12 @@ def test_the_first_word_chooses_the_verb():
         (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
         (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
         (["--depth", "12"], "--depth must be one of 11, 16, got '12'"),
-        (["--epsilons", "0,2"], "--epsilons must be numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
+        (["--epsilons", "0,2"], "--epsilons must be a list of numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
         (
             ["--defenses", "adv,non"],
-            "--defenses must be a comma list, each one of none, adv, got 'adv,non'; did you mean none?",
+            "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'; did you mean none?",
         ),
-        (["--runs", "a,,b"], "--runs must be a comma list, each text, got 'a,,b' (an element is empty)"),
+        (["--runs", "a,,b"], "--runs must be a list written a,b,c, each text, got 'a,,b' (an element is empty)"),
         (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
         (["--data_dir="], "--data_dir must be a path, got ''"),
         (["--epsilon"], "--epsilon needs a value: a number >= 0"),
@@ -283,21 +282,15 @@ def test_any_other_exception_is_a_bug_and_shows_itself(error):
 
 
 SCRIPT = """
-import os, sys
 from pathlib import Path
-from pyro_advbnn.cli import commands as cli
+from pyro_advbnn.cli import commands
 
-def touch(*, out: Path = Path("made"), lines: int = 1, other_pipe: bool = False):
+def touch(*, out: Path = Path("made")):
     '''Make a file.'''
     out.touch()
-    for line in range(lines):
-        print(line)
-    if other_pipe:
-        ends = os.pipe()
-        os.close(ends[0])
-        os.write(ends[1], b"x")
+    print("made")
 
-cli.run(touch)
+commands.run(touch)
 """
 
 
@@ -305,25 +298,9 @@ cli.run(touch)
 def program(tmp_path):
     """Runs a command that makes the file `made` as a process of its own, in an empty folder."""
     (tmp_path / "touch.py").write_text(SCRIPT)
-
-    def start(*words, stdout=subprocess.PIPE, unbuffered=""):
-        return subprocess.run(
-            [sys.executable, "touch.py", *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
-
-
-def in_shell(line, folder):
-    """What Python does with a line, which may redirect its streams, in a folder."""
-    return subprocess.run(["sh", "-c", f"exec {sys.executable} {line}"], cwd=folder, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return lambda *words: subprocess.run([sys.executable, "touch.py", *words], cwd=tmp_path, env=environment,
+                                         capture_output=True, text=True)
 
 
 def test_no_work_starts_before_a_refusal(program, tmp_path):
@@ -335,7 +312,7 @@ def test_no_work_starts_before_a_refusal(program, tmp_path):
 
 def test_a_command_that_ends_well_exits_with_zero_and_a_silent_stderr(program, tmp_path):
     ended = program()
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "made\n", "")
     assert (tmp_path / "made").exists()
 
 
@@ -344,49 +321,6 @@ def test_help_of_a_process_comes_without_a_pager_and_without_work(program, tmp_p
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("usage: python touch.py [--flag value ...]\n\nMake a file.\n")
     assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("lines", ["1", "100000"])
-def test_a_reader_that_goes_away_ends_the_command_quietly(program, lines, unbuffered):
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    ended = program("--lines", lines, stdout=write_end, unbuffered=unbuffered)
-    os.close(write_end)
-    assert (ended.returncode, ended.stderr) == (141, "")
-
-
-def test_a_broken_pipe_that_is_not_stdout_is_a_bug_and_shows_itself(program):
-    ended = program("--other_pipe")
-    assert ended.returncode == 1 and ended.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")
-
-
-@pytest.mark.parametrize(("redirection", "told"), [(">&-", ("", "")), ("2>&-", ("0\n", "")), (">&- 2>&- <&-", ("", ""))])
-@pytest.mark.parametrize(("words", "code"), [("", 0), ("--otu x", 2), ("--help", 0)])
-def test_a_command_whose_output_is_closed_works_and_ends_with_the_same_code(program, tmp_path, redirection, told, words, code):
-    ended = in_shell(f"touch.py {words} {redirection}", tmp_path)
-    assert ended.returncode == code
-    if not words:
-        assert (ended.stdout, ended.stderr) == told and (tmp_path / "made").read_bytes() == b""
-
-
-def test_a_file_that_is_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
-    (tmp_path / "script.py").write_text("import os, sys\nfrom pyro_advbnn.cli import streams\nstreams.open_closed()\n"
-                                        "with open('number', 'w') as file:\n    file.write(str(file.fileno() > 2))\n"
-                                        "os.system('echo lost; echo lost >&2')\nprint('lost', file=sys.stderr)\n")
-    ended = in_shell("script.py >&- 2>&- <&-", tmp_path)
-    assert (ended.returncode, (tmp_path / "number").read_text()) == (0, "True")
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_standard_output_is_named(program, unbuffered):
-    with open("/dev/full", "w") as full:
-        ended = program(stdout=full, unbuffered=unbuffered)
-    assert (ended.returncode, ended.stderr) == (2, "error: standard output: No space left on device\n")
-
-
-def test_a_refusal_that_nobody_can_read_keeps_its_exit_code(program, tmp_path):
-    assert in_shell("touch.py --otu x 2>/dev/full", tmp_path).returncode == 2
 
 
 def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
@@ -403,7 +337,7 @@ def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
 # Flags that several commands share
 
 
-@dataclass(frozen=True, kw_only=True)
+@python_calls.flags
 class Common:
     """What all commands take.
 
@@ -414,11 +348,12 @@ class Common:
     """
 
     run: Path
-    step: Annotated[float, commands.Range(0)] | Literal["auto"] | None = None
+    step: Annotated[float, Range(0)] | Literal["auto"] | None = None
     names: list[str] | None = None
+    fraction: Annotated[float, Range(0, 1)] | None = python_calls.flag("of the whole.")
 
 
-def grouped(*, of: Common, epsilons: list[Annotated[float, commands.Range(0, 1)]] = (0.0,), dry_run: bool = False):
+def grouped(*, of: Common, epsilons: list[Annotated[float, Range(0, 1)]] = (0.0,), dry_run: bool = False):
     """Take a group.
 
     Args:
@@ -431,11 +366,13 @@ def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
     seen.clear()
     commands.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
     assert seen == [{"of": Common(run=Path("a/b"), step="auto", names=["x", "y"]), "epsilons": [0.0, 0.5], "dry_run": False}]
-    assert commands.flag_names(grouped) == ["run", "step", "names", "epsilons", "dry_run"]
+    assert commands.flag_names(grouped) == ["run", "step", "names", "fraction", "epsilons", "dry_run"]
     with pytest.raises(SystemExit):
         commands.run(grouped, ["--help"])
-    text = capsys.readouterr().out
-    assert "--run: a path; required\n      the run folder." in text and "a step, of a length." in text and "radii." in text
+    own, shared = capsys.readouterr().out.split("flags:\n")[1].split("\n\nWhat all commands take:\n")
+    assert "--epsilons: " in own and "radii." in own and "--run" not in own
+    assert "  --run: a path; required\n      the run folder.\n" in shared and "a step, of a length." in shared
+    assert "  --fraction: a number in [0, 1]\n      of the whole." in shared
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -462,3 +399,16 @@ def test_a_command_line_gives_its_arguments_back(arguments):
     assert (python, m, module) == ("python", "-m", "some.module")
     commands.run(grouped, words)
     assert seen == [{"epsilons": (0.0,), "dry_run": False} | arguments]
+
+
+def test_from_python_flags_may_be_given_by_their_own_names_beside_or_instead_of_their_group():
+    seen.clear()
+    command = python_calls.from_python(grouped)
+    command(run="a", step=2, epsilons=0.5)
+    command(of=Common(run=Path("a"), step="auto"), run="b")
+    assert [(call["of"].run, call["of"].step, call["epsilons"]) for call in seen] == [
+        (Path("a"), 2, [0.5]), (Path("b"), "auto", (0.0,))]
+    with pytest.raises(InputError, match="of must be a Common, got 'a'"):
+        command(of="a")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepp'"):
+        command(run="a", stepp=1)

@@ -1,19 +1,15 @@
-"""Tests of Ctrl-C, SIGTERM and SIGHUP: a training ends its step and is saved, a second one ends it at once, exit codes tell."""
-import fcntl
+"""Tests of Ctrl-C and SIGTERM: a training ends its step and is saved, a second one ends it at once, exit codes tell."""
 import os
-import re
 import signal
 import subprocess
 import sys
-import termios
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import TINY, assert_same_run, content, run, snapshot, words
-from victims import PATIENCE, Victim
+from victims import Victim
 
 from pyro_advbnn import __main__, benchmark, demo, evaluate, reproduce
 from pyro_advbnn.cli import commands, signals
@@ -27,19 +23,16 @@ from pyro_advbnn.training.trainer import Training
 
 ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
 ROOT = Path(__file__).parents[2]
-PACKAGE = ["-m", "pyro_advbnn"]
-SCRIPT = ["-c", "from pyro_advbnn.__main__ import main; main()"]                # what pip makes of pyro-advbnn
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 
 
 @pytest.fixture(autouse=True)
 def not_ignored():
-    """Where the tests run in the background, Ctrl-C is ignored, and under nohup SIGHUP."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Where the tests run in the background, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, before)
 
 
 def handlers():
@@ -60,87 +53,6 @@ def at_step(monkeypatch, step, number):
     monkeypatch.setattr(Training, "_step", step_)
 
 
-class Starting:
-    """A command as a process of its own that handles SIGTERM already, which is how it shows that it has begun to import."""
-
-    def __init__(self, *line, path="", **environment):
-        environment = os.environ | {"PYTHONPATH": f"{path}:{ROOT}"} | environment
-        self.process = subprocess.Popen([sys.executable, *map(str, line)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        text=True, env=environment)
-        self.wait_for(lambda: self.has("SigCgt", signal.SIGTERM))
-
-    def wait_for(self, condition):
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(str(self.process.communicate()))
-            time.sleep(0.001)
-
-    def has(self, mask, number):
-        """Whether a signal is among those of a line of /proc/PID/status: SigCgt, that are handled, or SigIgn, ignored."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return any(int(found, 16) >> (number - 1) & 1 for found in re.findall(rf"^{mask}:\s*(\w+)", status, re.MULTILINE))
-
-    def ends_at(self, number, seconds=0.0):
-        """(exit code, stderr) after a signal that is sent when the seconds have gone by."""
-        time.sleep(seconds)
-        self.process.send_signal(number)
-        _, err = self.process.communicate()
-        return self.process.returncode, err
-
-
-@pytest.fixture
-def slow(tmp_path):
-    """A folder with a torch and a Fire that make the file `reached` when they are imported, and then are never done."""
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    for name in ("torch", "fire"):
-        (folder / f"{name}.py").write_text(f"import pathlib, time\npathlib.Path({str(folder / 'reached')!r}).touch()\n"
-                                           f"time.sleep({PATIENCE / 4})\n")
-    return folder
-
-
-@pytest.mark.parametrize("number", WORDS)
-@pytest.mark.parametrize("line", [["-m", "pyro_advbnn.train"], ["-m", "pyro_advbnn.evaluate"], ["-m", "pyro_advbnn.reproduce"],
-                                  ["-m", "pyro_advbnn.benchmark"], ["-m", "pyro_advbnn.demo"], PACKAGE, SCRIPT])
-def test_every_command_ends_in_one_line_from_before_torch_is_imported(line, number, slow, tally):
-    starting = Starting(*line, "train", path=slow)
-    starting.wait_for((slow / "reached").exists)
-    assert starting.ends_at(number) == (128 + number, f"{WORDS[number]}\n")
-    tally("signals obeyed")
-
-
-@pytest.mark.parametrize("number", WORDS)
-@pytest.mark.parametrize("seconds", [0.15, 0.8, *(pytest.param(late, marks=pytest.mark.torture) for late in (0.4, 1.5, 3))])
-def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_one_line(tmp_path, number, seconds, tally):
-    line = [*words(ENDLESS), "--out", tmp_path / "run"]
-    for program in (["-m", "pyro_advbnn.train"], [*PACKAGE, "train"]):
-        assert Starting(*program, *line).ends_at(number, seconds) == (128 + number, f"{WORDS[number]}\n")
-        line[-1] = tmp_path / "other"
-        tally("signals obeyed")
-
-
-@pytest.mark.parametrize("number", WORDS)
-def test_when_the_command_runs_it_says_how_to_go_on_again(number):
-    code = (f"import os\nfrom pyro_advbnn.cli import commands as cli, signals\nsignals.end_at_once()\ndef command():\n"
-            f"    os.kill(os.getpid(), {number:d})\ncli.run(command, [], way_on='go on')")
-    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
-    assert (ended.returncode, ended.stderr.decode()) == (128 + number, f"{WORDS[number]}; go on\n")
-
-
-def test_what_is_ignored_at_the_start_stays_ignored_and_of_several_processes_one_speaks():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)         # as nohup and a shell's background do; a new process has it, too
-    starting = Starting("-m", "pyro_advbnn.train", "--dry_run")
-    assert starting.has("SigIgn", signal.SIGINT) and not starting.has("SigCgt", signal.SIGINT)
-    starting.process.send_signal(signal.SIGINT)
-    assert starting.ends_at(signal.SIGTERM, 0.1) == (143, "terminated\n")
-    first = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="0", RANK="0", WORLD_SIZE="2")
-    assert first.ends_at(signal.SIGTERM) == (143, "terminated\n")
-    second = Starting("-m", "pyro_advbnn.train", "--dry_run", LOCAL_RANK="1", RANK="1", WORLD_SIZE="2")
-    assert second.ends_at(signal.SIGTERM) == (143, "")
-
-
 def test_a_program_that_imports_the_package_keeps_its_signals():
     code = ("import signal\nfrom pyro_advbnn import demo, evaluate, reproduce, benchmark, train, __main__\n"
             "print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15) is signal.SIG_DFL)")
@@ -148,9 +60,9 @@ def test_a_program_that_imports_the_package_keeps_its_signals():
     assert said.stdout == b"True True\n"
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
-                                                      (signal.SIGHUP, 129, "hung up")])
-def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, code, word, tally):
+@pytest.mark.parametrize("number", WORDS)
+def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, tally):
+    code, word = 128 + number, WORDS[number]
     folder = tmp_path / "run"
     victim = Victim("pyro_advbnn.train:train", [*words(ENDLESS), "--out", folder], tmp_path / "out")
     victim.wait_for(lambda: "epoch   1/" in victim.said())
@@ -158,65 +70,11 @@ def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, nu
     assert victim.end() == code
     lines = victim.said().splitlines()
     assert lines[-1] == word and f": {word}; go on with --resume {folder}" in lines[-2]
-    assert set(os.listdir(folder)) == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+    assert set(os.listdir(folder)) - {locks.NAME} == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
     done = content(folder)["training"]["epochs_done"]
     assert done >= 1 and f"stopped in epoch {done + 1} after step {content(folder)['training']['steps_done']}:" in lines[-2]
     train(resume=folder, max_minutes=1e-9)
     tally("signals obeyed")
-
-
-def in_a_terminal(line, other_end):
-    """A command as the leader of a session whose terminal it is, which its streams lead to."""
-    def take_terminal():
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    return subprocess.Popen([sys.executable, *map(str, line)], stdin=other_end, stdout=other_end, stderr=other_end,
-                            start_new_session=True, preexec_fn=take_terminal, env=os.environ | {"PYTHONPATH": str(ROOT)})
-
-
-def read_until(terminal, words):
-    said = b""
-    while words not in said:
-        said += os.read(terminal, 1000)
-
-
-@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
-def test_a_training_whose_terminal_hangs_up_is_saved_and_under_nohup_goes_on(tmp_path, ignored, tally):
-    folder, (terminal, other_end) = tmp_path / "run", os.openpty()
-    if ignored:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    flags = ENDLESS if not ignored else ENDLESS | {"epochs": 3}
-    training = in_a_terminal(["-m", "pyro_advbnn.train", *words(flags), "--out", folder], other_end)
-    os.close(other_end)
-    if not ignored:
-        read_until(terminal, b"epoch   1/")
-        os.close(terminal)                               # what is written to it fails from now on
-        training.send_signal(signal.SIGHUP)              # the shell's, beside the kernel's
-        assert training.wait(PATIENCE) == 129
-        assert content(folder)["training"]["steps_done"] + content(folder)["training"]["epochs_done"] > 0
-        train(resume=folder, max_minutes=1e-9)
-    else:
-        read_until(terminal, b"epoch   1/")
-        training.send_signal(signal.SIGHUP)
-        read_until(terminal, b"done: 3 epochs")
-        assert training.wait(PATIENCE) == 0
-        os.close(terminal)
-    tally("signals obeyed")
-
-
-def test_a_second_hang_up_does_not_break_off_what_the_first_began():
-    with signals.asking() as asked:
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert asked.number == signal.SIGHUP
-        with pytest.raises(signals.Interrupted):
-            os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(signals.Interrupted) as interrupted, signals.raising():
-        try:
-            os.kill(os.getpid(), signal.SIGHUP)
-        finally:
-            os.kill(os.getpid(), signal.SIGHUP)
-    assert interrupted.value.code == 129
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 8])
@@ -261,8 +119,7 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
 
 @pytest.mark.parametrize(("owner", "name", "call", "numbers"), [
     (loop, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
-    (run_folders, "save_position", 2, [signal.SIGINT, signal.SIGINT]),   # the last checkpoint is written
-    (Progress, "finished", 1, [signal.SIGINT, signal.SIGINT]),
+    (run_folders, "save_position", 2, [signal.SIGINT]),               # the last checkpoint is written
     (Progress, "finished", 1, [signal.SIGINT]),
 ])
 def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
@@ -337,7 +194,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_that_was_there(
     assert victim.end() in (130, 143)
     assert f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in victim.said()
     assert (folder / "checkpoint.pt").read_bytes() == before
-    assert set(os.listdir(folder)) == {"config.json", "metrics.jsonl", "checkpoint.pt"}
+    assert set(os.listdir(folder)) - {locks.NAME} == {"config.json", "metrics.jsonl", "checkpoint.pt"}
     train(resume=folder)
     assert run_folders.is_finished(folder)
 
@@ -363,8 +220,6 @@ def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
 @pytest.fixture(params=["python -m", "pyro-advbnn"])
 def call(request, monkeypatch):
     """A function that calls a command by its module, with words, in one of the two ways to call it."""
-    monkeypatch.setattr(signals, "end_at_once", lambda: None)            # not of this process
-
     def by_the_package(command, line):
         monkeypatch.setattr(sys, "argv", ["pyro-advbnn", command.__name__.partition(".")[2], *line])
         __main__.main()
