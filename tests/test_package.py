@@ -22,7 +22,7 @@ def python(code):
 
 
 @pytest.mark.parametrize("module", ["pyro_advbnn", "pyro_advbnn.system.json_files", "pyro_advbnn.cli.commands",
-                                    "pyro_advbnn.bayes.defenses", "pyro_advbnn.system.errors"])
+                                    "pyro_advbnn.bayes.defenses", "pyro_advbnn.system.errors", "pyro_advbnn.train"])
 def test_what_needs_no_tensors_starts_without_torch(module):
     loaded = set(python(f"import sys, {module}; print(*sys.modules)"))
     assert module in loaded and not loaded & HEAVY

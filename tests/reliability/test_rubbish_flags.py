@@ -1,27 +1,18 @@
 """Tests of all commands with rubbish for flags: one line, exit code 2, nothing written; enumerated, then at random."""
 import contextlib
 import io
-import json
 import math
-import os
-import runpy
-import sys
-import time
-import warnings
 from pathlib import Path
 from types import NoneType
-from typing import Literal, get_origin
 
 import pytest
 from hostile import copied
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from victims import FORKSERVER, PATIENCE
 
 from pyro_advbnn import benchmark, demo, evaluate, reproduce
 from pyro_advbnn.cli import commands, flag_types, help
 from pyro_advbnn.train import train
-from pyro_advbnn.training import run_config
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 TINY = {"width": 4, "num_train": 60, "validation": 10, "num_steps": 1, "epochs": 1, "batch_size": 25, "num_samples": 2,
@@ -32,16 +23,13 @@ FUNCTIONS = {"train": train, "benchmark": benchmark.benchmark, "demo": demo.demo
 COMMANDS = {"train": train, "benchmark": benchmark.benchmark, "demo": demo.demo, "evaluate": evaluate.VERBS,
             "reproduce": reproduce.VERBS}
 NO_UPPER_BOUND = {"learning_rate", "weight_decay", "alpha", "prior_std", "init_std"}   # a loss that overflows stops the run
-GARBLED = ["", "\0", "1\n2", "\x1b[31m", "\x85", "\u2028", "\udcff", "x" * 100_000]
-NO_NUMBERS = ["x", "nan", "inf", "-inf", "1e400", "-1", "-1e300", "٣", "1" * 100_000, "1" * 5_000 + "x", "0x10", "1__0", "1/0",
-              "1:2", "1,,2", "true", "[1]"]
-NO_PATHS = ["x" * 300, "y/" * 3_000]
+NO_NUMBERS = ["", "x", "nan", "inf", "-inf", "1e400", "-1", "-1e300", "٣", "0x10", "1__0", "1/0", "1:2", "1,,2", "true", "[1]"]
 NO_TEXTS = {
     "device": ["gpu", "cuda:99", "cuda:-1", "cuda:٣", "cuda:99999999999999999999", "cpu:x", "meta"],
     "network": ["nonsense", ":", "os:", "torchvision:", "torchvision:nonsense", "no_such_module:f", ".x:y", "math:pi"],
     "prior_std": ["nonsense", "fan_out", "fan_in/0", "fan_in*x", "fan_in/٣", "0", "-1", "nan"],
     "init_std": ["nonsense", "fan_in/0", "0", "-1", "inf", "50"],
-    "attacks": ["nonsense", "pgd,pgd", "@", "pgd@", "pgd@pool:0", "pgd@pool:x", "pgd@pool:1000000000", "cw"],
+    "attacks": ["nonsense", "pgd,pgd", "@", "pgd@", "pgd@pool:0", "pgd@pool:x", "cw"],
 }
 WRONG_PLACES = {                                         # of each path: what is no such thing
     "run": ["nowhere", "file", "loop", "/dev/null", "empty"], "runs": ["nowhere", "file,empty", "run,run", ",", "loop"],
@@ -109,23 +97,22 @@ def context(name):
         name.split()[0], [])
 
 
+def types_of(annotation):
+    return dict(flag_types.members(annotation))
+
+
 def rubbish(flag, annotation):
     """Texts that no flag of this annotation may take."""
-    forms, members = flag_types.forms(annotation), [member for member, _ in flag_types.members(annotation)]
-    numeric = [form for form in forms if form.bounds != flag_types.EVERY_NUMBER]
-    found = list(GARBLED)
-    if str in members or list[str] in members:
-        return found + NO_TEXTS[flag]
-    if Path in members or list[Path] in members:
-        return found + NO_PATHS
-    found += ["nonsense", "٣", "None"] + (["maybe", "2"] if bool in members else [])
-    if numeric:
-        found += NO_NUMBERS
-        assert math.isfinite(numeric[0].bounds.high) == (flag not in NO_UPPER_BOUND), f"--{flag} needs an upper bound"
-        found += [str(10**30), "1e300"] if flag not in NO_UPPER_BOUND else []
-        found += ["1.5"] if int in members else []
-    else:
-        assert set(members) & {bool} or any(get_origin(member) in (Literal, list) for member in members)
+    types = types_of(annotation)
+    if str in types or list[str] in types:
+        return ["", *NO_TEXTS[flag]]
+    if Path in types or list[Path] in types:
+        return [""]
+    found = ["", "nonsense", "٣", "None", *(["maybe", "2"] if bool in types else [])]
+    for number in {int, float, list[int], list[float]} & types.keys():
+        assert math.isfinite(types[number].high) == (flag not in NO_UPPER_BOUND), f"--{flag} needs an upper bound"
+        found += NO_NUMBERS + ([str(10**30), "1e300"] if flag not in NO_UPPER_BOUND else [])
+        found += ["1.5"] if number is int else []
     return found
 
 
@@ -168,16 +155,16 @@ def test_every_flag_of_every_command_refuses_every_kind_of_rubbish(name, place, 
 
 
 def is_bool(parameter):
-    return bool in [member for member, _ in flag_types.members(parameter.annotation)]
+    return bool in types_of(parameter.annotation)
 
 
 def spell(annotation):
     """A text that is good for a flag."""
     for text in ("1", "0.5", "some"):
         with contextlib.suppress(ValueError):
-            flag_types.read(text, annotation)
+            flag_types.read("flag", text, annotation)
             return text
-    return next(choice for form in flag_types.forms(annotation) for choice in form.choices)
+    return flag_types.choices(annotation)[0]
 
 
 @pytest.mark.parametrize("name", ["train", "benchmark", "demo", "evaluate accuracy", "evaluate transfer",
@@ -190,22 +177,6 @@ def test_paths_of_the_wrong_kind_are_refused_and_left_as_they_are(name, place, i
         for text in WRONG_PLACES[flag]:
             refusal(name, [*others, f"--{flag}={text}"], place)
             tally("malformed command lines refused")
-
-
-def test_a_number_of_a_hundred_thousand_digits_is_refused_without_being_looked_at_for_long():
-    began = time.process_time()
-    for text in ("1" * 60_000 + "x", "1_" * 30_000, "1," * 30_000, "9" * 60_000):
-        for annotation in (int, float, list[float]):
-            with pytest.raises(ValueError, match="too many digits|more than 10000 numbers|an element is empty"):
-                flag_types.read(text, annotation)
-    assert time.process_time() - began < 10              # of the processor's own time; without the limit it was minutes
-
-
-def test_a_message_shows_no_more_of_a_text_than_anybody_reads():
-    assert len(refusal("train", ["--dataset", "d" * 50_000])) < 1_000
-    assert "... (50000 characters)" in refusal("train", ["--epochs", "1" * 50_000])
-    assert len(refusal("evaluate", ["v" * 50_000])) < 1_000
-    assert refusal("train", ["--e\x1b[2Jpochs", "1"]).startswith("error: unknown flag --e\\x1b[2Jpochs; ")
 
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
@@ -258,93 +229,18 @@ def test_reproduce_refuses_more_images_than_there_are_and_a_precision_that_is_no
     assert "tf32 needs a GPU" in refusal("reproduce fig4", ["--precision=tf32", "--device=cpu", "--dry_run"], place)
 
 
-# config.json edited by hand
+# Files that are no runs
 
 
-@pytest.fixture
-def edited(place, tmp_path):
-    """A function that gives a copy of the run, its config.json changed by a function."""
-    def edit(change):
-        folder = tmp_path / "run"
-        if not folder.exists():
-            copied(place / "run", folder)
-        config = json.loads((place / "run" / "config.json").read_text())
-        change(config)
-        (folder / "config.json").write_text(json.dumps(config))
-        return folder
-    return edit
-
-
-ODD = [math.nan, math.inf, -1, 10**30, 1.5, True, None, "nonsense", [], {}, [[1]], "x" * 10_000]
-
-
-@pytest.mark.parametrize("within", ["", "settings"])
-def test_a_config_with_a_key_removed_or_of_another_kind_is_refused_in_one_line(within, edited, tally):
-    newer = run_config._OF_NEWER_RUNS | run_config._SETTINGS_OF_NEWER_RUNS
-    kinds = ((run_config._SETTINGS | run_config._SETTINGS_OF_NEWER_RUNS) if within else
-             run_config._NEEDED | run_config._OF_NEWER_RUNS)
-    for name, kind in kinds.items():
-        where = (lambda config: config[within]) if within else (lambda config: config)
-        if name not in newer:
-            folder = edited(lambda config, name=name, where=where: where(config).pop(name))
-            says = "config.json is not that of a training" if name in ("dataset", "defense", "settings") else f"{name}"
-            assert says in refusal("evaluate accuracy", ["--run", str(folder)], folder)
-        for value in ODD:
-            if not run_config.fits(value, kind):
-                folder = edited(lambda config, name=name, value=value, where=where: where(config).update({name: value}))
-                assert f"{name} must be" in refusal("train", ["--resume", str(folder), "--epochs=2"], folder)
-                tally("malformed inputs refused")
-
-
-def test_nothing_of_a_config_may_be_a_number_that_is_none():
-    for kind in [*run_config._NEEDED.values(), *run_config._OF_NEWER_RUNS.values(), *run_config._SETTINGS.values(),
-                 *run_config._SETTINGS_OF_NEWER_RUNS.values()]:
-        assert not run_config.fits(math.nan, kind) and not run_config.fits(math.inf, kind) and not run_config.fits(-1, kind)
-
-
-@pytest.mark.parametrize("change, says", [
-    ({"num_classes": 5}, "contradict one another"),
-    ({"num_classes": 5, "class_names": list("abcde")}, "checkpoint.pt is not of the run"),
-    ({"image_shape": [3, 8, 8]}, "contradict one another"),
-    ({"defense": "adv"}, "classifier and defense contradict one another"),
-    ({"network": "vgg11"}, "their network differ"),
-    ({"network": "nonsense"}, "their network differ"),
-    ({"width": 8}, "their width differ"),
-    ({"seed": 1}, "their seed differ"),
-    ({"subset": 61}, "their subset differ"),
-    ({"image_shape": [1, 16, 16]}, "their image_shape differ"),
-    ({"dataset": "cifar10"}, "their dataset differ"),
-])
-def test_a_config_of_another_run_than_its_checkpoint_is_refused(change, says, edited, tally):
-    folder = edited(lambda config: config.update(change))
-    before = digest(folder)
-    told = [refusal("train", ["--resume", str(folder), "--epochs=2"]),
-            refusal("evaluate accuracy", ["--run", str(folder), "--checkpoint=last"])]
-    assert all(says in line for line in told) and digest(folder) == before
-    tally("malformed inputs refused", 2)
-
-
-def test_a_setting_changed_by_hand_contradicts_the_checkpoint(edited):
-    for name, value in (("learning_rate", 0.123), ("alpha", 7), ("batch_size", 24), ("num_steps", 2)):
-        folder = edited(lambda config, name=name, value=value: config["settings"].update({name: value}))
-        assert f"their settings.{name} differ" in refusal("train", ["--resume", str(folder), "--epochs=2"], folder)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", "[" * 100_000, '{"a": NaN}', "\ud7ff", '"text"', "{}" * 2])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '{"a": NaN}', '"text"', "{}" * 2])
 def test_a_config_that_is_none_at_all_is_refused(text, place, tmp_path, tally):
-    (tmp_path / "config.json").write_bytes(text.encode("utf-16" if text == "\ud7ff" else "utf-8"))
+    (tmp_path / "config.json").write_text(text)
     for name, words in (("train", ["--resume"]), ("train", ["--init_from"]), ("evaluate report", ["--run"])):
         assert "config.json" in refusal(name, [*words, str(tmp_path)], tmp_path)
         tally("malformed inputs refused")
 
 
-def test_runs_that_differ_and_starts_from_other_networks_are_refused(place, tmp_path, edited):
-    def other_classes(config):
-        config["class_names"] = [f"class {i}" for i in range(10)]
-    folder = edited(other_classes)
-    os.rename(folder, tmp_path / "other")
-    words = ["--runs", f"{place / 'run'},{tmp_path / 'other'}", "--out", str(tmp_path / "out")]
-    assert "their class_names differ" in refusal("evaluate accuracy", words, tmp_path)
+def test_starts_from_other_networks_and_posteriors_of_networks_without_one_are_refused(place):
     assert "is not the one that is to be trained" in refusal("train", ["--init_from", "run", "--width", "8"], place)
     assert "has no posterior" in refusal("evaluate posterior", ["--run", "plain"], place)
 
@@ -352,33 +248,6 @@ def test_runs_that_differ_and_starts_from_other_networks_are_refused(place, tmp_
 def test_a_download_that_fails_leaves_no_folder_behind(place, idle):
     for name in ("train", "reproduce table1"):
         assert "the download failed (no network)" in refusal(name, ["--dataset=cifar10"], place)
-
-
-# In a process of its own
-
-
-def be(words, folder, out, err):
-    """What `python -m` does with words, in a process of its own."""
-    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
-    os.chdir(folder)
-    sys.argv = [*words]
-    warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)      # it is imported already
-    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-
-
-def test_a_process_refuses_as_the_function_does(place, tmp_path):
-    before = digest(place)
-    out, err = tmp_path / "out", tmp_path / "err"
-    for words in (["pyro_advbnn.train", "--defense=adv", "--alpha=1"], ["pyro_advbnn", "evaluate", "accuracy", "--run", "loop"],
-                  ["pyro_advbnn.benchmark", "--repeats=1000000000000"]):
-        err.unlink(missing_ok=True)
-        process = FORKSERVER.Process(target=be, args=(words, place, out, err))
-        process.start()
-        process.join(PATIENCE)
-        told = err.read_text()
-        assert (process.exitcode, out.read_text()) == (2, "") and told.count("\n") == 1 and told.startswith("error: ")
-    assert digest(place) == before
 
 
 # At random
@@ -411,8 +280,7 @@ GOOD_TEXTS = {"device": ["cpu", "auto"], "network": ["convnet", "vgg16"], "prior
 
 def good_texts(flag, annotation, place):
     """Texts that may be good for a flag."""
-    members = [member for member, _ in flag_types.members(annotation)]
-    choices = [choice for form in flag_types.forms(annotation) for choice in form.choices]
+    members, choices = types_of(annotation), flag_types.choices(annotation)
     if flag in GOOD_TEXTS:
         return GOOD_TEXTS[flag]
     if Path in members or list[Path] in members:
