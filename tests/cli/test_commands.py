@@ -76,50 +76,30 @@ def refusal(capsys, verbs, *words):
     return err.removeprefix("error: ").strip()
 
 
-@pytest.mark.parametrize(
-    ("words", "name", "value"),
-    [
-        (["--epsilon", "8/255"], "epsilon", 8 / 255),
-        (["--epsilon=0.03"], "epsilon", 0.03),
-        (["--epsilon", "1"], "epsilon", 1.0),
-        (["--num-steps", "1e3"], "num_steps", 1000),
-        (["--num_steps=1_000"], "num_steps", 1000),
-        (["--seed", "-4/2"], "seed", -2),
-        (["--seed", "none"], "seed", None),
-        (["--momentum", "0"], "momentum", 0.0),
-        (["--momentum=none"], "momentum", None),
-        (["--step_size", "auto"], "step_size", "auto"),
-        (["--step_size", "2/255"], "step_size", 2 / 255),
-        (["--prior_std", "he"], "prior_std", "he"),
-        (["--prior_std", ".05"], "prior_std", 0.05),
-        (["--dataset", "stl10"], "dataset", "stl10"),
-        (["--depth", "16"], "depth", 16),
-        (["--note", "none"], "note", None),
-        (["--note", "None"], "note", "None"),
-        (["--data_dir", "none"], "data_dir", None),
-        (["--data_dir", "a b/c,d"], "data_dir", Path("a b/c,d")),
-        (["--epsilons", "0,0.01:0.03:0.01,8/255"], "epsilons", [0.0, 0.01, 0.02, 0.03, 8 / 255]),
-        (["--seeds", "0:4:2,-7"], "seeds", [0, 2, 4, -7]),
-        (["--runs", "runs/a b, [c]"], "runs", ["runs/a b", "[c]"]),
-        (["--defenses", "adv,none"], "defenses", ["adv", "none"]),
-        (["--resume"], "resume", True),
-        (["--resume=true"], "resume", True),
-        (["--resume", "--num-steps=3"], "resume", True),
-        (["--resume", "false"], "resume", False),
-        (["--normalize=False"], "normalize", False),
-        (["--nonormalize"], "normalize", False),
-        (["--no-normalize"], "normalize", False),
-    ],
-)
+@pytest.mark.parametrize(("words", "name", "value"), [
+    (["--epsilon", "8/255"], "epsilon", 8 / 255), (["--epsilon=0.03"], "epsilon", 0.03),
+    (["--epsilon", "1"], "epsilon", 1.0), (["--num-steps", "1e3"], "num_steps", 1000),
+    (["--num_steps=1_000"], "num_steps", 1000), (["--seed", "-4/2"], "seed", -2), (["--seed", "none"], "seed", None),
+    (["--momentum", "0"], "momentum", 0.0), (["--momentum=none"], "momentum", None),
+    (["--step_size", "auto"], "step_size", "auto"), (["--step_size", "2/255"], "step_size", 2 / 255),
+    (["--prior_std", "he"], "prior_std", "he"), (["--prior_std", ".05"], "prior_std", 0.05),
+    (["--dataset", "stl10"], "dataset", "stl10"), (["--depth", "16"], "depth", 16), (["--note", "none"], "note", None),
+    (["--note", "None"], "note", "None"), (["--data_dir", "none"], "data_dir", None),
+    (["--data_dir", "a b/c,d"], "data_dir", Path("a b/c,d")),
+    (["--epsilons", "0,0.01:0.03:0.01,8/255"], "epsilons", [0.0, 0.01, 0.02, 0.03, 8 / 255]),
+    (["--seeds", "0:4:2,-7"], "seeds", [0, 2, 4, -7]), (["--runs", "runs/a b, [c]"], "runs", ["runs/a b", "[c]"]),
+    (["--defenses", "adv,none"], "defenses", ["adv", "none"]), (["--resume"], "resume", True),
+    (["--resume=true"], "resume", True), (["--resume", "--num-steps=3"], "resume", True),
+    (["--resume", "false"], "resume", False), (["--normalize=False"], "normalize", False),
+    (["--nonormalize"], "normalize", False), (["--no-normalize"], "normalize", False),
+])
 def test_a_good_flag_reaches_the_command_as_the_value_that_was_checked(words, name, value):
     commands.run(train, ["--out=o", *words])
     assert seen[0][name] == value and type(seen[0][name]) is type(value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["1e3", "None", "none", "True", "a,b", "[x]", "{a: b}", "--weird", "-", "-h-", "--help=1", " a  b ", "'q'"],
-)
+@pytest.mark.parametrize("text", [
+    "1e3", "None", "none", "True", "a,b", "[x]", "{a: b}", "--weird", "-", "-h-", "--help=1", " a  b ", "'q'"])
 def test_a_string_arrives_unchanged(text):
     commands.run(train, ["--out=o", f"--name={text}"])
     assert seen[0]["name"] == text
@@ -136,47 +116,42 @@ def test_the_first_word_chooses_the_verb():
     assert seen == [{"run": Path("a"), "num_samples": 3}]
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["--epsilom", "3"], "unknown flag --epsilom; did you mean --epsilon or --epsilons?"),
-        (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
-        (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
-        (["--nonormalize=true"], "unknown flag --nonormalize; did you mean --normalize?"),
-        (["--epsilon", "8/2x"], "--epsilon must be a number >= 0, got '8/2x'"),
-        (["--epsilon", "8/0"], "--epsilon must be a number >= 0, got '8/0' (division by zero)"),
-        (["--epsilon="], "--epsilon must be a number >= 0, got ''"),
-        (["--epsilon", "-1/2"], "--epsilon must be a number >= 0, got '-1/2'"),
-        (["--epsilon", "nan"], "--epsilon must be a number >= 0, got 'nan'"),
-        (["--epsilon", "1e999"], "--epsilon must be a number >= 0, got '1e999' (too large)"),
-        (["--num_steps", "1.5"], "--num_steps must be an integer > 0, got '1.5'"),
-        (["--num_steps", "0"], "--num_steps must be an integer > 0, got '0'"),
-        (["--seed", "x"], "--seed must be an integer, got 'x'"),
-        (["--seed", "None"], "--seed must be an integer, got 'None'"),
-        (["--momentum", "1"], "--momentum must be a number in [0, 1), got '1'"),
-        (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'; did you mean auto?"),
-        (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
-        (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
-        (["--depth", "12"], "--depth must be one of 11, 16, got '12'"),
-        (["--epsilons", "0,2"], "--epsilons must be a list of numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
-        (
-            ["--defenses", "adv,non"],
-            "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'; did you mean none?",
-        ),
-        (["--runs", "a,,b"], "--runs must be a list written a,b,c, each text, got 'a,,b' (an element is empty)"),
-        (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
-        (["--data_dir="], "--data_dir must be a path, got ''"),
-        (["--epsilon"], "--epsilon needs a value: a number >= 0"),
-        (["--name", "--resume"], "--name needs a value: text"),
-        (["--seed=1", "--seed", "1"], "--seed is given twice"),
-        (["--resume", "--noresume"], "--resume is given twice"),
-        (["--num-steps=1", "--num_steps=1"], "--num_steps is given twice"),
-        (["digits"], "unexpected 'digits': only flags are taken, as --name value; did you mean --dataset digits?"),
-        (["epsilon=3"], "unexpected 'epsilon=3': only flags are taken, as --name value; did you mean --epsilon?"),
-        (["-"], "unexpected '-': only flags are taken, as --name value"),
-        ([], "missing --out (a path)"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    (["--epsilom", "3"], "unknown flag --epsilom; did you mean --epsilon or --epsilons?"),
+    (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
+    (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
+    (["--nonormalize=true"], "unknown flag --nonormalize; did you mean --normalize?"),
+    (["--epsilon", "8/2x"], "--epsilon must be a number >= 0, got '8/2x'"),
+    (["--epsilon", "8/0"], "--epsilon must be a number >= 0, got '8/0' (division by zero)"),
+    (["--epsilon="], "--epsilon must be a number >= 0, got ''"),
+    (["--epsilon", "-1/2"], "--epsilon must be a number >= 0, got '-1/2'"),
+    (["--epsilon", "nan"], "--epsilon must be a number >= 0, got 'nan'"),
+    (["--epsilon", "1e999"], "--epsilon must be a number >= 0, got '1e999' (too large)"),
+    (["--num_steps", "1.5"], "--num_steps must be an integer > 0, got '1.5'"),
+    (["--num_steps", "0"], "--num_steps must be an integer > 0, got '0'"),
+    (["--seed", "x"], "--seed must be an integer, got 'x'"),
+    (["--seed", "None"], "--seed must be an integer, got 'None'"),
+    (["--momentum", "1"], "--momentum must be a number in [0, 1), got '1'"),
+    (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'; did you mean auto?"),
+    (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
+    (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
+    (["--depth", "12"], "--depth must be one of 11, 16, got '12'"),
+    (["--epsilons", "0,2"], "--epsilons must be a list of numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
+    (["--defenses", "adv,non"],
+     "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'; did you mean none?"),
+    (["--runs", "a,,b"], "--runs must be a list written a,b,c, each text, got 'a,,b' (an element is empty)"),
+    (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
+    (["--data_dir="], "--data_dir must be a path, got ''"),
+    (["--epsilon"], "--epsilon needs a value: a number >= 0"),
+    (["--name", "--resume"], "--name needs a value: text"),
+    (["--seed=1", "--seed", "1"], "--seed is given twice"),
+    (["--resume", "--noresume"], "--resume is given twice"),
+    (["--num-steps=1", "--num_steps=1"], "--num_steps is given twice"),
+    (["digits"], "unexpected 'digits': only flags are taken, as --name value; did you mean --dataset digits?"),
+    (["epsilon=3"], "unexpected 'epsilon=3': only flags are taken, as --name value; did you mean --epsilon?"),
+    (["-"], "unexpected '-': only flags are taken, as --name value"),
+    ([], "missing --out (a path)"),
+])
 def test_a_wrong_flag_is_refused_in_one_line_before_the_command_runs(capsys, words, line):
     assert refusal(capsys, train, *words) == line
 
@@ -186,16 +161,13 @@ def test_the_separator_of_fire_is_refused_with_all_that_follows(capsys, words):
     assert refusal(capsys, train, *words).startswith("unknown flag --; the flags are --out, --dataset, ")
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ([], "a verb must come first; choose one of: accuracy, transfer, train"),
-        (["--run", "a"], "a verb must come first; choose one of: accuracy, transfer, train"),
-        (["trane"], "unknown verb 'trane'; choose one of: train, transfer, accuracy"),
-        (["accuracy", "--run=a", "--out=b"], "unknown flag --out; the flags are --run, --num_samples"),
-        (["accuracy", "train"], "unexpected 'train': only flags are taken, as --name value"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    ([], "a verb must come first; choose one of: accuracy, transfer, train"),
+    (["--run", "a"], "a verb must come first; choose one of: accuracy, transfer, train"),
+    (["trane"], "unknown verb 'trane'; choose one of: train, transfer, accuracy"),
+    (["accuracy", "--run=a", "--out=b"], "unknown flag --out; the flags are --run, --num_samples"),
+    (["accuracy", "train"], "unexpected 'train': only flags are taken, as --name value"),
+])
 def test_a_missing_or_wrong_verb_is_refused_with_the_verbs_nearest_first(capsys, words, line):
     assert refusal(capsys, VERBS, *words) == line
 
