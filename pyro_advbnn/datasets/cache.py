@@ -46,7 +46,7 @@ def _mapped(cache, shape, fingerprint):
             file.seek(-len(fingerprint), os.SEEK_END)
             if file.read() != fingerprint:
                 return None
-        images = np.load(cache, mmap_mode="c", allow_pickle=False)  # "c", as torch warns of arrays that are read-only
+        images = np.lib.format.open_memmap(cache, "c")   # of no objects; "c", as torch warns of arrays that are read-only
     except (OSError, ValueError):
         return None
     return images if images.dtype == np.uint8 and images.shape == shape else None

@@ -72,7 +72,7 @@ def save_position(folder, training, config, best):
 
 
 def has_checkpoint(folder):
-    return files.is_there(Path(folder) / "checkpoint.pt")
+    return (Path(folder) / "checkpoint.pt").exists()
 
 
 def read_position(folder, config):
@@ -132,7 +132,7 @@ def row_fields(config, path, weights):
 
 def chosen(folder, checkpoint="best"):
     """The path of a run's best checkpoint where that is asked for and there is one, else of its last."""
-    name = "best.pt" if checkpoint == "best" and files.is_there(Path(folder) / "best.pt") else "checkpoint.pt"
+    name = "best.pt" if checkpoint == "best" and (Path(folder) / "best.pt").exists() else "checkpoint.pt"
     return Path(folder) / name
 
 
@@ -140,7 +140,7 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     """(classifier, config, path) of a run: its best checkpoint where there is one, or its last."""
     folder = Path(folder)
     config, path = read_config(folder), chosen(folder, checkpoint)
-    if not files.is_there(path):
+    if not path.exists():
         raise InputError(f"{folder} has no checkpoint yet")
     content = checkpoints.read(path)
     check_same_run(folder, config, path, content["config"])

@@ -102,7 +102,7 @@ def test_no_array_file_runs_code(tmp_path, marker, monkeypatch, tally):
             assert str(tmp_path) in refused(datasets.load, name, "train", place)
             tally(FILES)
         write_cifar10(tmp_path, monkeypatch, content)        # and as if the published file, by its MD5, were like this
-        with pytest.raises(Exception, match="it asks for|invalid load key|persistent"):
+        with pytest.raises((pickle.UnpicklingError, TypeError)):
             datasets.load("cifar10", "train", tmp_path)
     assert not marker.exists()
 
