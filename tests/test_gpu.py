@@ -50,13 +50,6 @@ def test_loss_at_a_certain_posterior_is_that_of_the_cpu(batch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_consecutive_draws_differ_in_every_weight():
-    classifier = both_devices(init_std=0.1)[1]
-    with torch.no_grad():
-        first, second = (classifier.posterior_distribution().rsample() for _ in range(2))
-    assert (first != second).float().mean() > 0.999
-
-
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_an_adversarial_step_lowers_the_loss(batch, precision):
     classifier = both_devices(init_std=0.01)[1]

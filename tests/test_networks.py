@@ -33,14 +33,10 @@ def test_layers_are_convolution_batchnorm_relu_as_in_the_authors_code():
     assert networks.vgg11(width=4).features[0].bias is not None
 
 
-@pytest.mark.parametrize("side", [8, 16, 28, 32])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_convnet_takes_small_images_of_one_or_three_channels(side, channels):
-    assert build_network("convnet", 5, channels).eval()(torch.rand(2, channels, side, side)).shape == (2, 5)
-
-
-def test_model_a_takes_96_pixels():
-    assert build_network("model_a", 10, width=4).eval()(torch.rand(2, 3, 96, 96)).shape == (2, 10)
+@pytest.mark.parametrize(("name", "channels", "side"), [
+    *(("convnet", channels, side) for channels in (1, 3) for side in (8, 16, 28, 32)), ("model_a", 3, 96)])
+def test_convnet_takes_small_images_of_one_or_three_channels_and_model_a_96_pixels(name, channels, side):
+    assert build_network(name, 5, channels, width=4).eval()(torch.rand(2, channels, side, side)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(("name", "channels", "side"), [("vgg16", 3, 16), ("model_a", 3, 64), ("convnet", 1, 4)])

@@ -274,13 +274,6 @@ def test_work_memory_is_in_no_state_dict_and_can_be_given_back():
     assert not classifier._work._kept
 
 
-def test_double_precision_works_throughout():
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4).double())
-    x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
-    ab.negative_elbo(classifier, x, y, kl_weight=1e-3).backward()
-    assert classifier.mean.grad.dtype == torch.float64
-
-
 def test_a_noisy_draw_repeats_its_noise():
     classifier = ab.build_classifier("rse", ab.networks.convnet(width=4)).eval()
     x = torch.rand(3, 1, 8, 8)

@@ -70,20 +70,14 @@ def test_parts_add_up_to_the_loss():
     classifier, (x, y) = bayesian(), batch()
     parts = objective(classifier, x, y, kl_weight=1e-3)
     torch.testing.assert_close(parts.loss, parts.nll + 1e-3 * parts.kl)
+    torch.testing.assert_close(parts.kl, classifier.kl().detach())
+    assert parts.kl == objective(classifier, *batch(4), kl_weight=1.0).kl        # in closed form: no draw is in it
     torch.testing.assert_close(F.cross_entropy(parts.logits.float(), y), parts.nll)
 
 
 def test_empty_guide_gives_the_cross_entropy():
     classifier, (x, y) = ab.Classifier(ab.networks.convnet(width=4).double()), batch()
     torch.testing.assert_close(ab.negative_elbo(classifier, x, y, kl_weight=1.0), F.cross_entropy(classifier(x).float(), y))
-
-
-def test_two_kl_only_losses_are_equal():
-    """The KL is in closed form: no draw is in it."""
-    classifier, (x, y) = bayesian(), batch()
-    first, second = (objective(classifier, x, y, kl_weight=1.0).kl for _ in range(2))
-    assert first == second == objective(classifier, *batch(4), kl_weight=1.0).kl
-    torch.testing.assert_close(first, classifier.kl().detach())
 
 
 def test_kl_weight_zero_leaves_the_likelihood_alone():
@@ -101,18 +95,12 @@ def test_kl_weight_out_of_range_is_refused(kl_weight):
         ab.negative_elbo(bayesian(), *batch(), kl_weight=kl_weight)
 
 
-def test_literal_svi_has_the_same_loss():
+@pytest.mark.parametrize("kl_weight", [(1e-3,), ()])
+def test_literal_svi_has_the_same_loss_and_without_a_kl_weight_takes_the_batch_for_the_whole_data_set(kl_weight):
     classifier, (x, y) = bayesian(), batch()
     svi = SVI(classifier.model, classifier.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    ours = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=1e-3))
-    assert same_draw(lambda: svi.evaluate_loss(x, y, 1e-3)) == pytest.approx(ours.item(), rel=1e-6)
-
-
-def test_without_a_kl_weight_the_batch_is_the_whole_data_set():
-    classifier, (x, y) = bayesian(), batch()
-    svi = SVI(classifier.model, classifier.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    ours = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=1 / len(y)))
-    assert same_draw(lambda: svi.evaluate_loss(x, y)) == pytest.approx(ours.item(), rel=1e-6)
+    ours = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=(*kl_weight, 1 / len(y))[0]))
+    assert same_draw(lambda: svi.evaluate_loss(x, y, *kl_weight)) == pytest.approx(ours.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("deterministic", [(), ("classifier.*",)])
