@@ -113,7 +113,7 @@ def _of_mean_loss(call, x, y, function, attack_samples):
     for _ in range(attack_samples):
         with torch.enable_grad():
             losses = function(call(x).float(), y)
-        gradient, = torch.autograd.grad(losses.sum(), x)
+            gradient, = torch.autograd.grad(losses.sum(), x)
         total_loss, total_gradient = total_loss + losses.detach(), total_gradient + gradient
     return total_loss / attack_samples, total_gradient / attack_samples
 
@@ -123,7 +123,7 @@ def _of_mean_probability(call, x, y, function, attack_samples):
         return call(x) if attack_samples == 1 else checkpoint(call, x, use_reentrant=False)
     with torch.enable_grad():
         losses = function(_log_mean_softmax(draw, attack_samples), y)
-    gradient, = torch.autograd.grad(losses.sum(), x)
+        gradient, = torch.autograd.grad(losses.sum(), x)
     return losses.detach(), gradient
 
 

@@ -197,21 +197,6 @@ def test_weights_are_drawn_anew_in_every_step(batch):
     assert len({w.sum().item() for w in network.drawn}) == len(network.drawn) == 2 + 2 * 6 + 2 * 5
 
 
-def test_the_start_comes_from_the_generator_alone(batch):
-    network, results = linear(), []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        results.append(APGD(0.1, 2, generator=torch.Generator().manual_seed(5))(network, *batch))
-    assert torch.equal(*results)
-
-
-def test_epsilon_zero_returns_the_images_unchanged(batch):
-    counting = Counting(linear())
-    x_adv = APGD(0.0)(counting, *batch)
-    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
-    assert counting.with_gradient == counting.without == 0
-
-
 @pytest.mark.filterwarnings("ignore")                    # the other library's own
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("norm", BALLS)

@@ -1,11 +1,13 @@
 """Tests of attacks by name, and of what all attacks have: settings that are refused out of their range, a name, a row."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import pyro_advbnn as ab
+from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.catalogue import OF_RANDOM, Strength, build, default_names
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.system.errors import InputError
@@ -35,23 +37,41 @@ def test_an_attack_on_a_stand_in_takes_one_draw_for_the_stand_in_has_nothing_to_
     assert attack.attack_samples == 1 and attack.source == "pool:2"
 
 
-@pytest.mark.parametrize("name", [*OF_RANDOM, "fgsm", "pgd-margin", "pgd-momentum", "pgd-probability"])
-def test_every_attack_of_the_maximum_norm_stays_in_the_ball_of_a_bayesian_network(name):
-    torch.manual_seed(0)
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), init_std=0.05)
-    x, y = torch.rand(3, 1, 8, 8), torch.tensor([1, 2, 3])
-    x_adv = build([name], STRENGTH)[name](classifier, x, y)
-    assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1 and not torch.equal(x, x_adv)
+LINF = [*OF_RANDOM, "fgsm", "pgd-margin", "pgd-momentum", "pgd-probability"]
 
 
-@pytest.mark.parametrize("name", ["noise", "fgsm", "pgd", "apgd-ce", "cw"])
-def test_every_attack_of_the_euclidean_norm_changes_images_and_stays_in_the_ball(name):
-    torch.manual_seed(0)
-    classifier, x = ab.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), torch.rand(3, 1, 8, 8)
-    attack = build([name], Strength(0.5, num_steps=2, attack_samples=1, norm="l2"))[name]
-    x_adv = attack(classifier, x, classifier(x).argmax(1))     # images that are right, as cw leaves the others as they are
-    sizes = (x_adv - x).flatten(1).norm(dim=1)
-    assert sizes.max() > 0.01 and sizes.max() <= 0.5 + 1e-5 and 0 <= x_adv.min() and x_adv.max() <= 1
+@pytest.mark.parametrize(("name", "norm"), [*((name, "linf") for name in LINF),
+                                            *((name, "l2") for name in ("noise", "fgsm", "pgd", "apgd-ce", "cw"))])
+def test_every_attack_stays_in_its_ball_and_leaves_a_bayesian_network_as_it_was(batch, name, norm):
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), init_std=0.01).train()
+    x, y = batch[0], ab.predict(classifier, batch[0]).argmax(1)          # right, as cw leaves what is wrong as it is
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    epsilon = {"linf": 0.1, "l2": 3.0}[norm]
+    with torch.no_grad():                                                # a caller need not think of it
+        x_adv = build([name], Strength(epsilon, 2, 3, 4, norm))[name](classifier, x, y)
+    assert BALLS[norm].size(x_adv - x).max() <= epsilon * (1 + 1e-5) and 0 <= x_adv.min() and x_adv.max() <= 1
+    assert not torch.equal(x, x_adv) and not x_adv.requires_grad
+    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+    assert classifier.training and all(p.grad is None and p.requires_grad for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("attack", [ab.PGD(0.0, 0.1, 3), ab.PGD(0.0, 0.1, 0, random_start=True), ab.APGD(0.0),
+                                    ab.Square(0.0, 5), ab.Square(0.1, 0), ab.CarliniWagner(0), ab.RandomNoise(0.0)])
+def test_nothing_changes_in_a_ball_of_no_size_or_without_a_query(batch, attack):
+    x_adv = attack(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), *batch)
+    assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
+
+
+@pytest.mark.parametrize("attack", [ab.PGD(0.1, num_steps=0, random_start=True), ab.APGD(0.1, 2), ab.Square(0.1, 20),
+                                    ab.RandomNoise(0.1, num_tries=2)])
+def test_an_attacks_own_randomness_comes_from_its_generator_alone(batch, attack):
+    network, found = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), []
+    for seed, own in ((0, 5), (1, 5), (1, 6)):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(replace(attack, generator=torch.Generator().manual_seed(own))(network, *batch))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found[0], found[1]) and (found[0] - batch[0]).abs().max() > 0.09 and not torch.equal(found[1], found[2])
 
 
 def test_what_makes_no_sense_for_a_classifier_is_left_out():

@@ -141,27 +141,8 @@ def test_the_averaged_loss_decides_where_single_draws_mislead(batch):
     """Noise of each image's own, several times a typical step: many draws find what one does not."""
     x, y = batch[0], ZEROS
     one, many = (Square(0.1, 100, attack_samples=m, average="gradient")(Bright(lambda n: 5 * torch.randn(n)), x, y)
-                 for m in (1, 400))
+                 for m in (1, 200))
     assert (many - x).sum() > 1.5 * (one - x).sum() and ((many - x).sum((1, 2, 3)) > 0).all()
-
-
-def test_the_classifier_is_left_as_it_was_and_needs_no_gradient(batch):
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=0.2).train()
-    state = {name: value.clone() for name, value in classifier.state_dict().items()}
-    x_adv = Square(0.1, 3)(classifier, batch[0].clone().requires_grad_(), batch[1])
-    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
-    assert classifier.training and all(p.grad is None and p.requires_grad for p in classifier.parameters())
-    assert not x_adv.requires_grad
-
-
-def test_its_own_randomness_comes_from_its_generator_alone(batch):
-    runs = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        state = torch.get_rng_state()
-        runs.append(Square(0.1, 20, generator=torch.Generator().manual_seed(5))(Bright(), batch[0], ZEROS))
-        assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize("attack", [Square(0.0, 5), Square(0.1, 0)])
@@ -215,6 +196,7 @@ def test_it_is_at_least_as_strong_as_autoattacks_square(trained_on_digits):
     """Theirs never reaches the last row and column, which costs it a few points on images as small as these."""
     pyautoattack = pytest.importorskip("pyautoattack.square")
     network, x, y = trained_on_digits(200)
+    x, y = x[:300], y[:300]
     theirs = [pyautoattack.SquareAttack(network, norm="Linf", eps=0.1, n_queries=200, seed=seed, device="cpu").perturb(x, y)
               for seed in (0, 1)]
     ours = Square(0.1, 200)(network, x, y)

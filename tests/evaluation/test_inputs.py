@@ -72,6 +72,7 @@ def test_labels_that_do_not_fit_are_refused_before_the_attack(batch, change, mes
     x, y = batch[0], change(batch[1])
     assert message in refusal(lambda: inputs.check_labels(y, 3, x))
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [batch, (x, y)], ab.PGD(0.1)))
+    assert message in refusal(lambda: ab.worst_case_accuracy(Answering(), [batch, (x, y)], {}))
 
 
 CLASSIFIERS = {
