@@ -12,7 +12,7 @@ import pytest
 
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb
+from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb, verbs
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
@@ -184,9 +184,11 @@ def test_a_small_subset_keeps_images_to_train_on_and_other_networks_have_no_widt
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All pieces, made without interruption."""
+    """All pieces, made without interruption; figures are drawn by the report alone, which draws them all."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run("all", *TINY, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verbs, "draw_figures", lambda *_: None)
+        run("all", *TINY, "--out", out)
     return out
 
 
