@@ -70,7 +70,7 @@ def test_saving_to_a_folder_or_below_a_missing_one_is_refused_and_makes_nothing(
         ab.save(tmp_path, classifier)
     with pytest.raises(ab.InputError, match="path must be a path, got 3"):
         ab.save(3, classifier)
-    with pytest.raises(FileNotFoundError, match=f"No such folder: '{tmp_path / 'missing/dir'}'"):
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{tmp_path / 'missing/dir/x.pt'}'"):
         ab.save(str(tmp_path / "missing/dir/x.pt"), classifier)
     assert list(tmp_path.iterdir()) == []
 
