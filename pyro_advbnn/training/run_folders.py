@@ -99,7 +99,7 @@ def _position(folder, mmap=False):
     content = checkpoints.read(path, mmap=mmap)
     at, best = content.get("training"), content.get("best", "missing")
     done = [at.get(name) for name in ("epochs_done", "steps_done")] if isinstance(at, dict) else [None]
-    accuracies = [best.get(name) for name in ("epoch", "accuracy", "robust_accuracy")] if isinstance(best, dict) else [best]
+    accuracies = [best.get(name) for name in ("epoch", "accuracy", "robust_accuracy")] if isinstance(best, dict) else [None]
     if not all(type(number) is int and number >= 0 for number in done) or best is not None and not all(
             type(number) in (int, float) for number in accuracies):
         raise InputError(f"{path} holds no training to go on with")
