@@ -139,7 +139,7 @@ def _npz_arrays(path, names):
             missing = [name for name in dict.fromkeys(names) if name not in archive]
             if missing:
                 raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(archive) or 'nothing'}")
-            return [archive[name] for name in names]
+            return [np.asarray(archive[name]) for name in names]     # of what is no array NpzFile gives the bytes
     except InputError:
         raise
     except Exception as error:  # a damaged archive may raise anything, from zlib.error to MemoryError
