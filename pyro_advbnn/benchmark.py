@@ -35,8 +35,8 @@ def benchmark(*, of: Comparison):
     """Time training steps and predictions of Adv-BNN, of the same network without Bayes, and of Adv-BNN written otherwise.
 
     Prints medians over interleaved repetitions in wall and in CPU time, ratios to the floor of the same batch size and
-    precision, the most memory that tensors took, and how the time of a step splits into attack, update and optimizer.
-    Images are random.
+    precision, the speed of the network's own arithmetic beside that of a large matrix product on this device, the most
+    memory that tensors took, and how the time of a step splits into attack, update and optimizer. Images are random.
     """
     from pyro_advbnn.experiments import comparison  # here, as torch takes seconds that --help need not wait for
 

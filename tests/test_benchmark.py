@@ -7,7 +7,7 @@ import torch
 from pyro_advbnn import networks
 from pyro_advbnn.benchmark import Comparison, benchmark
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import comparison, timings
+from pyro_advbnn.experiments import comparison, timings, workloads
 from pyro_advbnn.experiments.workloads import MAKERS
 
 TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2", "--repeats=1", "--batch_sizes=2",
@@ -18,6 +18,7 @@ TINY = ["--network=convnet", "--image_size=8", "--num_steps=1", "--num_samples=2
 def quick(monkeypatch):
     """What takes seconds is made up: its own tests know it."""
     monkeypatch.setattr(comparison, "peak_memory", lambda build, device: 2**20)
+    monkeypatch.setattr(workloads, "_MATRIX_SIDE", {"cpu": 4})
 
 
 class Odd(torch.nn.Module):
@@ -43,14 +44,16 @@ def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
     commands.run(benchmark, [*TINY, f"--out={tmp_path / 'b'}"])
     rows = rows_of(tmp_path / "b")
     assert [(row["precision"], row["contestant"]) for row in rows] == [
-        *(("fp32", name) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors", "prediction", "bare forwards",
-                                      "normals")),
-        *(("bf16", name) for name in ("adv-bnn", "deterministic", "plain-pyro", "prediction", "bare forwards", "normals"))]
+        *(("fp32", name) for name in ("adv-bnn", "matmul", "deterministic", "plain-pyro", "authors", "prediction",
+                                      "bare forwards", "normals")),
+        *(("bf16", name) for name in ("adv-bnn", "matmul", "deterministic", "plain-pyro", "prediction", "bare forwards",
+                                      "normals"))]
     assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 and row["peak_memory_bytes"] == 2**20 for row in rows)
-    ours, floor = rows[:2]
+    ours, product, floor = rows[:3]
     assert ours["wall_ratio"] == pytest.approx(ours["wall_s"] / floor["wall_s"]) and floor["cpu_ratio"] == 1
     assert ours["images_per_second"] == pytest.approx(2 / ours["wall_s"])
-    assert all(ours[f"{part}_s"] > 0 for part in timings.PARTS) and rows[2]["attack_s"] is None
+    assert ours["matmul_share"] == pytest.approx(ours["flops"] / ours["wall_s"] / (2 * 4**3 / product["wall_s"]))
+    assert all(ours[f"{part}_s"] > 0 for part in timings.PARTS) and rows[3]["attack_s"] is None
     out = capsys.readouterr().out
     assert timings.table(rows) in out and "times as fast as bare forwards + normals" in out and "as fast as authors" in out
 
@@ -58,7 +61,7 @@ def test_it_prints_and_records_one_table_of_all_contestants(tmp_path, capsys):
 def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
     wanted = ["--contestants=prediction,deterministic,prediction", "--precisions=bf16,bf16", f"--out={tmp_path / 'b'}"]
     commands.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=4,2,4", *wanted])
-    names = ("prediction", "bare forwards", "normals", "deterministic")
+    names = ("prediction", "bare forwards", "normals", "matmul", "deterministic")
     assert [(row["batch_size"], row["contestant"]) for row in rows_of(tmp_path / "b")] == [
         (size, name) for size in (4, 2) for name in names]
 
@@ -95,7 +98,7 @@ def test_an_interrupt_leaves_the_batch_sizes_that_are_done_on_disk_and_on_paper(
     with pytest.raises(SystemExit) as end:
         commands.run(benchmark, [*(flag for flag in TINY if "batch" not in flag), "--batch_sizes=2,4", "--precisions=fp32",
                             "--contestants=deterministic", f"--out={tmp_path / 'b'}"])
-    assert end.value.code == 130 and [row["batch_size"] for row in rows_of(tmp_path / "b")] == [2]
+    assert end.value.code == 130 and {row["batch_size"] for row in rows_of(tmp_path / "b")} == {2}
     assert "deterministic" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pyro_advbnn import networks
 from pyro_advbnn.experiments import timings
-from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, random_workload, wait
+from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, necessary_flops, random_workload, wait
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
@@ -54,7 +54,7 @@ class _Compared:
         self.settings, self.network, self.device, self.cuda_graphs = settings, network, device, cuda_graphs
         self.rows = list(dict.fromkeys(
             (precision, name) for precision in settings.precisions for contestant in settings.contestants
-            if contestant != "authors" or precision == "fp32" for name in timings.CONTESTANTS[contestant]))
+            if contestant != "authors" or precision == "fp32" for name in (*timings.CONTESTANTS[contestant], "matmul")))
 
     def try_out(self):
         """One short call of all rows: what cannot work ends here.   Raises InputError."""
@@ -71,12 +71,13 @@ class _Compared:
     def measure(self, batch_size):
         """The rows of all contestants in all precisions at one batch size."""
         memory = {key: self._peak_memory(*key, batch_size) for key in self.rows}
+        flops = necessary_flops(self.network, self._workload(batch_size))
         calls = {(precision, name): MAKERS[name](self.network, self._workload(batch_size, precision))
                  for precision, name in self.rows}
         with tqdm(total=(self.settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
             times = take_turns(calls, self.settings.repeats, self.device, progress=lambda key: bar.update())
-        return [timings.row(name, precision, batch_size, times[precision, name], peak_memory=memory[precision, name],
-                            parts=call.parts() if isinstance(call, TrainingStep) else None)
+        return [timings.row(name, precision, batch_size, times[precision, name], flops=flops.get(name),
+                            peak_memory=memory[precision, name], parts=call.parts() if isinstance(call, TrainingStep) else None)
                 for (precision, name), call in calls.items()]
 
     def _workload(self, batch_size, precision="fp32", most=None):

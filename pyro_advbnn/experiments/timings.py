@@ -1,4 +1,4 @@
-"""The rows of a benchmark: from times to medians and ratios; as text and as csv. No tensors here."""
+"""The rows of a benchmark: from times to medians, ratios and shares; as text and as csv. No tensors here."""
 import csv
 import io
 import statistics
@@ -13,25 +13,32 @@ PARTS = ("attack", "update", "optimizer")                # of a training step
 _OTHERS = {"adv-bnn": [("plain-pyro",), ("authors",)], "prediction": [("bare forwards", "normals")]}   # of `comparisons`
 FIELDS = (
     "batch_size", "precision", "contestant", "wall_s", "cpu_s", "images_per_second", "floor", "wall_ratio", "cpu_ratio",
-    "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
+    "flops", "flops_per_second", "matmul_share", "peak_memory_bytes", *(f"{part}_s" for part in PARTS),
 )
 
 
-def row(contestant, precision, batch_size, times, *, peak_memory=None, parts=None):
-    """One row of FIELDS, its ratios still missing, from times [(wall, CPU), ...] in seconds: their medians.
+def row(contestant, precision, batch_size, times, *, flops=None, peak_memory=None, parts=None):
+    """One row of FIELDS, its ratios and its share still missing, from times [(wall, CPU), ...] in seconds: their medians.
 
-    parts: {name of PARTS: seconds}.
+    flops: of one call. parts: {name of PARTS: seconds}.
     """
     wall, cpu = (statistics.median(clock) for clock in zip(*times, strict=True))
     known = {"batch_size": batch_size, "precision": precision, "contestant": contestant, "wall_s": wall, "cpu_s": cpu,
-             "images_per_second": batch_size / wall if contestant != "normals" else None, "peak_memory_bytes": peak_memory}
+             "images_per_second": batch_size / wall if contestant not in ("normals", "matmul") else None,
+             "flops": flops, "flops_per_second": flops and flops / wall, "peak_memory_bytes": peak_memory}
     return dict.fromkeys(FIELDS) | known | {f"{part}_s": seconds for part, seconds in (parts or {}).items()}
 
 
 def set_ratios(rows):
-    """Fill the ratios of each row to that of its floor at its batch size and precision, where that is among `rows`."""
+    """Fill the ratios of each row to that of its floor at its batch size and precision, where that is among `rows`.
+
+    Likewise its share of the FLOP/s of matrix products. A convolution may pass these where another library computes it.
+    """
     for row in rows:
-        floor = find(rows, FLOORS[row["contestant"]], row["batch_size"], row["precision"])
+        floor, product = (find(rows, name, row["batch_size"], row["precision"])
+                          for name in (FLOORS.get(row["contestant"]), "matmul"))
+        if product and row["flops"]:
+            row["matmul_share"] = row["flops_per_second"] / product["flops_per_second"]
         if floor:
             row |= {"floor": floor["contestant"], "wall_ratio": row["wall_s"] / floor["wall_s"],
                     "cpu_ratio": row["cpu_s"] / floor["cpu_s"]}
@@ -85,7 +92,8 @@ def table(rows):
         "batch": lambda row: row["batch_size"], "precision": lambda row: row["precision"],
         "contestant": lambda row: row["contestant"], "ms": number("wall_s", 1, 1000), "CPU ms": number("cpu_s", 1, 1000),
         "images/s": number("images_per_second", 1), "ratio": number("wall_ratio", 3), "CPU ratio": number("cpu_ratio", 3),
-        "to": lambda row: row["floor"] or text_tables.NONE, "peak MiB": number("peak_memory_bytes", 1, 2**-20),
+        "to": lambda row: row["floor"] or text_tables.NONE, "GFLOP/s": number("flops_per_second", 0, 1e-9),
+        "of matmul %": lambda row: text_tables.share(row["matmul_share"]), "peak MiB": number("peak_memory_bytes", 1, 2**-20),
         **{f"{name} %": part(f"{name}_s") for name in PARTS}})
 
 

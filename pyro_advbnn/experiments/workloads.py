@@ -2,10 +2,11 @@
 import copy
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.attacks.pgd import PGD
@@ -19,6 +20,7 @@ from pyro_advbnn.system.precision import arithmetic, batch_format
 from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
 
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
 
 
@@ -146,10 +148,38 @@ def normals(network, work):
     return call
 
 
+def matmul(network, work):
+    """A product of two large square matrices: what the device reaches where nothing else is to be done."""
+    dtype = torch.bfloat16 if work.precision == "bf16" else torch.float32
+    a, b, out = (torch.randn(2 * (_MATRIX_SIDE[work.x.device.type],), device=work.x.device).to(dtype) for _ in range(3))
+
+    def call():
+        with work.arithmetic():
+            torch.mm(a, b, out=out)
+    return call
+
+
+def necessary_flops(network, work):
+    """{row: floating-point operations of one call}, a multiply-add as two; those of the network alone, without draws or KL.
+
+    A step attacks by num_steps gradients of the images alone and updates by one gradient of all parameters.
+    """
+    def count(make, **changed):
+        with FlopCounterMode(display=False) as counter:
+            make(network, replace(work, num_samples=1, cuda_graphs=False, compiled=False, **changed))()
+        return counter.get_total_flops()
+
+    forward, update = count(bare_forwards), count(MAKERS["deterministic"], num_steps=0)
+    step = update + work.num_steps * (count(MAKERS["deterministic"], num_steps=1) - update)
+    return (dict.fromkeys(("adv-bnn", "deterministic", "plain-pyro", "authors"), step)
+            | dict.fromkeys(("prediction", "bare forwards"), work.num_samples * forward)
+            | {"matmul": 2 * _MATRIX_SIDE[work.x.device.type] ** 3})
+
+
 MAKERS = {
     "adv-bnn": lambda network, work: TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work),
     "deterministic": lambda network, work: TrainingStep(Classifier(copy.deepcopy(network)), work),
     "plain-pyro": partial(_baseline_step, PlainPyro),
     "authors": partial(_baseline_step, AuthorsStyle, foreach=False, fused=False),     # Adam as it was then
-    "prediction": prediction, "bare forwards": bare_forwards, "normals": normals,
+    "prediction": prediction, "bare forwards": bare_forwards, "normals": normals, "matmul": matmul,
 }
