@@ -18,6 +18,7 @@ from pyro_advbnn.train import train
 
 RUN_FLAGS = ["--defense", "advbnn", "--dataset", "digits", "--epochs", "1", "--num_train", "60", "--validation", "10",
              "--width", "2", "--num_steps", "1", "--num_samples", "1", "--device", "cpu"]
+CATS_AND_DOGS = {"train/cat": 2, "train/dog": 2, "val/cat": 2, "val/dog": 2}
 
 
 class Bomb:
@@ -69,48 +70,55 @@ def digests(folder):
             if path.is_file()}
 
 
-def write_npz(path, num=4):
-    images = np.random.default_rng(0).integers(0, 256, (num, 8, 8, 3), dtype=np.uint8)
-    np.savez(path, x_train=images, y_train=np.arange(num) % 2, x_test=images, y_test=np.arange(num) % 2)
+def pixels(num, size=8, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (num, size, size, channels), dtype=np.uint8)
+
+
+def write_npz(path, **changes):
+    """Four training and two test images of three classes; None leaves an array out. Returns path."""
+    arrays = {"x_train": pixels(4), "y_train": np.array([0, 1, 2, 1]), "x_test": pixels(2), "y_test": np.array([1, 0])}
+    np.savez(path, **{name: array for name, array in (arrays | changes).items() if array is not None})
     return path
 
 
-def write_stl10(root, num=3):
+def write_stl10(root, labels=(0, 9, 4)):
+    """pixels(3, size=96) in both splits, as published: column by column, labels from 1."""
     folder = root / "stl10_binary"
     folder.mkdir(parents=True)
     for split in ("train", "test"):
-        (folder / f"{split}_X.bin").write_bytes(bytes(num * 3 * 96 * 96))
-        (folder / f"{split}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(num)))
+        (folder / f"{split}_X.bin").write_bytes(pixels(3, size=96).transpose(0, 3, 2, 1).tobytes())
+        (folder / f"{split}_y.bin").write_bytes(bytes(label + 1 for label in labels))
     return folder
 
 
 def write_cifar10(root, monkeypatch, content=None):
-    """CIFAR-10's files with two images each, or with `content`, and torchvision's list of MD5 sums to fit."""
+    """pixels(24, size=32) in CIFAR-10's six files, or in each `content`, and torchvision's list of MD5 sums to fit."""
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True, exist_ok=True)
-    batch = {"data": np.arange(2 * 3072, dtype=np.uint8).reshape(2, -1), "labels": [3, 9]}
-    content = pickle.dumps(batch, protocol=3) if content is None else content
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name in names:
-        (folder / name).write_bytes(content)
-    sums = [[name, hashlib.md5(content).hexdigest()] for name in names]
+    images, sums = pixels(24, size=32).transpose(0, 3, 1, 2).reshape(6, 4, -1), []
+    for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        # Protocol 3 is the oldest that stores bytes without calling a function.
+        batch = pickle.dumps({"data": images[i], "labels": [i, 1, 2, 9]}, protocol=3) if content is None else content
+        (folder / name).write_bytes(batch)
+        sums.append([name, hashlib.md5(batch).hexdigest()])
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
     return folder
 
 
-def write_folder(root, classes=("cat", "dog"), num=2):
-    for split in ("train", "val"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(num):
-                Image.new("RGB", (8, 8), (10 * i, 20, 30)).save(root / split / name / f"{i}.png")
+def write_folder(root, layout=CATS_AND_DOGS, size=(8, 8)):
+    """layout: {"train/cat": 2} makes two PNG files there; grey enough that no filter overshoots. Returns root."""
+    for seed, (name, num) in enumerate(layout.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(num):
+            array = np.random.default_rng((seed, i)).integers(80, 176, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(array).save(root / name / f"{i}.png")
     return root
 
 
 def write_imagenet(root, monkeypatch):
     monkeypatch.setattr(folders, "_imagenet143_wnids", lambda: ("n01", "n02"))
-    return write_folder(root, ("n01", "n02"))
+    return write_folder(root, {"train/n01": 2, "train/n02": 2, "val/n01": 2, "val/n02": 2})
 
 
 def write_results(folder):

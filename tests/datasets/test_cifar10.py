@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from pyro_advbnn import datasets, evaluate, networks, train
+from pyro_advbnn import evaluate, networks, train
 from pyro_advbnn.bayes.settings import per_parameter_std
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import csv_tables
@@ -56,10 +55,3 @@ def test_it_is_evaluated_on_the_official_test_images(run):
     rows = (run / "evaluation" / "accuracy.csv").read_text().splitlines()[1:]
     clean, robust = (float(row.split(",")[csv_tables.ROW_FIELDS.index("accuracy")]) for row in rows)
     assert clean > 0.15 and robust <= clean
-
-
-def test_training_and_test_images_are_not_the_same(run):
-    data_dir = run.parent
-    train_images, test_images = (datasets.load("cifar10", split, data_dir).images for split in ("train", "test"))
-    assert len(train_images) == 50_000 and len(test_images) == 10_000
-    assert not torch.equal(train_images[:10_000], test_images)
