@@ -13,6 +13,7 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
+_ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
 
 
 def check_images(x, name="images"):
@@ -61,13 +62,17 @@ def logits_of(classifier, x):
 
 
 def check_logits(logits):
-    """Raises InputError for what (B, classes) is not finite, or what a softmax has been at."""
+    """Raises InputError for what (B, classes) is not finite, or what a softmax or a sigmoid has been at."""
     if not logits.isfinite().all():
         raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
                          "out, or return their log")
+    after_sigmoid = ((logits > 0) & (logits <= 1)).all() and (logits < 1).any()           # a ReLU leaves zeros
+    if after_sigmoid and logits.numel() >= _ENOUGH_NUMBERS:
+        raise InputError("the classifier must return logits, these all lie between 0 and 1, as after a sigmoid: leave it out; "
+                         "subtract 1 from what are logits all the same")
 
 
 def check_probabilities(probabilities):
@@ -81,15 +86,15 @@ def check_probabilities(probabilities):
 def check_attacked(x_adv, x, attack=None):
     """Raises InputError where an attack returned something else than images in [0, 1] like those that it got.
 
-    attack: where it has an epsilon, all must lie within that of x, by its norm, "linf" where it has none; by a norm that is
-        none of `balls.BALLS` nothing is checked.
+    attack: where it has an epsilon, all must lie within that of x, by its norm: "linf", also where it has none, "l2", or inf
+        and 2; by another one nothing is checked.
     """
     alike = isinstance(x_adv, torch.Tensor) and (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
     if not alike:
         raise InputError(f"the attack must return a tensor like its images, {_kind(x)}, got {_kind(x_adv)}")
     check_images(x_adv, "attacked images")
-    norm, epsilon = getattr(attack, "norm", "linf"), getattr(attack, "epsilon", None)
-    if epsilon is not None and norm in tuple(BALLS):
+    norm, epsilon = f"l{getattr(attack, 'norm', 'inf')}".lower().replace("ll", "l"), getattr(attack, "epsilon", None)
+    if epsilon is not None and norm in BALLS:
         rounding = max(_ROUNDING, torch.finfo(x.dtype).eps) * (x[0].numel() ** 0.5 if norm == "l2" else 1)
         farthest = BALLS[norm].size(x_adv.double() - x.double()).max().item()
         if not farthest <= epsilon + rounding:           # true for an epsilon that is NaN, too

@@ -38,9 +38,12 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     """Rows of accuracy after each number of steps in `counts`, all read off one run of the attack.
 
     Fig. 5 (right). attack: a `PGD`, whose own num_steps is not looked at; step_size stays as it is.
-    One row per distinct count, ascending. Raises InputError for counts below 1 or none.
+    One row per distinct count, ascending. Raises InputError for counts below 1 or none, and for an attack with restarts, whose
+    steps are not those of one run.
     """
     counts = _checked(counts)
+    if getattr(attack, "restarts", 1) > 1:
+        raise InputError(f"the steps of an attack can be read off one run only, got restarts {attack.restarts}")
     attacks = {count: attack.with_num_steps(count) for count in counts}
 
     def predictions(x, y):

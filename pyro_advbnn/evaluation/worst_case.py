@@ -80,7 +80,7 @@ def judge(classifier, x, y, num_samples):
     margin, error = leads.mean(0), leads.std(0, correction=min(1, num_samples - 1)) / math.sqrt(num_samples)
     predicted = mean.argmax(-1)
     return {"margin": margin, "broken": predicted != y, "sure": (predicted != y) & (margin + 2 * error <= 0),
-            "wrong_draws": (draws.argmax(-1) != y).float().mean(0), "predicted": predicted}
+            "wrong_draws": (draws.argmax(-1) != y).double().mean(0), "predicted": predicted}
 
 
 def _of_class(draws, classes):

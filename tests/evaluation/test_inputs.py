@@ -52,6 +52,13 @@ def test_images_that_are_none_are_refused(batch, change, message):
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [(x, batch[1])]))
 
 
+@pytest.mark.parametrize("norm", ["linf", "Linf", "inf", float("inf"), "l2", "L2", 2])
+def test_an_epsilon_binds_its_attack_however_its_norm_is_spelled(norm):
+    x = torch.full((2, 1, 2, 2), 0.1)
+    with pytest.raises(InputError, match="stay within its epsilon"):
+        inputs.check_attacked(1 - x, x, SimpleNamespace(epsilon=0.2, norm=norm))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_images_up_to_the_borders_of_their_range_pass_in_every_precision(dtype):
     assert inputs.check_images(torch.tensor([0.0, 1.0, 0.5, 1.0], dtype=dtype).view(1, 1, 2, 2)) is None
@@ -83,6 +90,7 @@ CLASSIFIERS = {
     "NaN": (lambda z: z / 0 * 0, "logits must be finite, got NaN or infinite ones"),
     "infinity": (lambda z: z.abs() / 0, "logits must be finite"),
     "probabilities": (lambda z: z.softmax(-1), "must return logits, these are probabilities: rows that sum to 1"),
+    "a sigmoid's": (lambda z: torch.sigmoid(torch.cat(4 * [z], 1)), "these all lie between 0 and 1, as after a sigmoid"),
     "a gradient of NaN": (lambda z: z + (z - z).sqrt(), "gradient of the classifier's logits by the images must be finite"),
 }
 

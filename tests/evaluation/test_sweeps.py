@@ -165,6 +165,11 @@ def test_counts_below_one_are_refused(classifier, batch, counts):
             sweep(classifier, [batch], ab.PGD(0.1), counts)
 
 
+def test_the_steps_of_an_attack_with_restarts_cannot_be_read_off(classifier, batch):
+    with pytest.raises(InputError, match="one run only, got restarts 2"):
+        sweeps.steps_accuracies(classifier, [batch], ab.PGD(0.1, restarts=2), [1])
+
+
 def test_no_images_and_images_out_of_range_are_refused(classifier, batch):
     sweeps_ = [lambda batches: sweeps.ensemble_accuracies(classifier, batches, None, [1]),
                lambda batches: sweeps.steps_accuracies(classifier, batches, ab.PGD(0.1), [1]),
