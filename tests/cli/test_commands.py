@@ -1,4 +1,5 @@
 """Tests of commands and their help: what a command takes, what it refuses, and that nothing starts before a refusal."""
+import errno
 import os
 import shlex
 import subprocess
@@ -121,11 +122,8 @@ def test_the_first_word_chooses_the_verb():
     (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
     (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
     (["--nonormalize=true"], "unknown flag --nonormalize; did you mean --normalize?"),
-    (["--epsilon", "8/2x"], "--epsilon must be a number >= 0, got '8/2x'"),
     (["--epsilon", "8/0"], "--epsilon must be a number >= 0, got '8/0' (division by zero)"),
-    (["--epsilon="], "--epsilon must be a number >= 0, got ''"),
     (["--epsilon", "-1/2"], "--epsilon must be a number >= 0, got '-1/2'"),
-    (["--epsilon", "nan"], "--epsilon must be a number >= 0, got 'nan'"),
     (["--epsilon", "1e999"], "--epsilon must be a number >= 0, got '1e999' (too large)"),
     (["--num_steps", "1.5"], "--num_steps must be an integer > 0, got '1.5'"),
     (["--num_steps", "0"], "--num_steps must be an integer > 0, got '0'"),
@@ -139,7 +137,6 @@ def test_the_first_word_chooses_the_verb():
     (["--epsilons", "0,2"], "--epsilons must be a list of numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
     (["--defenses", "adv,non"],
      "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'; did you mean none?"),
-    (["--runs", "a,,b"], "--runs must be a list written a,b,c, each text, got 'a,,b' (an element is empty)"),
     (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
     (["--data_dir="], "--data_dir must be a path, got ''"),
     (["--epsilon"], "--epsilon needs a value: a number >= 0"),
@@ -202,10 +199,6 @@ def test_help_with_a_verb_tells_the_flags_of_that_verb(capsys, words):
     assert " accuracy --run ... [--flag value ...]\n" in capsys.readouterr().out
 
 
-def test_flag_names_are_those_of_the_signature():
-    assert commands.flag_names(accuracy) == ["run", "num_samples"]
-
-
 def positional(run: Path): ...
 
 
@@ -224,24 +217,19 @@ def test_a_function_that_is_no_command_is_a_bug_and_not_a_refusal(function):
         commands.run(function, [])
 
 
-def test_an_input_error_of_the_command_becomes_one_line_and_exit_code_two(capsys):
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (InputError("data_dir: no file\n   train.bin"), 2, "error: data_dir: no file train.bin\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), 2, "error: a/b: No such file or directory\n"),
+], ids=["input", "interrupt", "system"])
+def test_wrong_input_an_interrupt_and_an_error_of_the_system_become_one_line_and_an_exit_code(capsys, error, code, line):
     def command():
-        raise InputError("data_dir: no file\n   train.bin")
+        raise error
 
     with pytest.raises(SystemExit) as end:
         commands.run(command, [])
-    assert end.value.code == 2
-    assert capsys.readouterr() == ("", "error: data_dir: no file train.bin\n")
-
-
-def test_an_interrupt_becomes_one_line_and_exit_code_130(capsys):
-    def command():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as end:
-        commands.run(command, [])
-    assert end.value.code == 130
-    assert capsys.readouterr() == ("", "interrupted\n")
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ZeroDivisionError])
@@ -264,46 +252,20 @@ def touch(*, out: Path = Path("made")):
 
 commands.run(touch)
 """
+TOLD = "usage: python touch.py [--flag value ...]\n\nMake a file.\n\nflags:\n  --out: a path; default made\n"
 
 
-@pytest.fixture
-def program(tmp_path):
-    """Runs a command that makes the file `made` as a process of its own, in an empty folder."""
+@pytest.mark.parametrize(("words", "made", "expected"), [
+    ([], True, (0, "made\n", "")),
+    (["--otu", "elsewhere"], False, (2, "", "error: unknown flag --otu; did you mean --out?\n")),
+    (["--help"], False, (0, TOLD, "")),
+], ids=["good", "refused", "help"])
+def test_a_process_of_its_own_works_only_after_all_checks_and_tells_without_a_pager(tmp_path, words, made, expected):
     (tmp_path / "touch.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return lambda *words: subprocess.run([sys.executable, "touch.py", *words], cwd=tmp_path, env=environment,
-                                         capture_output=True, text=True)
-
-
-def test_no_work_starts_before_a_refusal(program, tmp_path):
-    ended = program("--otu", "elsewhere")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: unknown flag --otu; did you mean --out?\n"
-    assert not (tmp_path / "made").exists()
-
-
-def test_a_command_that_ends_well_exits_with_zero_and_a_silent_stderr(program, tmp_path):
-    ended = program()
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "made\n", "")
-    assert (tmp_path / "made").exists()
-
-
-def test_help_of_a_process_comes_without_a_pager_and_without_work(program, tmp_path):
-    ended = program("--help")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("usage: python touch.py [--flag value ...]\n\nMake a file.\n")
-    assert not (tmp_path / "made").exists()
-
-
-def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
-    def write(*, out: Path):
-        """Write."""
-        out.write_text("x")
-
-    with pytest.raises(SystemExit) as end:
-        commands.run(write, ["--out", str(tmp_path / "absent" / "file")])
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'absent' / 'file'}: No such file or directory\n"
+    ended = subprocess.run([sys.executable, "touch.py", *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                           capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == expected
+    assert (tmp_path / "made").exists() == made
 
 
 # Flags that several commands share
@@ -335,7 +297,6 @@ def grouped(*, of: Common, epsilons: list[Annotated[float, Range(0, 1)]] = (0.0,
 
 
 def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
-    seen.clear()
     commands.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
     assert seen == [{"of": Common(run=Path("a/b"), step="auto", names=["x", "y"]), "epsilons": [0.0, 0.5], "dry_run": False}]
     assert commands.flag_names(grouped) == ["run", "step", "names", "fraction", "epsilons", "dry_run"]
@@ -353,10 +314,7 @@ def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
     (["--run", "a", "--of", "b"], "unknown flag --of"),
 ])
 def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
-    seen.clear()
-    with pytest.raises(SystemExit) as end:
-        commands.run(grouped, words)
-    assert end.value.code == 2 and message in capsys.readouterr().err and seen == []
+    assert message in refusal(capsys, grouped, *words)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -365,7 +323,6 @@ def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
     {"of": Common(run=Path("-x"), step="auto"), "epsilons": [1e-7]},
 ])
 def test_a_command_line_gives_its_arguments_back(arguments):
-    seen.clear()
     line = help.command_line("some.module", grouped, arguments)
     python, m, module, *words = shlex.split(line)
     assert (python, m, module) == ("python", "-m", "some.module")
@@ -374,7 +331,6 @@ def test_a_command_line_gives_its_arguments_back(arguments):
 
 
 def test_from_python_flags_may_be_given_by_their_own_names_beside_or_instead_of_their_group():
-    seen.clear()
     command = python_calls.from_python(grouped)
     command(run="a", step=2, epsilons=0.5)
     command(of=Common(run=Path("a"), step="auto"), run="b")
