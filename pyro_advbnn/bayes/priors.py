@@ -117,7 +117,8 @@ def named_prior(name, std):
         return None
     if not isinstance(std, int | float) or not 0 < std < math.inf:
         raise InputError(f"prior {name} needs prior_std to be one number > 0, got {std!r}")
-    return scale_mixture([0.5, 0.5], [std, std / 10]) if name == "scale_mixture" else spike_and_slab(std, std / 100)
+    return {"scale_mixture": lambda: scale_mixture([0.5, 0.5], [std, std / 10]),
+            "spike_and_slab": lambda: spike_and_slab(std, std / 100)}[name]()
 
 
 def has_closed_form(prior):

@@ -49,7 +49,7 @@ def ours(dataset, defense):
     return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
 
 
-# Chosen on held-out images of digits (README, "Why the defaults are what they are"); the other data sets are not tuned.
+# Chosen on held-out images of digits (docs/defaults.md); the other data sets are not tuned.
 _OURS = {"digits": {"epochs": 16, "batch_size": 64, "learning_rate": 5e-3}}
 RECIPES = {"paper": paper, "authors": authors, "ours": ours}
 

@@ -89,7 +89,9 @@ def verdicts(*arguments, **more):
     return {name: finding.verdict for name, finding in examine(*arguments, **more).items()}
 
 
-def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile, batches):
+def test_on_an_adversarially_trained_network_all_checks_hold(robust, fragile):
+    images = datasets.balanced_subset(datasets.load("digits", "train"), 600, 0)      # of 300 some CPUs' networks leave doubts
+    batches = list(datasets.batches(images, 300))
     exam = Examination(robust, batches, epsilon=EPSILON)
     assert exam.accuracy(exam.attack)["accuracy"] > 0.6
     found = verdicts(robust, batches)
@@ -131,7 +133,7 @@ def test_a_large_scale_of_the_logits_or_rounded_pixels_do_not_stop_the_ensemble(
         worst_case_accuracy(network, batches[:1], attacks, num_samples=1)["accuracy"]
         for network in (fragile, Saturated(fragile.network), Quantised(fragile.network)))
     blind = worst_case_accuracy(Saturated(fragile.network), batches[:1], {"pgd": attacks["pgd"]}, num_samples=1)["accuracy"]
-    assert blind > bare + 0.3 and saturated <= bare + 0.05
+    assert blind > bare + 0.3 and saturated <= bare + 0.08     # half an interval of 150 images
     assert bare < 0.7 and quantised < 0.8                # only the black-box search finds these
 
 
