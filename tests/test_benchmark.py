@@ -74,7 +74,6 @@ def test_every_call_gets_its_batch_size_and_precision(monkeypatch):
     assert seen == [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
 
 
-
 def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path):
     commands.run(benchmark, [*TINY, "--contestants=adv-bnn,plain-pyro", "--precisions=fp32", f"--out={tmp_path / 'b'}"])
     content = json.loads((tmp_path / "b" / "benchmark.json").read_text())

@@ -40,9 +40,6 @@ def locked():
     return found
 
 
-# The lock
-
-
 def test_the_lock_pins_every_dependency_within_its_bounds():
     pins = locked()
     for wanted in [*core(), *extras(), Requirement("setuptools>=77")]:
@@ -60,9 +57,6 @@ def test_every_line_of_the_lock_has_hashes_and_names_no_place():
 def test_make_and_conda_install_with_hashes():
     assert "--require-hashes -r requirements.lock" in (ROOT / "Makefile").read_text()
     assert "--require-hashes -r requirements.lock" in (ROOT / "environment.yml").read_text()
-
-
-# Imports
 
 
 def imports(path):
@@ -107,9 +101,6 @@ def test_every_declared_dependency_is_used():
     for name in modules([*core(), *extras()]):
         called = re.search(rf"-m\"?,? \"?{name}\b|importorskip\(\"{name}", text)
         assert name in used or called, f"{name} is declared and not used"
-
-
-# The wheel
 
 
 def copied(folder):

@@ -17,6 +17,7 @@ from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
@@ -350,6 +351,13 @@ def refusal(capsys, *words):
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (2, "", 1)
     return err
+
+
+def test_a_run_that_was_trained_with_other_flags_is_not_taken_for_the_plans(whole):
+    flags = json_files.read_json(whole / "runs" / "adv" / "config.json")["flags"]
+    reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"out": None})
+    with pytest.raises(InputError, match="was trained with --seed 0, not 1"):
+        reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"seed": 1})
 
 
 def test_other_flags_in_the_same_folder_are_refused(whole, capsys):

@@ -38,9 +38,6 @@ from pyro_advbnn.training.trainer import NotFinite
 SOON = 1e-9                                              # minutes
 
 
-# A run in pieces
-
-
 @pytest.mark.parametrize("flags", [
     {"defense": "advbnn"},
     {"defense": "advbnn", "augmentation": "crop_flip"},
@@ -102,6 +99,15 @@ def test_a_run_that_dies_before_its_first_checkpoint_starts_again_and_ends_as_th
     torch.manual_seed(7)                                 # whatever another process has done to the stream
     train(resume=cut)
     assert_same_run(whole, cut)
+
+
+def test_a_run_whose_files_are_gone_is_refused_or_noted(tmp_path, capsys):
+    folder = run(tmp_path / "run")
+    (folder / "best.pt").unlink()
+    run_folders.load_classifier(folder)
+    assert "has lost its best.pt; its last checkpoint is taken" in capsys.readouterr().out
+    (folder / "checkpoint.pt").unlink()
+    assert "its checkpoint.pt is gone" in refusal(capsys, "--resume", folder)
 
 
 def test_interrupted_before_its_first_checkpoint_a_run_says_how_to_start_it_again(tmp_path, monkeypatch, capsys):
@@ -175,9 +181,6 @@ def test_the_config_says_where_the_kl_is_an_estimate(tmp_path):
 def test_a_number_of_held_out_images_that_nobody_chose_is_a_fifth_at_most():
     config, images, held_out = configuration.configure({"num_train": 100})
     assert (len(images), len(held_out), config["num_held_out"]) == (80, 20, 20)
-
-
-# What a run leaves behind
 
 
 @pytest.fixture(scope="module")
@@ -477,9 +480,6 @@ def test_a_last_batch_of_one_image_is_refused_where_the_network_cannot_be_traine
     list(training.epoch())                               # features of 2x2 are enough
 
 
-# Numbers that are lost
-
-
 def test_the_last_good_checkpoint_is_the_one_before_the_step_and_a_run_can_go_on_from_it(tmp_path, monkeypatch, capsys):
     real = loop.Course.finish_epoch
 
@@ -515,9 +515,6 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     with pytest.raises(NotFinite):
         run_folders.save_position(tmp_path, training, config, None)
     assert list(tmp_path.iterdir()) == []
-
-
-# Refusals
 
 
 @pytest.mark.parametrize(("given", "message"), [

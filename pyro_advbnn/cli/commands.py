@@ -53,6 +53,9 @@ def run(commands: Command | dict[str, Command | str], argv: Sequence[str] | None
     except KeyboardInterrupt as error:
         code = getattr(error, "code", INTERRUPTED)
         _end(code, "; ".join(filter(None, [signals.name_of(code - 128), way_on or getattr(error, "state", "")])))
+    except BrokenPipeError:                              # nobody reads the output any more, as under `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:                             # a full disk, a folder that may not be written
         if error.filename is None and error.errno not in _FULL:
             raise

@@ -55,9 +55,14 @@ def augment(x, kind, generator=None):
 
     Raises InputError for an unknown kind.
     """
+    check_augmentation(kind)
+    return _BY_NAME[kind](x, generator)
+
+
+def check_augmentation(kind):
+    """Raises InputError for a kind that is none of AUGMENTATIONS."""
     if kind not in AUGMENTATIONS:
         raise InputError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")
-    return _BY_NAME[kind](x, generator)
 
 
 def unit_range(x):

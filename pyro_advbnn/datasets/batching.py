@@ -8,8 +8,9 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 
-from pyro_advbnn.datasets.augmentation import augment, unit_range
+from pyro_advbnn.datasets.augmentation import augment, check_augmentation, unit_range
 from pyro_advbnn.datasets.image_sets import ImageSet
+from pyro_advbnn.system.errors import check_at_least
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Batches:
     augmentation, augment_with: see `augment`.
     shard: (rank, world size) takes every world-size-th image of each batch, from the rank-th on; where that is none, the
         batch is left out.
+
+    Raises InputError for a batch_size < 1 and for an unknown augmentation.
     """
 
     images: ImageSet
@@ -30,6 +33,10 @@ class Batches:
     augmentation: str = "none"
     augment_with: torch.Generator | None = None
     shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self):
+        check_at_least("batch_size", self.batch_size, 1)
+        check_augmentation(self.augmentation)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)

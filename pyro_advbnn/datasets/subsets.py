@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from pyro_advbnn.datasets.image_sets import ImageSet
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, is_whole
 
 
 def balanced_subset(images, num, seed) -> ImageSet:
@@ -32,7 +32,7 @@ def hold_out(images, num, seed) -> tuple[ImageSet, ImageSet | None]:
 
 
 def _check_in_range(num, low, high):
-    if not low <= num <= high:
+    if not is_whole(num) or not low <= num <= high:
         raise InputError(f"num must be a whole number from {low} to {high}, got {num}")
 
 

@@ -1,6 +1,7 @@
 """A reproduction at work: the steps of a plan that are not done yet, one after another, and how long they may take."""
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.cli.text_tables import duration
@@ -12,7 +13,7 @@ from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
-from pyro_advbnn.training import construction, run_folders
+from pyro_advbnn.training import configuration, construction, run_folders
 
 
 def run(piece, wanted, programs):
@@ -58,7 +59,7 @@ class Journal:
         if lines and lines[0] != {"settings": plan.identity}:
             raise InputError(f"{plan.out} holds a reproduction with other flags ({_difference(lines[0], plan.identity)}); "
                              f"choose another --out")
-        self._done = {line.get("command") for line in lines[1:]}
+        self._done = {str(line.get("command")) for line in lines[1:]}
 
     def open(self):
         """Make the journal, where it is not there yet."""
@@ -68,7 +69,8 @@ class Journal:
     def waiting(self):
         """The steps of the plan that are not done, or whose results are lost."""
         return [step for step in self.plan.steps
-                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)]
+                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)
+                or step.is_training and not run_folders.is_finished(step.flags["out"])]      # one that was made longer since
 
     def note(self, step, seconds):
         """The step is done, which took `seconds`."""
@@ -114,11 +116,23 @@ def _run_step(step, deadline, programs):
     if deadline < float("inf"):
         flags["max_minutes"] = max(deadline - time.monotonic(), 1) / 60
     if (folder / "config.json").exists():
+        _refuse_other_run(folder, flags)
         own = ("device", "network", "data_dir", "max_minutes")
         flags = {"resume": folder} | {name: flags[name] for name in own if name in flags}
     if not run_folders.is_finished(folder):
         programs[step.program](**flags)
     return run_folders.is_finished(folder)
+
+
+def _refuse_other_run(folder, flags):
+    """Raises InputError where the run in `folder` was not begun with these flags; where and how long may differ."""
+    began, wanted = (configuration.DEFAULTS | each for each in (run_folders.read_config(folder)["flags"], flags))
+    for each in (began, wanted):                         # the folder of all runs may have been moved
+        each["init_from"] = each.get("init_from") and Path(each["init_from"]).name
+    for name in sorted({*began, *wanted} - {"out", "device", "data_dir", "max_minutes", "tensorboard"}):
+        if began.get(name) != wanted.get(name):
+            raise InputError(f"{folder} was trained with --{name} {began.get(name)}, not {wanted.get(name)}; choose another "
+                             f"--out")
 
 
 def _seconds_per_gradient(plan, images, device):

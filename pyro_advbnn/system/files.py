@@ -54,7 +54,7 @@ def sync_folder(folder):
 
 
 def is_temporary(path):
-    """Whether the name of `path` is that of a file which `replacing` was writing, or a lock, when its process ended."""
+    """Whether the name of `path` is that of a file which `replacing` was writing when its process ended."""
     return bool(re.fullmatch(r"\..+\.\d+\.tmp", Path(path).name))
 
 

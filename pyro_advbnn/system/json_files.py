@@ -34,7 +34,7 @@ def read_jsonl(path, way_on="mend or remove the line"):
 def _row(path, number, line, way_on):
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict):
         return row
@@ -47,7 +47,7 @@ def _whole_lines(content):
     end = content.rfind(b"\n") + 1
     try:
         return content + b"\n" if isinstance(json.loads(content[end:]), dict) else content[:end]
-    except ValueError:
+    except (ValueError, RecursionError):
         return content[:end]
 
 
@@ -72,7 +72,7 @@ def read_json(path):
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 

@@ -14,6 +14,7 @@ from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system.errors import InputError, as_path, reason
 from pyro_advbnn.system.files import replacing
+from pyro_advbnn.system.memory import is_out_of_memory
 
 FORMAT = 2
 
@@ -98,7 +99,7 @@ def classifier_of(content, path, network=None, *, prior=None, device="cpu"):
     try:
         classifier = _build(content, network, prior, path)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or is_out_of_memory(error):
             raise
         raise InputError(f"{path} is damaged: its settings build no classifier ({reason(error)})") from None
     try:

@@ -1,4 +1,5 @@
 """The course of a training in its run folder: epochs, measurements, checkpoints, and what stops it before its end."""
+import signal
 from contextlib import nullcontext
 
 import torch
@@ -38,8 +39,11 @@ def fit(folder, config, training, held_out, best, max_minutes, asked):
         if explained is None:
             raise
         raise InputError(explained) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         course.progress.close()
+        if run_folders.is_finished(folder):              # a second signal, when all was written
+            asked.number = asked.number or getattr(error, "number", signal.SIGINT)
+            return True
         where = folder / "checkpoint.pt" if run_folders.has_checkpoint(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise
@@ -60,6 +64,9 @@ def _explanation(error, folder, config, training):
         return f"--deterministic: {reason(error)}"
     if is_out_of_memory(error):
         tried = f"{training.images_at_a_time} images at a time{' in a process' if distributed.world_size() > 1 else ''}"
+        together = distributed.world_size() > 1 and config["batch_norm"] == "sync"      # takes no micro-batches
+        if together or training.images_at_a_time == 1:
+            return f"out of memory with {tried}; a new run with a smaller --batch_size, --width or --image_size may fit"
         return f"out of memory with {tried}; --resume {folder} with a smaller --micro_batch may fit"
     return None
 

@@ -24,7 +24,8 @@ _OWN = {
 _KINDS = ANNOTATIONS | _OWN | {"data_dir": str | None, "init_from": str | None, "step_size": Annotated[float, Range(0)],
                                "stages": list[Annotated[float, Range(0, open_low=True)]]}
 _MAY_BE_NULL = {"data_dir", "image_size", "subset", "workers", "width", "init_from", "patience", "micro_batch", "job"}
-_OF_A_RUN = ("images_sha256", "defense", "network", "width", "num_classes", "in_channels", "seed", "num_weights")
+_OF_A_RUN = ("dataset", "image_size", "subset", "images_sha256", "class_names", "augmentation", "defense", "network", "width",
+             "num_classes", "in_channels", "init_from", "recipe", "seed", "batch_norm", "deterministic", "num_weights")
 
 
 def check(config, path):

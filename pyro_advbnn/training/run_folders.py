@@ -76,8 +76,13 @@ def has_checkpoint(folder):
 
 
 def read_position(folder, config):
-    """The content of a run's checkpoint.pt, None where there is none yet.   Raises InputError where it is not config's."""
+    """The content of a run's checkpoint.pt, None where there is none yet.
+
+    Raises InputError where it is not config's, and where it is gone: by its rows the run has been past its first epoch.
+    """
     if not has_checkpoint(folder):
+        if any(row["epoch"] > 1 for row in metrics.read(folder)):
+            raise InputError(f"{folder} has trained, but its checkpoint.pt is gone; move it back, or train in another --out")
         return None
     content = _position(folder)
     check_same_run(folder, config, Path(folder) / "checkpoint.pt", content["config"])
@@ -144,4 +149,6 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
         raise InputError(f"{folder} has no checkpoint yet")
     content = checkpoints.read(path)
     check_same_run(folder, config, path, content["config"])
+    if checkpoint == "best" and path.name != "best.pt" and content.get("best"):
+        print(f"note: {folder} has lost its best.pt; its last checkpoint is taken")
     return checkpoints.classifier_of(content, path, network, device=device), config, path

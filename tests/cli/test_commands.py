@@ -268,9 +268,6 @@ def test_a_process_of_its_own_works_only_after_all_checks_and_tells_without_a_pa
     assert (tmp_path / "made").exists() == made
 
 
-# Flags that several commands share
-
-
 @python_calls.flags
 class Common:
     """What all commands take.

@@ -98,9 +98,15 @@ def test_hold_out_of_nothing_leaves_the_images_as_they_are():
 
 @pytest.mark.parametrize("draw, num, numbers", [
     (datasets.balanced_subset, 0, "1 to 4"), (datasets.balanced_subset, -1, "1 to 4"), (datasets.balanced_subset, 5, "1 to 4"),
-    (datasets.hold_out, -1, "0 to 3"), (datasets.hold_out, 4, "0 to 3")])
+    (datasets.hold_out, -1, "0 to 3"), (datasets.hold_out, 4, "0 to 3"), (datasets.hold_out, True, "0 to 3"),
+    (datasets.balanced_subset, 2.5, "1 to 4")])
 def test_an_impossible_number_of_images_is_refused(draw, num, numbers):
     assert f"num must be a whole number from {numbers}, got" in refused(draw, labelled([0, 1, 0, 1]), num, seed=0)
+
+
+def test_batches_of_no_image_or_of_an_unknown_augmentation_are_refused():
+    assert "batch_size must be at least 1, got 0" in refused(datasets.batches, labelled([0, 1]), 0)
+    assert "augmentation must be one of" in refused(datasets.batches, labelled([0, 1]), 2, augmentation="flip")
 
 
 def test_images_are_taken_by_index_and_keep_their_names():

@@ -63,9 +63,6 @@ def refuse(*args):
     raise AssertionError("a file was read")
 
 
-# The same as in memory
-
-
 @pytest.mark.parametrize("workers", [0, 1, 3, 100])              # the last more than cores and batches: no cause for a warning
 def test_the_same_seed_gives_the_batches_of_memory_whatever_the_number_of_workers(folder, workers):
     images = streamed(folder, workers)
@@ -125,9 +122,6 @@ def test_the_hash_of_streamed_images_is_one_of_names_and_sizes(folder, monkeypat
     assert digest(streamed(folder)) != first
 
 
-# Which way is chosen
-
-
 def test_auto_streams_what_does_not_fit_in_the_memory(folder, monkeypatch):
     needed = 51 * 3 * 8 * 8
     for available, kind in ((needed, Images), (needed - 1, StreamedImages)):
@@ -159,9 +153,6 @@ def test_by_default_there_are_as_many_workers_as_cores_but_at_most_8(folder, mon
 def test_flags_that_do_not_go_together_are_refused_before_any_work(folder, capsys, flags, message):
     data_dir = [f"--data_dir={folder}"] if "--dataset=folder" in flags else []
     assert message in refused_command(capsys, train, *flags, *data_dir)
-
-
-# What goes wrong
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -208,9 +199,6 @@ def test_a_pass_that_is_given_up_leaves_no_worker(folder):
 def test_memory_does_not_grow_with_the_number_of_batches(folder):
     sizes = [len(shared_cache) for _ in datasets.batches(streamed(folder, 1), 1)]
     assert len(sizes) == 51 and max(sizes) <= 3           # or the heap gets holes of the size of a batch
-
-
-# A training
 
 
 def run(out, folder, **flags):
@@ -279,9 +267,6 @@ def test_evaluation_streams_what_does_not_fit_and_measures_the_same(tmp_path, fo
     assert set(found[0]) == set(found[1])
 
 
-# How it ends
-
-
 def session_of(process):
     """The processes of the session that `process` leads, as {pid: command}, without those that have ended."""
     found = {}
@@ -338,9 +323,6 @@ def test_workers_do_not_outlive_a_training_that_is_killed(training):
     training.kill()
     training.wait()
     assert wait_for_nobody(training, 20) == {}
-
-
-# One ahead
 
 
 def test_the_copy_of_a_batch_begins_before_the_one_before_is_handed_out(monkeypatch):

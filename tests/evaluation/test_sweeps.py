@@ -27,7 +27,6 @@ class Counting(nn.Module):
         return self.classifier(x)
 
 
-
 def test_each_number_of_draws_gets_the_accuracy_of_a_run_of_its_own(classifier, batch):
     attack = ab.PGD(0.1, num_steps=3)
     with separate_randomness(5):

@@ -55,9 +55,6 @@ def read_or_refused(call, folder):
         assert {path: after.get(path) for path in before} == before
 
 
-# Every data set
-
-
 def cifar10(root, monkeypatch):
     write_cifar10(root, monkeypatch)
     return root, Path(CIFAR10.base_folder) / "data_batch_3"
@@ -110,9 +107,6 @@ def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_name
     tally(MALFORMED)
 
 
-# Images
-
-
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
 
 
@@ -156,9 +150,6 @@ def test_odd_images_are_read_as_documented_in_memory_and_streamed(tmp_path, kind
     streamed = datasets.load("folder", "train", tmp_path, image_size=8, loading="stream", workers=0)
     assert torch.equal(next(iter(streamed.read([torch.arange(1)])))[0], in_memory)
     tally(MALFORMED)
-
-
-# Runs
 
 
 CONFIG_VALUES = [None, [], {}, "", "x", -1, 0, 0.5, 10**400, float("nan"), float("inf"), True, [None], ["a", 1], {"a": {}},
@@ -216,9 +207,6 @@ def spoil_tensors(value, chance):
         return value
     return chance.choice([None, "x", -1, 10**6, [], {}, torch.ones(2), torch.ones(0), torch.tensor(3),
                           torch.full((1210,), torch.nan), torch.zeros(5056, dtype=torch.uint8)])
-
-
-# Fuzz
 
 
 def mutated(content, chance):

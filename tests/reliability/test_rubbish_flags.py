@@ -114,9 +114,6 @@ def rubbish(flag, annotation):
     return found
 
 
-# Enumerated
-
-
 def read_alike(name, flag):
     """The first command, of those up to the one of this name, that reads a flag as it does."""
     kind = repr(help.parameters(FUNCTIONS[name])[flag].annotation)
@@ -174,9 +171,6 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_or_a_folder_is_made
         assert "GiB in training with --defense advbnn" in err and "GiB are available" in err
 
 
-# Flags that mean nothing, and contradictions
-
-
 @pytest.mark.parametrize("words, says", [
     ("--defense adv --alpha 1", "--alpha means nothing for --defense adv"),
     ("--defense none --prior normal", "--prior means nothing for --defense none"),
@@ -215,18 +209,12 @@ def test_reproduce_refuses_more_images_than_there_are_and_a_precision_that_is_no
     assert "tf32 needs a GPU" in refusal("reproduce fig4", ["--precision=tf32", "--device=cpu", "--dry_run"], place)
 
 
-# Files that are no runs
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '{"a": NaN}', '"text"', "{}" * 2])
 def test_a_config_that_is_none_at_all_is_refused(text, place, tmp_path, tally):
     (tmp_path / "config.json").write_text(text)
     for name, words in (("train", ["--resume"]), ("train", ["--init_from"]), ("evaluate report", ["--run"])):
         assert "config.json" in refusal(name, [*words, str(tmp_path)], tmp_path)
         tally("malformed inputs refused")
-
-
-# At random
 
 
 @pytest.fixture

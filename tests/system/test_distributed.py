@@ -79,9 +79,6 @@ def words(folder, **flags):
     return tiny_runs.words({**TINY, **flags, "out": folder})
 
 
-# One update of several processes is that of one
-
-
 def course(flags, large=1 << 20):
     """The averages after every step of a training of two epochs with the same draws everywhere, and its state at the end."""
     distributed._LARGE = large
@@ -152,9 +149,6 @@ def step_of_one():
         ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), torch.rand(4, 1, 8, 8), torch.arange(4),
                       kl_weight=0.0)
     return not distributed.is_main()
-
-
-# BatchNorm
 
 
 def parts_of(x):
@@ -249,9 +243,6 @@ def test_broadcast_leaves_each_process_its_own_batch_and_brings_the_running_stat
     assert torch.equal(after, own) and torch.equal(other_after, own) and not torch.equal(other_own, own)
 
 
-# The parts of the batches
-
-
 def test_the_parts_of_the_processes_do_not_overlap_and_cover_every_batch_of_the_epoch():
     images = datasets.Images(torch.arange(23, dtype=torch.uint8).view(23, 1, 1, 1), torch.arange(23), tuple("c" * 23))
 
@@ -310,9 +301,6 @@ def stream_seeds():
 def test_weights_and_augmentation_are_drawn_from_streams_of_each_process():
     for weights, augmentation, own, own_of_augmentation in group(stream_seeds):
         assert (weights, augmentation) == (own, own_of_augmentation)
-
-
-# Errors
 
 
 def wrong_input(ranks, message):
@@ -444,9 +432,6 @@ def test_other_commands_refuse_several_processes_in_one_line(tmp_path):
 def test_flags_that_several_processes_cannot_share_are_refused(flags, message):
     (code, out, err), other = processes(train_command, flags)
     assert (code, out) == (2, "") and message in err and other == (0, "", "")
-
-
-# Runs
 
 
 def in_one_piece_and_in_many(folder):

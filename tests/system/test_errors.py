@@ -126,7 +126,6 @@ def test_what_a_command_cannot_take_is_refused_in_python_too(tmp_path, monkeypat
     assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
 
 
-
 @pytest.mark.parametrize(("error", "told"), [
     (ValueError("mat1 and\n  mat2 do\tnot fit"), "mat1 and mat2 do not fit"), (KeyError(), "KeyError"),
     (RuntimeError(" \n"), "RuntimeError"), (RuntimeError("word " * 1000), ("word " * 60)),

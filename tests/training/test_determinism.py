@@ -23,9 +23,6 @@ def weights(path):
     return content(path)["state"], content(path)["training"]["optimizer"]
 
 
-# --deterministic
-
-
 def settings():
     return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory)
@@ -107,9 +104,6 @@ def test_a_resumption_on_another_device_or_with_other_threads_says_that_bits_wil
             train(resume=path, epochs=2)
         out = capsys.readouterr().out
         assert (f"note: the run began on {began}, this is cpu, 77 threads: its end will not have the same bits" in out) == told
-
-
-# What looks at a training does not change it
 
 
 LOOKING = {

@@ -144,9 +144,6 @@ def test_a_prior_whose_square_is_no_number_in_single_precision_is_refused_before
     run(tmp_path / "run", prior_std=1e-15 if prior_std == 1e-16 else 1e15, alpha=0, epochs=1)
 
 
-# Where no step waits for the device, as on a GPU
-
-
 @pytest.mark.parametrize(("name", "term"), [("second_and_fifth", "nll"), ("root_of_zero", "gradient")])
 def test_a_bad_step_that_is_found_later_is_named_and_kept_out_of_checkpoints(name, term, tmp_path):
     config, training, _ = build(**broken(name))
@@ -206,9 +203,6 @@ def test_the_largest_value_is_found_in_any_place_and_nan_before_it():
             values = torch.rand(100_000)
             values[at] = bad
             assert not largest([*tensors, values]).isfinite()
-
-
-# The std
 
 
 @pytest.mark.parametrize("learning_rate", [0.1, 10.0, 1e4, 1e30])
