@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.multiprocessing.reductions import shared_cache
@@ -83,7 +84,7 @@ class StreamedImages(ImageSet):
     def _pixels(self, batches):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
         workers = min(self.workers, len(batches))
-        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _begin_worker,
+        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent,
                    "multiprocessing_context": _context()} if workers else {}
         return _checked(
             _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
@@ -162,21 +163,26 @@ def _checked(*arguments, **options):
 
 
 def _context():
-    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's."""
+    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
+
+    Ctrl-C does not reach the server and the workers: this process answers by ending them.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
+    resource_tracker.ensure_running()                    # which unblocks SIGINT when it starts
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})         # workers inherit it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 
-def _begin_worker(_):
-    """In a worker: Ctrl-C is for the process that reads, and where that one dies the worker ends, too.
-
-    DataLoader's own watch sees the fork server, which lives on.
-    """
+def _end_with_parent(_):
+    """In a worker: ends it when the process that reads dies. DataLoader's own watch sees the fork server, which lives on."""
 
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()

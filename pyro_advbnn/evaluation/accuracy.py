@@ -52,6 +52,7 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see
     `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
+    check_at_least("num_samples", num_samples, 1)
     batches = checked_batches(batches, [target if source is None else source, target])
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}

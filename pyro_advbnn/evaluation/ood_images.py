@@ -13,7 +13,9 @@ _GREY = (0.299, 0.587, 0.114)                            # ITU-R BT.601, as Pill
 
 
 def check(names, dataset, data_dir):
-    """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, and one alone has the data_dir."""
+    """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, each once, and one has the data_dir."""
+    if len(set(names)) < len(names):
+        raise InputError(f"--ood: a name comes twice in {', '.join(names)}")
     if dataset in names and (dataset not in ("folder", "npz") or data_dir is None):
         raise InputError(f"--ood {dataset} is the data set of the run itself")
     if data_dir is not None and len(set(names).difference(MADE, {"digits"})) != 1:

@@ -136,7 +136,7 @@ def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go
 
 def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path, monkeypatch, capsys):
     flags = {"patience": 1, "epochs": 9}
-    monkeypatch.setattr(loop, "_is_better", lambda clean, robust, best, *, adversarial: best is None)
+    monkeypatch.setattr(loop.Course, "_is_better", lambda self, clean, robust: self.best is None)
     code, out, err = interrupted_at(monkeypatch, capsys, Progress, "epoch", 2, [signal.SIGTERM], tmp_path / "run", **flags)
     assert (code, err) == (143, f"terminated; {tmp_path / 'run'} is finished\n")
     assert "done: 2 epochs" in out and "--resume" not in out and run_folders.is_finished(tmp_path / "run")
