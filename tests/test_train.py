@@ -25,7 +25,7 @@ from tiny_runs import (
     words,
 )
 
-from pyro_advbnn import datasets
+from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
@@ -421,6 +421,53 @@ class Broken(nn.Linear):
 def broken(n):
     return Broken(2, n)
 
+def closure(n):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, n))
+    convolution = network[0]
+    convolution.forward = lambda x: nn.functional.conv2d(x, convolution.weight, convolution.bias)
+    return network
+
+class Unused(nn.Sequential):
+    def __init__(self, n):
+        super().__init__(nn.Flatten(), nn.Linear(64, n))
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self[1](self[0](x))
+
+def frozen(n):
+    network = Unused(n)
+    network.head.requires_grad_(False)
+    return network
+
+class Reads(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.convolution, self.end = nn.Conv2d(1, 4, 3), nn.Linear(4, n)
+
+    def forward(self, x):
+        return self.end(nn.functional.conv2d(x, self.convolution.weight, self.convolution.bias).amax((2, 3)))
+
+class ReadsToo(Reads):
+    def forward(self, x):
+        return self.end((self.convolution(x) * self.convolution.weight.mean()).amax((2, 3)))
+
+class Cosines(nn.Linear):
+    def __init__(self, n):
+        super().__init__(64, n)
+        nn.init.uniform_(self.weight)
+
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.normalize(x.flatten(1)), nn.functional.normalize(self.weight))
+
+class Recurrent(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.rows, self.end = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, n)
+
+    def forward(self, x):
+        return self.end(self.rows(x[:, 0])[0][:, -1])
+
 class Later(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -431,17 +478,50 @@ class Later(nn.Module):
 """
 
 
+@pytest.fixture
+def odd_networks(tmp_path, monkeypatch):
+    (tmp_path / "odd_networks.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_networks", raising=False)
+
+
 @pytest.mark.parametrize(("name", "words"), [
     ("soft", "must return logits, these are probabilities"), ("wide", "here (1, 10), got a tensor (1, 11)"),
     ("lazy", "has no shape yet"), ("bare", "has no parameters"),
     ("Later", "cannot be called with weights that are drawn anew in each call"),
-    ("broken", "the network cannot take images of (1, 8, 8): AssertionError")])
-def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, monkeypatch, capsys, name, words):
-    (tmp_path / "odd_networks.py").write_text(ODD)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "odd_networks", raising=False)
-    told = refused_command(capsys, train, f"--network=odd_networks:{name}", "--num_train=100", "--out", tmp_path / "run")
+    ("broken", "the network cannot take images of (1, 8, 8): AssertionError"), ("Recurrent", "recurrent layers"),
+    ("closure", "no gradient reaches 0.weight, 0.bias: "), ("closure --defense=rse", "no gradient reaches 0.layer.weight"),
+    ("closure --defense=none --weight_averaging=0.9", "no gradient reaches 0.weight"),
+    ("Unused", "no gradient reaches head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
+    ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call")])
+def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, odd_networks, capsys, name, words):
+    told = refused_command(capsys, train, *f"--network=odd_networks:{name}".split(), "--num_train=100", "--out", tmp_path / "run")
     assert words in told and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "defense", "told"), [
+    ("Recurrent", "adv", ""), ("Recurrent", "none", ""), ("Recurrent", "rse", "noise before 1 Linear"), ("frozen", "advbnn", ""),
+    ("ReadsToo", "advrse", "noise before 1 Conv2d"), ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"),
+    ("Reads", "bnn", "")])
+def test_networks_that_are_only_odd_are_trained_and_evaluated(tmp_path, odd_networks, capsys, name, defense, told):
+    words = ["--network", f"odd_networks:{name}", "--num_train", 60, "--validation", 10, "--epochs", 1, "--num_steps", 1]
+    commands.run(train, [*map(str, words), f"--defense={defense}", f"--out={tmp_path / 'run'}"])
+    out = capsys.readouterr().out
+    assert told in out and out.count("note: ") == told.count("note: ")
+    commands.run({"accuracy": evaluate.accuracy}, ["accuracy", f"--run={tmp_path / 'run'}", f"--network=odd_networks:{name}",
+                                                   "--num_test=20", "--num_samples=2"])
+    assert (tmp_path / "run/evaluation/accuracy.csv").exists()
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "none"])
+def test_the_trial_draws_nothing_from_the_streams_of_the_training(monkeypatch, defense):
+    states = []
+    for trial in (construction._try_gradient, lambda *arguments: None):
+        monkeypatch.setattr(construction, "_try_gradient", trial)
+        _, training, _ = build(defense=defense)
+        next(training.epoch())
+        states.append(training.classifier.state_dict())
+    assert equal(*states)
 
 
 def test_a_network_of_the_users_own_is_imported_again_only_where_the_flag_is_given_again(tmp_path, own_network, capsys):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
-from pyro_advbnn.bayes.classifier import Classifier, checked_logits
+from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.vectors import Buffers, unflatten
 from pyro_advbnn.bayes.parameters import (
@@ -44,22 +44,26 @@ class BayesianClassifier(Classifier):
     distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
+    likelihood, class_weights: as of `Classifier`.
 
     Raises InputError for settings out of range, a pattern that matches nothing, and networks that cannot be Bayesian
-    (`parameters.trainable_parameters`).
+    (`parameters.trainable_parameters`, and recurrent layers).
     """
 
-    def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all"):
+    def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all",
+                 likelihood=categorical, class_weights=None):
         prior = "normal" if prior is None else prior
         deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
         if isinstance(network, Classifier):
             raise InputError("the network is a classifier already; wrap classifier.mean_network() or the plain network")
         trainable = trainable_parameters(network)
+        if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
         fixed = matching_parameters(deterministic, trainable)
         random = {name: p for name, p in trainable.items() if name not in fixed}
         if not random:
             raise InputError("deterministic leaves no parameter to be Bayesian")
-        super().__init__(skeleton(network))
+        super().__init__(skeleton(network), likelihood=likelihood, class_weights=class_weights)
         self._settings = {"kind": "bayesian", "prior_std": prior_std, "init_std": init_std,
                           "prior": prior if isinstance(prior, str) else repr(prior),
                           "deterministic": deterministic, "kl_over": kl_over}
@@ -84,9 +88,9 @@ class BayesianClassifier(Classifier):
         """
         weights = self.posterior_distribution().rsample()
         if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
-            return self._logits(weights, x)
+            return self._logits(self._by_name(weights), x)
         calls = self._lean_calls
-        return checked_logits(calls(calls.weights(self._by_alias(weights), owned=self._shapes), x), len(x))
+        return self._checked(calls(calls.weights(self._by_alias(self._by_name(weights)), owned=self._shapes), x), x)
 
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
@@ -151,25 +155,27 @@ class BayesianClassifier(Classifier):
         self._work, self._work_fixed = Buffers(), Buffers()
 
     def settings(self):
-        return {**self._settings, "kl": "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"}
+        kl = "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"
+        return {**super().settings(), **self._settings, "kl": kl}
 
     def extra_repr(self):
         return f"weights={len(self.mean)}, prior_std={self._settings['prior_std']}, kl_over={self._settings['kl_over']}"
 
-    def unregistered_model(self, x, y, kl_weight):
-        with _weighted(kl_weight):
+    def unregistered_model(self, x, y, kl_weight=None, num_data=None):
+        of_weights, of_likelihood = site_scales(len(x), kl_weight, num_data)
+        with _scaled(of_weights):
             weights = pyro.sample("weights", self.prior)
-        return self._observe(self._logits(weights, x), y)
+        by_name = self._by_name(weights)
+        return self._observe(self._logits(by_name, x), x, y, of_likelihood, by_name)
 
-    def guide(self, x, y, kl_weight=None):
-        with _weighted(1 / len(y) if kl_weight is None else kl_weight):
+    def guide(self, x, y=None, kl_weight=None, *, num_data=None):
+        with _scaled(site_scales(len(x), kl_weight, num_data)[0]):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 
-    def _logits(self, weights, x):
-        return checked_logits(functional_call(self.network, self._by_alias(weights), (x,), tie_weights=False), len(x))
+    def _logits(self, by_name, x):
+        return self._checked(functional_call(self.network, self._by_alias(by_name), (x,), tie_weights=False), x)
 
-    def _by_alias(self, weights):
-        by_name = self._by_name(weights)
+    def _by_alias(self, by_name):
         return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
 
     def _by_name(self, weights):
@@ -216,8 +222,6 @@ class BayesianClassifier(Classifier):
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network).get), counted, like=self.mean)
 
 
-def _weighted(kl_weight):
+def _scaled(scale):
     """Scale the latent site, in model and guide alike; poutine.scale refuses 0, a mask does the same there."""
-    if not 0 <= kl_weight < math.inf:
-        raise InputError(f"kl_weight must be a number >= 0, got {kl_weight}")
-    return poutine.scale(scale=kl_weight) if kl_weight > 0 else poutine.mask(mask=False)
+    return poutine.scale(scale=scale) if scale > 0 else poutine.mask(mask=False)

@@ -1,20 +1,22 @@
 """The classifier of a defence around a network."""
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
-from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.rse import add_noise
 from pyro_advbnn.system.errors import InputError
 
 
-def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=()):
+def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=(),
+                     likelihood=categorical, class_weights=None):
     """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.
 
-    The settings are those of BayesianClassifier and say nothing to the other kinds. Raises InputError.
+    The settings are those of BayesianClassifier; only the last two say something to the other kinds. Raises InputError.
     """
     if defense not in DEFENSES:
         raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {defense!r}")
     kind = DEFENSES[defense].kind
     if kind == "bayesian":
         return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over,
-                                  deterministic=deterministic)
-    return Classifier(add_noise(network) if kind == "noisy" else network)
+                                  deterministic=deterministic, likelihood=likelihood, class_weights=class_weights)
+    network = add_noise(network) if kind == "noisy" else network
+    return Classifier(network, likelihood=likelihood, class_weights=class_weights)

@@ -6,6 +6,7 @@ A deterministic (or noisy) network is the case of an empty guide, so one objecti
 import copy
 import functools
 import itertools
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -15,22 +16,35 @@ from torch import nn
 
 from pyro_advbnn.bayes.averaging import AveragedClassifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
-from pyro_advbnn.bayes.parameters import shared_modules
-from pyro_advbnn.bayes.rse import AdditiveNoise
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.bayes.parameters import names_unreached, shared_modules
+from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before
+from pyro_advbnn.system.errors import InputError, Note, check_number
+
+
+def categorical(logits):
+    """The likelihood of class numbers: logits (B, classes) -> a distribution of batch shape (B,)."""
+    return dist.Categorical(logits=logits.float())
 
 
 class Classifier(nn.Module):
-    """A deterministic or noisy network: (B, C, H, W) in [0, 1] -> logits (B, classes)."""
+    """A deterministic or noisy network: (B, C, H, W) in [0, 1] -> logits (B, classes).
+
+    likelihood: a function from the network's output, one tensor, to a Pyro distribution of batch shape (B,). With another
+    one than `categorical` a call returns what the network does: `lambda out: dist.Normal(out[:, 0], 0.1)` is a regression.
+    class_weights: (classes,) numbers > 0, factors of the log-likelihood by class. With a mean of 1 over the training set
+    kl_weight keeps its meaning. Predictions and attacks are not weighted.
+    """
 
     _numbers = itertools.count()
 
-    def __init__(self, network):
+    def __init__(self, network, *, likelihood=categorical, class_weights=None):
         super().__init__()
-        self.network = network
+        self.network, self.likelihood = network, likelihood
+        self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
         self._pyro_name = f"classifier{next(self._numbers)}"
         self._shared = shared_modules(network)
         self._kept = None
+        self.unreached = None                            # names of weights that the first step found to be left out
 
     def forward(self, x):
         """Logits (B, classes) under fresh randomness.
@@ -39,8 +53,8 @@ class Classifier(nn.Module):
         .data, of which torch tells nobody, or call eval() or train() afterwards.
         """
         if any(p.requires_grad for p in self.parameters()):
-            return checked_logits(self.network(x), len(x))
-        return checked_logits(self._lean_calls(self._kept_weights(x), x), len(x))
+            return self._checked(self.network(x), x)
+        return self._checked(self._lean_calls(self._kept_weights(x), x), x)
 
     @functools.cached_property
     def _lean_calls(self):
@@ -59,16 +73,21 @@ class Classifier(nn.Module):
         self._kept = None
         return super().train(mode)
 
-    def model(self, x, y, kl_weight=None):
-        """The Pyro model of one batch, for `pyro.infer.SVI` with `TraceMeanField_ELBO`; returns the logits.
+    def model(self, x, y=None, kl_weight=None, *, num_data=None):
+        """The Pyro model: log p(w) + log p(y | x, w), the batch standing for num_data images; returns the logits.
 
-        kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)`; None takes the batch for
-        the whole data set, 1 / B.
+        For `SVI`, `NUTS` and `Predictive`. x (B, C, H, W). y: (B,), or None, which samples it; with y Pyro's `Predictive`
+        gives back the labels that went in. num_data: N, by default B, the batch being the whole data set.
+        kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)` with `TraceMeanField_ELBO`, for
+        Eq. (10): the weights' density is scaled by it, in the guide too, and the likelihood by 1 / B.
+
+        Raises InputError where one of the two is out of range or both are given, for a likelihood of another batch shape than
+        (B,), and where the network does not return logits (B, classes).
         """
         pyro.module(self._pyro_name, self)
-        return self.unregistered_model(x, y, 1 / len(y) if kl_weight is None else kl_weight)
+        return self.unregistered_model(x, y, kl_weight, num_data)
 
-    def guide(self, x, y, kl_weight=None):
+    def guide(self, x, y=None, kl_weight=None, *, num_data=None):
         """The Pyro guide with model's signature; {site: value}."""
         return {}
 
@@ -106,26 +125,74 @@ class Classifier(nn.Module):
 
     def settings(self):
         """What a checkpoint must know, beside the network and the state, to build this classifier again."""
-        return {"kind": "deterministic"}
+        weights = None if self.class_weights is None else self.class_weights.tolist()
+        likelihood = getattr(self.likelihood, "__qualname__", repr(self.likelihood))
+        noise = noise_before(self.network)
+        return {"kind": "deterministic", "likelihood": likelihood, "class_weights": weights,
+                **({"noise_before": noise} if noise else {})}
 
-    def unregistered_model(self, x, y, kl_weight):
+    def unregistered_model(self, x, y, kl_weight=None, num_data=None):
         """`model` without registering parameters in Pyro's store, as `elbo.objective` runs it."""
-        return self._observe(self(x), y)
+        scale = site_scales(len(x), kl_weight, num_data)[1]
+        return self._observe(self(x), x, y, scale, dict(self.network.named_parameters()))
 
     def weights_and_kl(self):
         """({site: its value}, KL): one draw from the guide and `kl()`; ({}, None) where the guide is empty."""
         return {}, None
 
-    @staticmethod
-    def _observe(logits, y):
-        with pyro.plate("batch", len(y)), poutine.scale(scale=1 / len(y)):
-            pyro.sample("y", dist.Categorical(logits=logits.float()), obs=y)
-        return logits
+    def _observe(self, output, x, y, scale, weights):
+        if self.unreached is None and torch.is_grad_enabled() and any(w.requires_grad for w in weights.values()):
+            self.unreached = names_unreached(output, weights)
+            if self.unreached:
+                warnings.warn(told_unreached(self.unreached), Note, stacklevel=2)
+        likelihood = self.likelihood(output)
+        if likelihood.batch_shape != (len(x),) or y is not None and y.shape != likelihood.shape():    # else Pyro broadcasts
+            raise InputError(f"the likelihood of {len(x)} images must have the batch shape ({len(x)},) and y its shape, got "
+                             f"{tuple(likelihood.batch_shape)} and {None if y is None else tuple(y.shape)}")
+        if self.class_weights is not None and output.shape[-1] != len(self.class_weights):
+            raise InputError(f"there are {len(self.class_weights)} class_weights for {output.shape[-1]} classes")
+        if self.class_weights is not None and y is not None:
+            scale = scale * self.class_weights[y]
+        with pyro.plate("batch", len(x)), poutine.scale(scale=scale):
+            pyro.sample("y", likelihood, obs=y)
+        return output
+
+    def _checked(self, output, x):
+        return checked_logits(output, len(x)) if self.likelihood is categorical else output
 
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
         self.release_buffers()
+
+
+def told_unreached(names):
+    """What to say of parameters that no gradient reaches."""
+    told = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (f"no gradient reaches {told}: the network's forward does not use what a classifier draws and trains; freeze by "
+            f"requires_grad_(False) what it does not use, and let it read its own weights as self.NAME, not from outside")
+
+
+def site_scales(num_images, kl_weight=None, num_data=None):
+    """(that of the weights, that of the likelihood) in `Classifier.model` of num_images.   Raises InputError as it does."""
+    if kl_weight is None:
+        num_data = num_images if num_data is None else num_data
+        check_number("num_data", num_data, above=True)
+        return 1.0, num_data / num_images
+    if num_data is not None:
+        raise InputError("model and guide take kl_weight, for Eq. (10), or num_data, for the joint density, not both")
+    check_number("kl_weight", kl_weight)
+    return kl_weight, 1 / num_images
+
+
+def _as_weights(class_weights):
+    """(classes,) as a tensor, None as it is.   Raises InputError for what is not one positive number for each class."""
+    if class_weights is None:
+        return None
+    weights = torch.as_tensor(class_weights, dtype=torch.float32).detach().clone()
+    if weights.dim() != 1 or not ((weights > 0) & weights.isfinite()).all():
+        raise InputError(f"class_weights must be a number > 0 for each class, got {class_weights!r:.200}")
+    return weights
 
 
 def checked_logits(logits, num_images, num_classes=None):

@@ -12,7 +12,8 @@ from pyro import poutine
 class Objective:
     """One evaluation of Eq. (10): loss = nll + kl_weight * kl, all scalars; only loss is to be differentiated.
 
-    nll: mean negative log-likelihood of the batch. kl: over the counted weights, unweighted. logits: (B, classes).
+    nll: mean negative log-likelihood of the batch, weighted by class where there are class_weights. kl: over the counted
+    weights, unweighted. logits: (B, classes).
     """
 
     loss: torch.Tensor

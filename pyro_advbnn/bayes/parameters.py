@@ -4,6 +4,7 @@ import fnmatch
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from pyro_advbnn.system.errors import InputError
 
@@ -12,7 +13,7 @@ def trainable_parameters(network):
     """{name: parameter} of those that require a gradient.
 
     Raises InputError for what is no nn.Module, where there are none, and for parameters that have no shape yet, are of several
-    dtypes or on several devices, or in recurrent layers, which keep a second list of them.
+    dtypes or on several devices.
     """
     if not isinstance(network, nn.Module):
         raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
@@ -22,11 +23,9 @@ def trainable_parameters(network):
             raise InputError(f"parameter {name} has no shape yet: run the network once on a batch first")
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     if not trainable:
-        raise InputError(f"{type(network).__name__} has no parameters that require a gradient, so nothing can be Bayesian")
+        raise InputError(f"{type(network).__name__} has no parameters that require a gradient, so nothing can be trained")
     if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
         raise InputError("the parameters must share one dtype and one device")
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
     return trainable
 
 
@@ -64,6 +63,17 @@ def shared_modules(network):
 def skeleton(network):
     """A copy of the network's structure and buffers with None for every trainable parameter, which is not copied."""
     return copy.deepcopy(network, {id(p): None for p in network.parameters() if p.requires_grad})
+
+
+def names_unreached(output, weights):
+    """The names of those of `weights`, {name: tensor}, that require a gradient and on which `output` does not depend."""
+    found, ways = set(), [get_gradient_edge(output)[:2]] if output.requires_grad else []
+    while ways:
+        way = ways.pop()
+        if way not in found:
+            found.add(way)
+            ways += [each for each in way[0].next_functions if each[0] is not None]
+    return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in found]
 
 
 def flatten(parameters):

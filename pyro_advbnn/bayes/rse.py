@@ -1,12 +1,17 @@
 """Random self-ensemble (RSE): Gaussian noise before every convolution, in training and in testing.
 
 Liu, Cheng, Zhang and Hsieh, "Towards Robust Neural Networks via Random Self-Ensemble" (ECCV 2018), one of the paper's
-baselines.
+baselines. A network without convolutions gets it before every linear layer, of which the paper says nothing.
 """
 import copy
+from collections import Counter
 
 import torch
 from torch import nn
+
+from pyro_advbnn.system.errors import InputError
+
+_LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d, nn.Linear               # the first kind that a network has gets noise
 
 
 class AdditiveNoise(nn.Module):
@@ -34,16 +39,46 @@ class AdditiveNoise(nn.Module):
         return f"std={self.std}"
 
 
+class NoisyLayer(nn.Module):
+    """Noise, then a layer, whose attributes it has too: a network may read self.conv.weight."""
+
+    def __init__(self, noise, layer):
+        super().__init__()
+        self.noise, self.layer = noise, layer
+
+    def forward(self, x):
+        return self.layer(self.noise(x))
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):                    # how to copy it, for one
+                raise
+            return getattr(super().__getattr__("layer"), name)
+
+
 def add_noise(network, first_std=0.2, inner_std=0.1):
     """A copy of `network` with noise before its first convolution (first_std) and before each other one (inner_std).
 
-    Convolutions are taken in the order in which the network registers them.
+    Convolutions are taken in the order in which the network registers them; without any, linear layers are.
+
+    Raises InputError for a network that has neither.
     """
-    noisy = copy.deepcopy(network)
-    names = [name for name, module in noisy.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    for i, name in enumerate(names):
+    noisy = nn.Sequential(copy.deepcopy(network))
+    named = list(noisy.named_modules(remove_duplicate=False))
+    layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
+    if not layers:
+        raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
+    made = {}
+    for name, layer in layers:
         parent, _, child = name.rpartition(".")
-        convolution = noisy.get_submodule(name)
-        noise = AdditiveNoise(inner_std if i else first_std)
-        setattr(noisy.get_submodule(parent), child, nn.Sequential(noise, convolution))
-    return noisy
+        noise = AdditiveNoise(inner_std if made else first_std)
+        made.setdefault(layer, NoisyLayer(noise, layer))             # a layer under two names gets one noise under both
+        setattr(noisy.get_submodule(parent), child, made[layer])
+    return noisy[0]
+
+
+def noise_before(network):
+    """{kind of layer: how many have noise before them}."""
+    return dict(Counter(type(module.layer).__name__ for module in network.modules() if isinstance(module, NoisyLayer)))

@@ -11,8 +11,10 @@ import functools
 import os
 import re
 import sys
+import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter
 from typing import Any, NoReturn
 
@@ -21,7 +23,7 @@ from fire.decorators import SetParseFns
 
 from pyro_advbnn.cli import flag_types, help, python_calls, signals
 from pyro_advbnn.cli.help import Command, parameters
-from pyro_advbnn.system.errors import InputError, one_line
+from pyro_advbnn.system.errors import InputError, Note, one_line
 from pyro_advbnn.system.memory import is_out_of_memory
 
 REFUSED, INTERRUPTED = 2, 130                            # the last as a shell reports SIGINT
@@ -46,7 +48,7 @@ def run(commands: Command | dict[str, Command | str], argv: Sequence[str] | None
     try:
         if not processes:
             _refuse_processes()
-        with signals.raising():
+        with signals.raising(), _notes():
             _run(commands, list(sys.argv[1:] if argv is None else argv), under)
     except InputError as error:
         _end(REFUSED, f"error: {error}")
@@ -69,6 +71,24 @@ def run(commands: Command | dict[str, Command | str], argv: Sequence[str] | None
 def flag_names(function: Command) -> list[str]:
     """The names of the flags of a command, as in its signature, without dashes."""
     return list(parameters(function))
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What the library warns of by a Note is a line, each once; of several processes the first says it."""
+    told, show = set(), warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *more: Any, **others: Any) -> None:
+        if not issubclass(category, Note):
+            return show(message, category, *more, **others)
+        if str(message) not in told and os.environ.get("RANK", "0") == "0":
+            print(f"note: {message}", flush=True)
+        told.add(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        warnings.showwarning = tell
+        yield
 
 
 def _run(commands: Command | dict[str, Command], words: list[str], under: str) -> None:

@@ -3,13 +3,15 @@
 Each check raises InputError with one line that says what was expected and what came. What is checked is what would make a
 figure wrong without a word.
 """
+import warnings
+
 import torch
 from torch import nn
 
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.classifier import checked_logits
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
@@ -62,7 +64,7 @@ def logits_of(classifier, x):
 
 
 def check_logits(logits):
-    """Raises InputError for what (B, classes) is not finite, or what a softmax or a sigmoid has been at."""
+    """Raises InputError for what (B, classes) is not finite, or what a softmax has been at; a Note if a sigmoid may have."""
     if not logits.isfinite().all():
         raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()
@@ -70,9 +72,9 @@ def check_logits(logits):
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
                          "out, or return their log")
     after_sigmoid = ((logits > 0) & (logits <= 1)).all() and (logits < 1).any()           # a ReLU leaves zeros
-    if after_sigmoid and logits.numel() >= _ENOUGH_NUMBERS:
-        raise InputError("the classifier must return logits, these all lie between 0 and 1, as after a sigmoid: leave it out; "
-                         "subtract 1 from what are logits all the same")
+    if after_sigmoid and logits.numel() >= _ENOUGH_NUMBERS:                                # so may be cosines
+        warnings.warn("the classifier's logits all lie between 0 and 1, as after a sigmoid; if there is one, leave it out",
+                      Note, stacklevel=2)
 
 
 def check_probabilities(probabilities):

@@ -108,6 +108,7 @@ SETTINGS = {                                             # name of a setting: fu
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
     "by running statistics from": _running_statistics,
+    "class weights": _where_set("class_weights"),
     "starts from": lambda config: shown(PurePath(config.get("init_from") or "").name),
     "alpha": _of_bayesian("alpha"),
     "KL over weights": _of_bayesian("kl_over"),
@@ -122,7 +123,7 @@ SETTINGS = {                                             # name of a setting: fu
     "commit": _commit,
 }
 # elsewhere a dash means that it does not apply
-_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "starts from")
+_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "class weights", "starts from")
 LAST_EPOCH = {                                           # as SETTINGS, of the last line of metrics
     "last epoch": _field("epoch"),
     "nll": _field("nll"),

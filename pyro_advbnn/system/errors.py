@@ -1,4 +1,4 @@
-"""The one exception that says: the input is wrong, not the program; the checks that raise it, and errors on one line."""
+"""What says that the input is wrong, not the program (an exception), or may be (a warning); checks; errors on one line."""
 import math
 import numbers
 import os
@@ -7,6 +7,10 @@ from pathlib import Path
 
 class InputError(ValueError):
     """Something the caller gave is wrong; the message is one line that says what and where."""
+
+
+class Note(UserWarning):
+    """What may be wrong, of which a check cannot be certain; a line "note: ..." in commands."""
 
 
 def one_line(text):

@@ -9,7 +9,7 @@ import torch
 
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
-from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system.errors import InputError, as_path, reason
@@ -81,23 +81,23 @@ def _check_sums(path):
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
-def load(path, network=None, *, prior=None, device="cpu"):
+def load(path, network=None, *, prior=None, likelihood=None, device="cpu"):
     """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode.
 
     network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
-    for those that config cannot name. prior: the same distribution, for a BayesianClassifier that was built with one of
-    its own, and only for that.
+    for those that config cannot name. prior, likelihood: the same ones, for a classifier that was built with one of its own,
+    and only for that.
 
     Raises InputError for files that are missing, damaged, no checkpoints, of another format or of another network.
     """
     path = as_path("path", path)
-    return classifier_of(read(path), path, network, prior=prior, device=device)
+    return classifier_of(read(path), path, network, prior=prior, likelihood=likelihood, device=device)
 
 
-def classifier_of(content, path, network=None, *, prior=None, device="cpu"):
+def classifier_of(content, path, network=None, *, prior=None, likelihood=None, device="cpu"):
     """`load` of a checkpoint whose content has been read from `path`."""
     try:
-        classifier = _build(content, network, prior, path)
+        classifier = _build(content, network, prior, likelihood, path)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError) or is_out_of_memory(error):
             raise
@@ -144,18 +144,23 @@ def _is_plain(config):
     return True
 
 
-def _build(content, network, prior, path):
+def _build(content, network, prior, likelihood, path):
     config, settings = content["config"], content["settings"]
     network = _named_network(config, path) if network is None else network
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"network must be an nn.Module, got {network!r}")
+    usual = settings.get("likelihood", "categorical") == categorical.__qualname__
+    if usual != (likelihood is None):
+        raise InputError(f"{path} was trained with the likelihood {settings['likelihood']}; "
+                         f"{'pass none' if usual else 'pass it as likelihood'}")
+    of_y = {"likelihood": likelihood or categorical, "class_weights": settings.get("class_weights")}
     if settings["kind"] != "bayesian":
-        return build_classifier(config.get("defense", "none"), network)
+        return build_classifier(config.get("defense", "none"), network, **of_y)
     if (settings["prior"] in PRIORS) != (prior is None):
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
                          f"{'pass it as prior' if prior is None else 'pass none'}")
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
-                              deterministic=settings["deterministic"], kl_over=settings["kl_over"])
+                              deterministic=settings["deterministic"], kl_over=settings["kl_over"], **of_y)
 
 
 def _named_network(config, path):

@@ -1,22 +1,25 @@
 """From a configuration to a training at its start: the network, its classifier, and whether they can be trained at all."""
 import copy
+import warnings
 
 import torch
 
 from pyro_advbnn import networks
 from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.build import build_classifier
-from pyro_advbnn.bayes.classifier import checked_logits
+from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.bayes.parameters import trainable_parameters
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
-from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.errors import InputError, Note, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.training import batch_norm, recipes, run_folders
 from pyro_advbnn.training.trainer import Training
 
+_TRIED = 4                                               # images: not every one need reach every weight
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 
@@ -25,8 +28,9 @@ def build(config, images):
     settings = config["settings"]
     torch.manual_seed(config["seed"])
     network = _network(config, images)
-    classifier = build_classifier(config["defense"], network, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
-    _try_draws(classifier, images)
+    classifier = build_classifier(config["defense"], network, class_weights=_class_weights(settings["class_weights"], images),
+                                  **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
+    _try_gradient(copy.deepcopy(classifier) if settings["weight_averaging"] else classifier, images, config["defense"])
     config["classifier"] = classifier.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
@@ -34,6 +38,20 @@ def build(config, images):
     return Training(classifier.to(images.device), images, settings, adversarial=DEFENSES[config["defense"]].adversarial,
                     augmentation=config["augmentation"], seed=config["seed"], precision=config["precision"],
                     batch_norm=config["batch_norm"], micro_batch=config["micro_batch"])
+
+
+def _class_weights(choice, images):
+    """The factor of each class's log-likelihood, with a mean of 1 over the images; None without a choice.
+
+    choice: "balanced", N / (C n_c) for n_c of N images, or a number for each of C classes.
+    """
+    if choice is None:
+        return None
+    counts = torch.bincount(images.labels.cpu(), minlength=images.num_classes).double()
+    weights = 1 / counts.clamp(min=1) if choice == "balanced" else torch.tensor(choice).double()
+    if len(weights) != len(counts):
+        raise InputError(f"--class_weights must be balanced, or {len(counts)} numbers, one for each class, got {len(weights)}")
+    return (weights * len(images) / (weights @ counts)).tolist()
 
 
 def _network(config, images):
@@ -89,7 +107,7 @@ def _try_out(network, images, batch_size):
     """One image through the network, so that one that does not fit is refused before any work."""
     image = _first_image(images)
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
-    check_logits(checked_logits(logits, 1, images.num_classes))
+    checked_logits(logits, 1, images.num_classes)
     if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
         _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
                 f"{len(images)} images, on which the network cannot be trained")
@@ -106,15 +124,27 @@ def _check_parts(num_images, batch_size):
                          f"images, fewer than 2 for each of {processes} processes")
 
 
-def _try_draws(classifier, images):
-    """One gradient of a drawn network, which some refuse: those that read weights when the call is over, or are compiled."""
-    image = _first_image(images)
-    with undisturbed(), eval_mode(classifier):
+def _try_gradient(classifier, images, defense):
+    """The loss of a few images and its gradient, which every weight must get a part of; noise must be drawn in it.
+
+    Drawn weights some networks refuse: those that read them when the call is over, or are compiled.
+    """
+    few, kind = images.take(list(range(min(_TRIED, len(images))))).in_memory(), DEFENSES[defense].kind
+    with undisturbed(), eval_mode(classifier), warnings.catch_warnings(action="ignore", category=Note):
+        before = torch.get_rng_state()
         try:
-            classifier(image).sum().backward()
+            parts = objective(classifier, few.images.cpu().float() / 255, few.labels.cpu(), kl_weight=0.0)
+            parts.loss.backward()
         except Exception as error:
-            raise InputError(f"the network cannot be called with weights that are drawn anew in each call: "
-                             f"{reason(error)}") from None
+            drawn = " with weights that are drawn anew in each call" if kind == "bayesian" else " and differentiated"
+            raise InputError(f"the network cannot be called{drawn}: {reason(error)}") from None
+        if kind == "noisy" and torch.equal(before, torch.get_rng_state()):
+            raise InputError(f"--defense {defense} puts noise before layers that the network does not call: it would have none")
+    check_logits(parts.logits)
+    own = dict(classifier.network.named_parameters())
+    unreached = [name for name in classifier.unreached if name not in own or own[name].grad is None]
+    if unreached:
+        raise InputError(told_unreached(unreached))
     classifier.zero_grad()
     classifier.release_buffers()
 

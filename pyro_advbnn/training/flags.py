@@ -79,6 +79,9 @@ class Method:
     init_std: _Std | None = flag("std that the posterior starts with, likewise.")
     kl_over: Literal["all", "last"] | None = flag("KL of all weights, or of the last layer as in the authors' code.")
     kl_warmup: _Share | None = flag("share of the training over which alpha rises from 0.")
+    class_weights: Literal["balanced"] | list[_Positive] | None = flag("factors of the log-likelihood by class: balanced, as "
+        "if there were equally many images of each, or a number for each class; scaled to a mean of 1 over the training set. "
+        "Attacks and accuracies are not weighted.")
     num_samples: flag_types.Count | None = flag("draws averaged in held-out predictions.")
 
 

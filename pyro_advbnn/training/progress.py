@@ -28,7 +28,7 @@ class Progress:
               f"{self._processes()}{self._computing()}")
         print(f"recipe {config['recipe']}: {settings['epochs']} epochs of batch {settings['batch_size']}, "
               f"{settings['optimizer']} {settings['learning_rate']:g} {settings['schedule']}{self._averaging()}"
-              f"{self._kl()}{self._attack()}")
+              f"{self._classifier()}{self._kl()}{self._attack()}")
         attack = self.training.attack
         if attack and not attack.reaches_ball:
             print(f"note: {attack.num_steps} steps of {attack.step_size:g} cannot reach the border of the ball of "
@@ -57,6 +57,11 @@ class Progress:
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:g} / N{warmup}, "
                 f"{settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
+
+    def _classifier(self):
+        noise, weights = self.config["classifier"].get("noise_before", {}), self.config["settings"]["class_weights"]
+        return "".join(f", noise before {number} {kind}" for kind, number in noise.items()) + (
+            f", class weights {weights}" if weights else "")
 
     def _averaging(self):
         settings = self.config["settings"]

@@ -21,8 +21,8 @@ _DATA = {
     "npz": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
 }
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
-           "weight_decay": 0.0, "weight_averaging": 0.0, "running_statistics": 1.0, "prior": "normal", "kl_warmup": 0.0,
-           "kl_over": "all", "initialization": "default", "schedule": "stages"}
+           "weight_decay": 0.0, "weight_averaging": 0.0, "running_statistics": 1.0, "class_weights": None, "prior": "normal",
+           "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
 
 
 def paper(dataset, defense):

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 import pyro_advbnn as ab
+from pyro_advbnn.system.errors import Note
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_parameters_that_need_no_gradient_stay_fixed():
     (lambda: nn.Flatten(), "no parameters"),
     (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "one dtype"),
     (lambda: nn.LazyLinear(3), "has no shape yet"),
-    (lambda: nn.LSTM(2, 2), "recurrent"),
+    (lambda: nn.LSTM(2, 2), "recurrent"), (lambda: nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2)), "recurrent"),
     (lambda: nn.Linear(2, 2).requires_grad_(False), "no parameters that require a gradient"),
 ])
 def test_networks_that_cannot_be_bayesian_are_refused(network, match):
@@ -337,3 +338,48 @@ def test_a_layer_under_two_names_is_drawn_once_and_left_as_it_was():
     assert len(classifier.mean) == sum(p.numel() for p in network.parameters())
     torch.testing.assert_close(classifier.draw()(x), network(x))
     assert ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1).shape == x.shape
+
+
+class ReadsOutside(nn.Module):
+    """One layer is used as it should be, the other's weights are read from outside the module, or not at all."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+        outside = self.first
+        self.first.forward = {"a closure": lambda x: F.linear(x, outside.weight, outside.bias), "nothing": lambda x: x,
+                              "what is cut off": torch.no_grad()(self.first.forward)}[uses]
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)))
+
+
+@pytest.mark.parametrize("deterministic", [(), ("first.*",), ("second.*",)])
+@pytest.mark.parametrize("uses", ["a closure", "nothing", "what is cut off"])
+def test_weights_that_are_not_drawn_and_trained_are_named_at_the_first_step(uses, deterministic):
+    network, x, y = ReadsOutside(uses), torch.rand(4, 1, 2, 2), torch.arange(4) % 3
+    classifier = ab.BayesianClassifier(network, deterministic=deterministic)
+    optimizer = torch.optim.Adam(classifier.parameters())
+    with pytest.warns(Note, match=r"no gradient reaches first\.weight, first\.bias: .*requires_grad_\(False\)"):
+        ab.train_step(classifier, optimizer, x, y, kl_weight=0.1)
+    assert classifier.unreached == ["first.weight", "first.bias"]
+    ab.train_step(classifier, optimizer, x, y, kl_weight=0.1)
+    network.first.requires_grad_(False)
+    ab.negative_elbo(ab.BayesianClassifier(network), x, y, kl_weight=0.1).backward()
+
+
+@pytest.mark.parametrize("wrap", [lambda forward: lambda x: forward(x * 2), torch.no_grad()])
+def test_a_network_of_which_no_weight_is_drawn_is_told_too(wrap):
+    network, x, y = nn.Linear(4, 3), torch.rand(4, 4), torch.arange(4) % 3
+    network.forward = wrap(network.forward)
+    for classifier in (ab.BayesianClassifier(network), ab.BayesianClassifier(network, deterministic="bias")):
+        with pytest.warns(Note, match=r"no gradient reaches weight, bias: "):
+            ab.negative_elbo(classifier, x, y, kl_weight=0.1).backward()
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "rse", "adv"])
+def test_a_network_that_uses_all_its_weights_is_told_of_nothing(defense):
+    classifier = ab.build_classifier(defense, ab.networks.convnet(width=4))
+    assert ab.train_step(classifier, torch.optim.Adam(classifier.parameters()), torch.rand(4, 1, 8, 8), torch.arange(4),
+                         kl_weight=0.0).loss.isfinite()
+    assert classifier.unreached == []

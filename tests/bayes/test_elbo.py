@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_paper_s_randlayer():
     torch.manual_seed(3)
     eps = torch.randn_like(mean)
     w = (mean + log_std.exp() * eps).requires_grad_()
-    grad, = torch.autograd.grad(F.cross_entropy(classifier._logits(w, x), y), w)
+    grad, = torch.autograd.grad(F.cross_entropy(classifier._logits(classifier._by_name(w), x), y), w)
     expected = (grad + mean / (s0**2 * n), grad * log_std.exp() * eps - 1 / n + (2 * log_std).exp() / (s0**2 * n))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -95,12 +95,13 @@ def test_kl_weight_out_of_range_is_refused(kl_weight):
         ab.negative_elbo(bayesian(), *batch(), kl_weight=kl_weight)
 
 
-@pytest.mark.parametrize("kl_weight", [(1e-3,), ()])
-def test_literal_svi_has_the_same_loss_and_without_a_kl_weight_takes_the_batch_for_the_whole_data_set(kl_weight):
+@pytest.mark.parametrize(("arguments", "kl_weight", "times"), [
+    ({"kl_weight": 1e-3}, 1e-3, 1), ({}, 1 / 16, 16), ({"num_data": 500}, 1 / 500, 500), ({"num_data": 0.5}, 2, 0.5)])
+def test_literal_svi_has_the_same_loss_and_without_a_kl_weight_that_of_the_joint_density(arguments, kl_weight, times):
     classifier, (x, y) = bayesian(), batch()
     svi = SVI(classifier.model, classifier.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    ours = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=(*kl_weight, 1 / len(y))[0]))
-    assert same_draw(lambda: svi.evaluate_loss(x, y, *kl_weight)) == pytest.approx(ours.item(), rel=1e-6)
+    ours = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=kl_weight))
+    assert same_draw(lambda: svi.evaluate_loss(x, y, **arguments)) == pytest.approx(times * ours.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("deterministic", [(), ("classifier.*",)])
@@ -159,23 +160,14 @@ class BinaryLogits(nn.Module):
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
-class LinearRegression(ab.BayesianClassifier):
-    """y ~ N(x w, 1) instead of a Categorical: conjugate, so that the posterior is known."""
-
-    @staticmethod
-    def _observe(logits, y):
-        with pyro.plate("batch", len(y)), pyro.poutine.scale(scale=1 / len(y)):
-            pyro.sample("y", dist.Normal(logits[:, 1], 1.0), obs=y)
-        return logits
-
-
 def test_svi_recovers_the_conjugate_posterior_of_linear_regression():
-    """Prior N(0, s0^2): precision X'X + 1/s0^2; the best factorised normal has the mean and the precision's diagonal."""
+    """y ~ N(x w, 1), prior N(0, s0^2): precision X'X + 1/s0^2; the best factorised normal has the mean and the precision's diagonal."""
     n, d, s0 = 200, 3, 0.5
     x = torch.randn(n, d)
     y = x @ torch.tensor([0.5, -0.3, 0.8]) + torch.randn(n)
     precision = x.T @ x + torch.eye(d) / s0**2
-    classifier = LinearRegression(BinaryLogits(d), prior_std=s0, init_std=0.2)
+    classifier = ab.BayesianClassifier(BinaryLogits(d), prior_std=s0, init_std=0.2,
+                                       likelihood=lambda out: dist.Normal(out[:, 1], 1.0))
     optimizer = torch.optim.Adam(classifier.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 1000)
     for _ in range(1000):
@@ -262,4 +254,4 @@ def test_model_and_guide_scale_the_latent_alike(kl_weight):
     arguments = (x, y) if kl_weight is None else (x, y, kl_weight)
     scales = [pyro.poutine.trace(part).get_trace(*arguments).nodes["weights"]["scale"]
               for part in (classifier.model, classifier.guide)]
-    assert scales == [kl_weight or 1 / 16] * 2
+    assert scales == [kl_weight or 1] * 2

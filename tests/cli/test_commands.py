@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ import pytest
 
 from pyro_advbnn.cli import commands, help, python_calls
 from pyro_advbnn.cli.flag_types import Range
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, Note
 
 ROOT = Path(__file__).parents[2]
 seen = []  # what the commands below were called with
@@ -337,3 +338,14 @@ def test_from_python_flags_may_be_given_by_their_own_names_beside_or_instead_of_
         command(of="a")
     with pytest.raises(TypeError, match="unexpected keyword argument 'stepp'"):
         command(run="a", stepp=1)
+
+
+def test_what_the_library_notes_is_a_line_once_and_other_warnings_stay_what_they_are(capsys):
+    def noting():
+        for text in ("odd logits", "odd logits", "an odd network"):
+            warnings.warn(text, Note, stacklevel=1)
+        warnings.warn("of another kind", UserWarning, stacklevel=1)
+
+    with pytest.raises(UserWarning, match="of another kind"):
+        commands.run(noting, [])
+    assert capsys.readouterr() == ("note: odd logits\nnote: an odd network\n", "")

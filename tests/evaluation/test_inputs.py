@@ -7,7 +7,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.evaluation import inputs, uncertainty
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, Note
 
 
 class Answering(nn.Module):
@@ -90,7 +90,6 @@ CLASSIFIERS = {
     "NaN": (lambda z: z / 0 * 0, "logits must be finite, got NaN or infinite ones"),
     "infinity": (lambda z: z.abs() / 0, "logits must be finite"),
     "probabilities": (lambda z: z.softmax(-1), "must return logits, these are probabilities: rows that sum to 1"),
-    "a sigmoid's": (lambda z: torch.sigmoid(torch.cat(4 * [z], 1)), "these all lie between 0 and 1, as after a sigmoid"),
     "a gradient of NaN": (lambda z: z + (z - z).sqrt(), "gradient of the classifier's logits by the images must be finite"),
 }
 
@@ -103,6 +102,16 @@ def test_modules_that_answer_with_something_else_are_refused(batch, change, mess
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [batch], attack, source=classifier))
     assert message in refusal(lambda: ab.robust_accuracy(classifier, [batch], attack, source=Answering()))
     assert message in refusal(lambda: ab.worst_case_accuracy(classifier, [(batch[0][:2], batch[1][:2])], {}))
+
+
+@pytest.mark.parametrize("change", [
+    torch.sigmoid, lambda z: nn.functional.cosine_similarity(z.exp()[:, None], torch.arange(1, 10.0)[None, :, None], dim=2)],
+    ids=["a sigmoid", "cosines"])
+def test_logits_that_may_be_a_sigmoid_s_are_only_noted(batch, change):
+    classifier = Answering(lambda z: change(torch.cat(4 * [z], 1)))
+    for judge in (lambda: inputs.check_classifier(classifier, batch[0]), lambda: ab.robust_accuracy(classifier, [batch])):
+        with pytest.warns(Note, match="all lie between 0 and 1, as after a sigmoid"):
+            judge()
 
 
 def test_what_is_no_module_is_refused(batch):

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+class Tokens(nn.Module):
+    """Attention over rows of pixels, with a linear layer in front: no convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.attention = nn.Linear(8, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.embed(x[:, 0])
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+class TwoNames(nn.Module):
+    """One convolution under two names, in one of which the network calls it."""
+
+    def __init__(self, called):
+        super().__init__()
+        self.a = nn.Conv2d(1, 4, 3)
+        self.b, self.called, self.end = self.a, called, nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.end(getattr(self, self.called)(x).amax((2, 3)))
+
+
+class TwoBlocks(nn.Module):
+    """One block with a convolution under two names."""
+
+    def __init__(self):
+        super().__init__()
+        block = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.a, self.b, self.end = block, block, nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.end(self.b(x))
+
+
+class ReadsItsLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.conv(x) + self.conv.bias.view(-1, 1, 1) * self.conv.weight.norm() / self.conv.stride[0]
+        return self.end(x.amax((2, 3)))
+
+
+NETWORKS = {"an MLP": (mlp, {"Linear": 2}),
+            "attention": (Tokens, {"Linear": 2, "NonDynamicallyQuantizableLinear": 1}),
+            "called by its first name": (lambda: TwoNames("a"), {"Conv2d": 1}),
+            "called by its second name": (lambda: TwoNames("b"), {"Conv2d": 1}), "in a shared block": (TwoBlocks, {"Conv2d": 1}),
+            "weights read by the network": (ReadsItsLayer, {"Conv2d": 1}),
+            "a lone layer": (lambda: nn.Linear(8, 10), {"Linear": 1}),
+            "convolutions": (lambda: ab.networks.convnet(width=4), {"Conv2d": 4})}
+
+
+@pytest.mark.parametrize(("build", "where"), NETWORKS.values(), ids=NETWORKS)
+def test_every_network_gets_noise_and_the_records_say_where(build, where):
+    torch.manual_seed(0)
+    network, x = build(), torch.rand(4, 8) if isinstance(build(), nn.Linear) else torch.rand(4, 1, 8, 8)
+    classifier = ab.build_classifier("rse", network).eval()
+    assert not torch.equal(classifier(x), classifier(x))
+    assert classifier.settings()["noise_before"] == where
+    stds = [m.std for m in classifier.modules() if isinstance(m, ab.AdditiveNoise)]
+    assert stds == [0.2] + [0.1] * (sum(where.values()) - 1)
+    draw = classifier.draw()
+    assert torch.equal(draw(x), draw(x))
+    assert "noise_before" not in ab.build_classifier("adv", network).settings()
+
+
+def test_without_its_noise_the_network_is_itself():
+    for build, _ in NETWORKS.values():
+        network = build().eval()
+        x = torch.rand(4, 8) if isinstance(network, nn.Linear) else torch.rand(4, 1, 8, 8)
+        torch.testing.assert_close(ab.add_noise(network, 0.0, 0.0)(x), network(x))
+
+
+@pytest.mark.parametrize("network", [nn.Flatten(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
+def test_a_network_that_noise_has_no_place_in_is_refused(network):
+    with pytest.raises(ab.InputError, match="has neither"):
+        ab.build_classifier("rse", network)

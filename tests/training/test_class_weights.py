@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+from tiny_runs import build, refusal, words
+
+
+
+def few_of_class_1(folder, per_class=(30, 10, 20)):
+    random, labels = np.random.RandomState(0), np.repeat(range(len(per_class)), per_class)
+    np.savez(folder / "images.npz", **{f"x_{split}": random.randint(0, 256, (len(labels), 8, 8)).astype(np.uint8)
+                                       for split in ("train", "test")}, y_train=labels, y_test=labels)
+    return {"dataset": "npz", "data_dir": folder / "images.npz", "validation": 0, "num_train": None}
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("balanced", [2 / 3, 2, 1]),                         # N / (C n_c)
+    ([1.0, 4.0, 1.0], [2 / 3, 8 / 3, 2 / 3]), ([5.0, 5.0, 5.0], [1, 1, 1])])
+@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+def test_class_weights_have_a_mean_of_1_over_the_training_set_and_are_recorded(tmp_path, given, expected, defense):
+    config, training, _ = build(**few_of_class_1(tmp_path), class_weights=given, defense=defense)
+    assert config["settings"]["class_weights"] == given
+    assert config["classifier"]["class_weights"] == pytest.approx(expected)
+    assert training.classifier.class_weights[training.images.labels].mean().item() == pytest.approx(1)
+
+
+def test_they_count_the_images_that_are_left_to_train_on(tmp_path):
+    flags = few_of_class_1(tmp_path) | {"validation": 12}
+    config, training, _ = build(**flags, class_weights="balanced", defense="adv")
+    assert len(training.images) == 48
+    counts = torch.bincount(training.images.labels)
+    assert config["classifier"]["class_weights"] == pytest.approx((48 / (3 * counts)).tolist())
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("1,2", "--class_weights must be balanced, or 3 numbers, one for each class, got 2"), ("1,0,1", "> 0"), ("even", "balanced")])
+def test_others_are_refused_before_any_work(tmp_path, capsys, given, message):
+    flags = few_of_class_1(tmp_path) | {"class_weights": given, "out": tmp_path / "run"}
+    del flags["num_train"]
+    assert message in refusal(capsys, *words(flags))
+    assert not (tmp_path / "run").exists()
