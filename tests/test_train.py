@@ -454,7 +454,7 @@ class ReadsToo(Reads):
 
 class Cosines(nn.Linear):
     def __init__(self, n):
-        super().__init__(64, n)
+        super().__init__(64, n, bias=False)
         nn.init.uniform_(self.weight)
 
     def forward(self, x):

@@ -7,7 +7,7 @@ from tiny_runs import build, refusal, words
 
 def few_of_class_1(folder, per_class=(30, 10, 20)):
     random, labels = np.random.RandomState(0), np.repeat(range(len(per_class)), per_class)
-    np.savez(folder / "images.npz", **{f"x_{split}": random.randint(0, 256, (len(labels), 8, 8)).astype(np.uint8)
+    np.savez(folder / "images.npz", **{f"x_{split}": random.randint(0, 256, (len(labels), 8, 8, 1)).astype(np.uint8)
                                        for split in ("train", "test")}, y_train=labels, y_test=labels)
     return {"dataset": "npz", "data_dir": folder / "images.npz", "validation": 0, "num_train": None}
 
