@@ -25,7 +25,7 @@ from tiny_runs import (
     words,
 )
 
-from pyro_advbnn import datasets, evaluate
+from pyro_advbnn import datasets
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
@@ -495,22 +495,20 @@ def odd_networks(tmp_path, monkeypatch):
     ("Unused", "no gradient reaches head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
     ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call")])
 def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, odd_networks, capsys, name, words):
-    told = refused_command(capsys, train, *f"--network=odd_networks:{name}".split(), "--num_train=100", "--out", tmp_path / "run")
+    flags = f"--network=odd_networks:{name} --num_train=100".split()
+    told = refused_command(capsys, train, *flags, "--out", tmp_path / "run")
     assert words in told and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("name", "defense", "told"), [
-    ("Recurrent", "adv", ""), ("Recurrent", "none", ""), ("Recurrent", "rse", "noise before 1 Linear"), ("frozen", "advbnn", ""),
-    ("ReadsToo", "advrse", "noise before 1 Conv2d"), ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"),
-    ("Reads", "bnn", "")])
-def test_networks_that_are_only_odd_are_trained_and_evaluated(tmp_path, odd_networks, capsys, name, defense, told):
-    words = ["--network", f"odd_networks:{name}", "--num_train", 60, "--validation", 10, "--epochs", 1, "--num_steps", 1]
-    commands.run(train, [*map(str, words), f"--defense={defense}", f"--out={tmp_path / 'run'}"])
+    ("Recurrent", "adv", ""), ("Recurrent", "none", ""), ("Recurrent", "rse", "noise before 1 Linear"),
+    ("frozen", "advbnn", ""), ("Reads", "bnn", ""), ("ReadsToo", "advrse", "noise before 1 Conv2d"),
+    ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"), ("Cosines", "bnn", "note: the")])
+def test_networks_that_are_only_odd_are_trained(tmp_path, odd_networks, capsys, name, defense, told):
+    flags = f"--network=odd_networks:{name} --num_train=60 --validation=10 --epochs=1 --num_steps=1 --defense={defense}"
+    commands.run(train, [*flags.split(), f"--out={tmp_path / 'run'}"])
     out = capsys.readouterr().out
     assert told in out and out.count("note: ") == told.count("note: ")
-    commands.run({"accuracy": evaluate.accuracy}, ["accuracy", f"--run={tmp_path / 'run'}", f"--network=odd_networks:{name}",
-                                                   "--num_test=20", "--num_samples=2"])
-    assert (tmp_path / "run/evaluation/accuracy.csv").exists()
 
 
 @pytest.mark.parametrize("defense", ["advbnn", "none"])

@@ -161,7 +161,7 @@ class BinaryLogits(nn.Module):
 
 
 def test_svi_recovers_the_conjugate_posterior_of_linear_regression():
-    """y ~ N(x w, 1), prior N(0, s0^2): precision X'X + 1/s0^2; the best factorised normal has the mean and the precision's diagonal."""
+    """y ~ N(x w, 1), w ~ N(0, s0^2): precision X'X + 1/s0^2; the best factorised normal has mean and precision's diagonal."""
     n, d, s0 = 200, 3, 0.5
     x = torch.randn(n, d)
     y = x @ torch.tensor([0.5, -0.3, 0.8]) + torch.randn(n)

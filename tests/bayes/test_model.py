@@ -1,4 +1,4 @@
-"""The classifier as others' Pyro code takes it: a joint density for NUTS, SVI and Predictive, with a likelihood of one's own."""
+"""The classifier as Pyro code of others takes it: a joint density for NUTS, SVI and Predictive; likelihoods of one's own."""
 import copy
 
 import pyro
@@ -166,7 +166,8 @@ def test_class_weights_are_factors_of_the_log_likelihood_alone(defense, tmp_path
     x, y = torch.rand(9, 1, 2, 2), torch.arange(9) % 3
     torch.manual_seed(1)
     parts = objective(weighted, x, y, kl_weight=0.0)
-    torch.testing.assert_close(parts.nll, (torch.tensor(FACTORS)[y] * F.cross_entropy(parts.logits, y, reduction="none")).mean())
+    losses = F.cross_entropy(parts.logits, y, reduction="none")
+    torch.testing.assert_close(parts.nll, (torch.tensor(FACTORS)[y] * losses).mean())
     attacked = []
     for classifier in (weighted, plain):
         torch.manual_seed(2)

@@ -59,7 +59,8 @@ class ReadsItsLayer(nn.Module):
 NETWORKS = {"an MLP": (mlp, {"Linear": 2}),
             "attention": (Tokens, {"Linear": 2, "NonDynamicallyQuantizableLinear": 1}),
             "called by its first name": (lambda: TwoNames("a"), {"Conv2d": 1}),
-            "called by its second name": (lambda: TwoNames("b"), {"Conv2d": 1}), "in a shared block": (TwoBlocks, {"Conv2d": 1}),
+            "called by its second name": (lambda: TwoNames("b"), {"Conv2d": 1}),
+            "in a shared block": (TwoBlocks, {"Conv2d": 1}),
             "weights read by the network": (ReadsItsLayer, {"Conv2d": 1}),
             "a lone layer": (lambda: nn.Linear(8, 10), {"Linear": 1}),
             "convolutions": (lambda: ab.networks.convnet(width=4), {"Conv2d": 4})}

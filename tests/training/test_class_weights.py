@@ -4,7 +4,6 @@ import torch
 from tiny_runs import build, refusal, words
 
 
-
 def few_of_class_1(folder, per_class=(30, 10, 20)):
     random, labels = np.random.RandomState(0), np.repeat(range(len(per_class)), per_class)
     np.savez(folder / "images.npz", **{f"x_{split}": random.randint(0, 256, (len(labels), 8, 8, 1)).astype(np.uint8)
@@ -32,7 +31,8 @@ def test_they_count_the_images_that_are_left_to_train_on(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ("1,2", "--class_weights must be balanced, or 3 numbers, one for each class, got 2"), ("1,0,1", "> 0"), ("even", "balanced")])
+    ("1,2", "--class_weights must be balanced, or 3 numbers, one for each class, got 2"), ("1,0,1", "> 0"),
+    ("even", "balanced")])
 def test_others_are_refused_before_any_work(tmp_path, capsys, given, message):
     flags = few_of_class_1(tmp_path) | {"class_weights": given, "out": tmp_path / "run"}
     del flags["num_train"]
