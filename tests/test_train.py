@@ -398,6 +398,7 @@ def test_a_start_from_another_architecture_is_refused(tmp_path, finished, flags)
 
 
 ODD = """
+import threading
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -475,6 +476,14 @@ class Later(nn.Module):
 
     def forward(self, x):
         return checkpoint(self.layer, x.flatten(1), use_reentrant=False)
+
+def parallel(n):
+    return nn.DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, n)))
+
+class Locked(nn.Sequential):
+    def __init__(self, n):
+        super().__init__(nn.Flatten(), nn.Linear(64, n))
+        self.lock = threading.Lock()
 """
 
 
@@ -493,7 +502,9 @@ def odd_networks(tmp_path, monkeypatch):
     ("closure", "no gradient reaches 0.weight, 0.bias: "), ("closure --defense=rse", "no gradient reaches 0.layer.weight"),
     ("closure --defense=none --weight_averaging=0.9", "no gradient reaches 0.weight"),
     ("Unused", "no gradient reaches head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
-    ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call")])
+    ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call"),
+    ("parallel", "a DataParallel wraps: pass its .module"), ("parallel --defense=none", "pass its .module"),
+    ("Locked", "its attribute lock cannot: cannot pickle")])
 def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, odd_networks, capsys, name, words):
     flags = f"--network=odd_networks:{name} --num_train=100".split()
     told = refused_command(capsys, train, *flags, "--out", tmp_path / "run")

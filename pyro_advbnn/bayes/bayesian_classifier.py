@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
-from pyro_advbnn.bayes.kernels.vectors import Buffers, unflatten
+from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
 from pyro_advbnn.bayes.parameters import (
     flatten,
     last_layer_names,
@@ -89,8 +89,12 @@ class BayesianClassifier(Classifier):
         weights = self.posterior_distribution().rsample()
         if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
             return self._logits(self._by_name(weights), x)
+        by_name = self._by_name(weights)
+        tensors = self._by_alias(by_name)
+        if not self._may_be_lean(x, tensors):
+            return self._logits(by_name, x)
         calls = self._lean_calls
-        return self._checked(calls(calls.weights(self._by_alias(self._by_name(weights)), owned=self._shapes), x), x)
+        return self._checked(calls(calls.weights(tensors, owned=self._shapes), x), x)
 
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
@@ -146,7 +150,9 @@ class BayesianClassifier(Classifier):
         for name, aliases in self._aliases.items():
             for alias in aliases:
                 module, _, leaf = alias.rpartition(".")
-                network.get_submodule(module).register_parameter(leaf, parameters[name])
+                place = network.get_submodule(module)
+                vars(place).pop(leaf, None)              # a copied GraphModule has None as a plain attribute
+                place.register_parameter(leaf, parameters[name])
         return network
 
     def release_buffers(self):
@@ -188,7 +194,7 @@ class BayesianClassifier(Classifier):
 
     def _std_while_frozen(self):
         """exp(log_std), kept while log_std requires no gradient, as in an attack, from one train() or eval() on."""
-        if self.log_std.requires_grad:
+        if self.log_std.requires_grad or in_transform():
             self._kept = None
             return None
         if self._kept is None or self._kept[0] != self.log_std._version:

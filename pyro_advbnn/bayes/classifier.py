@@ -16,7 +16,8 @@ from torch import nn
 
 from pyro_advbnn.bayes.averaging import AveragedClassifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
-from pyro_advbnn.bayes.parameters import names_unreached, shared_modules
+from pyro_advbnn.bayes.kernels.vectors import in_transform
+from pyro_advbnn.bayes.parameters import check_network, copied, names_unreached, shared_modules
 from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before
 from pyro_advbnn.system.errors import InputError, Note, check_number
 
@@ -38,6 +39,7 @@ class Classifier(nn.Module):
     _numbers = itertools.count()
 
     def __init__(self, network, *, likelihood=categorical, class_weights=None):
+        check_network(network)
         super().__init__()
         self.network, self.likelihood = network, likelihood
         self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
@@ -52,9 +54,13 @@ class Classifier(nn.Module):
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
         .data, of which torch tells nobody, or call eval() or train() afterwards.
         """
-        if any(p.requires_grad for p in self.parameters()):
+        if any(p.requires_grad for p in self.parameters()) or not self._may_be_lean(x):
             return self._checked(self.network(x), x)
         return self._checked(self._lean_calls(self._kept_weights(x), x), x)
+
+    def _may_be_lean(self, x, tensors=None):
+        """Whether lean calls may answer where no weight requires a gradient: in eval mode, and not under torch.func."""
+        return not (self.network.training or in_transform()) and self._lean_calls.agree(x, tensors)
 
     @functools.cached_property
     def _lean_calls(self):
@@ -105,11 +111,12 @@ class Classifier(nn.Module):
     def release_buffers(self):
         """Give back the work memory that calls keep; the next call takes it anew."""
         self._kept = None
-        self.__dict__.pop("_lean_calls", None)
+        if "_lean_calls" in vars(self):
+            self._lean_calls.release_buffers()
 
     def draw(self):
         """The network with one draw of its randomness fixed, an independent module."""
-        network = copy.deepcopy(self.network)
+        network = copied(self.network)
         for module in network.modules():
             if isinstance(module, AdditiveNoise):
                 module.fix(int(torch.randint(2**63 - 1, ())))
@@ -117,7 +124,7 @@ class Classifier(nn.Module):
 
     def mean_network(self):
         """The network at the posterior's mean, an independent module; a copy of the network where there is no posterior."""
-        return copy.deepcopy(self.network)
+        return copied(self.network)
 
     def averaged(self, num_samples):
         """This classifier with every call answered by num_samples >= 1 draws; see `AveragedClassifier`."""
@@ -160,9 +167,16 @@ class Classifier(nn.Module):
     def _checked(self, output, x):
         return checked_logits(output, len(x)) if self.likelihood is categorical else output
 
+    def __deepcopy__(self, memo):
+        other = memo[id(self)] = type(self).__new__(type(self))
+        copied(self.network, memo)                       # which the memo holds from here on
+        other.__setstate__(copy.deepcopy(vars(self), memo))
+        return other
+
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
+        self.__dict__.pop("_lean_calls", None)           # and may become another network
         self.release_buffers()
 
 

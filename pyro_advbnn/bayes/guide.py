@@ -3,10 +3,10 @@ import math
 
 import torch
 from pyro.distributions import Normal, TorchDistribution
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 from pyro_advbnn.bayes.kernels.fused_draw import draw_with_kl
-from pyro_advbnn.bayes.kernels.vectors import Buffers, normal_
+from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, normal_
 
 
 def draw(mean, log_std, eps):
@@ -48,7 +48,7 @@ class MeanFieldNormal(TorchDistribution):
 
     def rsample(self, sample_shape=()):
         """(*sample_shape, d) draws; gradients reach mean and log_std (Eq. 8)."""
-        if sample_shape:
+        if sample_shape or in_transform():
             eps = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
             return draw(self.loc, self.log_std, eps)
         if torch.is_grad_enabled() and (self.loc.requires_grad or self.log_std.requires_grad):
@@ -59,6 +59,8 @@ class MeanFieldNormal(TorchDistribution):
 
     def rsample_with_kl(self, prior):
         """(a draw (d,), the KL to a `NormalPrior`, a scalar) as `rsample` and `kl_divergence` give them, in one pass."""
+        if in_transform():
+            return self.rsample(), kl_divergence(self, prior)
         return draw_with_kl(self.loc, self.log_std, prior.counted_pieces(), self.buffers)
 
     def log_prob(self, value):

@@ -5,18 +5,29 @@ import fnmatch
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, reason
+
+
+def check_network(network):
+    """Raises InputError for what is no nn.Module, and where a part of it calls other modules than those that it holds."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
+    for module in network.modules():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise InputError(f"the network must be the plain one that a {type(module).__name__} wraps: pass its .module")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError("the network must be the nn.Module that a TorchScript module was made from")
 
 
 def trainable_parameters(network):
     """{name: parameter} of those that require a gradient.
 
-    Raises InputError for what is no nn.Module, where there are none, and for parameters that have no shape yet, are of several
+    Raises InputError as `check_network`, where there are none, and for parameters that have no shape yet, are of several
     dtypes or on several devices.
     """
-    if not isinstance(network, nn.Module):
-        raise InputError(f"the network must be an nn.Module, got {type(network).__name__}")
+    check_network(network)
     parameters = dict(network.named_parameters())
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedTensorMixin):
@@ -62,7 +73,39 @@ def shared_modules(network):
 
 def skeleton(network):
     """A copy of the network's structure and buffers with None for every trainable parameter, which is not copied."""
-    return copy.deepcopy(network, {id(p): None for p in network.parameters() if p.requires_grad})
+    return copied(network, {id(p): None for p in network.parameters() if p.requires_grad})
+
+
+def copied(module, memo=None):
+    """A deep copy; tensors that a call has left in the module, such as an activation that it keeps, are there without graph.
+
+    memo: as of copy.deepcopy.   Raises InputError with the name of an attribute that cannot be copied.
+    """
+    try:
+        with _Detached():
+            return copy.deepcopy(module, memo)
+    except Exception:
+        for place, part in module.named_modules():
+            for name in [name for name in vars(part) if name not in vars(nn.Module())]:
+                _check_copied(f"{place}.{name}".lstrip("."), vars(part)[name])
+        raise
+
+
+def _check_copied(name, value):
+    try:
+        with _Detached():
+            copy.deepcopy(value)
+    except Exception as error:
+        raise InputError(f"the network cannot be copied, for its attribute {name} cannot: {reason(error)}") from None
+
+
+class _Detached(TorchFunctionMode):
+    """torch refuses to copy a tensor with a graph."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return function(*args, **(kwargs or {}))
 
 
 def names_unreached(output, weights):

@@ -3,12 +3,12 @@
 Liu, Cheng, Zhang and Hsieh, "Towards Robust Neural Networks via Random Self-Ensemble" (ECCV 2018), one of the paper's
 baselines. A network without convolutions gets it before every linear layer, of which the paper says nothing.
 """
-import copy
 from collections import Counter
 
 import torch
 from torch import nn
 
+from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.system.errors import InputError
 
 _LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d, nn.Linear               # the first kind that a network has gets noise
@@ -65,7 +65,7 @@ def add_noise(network, first_std=0.2, inner_std=0.1):
 
     Raises InputError for a network that has neither.
     """
-    noisy = nn.Sequential(copy.deepcopy(network))
+    noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
     layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
     if not layers:

@@ -10,6 +10,7 @@ import torch
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import Classifier, categorical
+from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system.errors import InputError, as_path, reason
@@ -37,7 +38,8 @@ def save(path, classifier, config=None, **more):
     if not _is_plain(config):
         raise InputError(f"config must hold plain values only, got {config!r:.200}")
     content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
-               "state": classifier.state_dict(), **more}
+               "state": classifier.state_dict(),
+               "frozen": [name for name, p in classifier.named_parameters() if not p.requires_grad], **more}
     with replacing(path, _prove) as file:
         _write(content, file)
 
@@ -82,7 +84,7 @@ def _check_sums(path):
 
 
 def load(path, network=None, *, prior=None, likelihood=None, device="cpu"):
-    """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode.
+    """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode; its dtype and what was frozen too.
 
     network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
     for those that config cannot name. prior, likelihood: the same ones, for a classifier that was built with one of its own,
@@ -103,9 +105,12 @@ def classifier_of(content, path, network=None, *, prior=None, likelihood=None, d
             raise
         raise InputError(f"{path} is damaged: its settings build no classifier ({reason(error)})") from None
     try:
-        classifier.load_state_dict(content["state"])
+        first = next((content["state"].get(name) for name, _ in classifier.named_parameters()), None)
+        classifier.to(dtype=getattr(first, "dtype", None)).load_state_dict(content["state"])
     except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network: {reason(error)}") from None
+    if "frozen" in content:
+        _freeze(classifier, content["frozen"])
     return classifier.to(device).eval()
 
 
@@ -130,6 +135,7 @@ def read(path, *, mmap=False):
     if content["format"] != FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads {FORMAT}")
     mappings = all(isinstance(content.get(name), dict) for name in ("config", "settings", "state"))
+    mappings &= isinstance(content.get("frozen", []), list)
     if not mappings or "kind" not in content["settings"] or not _is_plain(content["config"]):
         raise InputError(f"{path} is damaged: its config, settings and state are not those of a checkpoint")
     return content
@@ -159,8 +165,17 @@ def _build(content, network, prior, likelihood, path):
     if (settings["prior"] in PRIORS) != (prior is None):
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
                          f"{'pass it as prior' if prior is None else 'pass none'}")
+    if "frozen" in content:
+        network = copied(network)
+        _freeze(network, content["frozen"], "network")
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"], **of_y)
+
+
+def _freeze(module, names, prefix=""):
+    """Have the parameters of these names, and no other, require no gradient."""
+    for name, p in module.named_parameters(prefix=prefix):
+        p.requires_grad_(name not in names)
 
 
 def _named_network(config, path):

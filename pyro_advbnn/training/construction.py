@@ -10,7 +10,7 @@ from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.elbo import objective
-from pyro_advbnn.bayes.parameters import trainable_parameters
+from pyro_advbnn.bayes.parameters import copied, trainable_parameters
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError, Note, reason
@@ -96,7 +96,7 @@ def check_memory(architecture, defense, device):
 
 def _start_from(network, name, run):
     own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
-    source, _, path = run_folders.load_classifier(run, network=copy.deepcopy(network) if own else None)
+    source, _, path = run_folders.load_classifier(run, network=copied(network) if own else None)
     try:
         network.load_state_dict(source.mean_network().state_dict())
     except RuntimeError:

@@ -1,4 +1,6 @@
 import copy
+import types
+import warnings
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torchvision.models import resnet18
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.bayes.kernels.frozen_calls import foldable
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, foldable
+from pyro_advbnn.system.errors import Note
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -176,3 +179,148 @@ def test_a_copy_of_a_classifier_that_was_called_goes_on_by_itself(wrap):
             for p in other.parameters():
                 p.zero_()
         assert not torch.allclose(other(X), classifier(X), atol=1e-3)
+
+
+def folded_once(network, forward=None, patched=None):
+    """A convolution, its BatchNorm, a pooling and a head; forward: the network's; patched: (layer, its own forward)."""
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.pool, self.fc = network()
+
+        def features(self, x):
+            return self.pool(self.bn(self.conv(x)).relu())
+
+        def forward(self, x):
+            return forward(self, x) if forward else self.fc(self.features(x).mean((2, 3)))
+
+    net = settled(Net())
+    if patched:
+        layer = net.get_submodule(patched[0])
+        layer.forward = types.MethodType(patched[1], layer)
+    return net
+
+
+def layers():
+    return nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Linear(4, 10)
+
+
+def without_bias():
+    return nn.Conv2d(3, 4, 3, bias=False), *layers()[1:]
+
+
+def parametrized():
+    convolution, norm, *others = layers()
+    return convolution, nn.utils.parametrizations.weight_norm(norm, dim=None), *others
+
+
+def weights_standardised(conv, x):
+    w = conv.weight
+    return F.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True), conv.bias, padding=1)
+
+
+def padded_in_a_circle(conv, x):
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), conv.weight, conv.bias)
+
+
+def head(net, h):
+    return net.fc(h.mean((2, 3)))
+
+
+READ_ELSEWHERE = {
+    "the weight, by another convolution": lambda net, x: head(net, net.features(x) + net.pool(
+        F.conv2d(x, net.conv.weight, net.conv.bias, padding=2, dilation=2))),
+    "the weight, by einsum": lambda net, x: head(net, net.features(x) + torch.einsum(
+        "bchw,kcij->bk", x, net.conv.weight)[..., None, None] / 1024),
+    "the bias": lambda net, x: net.fc(net.features(x).mean((2, 3)) + net.conv.bias),
+    "whether there is a bias": lambda net, x: head(net, net.features(x)) * (3 if net.conv.bias is not None else 1),
+}
+FORWARDS_OF_THEIR_OWN = {
+    "weight standardisation": ("conv", weights_standardised), "circular padding": ("conv", padded_in_a_circle),
+    "a norm that does nothing": ("bn", lambda norm, x: x), "a pooling by means": ("pool", lambda pool, x: F.avg_pool2d(x, 2)),
+    "the network": ("", lambda net, x: net.fc(net.conv(x).mean((2, 3)))),
+}
+ATTRIBUTES = {
+    "of the pooling": lambda net, x: head(net, net.features(x)) / net.pool.stride,
+    "of the BatchNorm": lambda net, x: head(net, net.features(x)) * (1 - net.bn.eps) + net.bn.running_var.sum(),
+}
+PECULIAR = [*(lambda f=f: folded_once(layers, f) for f in (*READ_ELSEWHERE.values(), *ATTRIBUTES.values())),
+            *(lambda p=p: folded_once(layers, patched=p) for p in FORWARDS_OF_THEIR_OWN.values()),
+            lambda: folded_once(without_bias, READ_ELSEWHERE["whether there is a bias"]), lambda: folded_once(parametrized)]
+
+
+NAMES = [*READ_ELSEWHERE, *ATTRIBUTES, *FORWARDS_OF_THEIR_OWN, "there is none", "parametrized"]
+
+
+@pytest.mark.parametrize("wrap", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8).eval()])
+@pytest.mark.parametrize("network", PECULIAR, ids=NAMES)
+def test_a_network_that_does_more_than_its_modules_is_predicted_as_it_is(network, wrap):
+    network = network()                                  # a Note, where folding is found to be wrong, would be an error
+    torch.testing.assert_close(ab.predict(wrap(network), X, num_samples=2), network(X).softmax(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_reading_attributes_is_no_reason_not_to_fold():
+    assert all(foldable(folded_once(layers, forward)) == [("conv", "bn")] for forward in (*ATTRIBUTES.values(), None))
+
+
+UNSEEN = {                                               # no trace of it in the graph
+    "the bias, out of the state": lambda net, x: head(net, net.features(x)) * net.conv.state_dict()["bias"].norm(),
+    "the weight, as a number": lambda net, x: head(net, net.features(x)) * net.conv._parameters["weight"].detach().norm(),
+}
+
+
+@pytest.mark.parametrize("wrap", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8).eval()])
+@pytest.mark.parametrize("forward", UNSEEN.values(), ids=UNSEEN)
+def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_note_says_so_once(forward, wrap):
+    network = folded_once(layers, forward)
+    classifier = wrap(network)
+    assert foldable(network) == [("conv", "bn")]
+    with pytest.warns(Note, match="the network answers otherwise") as told:
+        first = ab.predict(classifier, X, num_samples=2)
+    assert len(told) == 1 and issubclass(Note, UserWarning)
+    classifier.release_buffers()
+    for answer in (first, ab.predict(classifier, X, num_samples=2)):
+        torch.testing.assert_close(answer, network(X).softmax(-1), rtol=1e-3, atol=1e-4)
+
+
+CLASSIFIERS = [
+    lambda: ab.BayesianClassifier(settled(ab.networks.convnet(in_channels=3, width=4)), init_std=0.1).eval(),
+    lambda: ab.build_classifier("rse", settled(ab.networks.convnet(in_channels=3, width=4))).eval(),
+    lambda: ab.BayesianClassifier(ab.add_noise(settled(ab.networks.vgg11(width=2))), init_std=0.1).eval()]
+
+
+@pytest.mark.parametrize("build", CLASSIFIERS)
+def test_draws_are_the_same_bits_with_and_without_the_comparison(build, monkeypatch):
+    answers, compared = [], []
+    for compare in (LeanCalls._compare, lambda *_: True):
+        monkeypatch.setattr(LeanCalls, "_compare", lambda *args, c=compare: compared.append(c) or c(*args))
+        torch.manual_seed(2)
+        classifier = build()
+        torch.manual_seed(3)
+        x_adv = ab.pgd(classifier, X, torch.tensor([1, 2, 3]), epsilon=0.1, step_size=0.05, num_steps=2)
+        answers.append([x_adv, ab.predict(classifier, X, num_samples=2), torch.get_rng_state()])
+        classifier.release_buffers()
+        ab.predict(classifier, X)
+    assert len(compared) == 2 and all(map(torch.equal, *answers))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_in_both_are_no_difference(value):
+    network = folded_once(layers)
+    with torch.no_grad():
+        network.fc.bias[0] = value
+    classifier = Classifier(network)
+    with frozen(classifier), warnings.catch_warnings(action="error"):
+        assert not classifier(X)[:, 0].isfinite().any() and classifier._lean_calls._agree
+
+
+def test_nothing_is_compared_in_training_mode_which_would_move_the_running_statistics():
+    network = settled(ab.networks.convnet(in_channels=3, width=4)).train()
+    classifier, norm = Classifier(network), network.features[1]
+    for part in (network, norm):                         # all of it, or one norm alone
+        classifier.eval()
+        part.train()
+        before = norm.num_batches_tracked.item()
+        with frozen(classifier):
+            classifier(X)
+        assert norm.num_batches_tracked == before + 1

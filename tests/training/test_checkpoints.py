@@ -88,6 +88,44 @@ def test_a_network_of_the_users_own_comes_back_when_the_same_architecture_is_pas
         checkpoints.load(tmp_path / "c.pt", convnet())
 
 
+@pytest.mark.parametrize("frozen", [["features"], ["features.0.weight", "classifier.bias"]], ids=["all but the head", "two"])
+@pytest.mark.parametrize("defense", ["none", "rse", "bnn"])
+def test_frozen_parameters_come_back_frozen(tmp_path, frozen, defense):
+    network = convnet()
+    for name, p in network.named_parameters():
+        p.requires_grad_(not name.startswith(tuple(frozen)))
+    classifier = trained(ab.build_classifier(defense, network))
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | {"defense": defense})
+    passed = convnet()
+    for loaded in (checkpoints.load(tmp_path / "c.pt"), checkpoints.load(tmp_path / "c.pt", passed)):
+        assert_same(classifier, loaded)
+        for parameters in (loaded, classifier):
+            assert sum(not p.requires_grad for p in parameters.parameters()) in (2, 16)
+        assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in classifier.parameters()]
+    assert defense != "bnn" or all(p.requires_grad for p in passed.parameters())         # it is left as it is
+
+
+def test_a_checkpoint_from_before_frozen_parameters_were_saved_takes_those_of_the_network(tmp_path):
+    network = convnet()
+    network.features.requires_grad_(False)
+    classifier = ab.BayesianClassifier(network)
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
+    content = torch.load(tmp_path / "c.pt")
+    del content["frozen"]
+    torch.save(content, tmp_path / "c.pt")
+    assert_same(classifier, checkpoints.load(tmp_path / "c.pt", network))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+def test_a_classifier_comes_back_in_its_dtype(tmp_path, dtype, defense):
+    classifier = ab.build_classifier(defense, convnet().to(dtype))
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | {"defense": defense})
+    loaded = checkpoints.load(tmp_path / "c.pt")
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
 def test_code_of_the_users_own_is_never_imported_from_a_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path(__file__).with_name('HARM').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)

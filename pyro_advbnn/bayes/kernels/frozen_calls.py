@@ -3,20 +3,26 @@
 A BatchNorm that keeps still is an affine map of each channel: folded into the convolution before it, it costs one pass over
 that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype in memory
 that is kept; autocast itself would make that copy anew in every call. 2x2 max-poolings are done by a faster loop.
+
+A forward may do what its modules do not tell. So both ways of calling are compared, once, and only where they agree is the
+cheaper one taken.
 """
-import copy
 import warnings
 from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from pyro_advbnn.bayes.kernels.max_pool import MaxPool2x2, is_2x2
+from pyro_advbnn.bayes.kernels import max_pool
 from pyro_advbnn.bayes.kernels.vectors import Buffers
+from pyro_advbnn.bayes.parameters import copied
+from pyro_advbnn.system.errors import Note
+from pyro_advbnn.system.random_streams import undisturbed
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm           # with SyncBatchNorm
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CAST = (*_CONVOLUTIONS, nn.Linear)                      # whose weights autocast brings to its dtype
 
 
@@ -24,25 +30,54 @@ class LeanCalls:
     """Calls of a network with weights given by name, BatchNorm folded where it keeps still.
 
     network: the structure, whose parameters and modes stay as they are. shared: names of modules that share weights; they,
-    modules with hooks, and networks that torch.fx cannot trace are called as they are.
+    modules with hooks or a forward of their own, and networks that torch.fx cannot trace are called as they are.
     """
 
     def __init__(self, network, shared=()):
-        self.network = network
+        self.network, self._agree = network, None
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
-        self._poolings = [name for name, module in network.named_modules() if is_2x2(module) and name]
+        self._poolings = [name for name, module in network.named_modules() if max_pool.is_2x2(module)]
         self._pairs = [pair for pair in foldable(network) if not set(shared) & set(pair)]
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
         tensors, folded = weights
-        poolings = [name for name in self._poolings if not _has_hooks(self.network.get_submodule(name))]
-        with _replaced(self.network, dict.fromkeys(folded, nn.Identity) | dict.fromkeys(poolings, MaxPool2x2)):
-            return functional_call(self.network, tensors, (x,), tie_weights=False)
+        poolings = [module for module in map(self.network.get_submodule, self._poolings) if _is_plain(module)]
+        with _answering(dict.fromkeys(folded, _same) | dict.fromkeys(poolings, max_pool.max_pool_2x2)):
+            return self._full_call(tensors, x)
+
+    def _full_call(self, tensors, x):
+        return functional_call(self.network, tensors, (x,), tie_weights=False)
+
+    def agree(self, x, tensors=None):
+        """Whether calls answer as the network does: found out on the first images x in eval mode, and said where not.
+
+        tensors: parameters by name, None for the network's own. torch's global generators stand where they stood.
+        """
+        if self._agree is None and not any(module.training for module in self.network.modules()):
+            self._agree = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
+        return bool(self._agree)
+
+    @torch.no_grad()
+    def _compare(self, x, tensors):
+        answers = []
+        for call, given in ((self, self.weights(tensors)), (self._full_call, tensors)):
+            with undisturbed():
+                answers.append(tree_leaves(call(given, x.clone())))        # a first layer may work in place
+        agree = all(map(_is_close, *answers))
+        if not agree:
+            warnings.warn("with BatchNorm folded into its convolutions the network answers otherwise, so its forward does what "
+                          "its modules do not tell: attacks and predictions call it as it is, which takes longer", Note,
+                          stacklevel=2)
+        return agree
+
+    def release_buffers(self):
+        """Give back the work memory that calls keep."""
+        self._buffers = Buffers()
 
     def weights(self, tensors, owned=()):
-        """(tensors to call with, names of the BatchNorms that are in them) from parameters by name.
+        """(tensors to call with, the BatchNorms that are in them) from parameters by name.
 
         owned: the names of parameters whose memory may be written to.
         """
@@ -50,12 +85,12 @@ class LeanCalls:
         with torch.no_grad():
             for (convolution, norm), *modules in folded:
                 tensors |= _folded(tensors, convolution, norm, *modules, owned)
-            return self._autocast(tensors), [norm for (_, norm), *_ in folded]
+            return self._autocast(tensors), [norm for *_, norm in folded]
 
     def _still_pairs(self):
         pairs = [(pair, *map(self.network.get_submodule, pair)) for pair in self._pairs]
         return [(pair, convolution, norm) for pair, convolution, norm in pairs
-                if not norm.training and norm.running_mean is not None and not _has_hooks(convolution) | _has_hooks(norm)]
+                if not norm.training and norm.running_mean is not None and _is_plain(convolution) and _is_plain(norm)]
 
     def _autocast(self, tensors):
         names = [name for name in self._cast if name in tensors and tensors[name].dtype == torch.float32]
@@ -84,24 +119,49 @@ def _folded(tensors, convolution, norm, convolution_module, norm_module, owned):
             f"{convolution}.bias": shift * scale if beta is None else torch.addcmul(beta, shift, scale)}
 
 
+def _is_close(lean, full):
+    """Whether two answers differ by rounding alone, as a share of the largest number; NaN in both is no difference.
+
+    Folding rounds a few times more in each layer, which adds up to some units of the coarsest dtype that computes; a fold that
+    is wrong changes answers by a tenth or more. A GPU may take TF32 for float32.
+    """
+    if not isinstance(full, torch.Tensor) or not full.is_floating_point() or not full.numel():
+        return True
+    dtype = autocast_dtype(full.device) or full.dtype
+    unit = 2**-10 if full.device.type == "cuda" and dtype == torch.float32 else torch.finfo(dtype).eps
+    largest = full.nan_to_num(0, 0, 0).abs().amax().item()
+    return torch.allclose(lean.double(), full.double(), rtol=0, atol=max(1e-3, 32 * unit) * largest, equal_nan=True)
+
+
 def autocast_dtype(device):
     """The dtype that autocast computes in on this kind of device, None where it is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def foldable(network):
-    """[(name of a convolution, name of the BatchNorm that alone reads its output), ...]; [] where torch.fx cannot trace."""
-    tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}          # are looked at, so need no copies
+    """[(name of a convolution, name of the BatchNorm that alone reads its output), ...], neither of which does anything else.
+
+    [] where torch.fx cannot trace the network, or may trace something else, as a module has a forward of its own. The weight
+    and bias of each convolution are read in its one call alone.
+    """
+    modules, tensors = dict(network.named_modules()), {id(t): t for t in (*network.parameters(), *network.buffers())}
+    if any("forward" in vars(module) for module in modules.values()):
+        return []
     try:
         with warnings.catch_warnings(action="ignore"):
-            traced = fx.Tracer().trace(copy.deepcopy(network, tensors).eval())
+            structure = copied(network, tensors).eval()  # tensors are looked at, so need no copies
+            for module in structure.modules():
+                if type(module) in _CONVOLUTIONS:        # a skeleton has None there, and None leaves no trace
+                    module.weight, module.bias = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+            nodes = fx.Tracer().trace(structure).nodes
     except Exception:                                    # control flow that depends on the images, for one
         return []
-    modules, calls = dict(network.named_modules()), [node.target for node in traced.nodes if node.op == "call_module"]
-    pairs = [(node.args[0].target, node.target) for node in traced.nodes if _alone_reads_a_module(node)]
+    calls, reads = ([node.target for node in nodes if node.op == op] for op in ("call_module", "get_attr"))
+    pairs = [(node.args[0].target, node.target) for node in nodes if _alone_reads_a_module(node)]
     return [(convolution, norm) for convolution, norm in pairs
-            if type(modules[convolution]) in _CONVOLUTIONS and isinstance(modules[norm], _BATCH_NORMS)
-            and calls.count(convolution) == calls.count(norm) == 1]
+            if type(modules[convolution]) in _CONVOLUTIONS and type(modules[norm]) in _BATCH_NORMS
+            and calls.count(convolution) == calls.count(norm) == 1
+            and not {f"{convolution}.weight", f"{convolution}.bias"} & {*reads}]
 
 
 def _alone_reads_a_module(node):
@@ -110,19 +170,23 @@ def _alone_reads_a_module(node):
     return node.args[0].op == "call_module" and len(node.args[0].users) == 1
 
 
-def _has_hooks(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+def _is_plain(module):
+    """Whether a call of it is what its class does: it has neither hooks nor a forward of its own."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+                or "forward" in vars(module))
 
 
 @contextmanager
-def _replaced(network, replacements):
-    """Modules of these names are new ones, {name: class}, inside: `functional_call` may leave tensors in them."""
-    places = [(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in replacements]
-    modules = [parent._modules[leaf] for parent, leaf in places]
-    for (parent, leaf), replacement in zip(places, replacements.values(), strict=True):
-        parent._modules[leaf] = replacement()
+def _answering(forwards):
+    """Modules answer as these functions do, {module: function}, inside; all else of them is as it was, for forwards to read."""
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for (parent, leaf), module in zip(places, modules, strict=True):
-            parent._modules[leaf] = module
+        for module in forwards:
+            vars(module).pop("forward", None)
+
+
+def _same(input):
+    return input

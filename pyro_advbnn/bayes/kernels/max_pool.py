@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_advbnn.bayes.kernels.vectors import in_threads
+from pyro_advbnn.bayes.kernels.vectors import in_threads, in_transform
 
 try:
     from pyro_advbnn.bayes.kernels import _max_pool  # compiled at installation, where there is a C compiler
@@ -13,24 +13,17 @@ except ImportError:
 _WINDOWS_PER_THREAD = 1 << 18          # fewer are done before another thread has begun
 
 
-class MaxPool2x2(nn.Module):
-    """What `nn.MaxPool2d(2)` answers, its gradients included, sooner where the loop was compiled and fits the images."""
-
-    def forward(self, x):
-        return max_pool_2x2(x)
-
-
-def max_pool_2x2(x):
-    """`F.max_pool2d(x, 2)` of x (B, C, H, W): the same numbers, and the same one of equals gets the gradient.
+def max_pool_2x2(input):
+    """`F.max_pool2d(input, 2)` of (B, C, H, W): the same numbers, and the same one of equals gets the gradient.
 
     Compiled for contiguous float32 and bfloat16 on the CPU with even H and W; anything else, torch.func's transforms and
     torch.compile get torch's own.
     """
-    return _MaxPool2x2.apply(x) if _fits(x) else F.max_pool2d(x, 2)
+    return _MaxPool2x2.apply(input) if _fits(input) else F.max_pool2d(input, 2)
 
 
 def is_2x2(module):
-    """Whether a module is the max-pooling that `MaxPool2x2` can stand in for."""
+    """Whether a module is the max-pooling that `max_pool_2x2` can stand in for."""
     if type(module) is not nn.MaxPool2d or module.return_indices or module.ceil_mode:
         return False
     return [_pair(size) for size in (module.kernel_size, module.stride, module.padding, module.dilation)] == [
@@ -65,8 +58,7 @@ class _MaxPool2x2(torch.autograd.Function):
 def _fits(x):
     plain = (type(x) in (torch.Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
              and x.dim() == 4 and x.numel() > 0 and x.is_contiguous() and x.shape[2] % 2 == x.shape[3] % 2 == 0)
-    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    return _max_pool is not None and plain and not transformed
+    return _max_pool is not None and plain and not in_transform()
 
 
 def _in_parts(loop, x, y, which):

@@ -86,9 +86,14 @@ def in_threads(function, arguments):
         list(pool.map(function, arguments))
 
 
+def in_transform():
+    """Whether torch.func, torch.compile or torch.export looks on, which know torch's own operations alone."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def unflatten(vector, shapes, buffers):
     """The vector as views of the given shapes, in order; their gradients come back in one kept buffer."""
-    if torch.is_grad_enabled() and vector.requires_grad:
+    if torch.is_grad_enabled() and vector.requires_grad and not in_transform():
         return _Unflatten.apply(vector, shapes, buffers)
     return _views(vector, shapes)
 
