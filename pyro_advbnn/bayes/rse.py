@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from pyro_advbnn.bayes.parameters import copied
+from pyro_advbnn.bayes.parameters import check_network, copied
 from pyro_advbnn.system.errors import InputError
 
 _LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d, nn.Linear               # the first kind that a network has gets noise
@@ -63,8 +63,9 @@ def add_noise(network, first_std=0.2, inner_std=0.1):
 
     Convolutions are taken in the order in which the network registers them; without any, linear layers are.
 
-    Raises InputError for a network that has neither.
+    Raises InputError for a network that has neither, and as `parameters.check_network`.
     """
+    check_network(network)
     noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
     layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
