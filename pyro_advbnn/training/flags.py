@@ -20,6 +20,7 @@ _OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warm
 _OF_DRAWS = ("attack_samples", "num_samples")
 _NotNegative = Annotated[float, Range(0)]
 _Positive = Annotated[float, Range(0, open_low=True)]
+_Factor = Annotated[float, Range(0, 1_000_000, open_low=True)]
 _Share = Annotated[float, Range(0, 1)]
 _Std = _Positive | str
 
@@ -79,7 +80,7 @@ class Method:
     init_std: _Std | None = flag("std that the posterior starts with, likewise.")
     kl_over: Literal["all", "last"] | None = flag("KL of all weights, or of the last layer as in the authors' code.")
     kl_warmup: _Share | None = flag("share of the training over which alpha rises from 0.")
-    class_weights: Literal["balanced"] | list[_Positive] | None = flag("factors of the log-likelihood by class: balanced, as "
+    class_weights: Literal["balanced"] | list[_Factor] | None = flag("factors of the log-likelihood by class: balanced, as "
         "if there were equally many images of each, or a number for each class; scaled to a mean of 1 over the training set. "
         "Attacks and accuracies are not weighted.")
     num_samples: flag_types.Count | None = flag("draws averaged in held-out predictions.")
