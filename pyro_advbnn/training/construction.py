@@ -19,7 +19,7 @@ from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.training import batch_norm, recipes, run_folders
 from pyro_advbnn.training.trainer import Training
 
-_TRIED = 4                                               # images: not every one need reach every weight
+_TRIED = 8                                               # images: not every one need reach every weight
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
 
 

@@ -66,7 +66,9 @@ def test_nuts_finds_the_posterior():
     classifier, x, y, log_density, grid = logistic()
     mcmc = MCMC(NUTS(classifier.model), num_samples=80, warmup_steps=40, disable_progbar=True)
     mcmc.run(x, y)
-    std = mcmc.get_samples()["weights"].std(0).square().mean().sqrt().item()
+    samples = mcmc.get_samples()
+    assert Predictive(classifier.model, samples)(x[:5])["y"].shape == (80, 5)
+    std = samples["weights"].std(0).square().mean().sqrt().item()
     assert std == pytest.approx(exact_std(log_density, grid), rel=0.1)
 
 
