@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python -m pyro_advbnn.demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Long campaigns of kills, full disks and malformed inputs; they print how many were survived.
 torture: $(INSTALLED)

@@ -79,6 +79,12 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: at the end all cores shall have something to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter):
     if _COUNTS:
         terminalreporter.section("reliability")

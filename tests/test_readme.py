@@ -10,7 +10,7 @@ import pytest
 
 from pyro_advbnn import benchmark, demo, evaluate, reproduce, train
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.cli import commands
+from pyro_advbnn.cli import commands, help
 from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.reporting import paper
 from pyro_advbnn.training.recipes import RECIPES
@@ -76,7 +76,7 @@ def test_the_examples_of_a_page_run_as_they_stand(page, tmp_path, monkeypatch, c
 @pages
 def test_every_flag_that_a_page_names_exists(page):
     functions = [f for program in PROGRAMS.values() for f in (program.values() if isinstance(program, dict) else [program])]
-    known = {name for function in functions for name in commands.flag_names(function)} | OTHERS_FLAGS
+    known = {name for function in functions for name in help.parameters(function)} | OTHERS_FLAGS
     named = set(re.findall(r"--([a-z][a-z_-]+)", PAGES[page]))
     assert named <= known, named - known
 

@@ -68,11 +68,6 @@ def run(commands: Command | dict[str, Command | str], argv: Sequence[str] | None
         _end(REFUSED, f"error: out of memory; smaller batches or a smaller --width may fit: {error}")
 
 
-def flag_names(function: Command) -> list[str]:
-    """The names of the flags of a command, as in its signature, without dashes."""
-    return list(parameters(function))
-
-
 @contextmanager
 def _notes() -> Iterator[None]:
     """What the library warns of by a Note is a line, each once; of several processes the first says it."""

@@ -3,6 +3,7 @@
 Calls that are compared take turns and medians are compared, because other work on a machine slows all alike.
 """
 import gc
+import os
 import time
 from bisect import bisect_left
 from dataclasses import asdict, replace
@@ -128,6 +129,7 @@ def peak_memory(build, device):
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # or it writes about GPUs that are not there
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call = build()
         call()

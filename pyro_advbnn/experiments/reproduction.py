@@ -126,13 +126,11 @@ def _run_step(step, deadline, programs):
 
 def _refuse_other_run(folder, flags):
     """Raises InputError where the run in `folder` was not begun with these flags; where and how long may differ."""
-    began, wanted = (configuration.DEFAULTS | each for each in (run_folders.read_config(folder)["flags"], flags))
-    for each in (began, wanted):                         # the folder of all runs may have been moved
-        each["init_from"] = each.get("init_from") and Path(each["init_from"]).name
-    for name in sorted({*began, *wanted} - {"out", "device", "data_dir", "max_minutes", "tensorboard"}):
-        if began.get(name) != wanted.get(name):
-            raise InputError(f"{folder} was trained with --{name} {began.get(name)}, not {wanted.get(name)}; choose another "
-                             f"--out")
+    for name, (began, now) in configuration.changed_flags(run_folders.read_config(folder), flags).items():
+        if name == "init_from" and began and now and Path(began).name == Path(now).name:
+            continue                                     # the folder of all runs has been moved
+        if name not in ("out", "device", "data_dir", "max_minutes", "tensorboard"):
+            raise InputError(f"{folder} was trained with --{name} {began}, not {now}; choose another --out")
 
 
 def _seconds_per_gradient(plan, images, device):

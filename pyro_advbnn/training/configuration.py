@@ -69,9 +69,10 @@ def _how_to_compute(flags, device):
     return {"precision": resolve_precision(flags.get("precision"), device)} | {name: flags.get(name) for name in as_asked}
 
 
-def is_run_of(config, flags):
-    """Whether `configure` made config of these flags."""
-    return config["flags"] == {k: _text(v) for k, v in (DEFAULTS | flags).items()}
+def changed_flags(config, flags):
+    """{name: (value in config, value now)} of the flags that are not those of which `configure` made config."""
+    began, now = DEFAULTS | config["flags"], {k: _text(v) for k, v in (DEFAULTS | flags).items()}
+    return {name: (began.get(name), now.get(name)) for name in sorted({*began, *now}) if began.get(name) != now.get(name)}
 
 
 def _place(device):

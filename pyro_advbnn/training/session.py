@@ -52,7 +52,7 @@ def _is_this_jobs(folder, flags):
     if not distributed.launched() or not (folder / "config.json").exists():
         return False
     config = run_folders.read_config(folder)
-    return distributed.is_this_job(config["job"]) and configuration.is_run_of(config, flags)
+    return distributed.is_this_job(config["job"]) and not configuration.changed_flags(config, flags)
 
 
 @contextmanager

@@ -297,7 +297,7 @@ def grouped(*, of: Common, epsilons: list[Annotated[float, Range(0, 1)]] = (0.0,
 def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
     commands.run(grouped, ["--run", "a/b", "--epsilons", "0,1/2", "--step=auto", "--names", "x,y"])
     assert seen == [{"of": Common(run=Path("a/b"), step="auto", names=["x", "y"]), "epsilons": [0.0, 0.5], "dry_run": False}]
-    assert commands.flag_names(grouped) == ["run", "step", "names", "fraction", "epsilons", "dry_run"]
+    assert list(help.parameters(grouped)) == ["run", "step", "names", "fraction", "epsilons", "dry_run"]
     with pytest.raises(SystemExit):
         commands.run(grouped, ["--help"])
     own, shared = capsys.readouterr().out.split("flags:\n")[1].split("\n\nWhat all commands take:\n")
