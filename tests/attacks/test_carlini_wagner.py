@@ -142,10 +142,10 @@ def test_the_changes_are_as_small_as_foolboxs(trained_on_digits):
     foolbox = pytest.importorskip("foolbox")
     network, x, y = trained_on_digits(500)
     x, y = x[:20], y[:20]
-    settings = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.03, "initial_const": 0.01}
+    settings = {"steps": 100, "binary_search_steps": 5, "stepsize": 0.03, "initial_const": 0.01}
     theirs = foolbox.attacks.L2CarliniWagnerAttack(**settings, abort_early=False)
     _, (x_theirs,), (broken,) = theirs(foolbox.PyTorchModel(network, (0, 1), device="cpu"), x, y, epsilons=[None])
-    x_adv = CarliniWagner(math.inf, 200, 6, step_size=0.03, num_samples=1)(network, x, y)
+    x_adv = CarliniWagner(math.inf, 100, 5, step_size=0.03, num_samples=1)(network, x, y)
     assert broken.all() and (network(x_adv).argmax(1) != y).all()
     assert norms(x, x_adv).mean() == pytest.approx(norms(x, x_theirs).mean().item(), rel=0.03)
     torch.testing.assert_close(norms(x, x_adv), norms(x, x_theirs), rtol=0.1, atol=0.02)

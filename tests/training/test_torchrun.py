@@ -198,23 +198,37 @@ def kill_rank(process, rank):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_within_seconds_and_a_restart_goes_on_from_the_checkpoint(tmp_path, torchrun):
+def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint_until_a_sigterm(tmp_path, torchrun, tally):
     folder = tmp_path / "run"
     process = torchrun(*words(folder, epochs=10_000), restarts=1)
     read_until(process, "epoch   2/")
     kill_rank(process, 1)
-    again = read_until(process, "going on after epoch")
-    begun = int(re.search(r"going on after epoch (\d+), step 0", again)[1])
+    begun = int(re.search(r"going on after epoch (\d+), step 0", read_until(process, "going on after epoch"))[1])
     assert begun >= 2
     assert re.search(rf"epoch +{begun + 1}/10000", read_until(process, "nll"))
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    stop = re.search(r"stopped in epoch (\d+) after step (\d+): terminated; go on with --resume", out)
+    assert stop, out
+    at = content(folder)["training"]
+    assert (at["epochs_done"] + 1, at["steps_done"]) == (int(stop[1]), int(stop[2]))
+    assert not (folder / locks.OWNER).exists()
+    train(resume=folder, epochs=at["epochs_done"] + 1)
+    assert [row["epoch"] for row in metrics(folder)] == list(range(1, at["epochs_done"] + 2))
+    tally("signals obeyed")
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_a_killed_process_ends_the_job_within_seconds_and_torchrun_names_it(tmp_path, torchrun, tally):
+    process = torchrun(*words(tmp_path / "run", epochs=10_000))
+    read_until(process, "epoch   2/")
     kill_rank(process, 1)
     killed = time.monotonic()
     out, _ = process.communicate(timeout=60)
     assert process.returncode and time.monotonic() - killed < 10
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in out.partition("Root Cause")[2]
-    done = content(folder)["training"]["epochs_done"]
-    train(resume=folder, epochs=done + 1)
-    assert [row["epoch"] for row in metrics(folder)] == list(range(1, done + 2))
+    tally("kills survived by trainings")
 
 
 def signalled(words, rank, step):
@@ -257,20 +271,3 @@ def test_rank_0_holds_the_lock_of_a_run_and_a_refusal_ends_all(tmp_path):
         (code, out, err), other = processes(train_command, ["--resume", folder])
     assert (code, out, other) == (2, "", (0, "", "")) and err.startswith(f"error: {folder} is in use by process")
     assert content(folder)["training"]["steps_done"] == 1
-
-
-@pytest.mark.slow
-def test_torchruns_sigterm_leaves_a_checkpoint_of_one_step_of_all(tmp_path, torchrun, tally):
-    folder = tmp_path / "run"
-    process = torchrun(*words(folder, epochs=10_000))
-    read_until(process, "epoch   2/")
-    process.terminate()
-    out, _ = process.communicate(timeout=60)
-    stop = re.search(r"stopped in epoch (\d+) after step (\d+): terminated; go on with --resume", out)
-    assert stop, out
-    at = content(folder)["training"]
-    assert (at["epochs_done"] + 1, at["steps_done"]) == (int(stop[1]), int(stop[2]))
-    assert not (folder / locks.OWNER).exists()
-    train(resume=folder, epochs=at["epochs_done"] + 1)
-    assert [row["epoch"] for row in metrics(folder)] == list(range(1, at["epochs_done"] + 2))
-    tally("signals obeyed")
