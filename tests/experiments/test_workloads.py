@@ -112,6 +112,14 @@ def test_flops_of_a_step_are_gradients_of_the_images_and_one_of_the_weights():
     assert flops["prediction"] == flops["bare forwards"] == 5 * product and set(flops) == set(MAKERS) - {"normals"}
 
 
+def test_flops_count_no_comparison_of_folded_and_plain_calls():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 10, bias=False))
+    flops = necessary_flops(network, random_workload(4, 2, 3, 5, CPU))
+    forward = 2 * 4 * (3 * 4 * 4 + 16 * 10)
+    assert flops["bare forwards"] == 5 * forward
+    assert flops["adv-bnn"] == 3 * 2 * forward + 2 * forward + 2 * 4 * 16 * 10         # the update needs none of the images
+
+
 def test_every_row_has_a_floor_that_is_one_of_the_rows():
     assert {name for rows in CONTESTANTS.values() for name in rows} == set(FLOORS) == set(MAKERS) - {"matmul"}
     assert set(FLOORS.values()) <= set(MAKERS)

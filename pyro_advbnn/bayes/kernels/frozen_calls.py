@@ -34,10 +34,11 @@ class LeanCalls:
     """
 
     def __init__(self, network, shared=()):
-        self.network, self._agree = network, None
+        self.network = network
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         self._poolings = [name for name, module in network.named_modules() if max_pool.is_2x2(module)]
         self._pairs = [pair for pair in foldable(network) if not set(shared) & set(pair)]
+        self._agree = None if self._pairs or self._poolings else True
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
