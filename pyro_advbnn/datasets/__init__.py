@@ -8,10 +8,10 @@ _HOMES = {
     "loading": ("load",),
     "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS"),
     "streaming": ("StreamedImages",),
-    "subsets": ("balanced_subset", "hold_out"),
+    "subsets": ("balanced_subset", "hold_out", "most_held_out", "stratified_subset"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load"]
+__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "hold_out", "load", "stratified_subset"]
 
 
 def __getattr__(name):

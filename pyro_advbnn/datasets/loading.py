@@ -58,7 +58,7 @@ def _check(name, split, data_dir, image_size, loading, workers):
 
 def _digits(split):
     """The test split is 36 images of each class, the same ones always."""
-    train, test = hold_out(_images(*read_digits()), 360, seed=0)
+    train, test = hold_out(_images(*read_digits()), 360, seed=0, balanced=True)
     return (train if split == "train" else test).in_memory()
 
 

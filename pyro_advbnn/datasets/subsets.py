@@ -1,4 +1,4 @@
-"""Class-balanced parts of a set of images, chosen by a seed."""
+"""Parts of a set of images, chosen by a seed: class-balanced, or with the set's own share of each class."""
 import numpy as np
 import torch
 
@@ -15,20 +15,37 @@ def balanced_subset(images, num, seed) -> ImageSet:
     Raises InputError unless 1 <= num <= len(images).
     """
     _check_in_range(num, 1, len(images))
-    return images.take(_balanced_order(images, seed)[:num].sort().values)
+    return images.take(_order(images, seed, balanced=True)[:num].sort().values)
 
 
-def hold_out(images, num, seed) -> tuple[ImageSet, ImageSet | None]:
-    """(rest, held_out): `num` images, class-balanced and chosen by `seed`, are set apart; num = 0 gives (images, None).
+def stratified_subset(images, num, seed) -> ImageSet:
+    """`num` images chosen by `seed` in their stored order: of each class the share that it has of all (give or take one).
 
-    On the CPU both are views, so that a large set is not copied.
-    Raises InputError unless 0 <= num < len(images).
+    The accuracy on them estimates that on all. Of classes of equal size they are those of `balanced_subset`.
+
+    Raises InputError unless 1 <= num <= len(images).
     """
-    _check_in_range(num, 0, len(images) - 1)
+    _check_in_range(num, 1, len(images))
+    return images.take(_order(images, seed, balanced=False)[:num].sort().values)
+
+
+def hold_out(images, num, seed, *, balanced=False) -> tuple[ImageSet, ImageSet | None]:
+    """(rest, held_out): `num` images, chosen by `seed`, are set apart; num = 0 gives (images, None).
+
+    Each class gives the same share of its images, or where `balanced` the same number, and keeps one at least. On the CPU
+    both are views, so that a large set is not copied.
+    Raises InputError unless 0 <= num <= most_held_out(images).
+    """
+    _check_in_range(num, 0, most_held_out(images))
     if num == 0:
         return images, None
-    order = _balanced_order(images, seed)
+    order = _order(images, seed, balanced, keep_one=True)
     return images.view(order[num:].sort().values), images.view(order[:num].sort().values)
+
+
+def most_held_out(images) -> int:
+    """How many images can be held out where one of each class must stay."""
+    return len(images) - len(images.labels.unique())
 
 
 def _check_in_range(num, low, high):
@@ -36,13 +53,15 @@ def _check_in_range(num, low, high):
         raise InputError(f"num must be a whole number from {low} to {high}, got {num}")
 
 
-def _balanced_order(images, seed):
-    """All indices, shuffled, one of each class after another: every beginning of the list is class-balanced."""
+def _order(images, seed, balanced, keep_one=False):
+    """All indices, shuffled: every beginning of the list is balanced, or stratified; keep_one: one of each class comes last."""
     # NumPy keeps the numbers of RandomState for ever; torch.randperm may change between versions.
     shuffled = np.random.RandomState(seed).permutation(len(images))
     labels = images.labels.cpu().numpy()[shuffled]
     by_class = np.argsort(labels, kind="stable")
-    first_of_class = np.searchsorted(labels[by_class], labels[by_class])
-    turn = np.empty_like(by_class)
-    turn[by_class] = np.arange(len(labels)) - first_of_class
+    place = np.empty_like(by_class)
+    place[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    size = np.bincount(labels)[labels]
+    turn = place if balanced else (place + 0.5) / size
+    turn = np.where(place + 1 < size, turn, len(labels)) if keep_one else turn
     return torch.from_numpy(shuffled[np.argsort(turn, kind="stable")])

@@ -25,7 +25,7 @@ def evaluated_images(config, selection):
         raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "
                          f"{config['dataset']}")
     _check(images, config, selection.split)
-    return datasets.balanced_subset(images, selection.num_test, selection.seed) if selection.num_test else images
+    return datasets.stratified_subset(images, selection.num_test, selection.seed) if selection.num_test else images
 
 
 def _check(images, config, split):

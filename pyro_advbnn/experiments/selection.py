@@ -20,7 +20,7 @@ class Selection:
         "the runs lie.")
     split: Literal["test", "held_out"] = flag("test, or held_out: the images that the run split off its training set, for "
         "choosing hyper-parameters.", "test")
-    num_test: Images | None = flag("use a class-balanced subset of the split, chosen by seed.")
+    num_test: Images | None = flag("use a subset of the split with its share of each class, chosen by seed.")
     batch_size: BatchSize = flag("images attacked at once; they share the draws of a random network.", 500)
     checkpoint: Literal["best", "last"] = flag("best (by held-out accuracy; the last, where nothing was held out) or "
         "last.", "best")

@@ -99,10 +99,12 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
         images = datasets.balanced_subset(images, subset, seed)
     digest = hashlib.sha256()
     images.update_hash(digest)
+    most = datasets.most_held_out(images)
     if cap:
-        num_held_out = min(num_held_out, len(images) // 5)
-    if num_held_out >= len(images):
-        raise InputError(f"--validation {num_held_out} leaves nothing of {len(images)} images to train on")
+        num_held_out = min(num_held_out, len(images) // 5, most)
+    if num_held_out > most:
+        raise InputError(f"--validation {num_held_out} leaves a class no image to train on: of {len(images)} images {most} at "
+                         f"most can be held out")
     images, held_out = datasets.hold_out(images, num_held_out, seed)
     return images.to(device), held_out.to(device) if held_out else None, digest.hexdigest()
 

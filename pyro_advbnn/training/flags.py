@@ -53,8 +53,8 @@ class Data:
     image_size: flag_types.Side | None = flag("side in pixels that the images of dataset folder are brought to.")
     num_train: flag_types.Images | None = flag("use a class-balanced subset of this size, from which the held-out images are "
         "then split off.")
-    validation: flag_types.ImagesOrNone | None = flag("number of held-out images, by default 1000 (digits 150) but at most a "
-        "fifth; best.pt and patience read only these.")
+    validation: flag_types.ImagesOrNone | None = flag("number of held-out images, of each class the same share, by default "
+        "1000 (digits 150) but at most a fifth; best.pt and patience read only these.")
     augmentation: Literal[AUGMENTATIONS] | None = flag("none, crop_flip or resized_crop; default by data set.")
     loading: Literal[LOADINGS] | None = flag("of dataset folder: memory, stream (read the files as they are needed; needs "
         "image_size), or auto (the default: stream where the images do not fit).")

@@ -154,7 +154,8 @@ class Course:
         row = {"epoch": training.epochs_done, **training.averages(), "kl_weight": training.last_kl_weight}
         speed = self.progress.images_per_second()
         training.restart_averages()
-        sample = datasets.balanced_subset(training.images, min(len(training.images), num_held_out or 1000), self.config["seed"])
+        num_measured = min(len(training.images), num_held_out or 1000)
+        sample = datasets.stratified_subset(training.images, num_measured, self.config["seed"])
         clean, robust = self._accuracies(sample)
         held_out = self._accuracies(self.held_out) if self.held_out else (None, None)
         return row | {

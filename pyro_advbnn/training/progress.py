@@ -33,6 +33,7 @@ class Progress:
         if attack and not attack.reaches_ball:
             print(f"note: {attack.num_steps} steps of {attack.step_size:g} cannot reach the border of the ball of "
                   f"radius {attack.epsilon:g}")
+        self._note_classes()
         if config["init_from"] and not self.training.progress:
             print(f"the weights start at {run_folders.chosen(config['init_from'])}")
         if self.training.progress:
@@ -41,6 +42,14 @@ class Progress:
             print(f"note: the checkpoint is of {self.training.streams_left_by} processes, not {distributed.world_size()}: "
                   f"the streams of weights and augmentation begin anew")
         print(f"writing {self.folder}", flush=True)
+
+    def _note_classes(self):
+        names = self.config["class_names"]
+        counts = self.training.images.labels.bincount(minlength=len(names)).tolist()
+        (fewest, rare), (most, common) = (choose(zip(counts, names, strict=True)) for choose in (min, max))
+        if most > 2 * fewest:
+            print(f"note: the classes have from {fewest:,} ({rare}) to {most:,} ({common}) training images; held-out accuracy "
+                  f"is not balanced but weighs them so, as test accuracy does where the test images have the same shares")
 
     def _processes(self):
         processes, norm = self.config["world_size"], self.config["batch_norm"]

@@ -91,6 +91,27 @@ def test_hold_out_is_a_class_balanced_partition():
     assert (rest.images.flatten().int().diff() > 0).all()
 
 
+HAM10000 = [327, 514, 1099, 115, 6705, 1113, 142]
+
+
+@pytest.mark.parametrize(("counts", "num"), [([1850, 150], 1000), (HAM10000, 1000), (HAM10000, 2003), ([1, 2, 97], 50)])
+def test_every_class_gives_the_same_share_to_what_is_held_out_and_keeps_an_image_to_train_on(counts, num):
+    images = labelled(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
+    rest, held_out = datasets.hold_out(images, num, seed=1)
+    measured = datasets.stratified_subset(images, num, seed=1)
+    for part in (held_out, measured):
+        shares = part.labels.bincount(minlength=len(counts)) - num * torch.tensor(counts) / sum(counts)
+        assert len(part) == num and shares.abs().max() < 1
+    assert rest.labels.bincount(minlength=len(counts)).min() >= 1
+
+
+def test_of_classes_of_equal_size_a_stratified_part_is_the_balanced_one():
+    images = labelled(torch.arange(200) % 5)
+    for num in (7, 50, 200):
+        balanced, stratified = (draw(images, num, 3) for draw in (datasets.balanced_subset, datasets.stratified_subset))
+        assert torch.equal(balanced.images, stratified.images)
+
+
 def test_hold_out_of_nothing_leaves_the_images_as_they_are():
     images = labelled([0, 1])
     assert datasets.hold_out(images, 0, seed=0) == (images, None)
@@ -98,7 +119,7 @@ def test_hold_out_of_nothing_leaves_the_images_as_they_are():
 
 @pytest.mark.parametrize("draw, num, numbers", [
     (datasets.balanced_subset, 0, "1 to 4"), (datasets.balanced_subset, -1, "1 to 4"), (datasets.balanced_subset, 5, "1 to 4"),
-    (datasets.hold_out, -1, "0 to 3"), (datasets.hold_out, 4, "0 to 3"), (datasets.hold_out, True, "0 to 3"),
+    (datasets.hold_out, -1, "0 to 2"), (datasets.hold_out, 3, "0 to 2"), (datasets.hold_out, True, "0 to 2"),
     (datasets.balanced_subset, 2.5, "1 to 4")])
 def test_an_impossible_number_of_images_is_refused(draw, num, numbers):
     assert f"num must be a whole number from {numbers}, got" in refused(draw, labelled([0, 1, 0, 1]), num, seed=0)
@@ -554,10 +575,10 @@ def mapped_bytes(path):
 def test_parts_of_the_cache_stay_in_the_mapped_file(imagenet_dir):
     load("imagenet143", "train", imagenet_dir)
     images = load("imagenet143", "train", imagenet_dir)
-    rest, held_out = datasets.hold_out(datasets.balanced_subset(images, 100, 0), 20, 0)
+    subset = datasets.balanced_subset(images, 100, 0)
     cache = imagenet_dir / "imagenet143-64-train.npy"
-    assert all(part.to("cpu").stored is images.stored for part in (rest, held_out))
-    x, y = next(iter(datasets.batches(rest, 10)))
+    assert all(part.to("cpu").stored is images.stored for part in (subset, subset.view(range(20))))
+    x, y = next(iter(datasets.batches(subset, 10)))
     assert x.shape == (10, 3, 64, 64) and torch.equal((x * 255).round().byte(), images.images[y])
     size, written = mapped_bytes(cache)
     assert size >= 143 * 3 * 64 * 64 and written == 0
