@@ -432,6 +432,34 @@ def test_posterior_describes_every_layer_and_prunes(runs, tmp_path, capsys):
                                                                           "pruning"}
 
 
+NORMALISED = """
+from torch import nn
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True))
+
+def cosine(num_classes):
+    return nn.Sequential(nn.Flatten(), Cosine(64, num_classes, bias=False))
+
+def weight_norm(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, num_classes)))
+"""
+
+
+@pytest.mark.parametrize("name", ["cosine", "weight_norm"])
+def test_pruning_that_leaves_no_logits_is_named_and_the_rest_is_kept_and_drawn(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "normalised.py").write_text(NORMALISED)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["--network", f"normalised:{name}"]
+    train(**TINY | {"network": network[1], "width": None, "epochs": 1}, out=tmp_path / "run")
+    found = evaluated("posterior", str(tmp_path / "run"), tmp_path, "--fractions", "0,1", "--prune_by", "std", *QUICK, *network)
+    assert [(row["fraction"], row["prediction"]) for row in found["pruning"]] == [
+        (0, "posterior"), (0, "posterior"), (0, "mean"), (0, "mean"), (1, "posterior"), (1, "posterior")]
+    assert "note: run without 1 by std, mean: left out, as the classifier's logits must be finite" in capsys.readouterr().out
+    assert (tmp_path / "figures" / "pruning.svg").exists()
+
+
 def test_gradients_are_measured_on_training_and_on_test_images(runs, tmp_path):
     found = evaluated("gradients", runs, tmp_path, "--num_test", 50, "--num_samples", "1,3")["gradients"]
     assert [(row["run"], row["split"], row["num_samples"], row["num_examples"]) for row in found] == [

@@ -571,10 +571,14 @@ def test_a_torchvision_network_trains_on_images_of_ones_own(tmp_path):
     assert len(metrics(folder)) == 1
 
 
-def test_a_last_batch_of_one_image_is_refused_where_the_network_cannot_be_trained_on_it(tmp_path, capsys):
-    flags = {"dataset": "npz", "data_dir": colours(tmp_path), "validation": 3, "batch_size": 10}
+@pytest.mark.parametrize(("flags", "named"), [
+    ({"batch_size": 10}, "--batch_size 10 leaves one of the 21 images alone"), ({"batch_size": 1}, "--batch_size 1 leaves one"),
+    ({"batch_size": 9, "micro_batch": 4}, "--batch_size 9 with --micro_batch 4 leaves one of the 21"),
+    ({"batch_size": 7, "micro_batch": 1}, "--batch_size 7 with --micro_batch 1 leaves one of the 21")])
+def test_an_image_alone_is_refused_where_the_network_cannot_be_trained_on_it(flags, named, tmp_path, capsys):
+    flags |= {"dataset": "npz", "data_dir": colours(tmp_path), "validation": 3}
     line = refusal(capsys, *words(flags | {"network": "torchvision:resnet18", "out": tmp_path / "run"}))
-    assert "--batch_size 10 leaves a last batch of one of the 21 images" in line
+    assert named in line and "more than 1 value per channel" in line
     assert not (tmp_path / "run").exists()
     _, training, _ = build(**flags | {"network": "vgg11", "num_train": None, "defense": "none"})
     list(training.epoch())                               # features of 2x2 are enough

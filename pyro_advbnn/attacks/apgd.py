@@ -13,8 +13,17 @@ from typing import NamedTuple
 
 import torch
 
+from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
-from pyro_advbnn.attacks.losses import LOSSES, averaging_of, check_loss, loss_and_gradient, loss_name, losses_together
+from pyro_advbnn.attacks.losses import (
+    LOSSES,
+    Towards,
+    averaging_of,
+    check_loss,
+    loss_and_gradient,
+    loss_name,
+    losses_together,
+)
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least
 
@@ -24,10 +33,11 @@ FIRST_PERIOD, SHRINKAGE, SHORTEST_PERIOD = 22, 3, 6      # between checkpoints, 
 
 
 @dataclass(frozen=True)
-class APGD:
-    """Auto-PGD, a callable (classifier, x, y) -> x_adv: of the points of an image that it meets the best.
+class APGD(Attack):
+    """Auto-PGD, an `Attack`: of the points of an image that it meets the best.
 
-    That is the one of the largest averaged loss among those whose averaged answer is wrong or, where none is, among all.
+    That is the one of the largest averaged loss among those whose averaged answer is wrong (of a targeted attack: the
+    target) or, where none is, among all.
 
     loss, attack_samples, average: as in `losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
@@ -57,7 +67,7 @@ class APGD:
         settings = ((self.average, "gradient"), (self.norm, "linf"))
         return "-".join(["apgd", loss_name(self.loss), *(setting for setting, usual in settings if setting != usual)])
 
-    def __call__(self, classifier, x, y):
+    def run(self, classifier, x, y):
         if self.epsilon == 0:
             return x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
@@ -81,16 +91,16 @@ class APGD:
     def _at(self, classifier, x_adv, y):
         noting = _Noting(self.loss)
         losses, gradient = loss_and_gradient(classifier, x_adv, y, **averaging_of(self) | {"loss": noting})
-        return _Points(x_adv, losses, gradient, noting.is_wrong())
+        return _Points(x_adv, losses, gradient, noting.succeeded())
 
     def _better(self, classifier, now, best, y, is_random):
-        """(the better of the two for each image, where that is `now`): a wrong answer first, then the larger loss."""
+        """(the better of the two for each image, where that is `now`): success first, then the larger loss."""
         if is_random:
             noting = _Noting(self.loss)
             losses = losses_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self) | {"loss": noting})
-            now, best = (points._replace(losses=loss, is_wrong=is_wrong) for points, loss, is_wrong in
-                         zip((now, best), losses, noting.is_wrong().chunk(2), strict=True))
-        is_better = torch.where(now.is_wrong == best.is_wrong, now.losses > best.losses, now.is_wrong)
+            now, best = (points._replace(losses=loss, succeeded=succeeded) for points, loss, succeeded in
+                         zip((now, best), losses, noting.succeeded().chunk(2), strict=True))
+        is_better = torch.where(now.succeeded == best.succeeded, now.losses > best.losses, now.succeeded)
         return _chosen(is_better, now, best), is_better
 
 
@@ -107,16 +117,16 @@ def checkpoints(num_steps):
 
 
 class _Points(NamedTuple):
-    """A point of each image, its loss (B,), its gradient, and whether the averaged answer is wrong there (B,)."""
+    """A point of each image, its loss (B,), its gradient, and whether the averaged answer there is a success (B,)."""
 
     x_adv: torch.Tensor
     losses: torch.Tensor
     gradient: torch.Tensor
-    is_wrong: torch.Tensor
+    succeeded: torch.Tensor
 
 
 class _Noting:
-    """A loss that notes the answers that it is given, for `is_wrong` after all draws."""
+    """A loss that notes the answers that it is given, for `succeeded` after all draws."""
 
     def __init__(self, loss):
         self._function, self._answers = LOSSES.get(loss, loss), []
@@ -126,9 +136,10 @@ class _Noting:
         self._y = y
         return self._function(logits, y)
 
-    def is_wrong(self):
-        """Where (B,) the mean softmax of all answers is largest for another class than the true one."""
-        return torch.stack(self._answers).mean(0).argmax(1) != self._y
+    def succeeded(self):
+        """Where (B,) the mean softmax of all answers is largest for another class than the true one, or for the target."""
+        is_y = torch.stack(self._answers).mean(0).argmax(1) == self._y
+        return is_y if isinstance(self._function, Towards) else ~is_y
 
 
 class _Steps:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import L2Ball, per_image
 from pyro_advbnn.attacks.losses import LOSSES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
@@ -11,8 +12,8 @@ from pyro_advbnn.system.errors import check_at_least, check_number
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
-    """Minimum-norm l_2 attack (Carlini and Wagner 2017, Section VI.A), a callable (classifier, x, y) -> x_adv.
+class CarliniWagner(Attack):
+    """Minimum-norm l_2 attack (Carlini and Wagner 2017, Section VI.A), an `Attack`.
 
     Adam of learning rate step_size takes num_steps >= 1 steps on ||x_adv - x||^2 + c max(confidence - margin, 0), with x_adv =
     (tanh(v) + 1) / 2 in [0, 1] and the margin of ONE answer, the mean softmax over attack_samples >= 1 draws; this
@@ -47,7 +48,7 @@ class CarliniWagner:
         for name in ("num_steps", "binary_search_steps", "attack_samples", "num_samples"):
             check_at_least(name, getattr(self, name), 1)
 
-    def __call__(self, classifier, x, y):
+    def run(self, classifier, x, y):
         x_adv = x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
             todo = (~self._breaks(classifier, x_adv, y)).nonzero().flatten()

@@ -1,7 +1,6 @@
 """Attacks by name, as a command line has them: NAME, or NAME@SOURCE for one that is made on a stand-in of the classifier.
 
-A new attack is one file in this room, a callable (classifier, x, y) -> x_adv with a `name`, an `epsilon` and a `norm`, and one
-row of ATTACKS.
+A new attack is one file in this room, an `Attack` with a `name`, an `epsilon` and a `norm`, and one row of ATTACKS.
 """
 from dataclasses import dataclass, replace
 

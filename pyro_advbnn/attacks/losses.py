@@ -7,6 +7,8 @@ draws give together, their mean softmax, which is what an averaged prediction is
 The classifier is called as it is: attacks put it into `eval_mode` and `frozen` around their loops.
 """
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,16 @@ def dlr(logits, y):
 
 
 LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+@dataclass(frozen=True)
+class Towards:
+    """The loss that a targeted attack raises: minus `loss`, of the target in the label's place."""
+
+    loss: str | Callable
+
+    def __call__(self, logits, target):
+        return -LOSSES.get(self.loss, self.loss)(logits, target)
 
 
 def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):

@@ -1,5 +1,5 @@
 """The state that a classifier is attacked and measured in, and whether it is random at all."""
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -31,6 +31,11 @@ def frozen(classifier):
     finally:
         for p in trainable:
             p.requires_grad_(True)
+
+
+def gradients_possible():
+    """A context in which gradients can be taken, also within `torch.inference_mode`."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @torch.no_grad()

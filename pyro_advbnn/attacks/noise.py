@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse
 from pyro_advbnn.system.errors import check_at_least
 
 
 @dataclass(frozen=True)
-class RandomNoise:
-    """Random points of the ball, a callable (classifier, x, y) -> x_adv.
+class RandomNoise(Attack):
+    """Random points of the ball, an `Attack`.
 
     border: on the border, each pixel epsilon up or down ("linf") or at the distance epsilon ("l2"), else anywhere in the
     ball, uniformly; both are then brought to [0, 1]. Of num_tries >= 1 points an image's worst by `keep_worse` is kept.
@@ -36,7 +37,7 @@ class RandomNoise:
         check_loss(**averaging_of(self))
         check_at_least("num_tries", self.num_tries, 1)
 
-    def __call__(self, classifier, x, y):
+    def run(self, classifier, x, y):
         ball = BALLS[self.norm](x, self.epsilon)
         draw = ball.random_border_point if self.border else ball.random_point
         x_adv = draw(self.generator)

@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse, loss_and_gradient, loss_name
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least, check_number
 
 
-def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None):
+def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None, target=None):
     """Projected gradient ascent on the cross-entropy in the l_inf ball around x (Eq. 2): the attacked images.
 
     x (B, C, H, W) in [0, 1], y (B,) true labels. Each of the num_steps >= 0 steps adds step_size * sign(gradient), goes
     back to the ball of radius epsilon in [0, 1], then to [0, 1]; step_size >= 0. Each gradient is the mean over
     attack_samples >= 1 forward calls. random_start: begin at a uniform point of the ball, drawn from `generator`.
+    target (B,): classes whose cross-entropy is brought down, in place of that of y up.
     The classifier runs in eval mode; its buffers and parameters stay as they are and no parameter gets a gradient.
 
-    Raises InputError for settings out of range.
+    Raises InputError for settings out of range, and as `Attack` does.
     """
-    return PGD(epsilon, step_size, num_steps, attack_samples, random_start, generator)(classifier, x, y)
+    return PGD(epsilon, step_size, num_steps, attack_samples, random_start, generator)(classifier, x, y, target=target)
 
 
 def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
@@ -36,8 +38,8 @@ def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
 
 
 @dataclass(frozen=True)
-class PGD:
-    """`pgd` with its settings, a callable (classifier, x, y) -> x_adv; evaluation puts the settings into its rows.
+class PGD(Attack):
+    """`pgd` with its settings, an `Attack`; evaluation puts the settings into its rows.
 
     step_size None takes 2.5 * epsilon / num_steps. norm: "linf", or "l2", whose steps of length step_size go along the
     gradient. loss, average: as in `losses.loss_and_gradient`. momentum: each step follows the running sum of the
@@ -81,11 +83,11 @@ class PGD:
         """Whether num_steps steps can get from the centre to the border of the ball."""
         return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
 
-    def __call__(self, classifier, x, y):
+    def run(self, classifier, x, y):
         x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
         another_run = replace(self, random_start=True, restarts=1)
         for _ in range(self.restarts - 1):
-            x_adv = keep_worse(classifier, x_adv, another_run(classifier, x, y), y, **averaging_of(self))
+            x_adv = keep_worse(classifier, x_adv, another_run.run(classifier, x, y), y, **averaging_of(self))
         return x_adv
 
     def iterates(self, classifier, x, y):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import LinfBall, check_ball
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse
 from pyro_advbnn.attacks.modes import eval_mode, frozen
@@ -16,10 +17,10 @@ from pyro_advbnn.system.errors import check_at_least, check_number
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Random search with squares in the l_inf ball of radius epsilon (Andriushchenko et al. 2020, Algorithms 1 and 2).
 
-    A callable (classifier, x, y) -> x_adv. Of num_queries >= 0 proposals per image the first is vertical stripes at the
+    An `Attack`. Of num_queries >= 0 proposals per image the first is vertical stripes at the
     border of the ball; each further one sets a square, per channel, to +-epsilon. The square's share of the image is p_init
     in (0, 1] at first and halves on the authors' schedule, stretched to num_queries. A proposal replaces the current
     point where its `loss` (`losses`), averaged over attack_samples draws, is larger.
@@ -48,7 +49,7 @@ class Square:
         check_loss(**averaging_of(self))
         check_number("p_init", self.p_init, high=1, above=True)
 
-    def __call__(self, classifier, x, y):
+    def run(self, classifier, x, y):
         x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
         return x_adv
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_advbnn.attacks.modes import gradients_possible
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.system.errors import InputError
 
@@ -68,7 +69,8 @@ class Through:
         return f"{self.attack.name} on {self.source}"
 
     def __call__(self, classifier, x, y):
-        return self.attack(surrogate(classifier, self.source), x, y)
+        with gradients_possible():                       # or the surrogate's weights would have none
+            return self.attack(surrogate(classifier, self.source), x, y)
 
     def __getattr__(self, name):
         if name in ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm"):

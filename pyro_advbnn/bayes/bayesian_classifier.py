@@ -128,6 +128,10 @@ class BayesianClassifier(Classifier):
             kl = self.kl(weights)
         return {"weights": weights}, kl
 
+    def parameter_groups(self):
+        others = [p for p in self.parameters() if p is not self.log_std]     # decay would pull every std towards 1
+        return [{"params": others}, {"params": [self.log_std], "weight_decay": 0.0}]
+
     @torch.no_grad()
     def constrain_(self):
         """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""

@@ -101,6 +101,10 @@ class Classifier(nn.Module):
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); 0 without a posterior."""
         return torch.zeros(())
 
+    def parameter_groups(self):
+        """All parameters for an optimizer of torch's, in groups: what weight decay must not pull at has a group without."""
+        return [{"params": list(self.parameters())}]
+
     def constrain_(self):
         """Bring the parameters back into their range, after an optimizer step."""
 

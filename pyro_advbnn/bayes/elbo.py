@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 
+from pyro_advbnn.system.errors import InputError
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -36,7 +38,10 @@ def negative_elbo(classifier, x, y, *, kl_weight):
 def objective(classifier, x, y, *, kl_weight):
     """`negative_elbo` with its parts, as an `Objective`."""
     weights, kl = classifier.weights_and_kl()
-    model = poutine.trace(poutine.condition(classifier.unregistered_model, weights)).get_trace(x, y, kl_weight)
+    try:
+        model = poutine.trace(poutine.condition(classifier.unregistered_model, weights)).get_trace(x, y, kl_weight)
+    except InputError as error:                          # to which Pyro has added lines, the shapes of its trace
+        raise error.__cause__ or error from None
     model.compute_log_prob(lambda name, site: name == "y")
     nll = -model.nodes["y"]["log_prob_sum"]
     kl = torch.zeros_like(nll) if kl is None else kl

@@ -5,7 +5,7 @@ from collections import deque
 import torch
 
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches, logits_of
+from pyro_advbnn.evaluation.inputs import NotFiniteError, check_attacked, check_probabilities, checked_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import InputError, check_at_least
 
@@ -38,7 +38,7 @@ def logits_of_draws(classifier, x, num_samples):
     with eval_mode(classifier), frozen(classifier):
         logits = torch.stack([logits_of(classifier, x) for _ in range(num_samples)])
     if not logits.isfinite().all():
-        raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
+        raise NotFiniteError("the classifier's logits must be finite, got NaN or infinite ones")
     return logits
 
 

@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import nn
 
+from pyro_advbnn.attacks.attack import check_images, checked_labels, kind
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.classifier import checked_logits
@@ -18,24 +19,8 @@ _ROUNDING = 1e-5                                         # of a pixel in float32
 _ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
 
 
-def check_images(x, name="images"):
-    """Raises InputError for what is not a tensor (B, C, H, W) of floating point numbers in [0, 1], none of them NaN."""
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4 or not x.numel():
-        raise InputError(f"{name} must be a tensor (B, C, H, W) of floats in [0, 1], at least one image, got {_kind(x)}")
-    low, high = x.detach().aminmax()
-    if not (low >= 0 and high <= 1):                     # true for NaN too
-        raise InputError(f"{name} must lie in [0, 1], these reach from {low.item():g} to {high.item():g}")
-
-
-def check_labels(y, num_classes, x):
-    """Raises InputError for what is not a tensor (B,) of class numbers 0 to num_classes - 1, int64, one for each image of x."""
-    if not isinstance(y, torch.Tensor) or y.dtype != torch.int64 or y.dim() != 1 or len(y) != len(x):
-        raise InputError(f"labels must be a tensor (B,) of class numbers, torch.int64, one for each of {len(x)} images, "
-                         f"got {_kind(y)}")
-    low, high = (value.item() for value in y.aminmax())
-    if low < 0 or high >= num_classes:
-        raise InputError(f"labels must lie between 0 and {num_classes - 1}, as there are {num_classes} classes, "
-                         f"these reach from {low} to {high}")
+class NotFiniteError(InputError):
+    """A classifier answers with something else than finite numbers."""
 
 
 def check_classifier(classifier, x):
@@ -47,14 +32,14 @@ def check_classifier(classifier, x):
     probabilities among them, or whose gradient by the images is NaN, which the sign of an attack takes for 0.
     """
     if not isinstance(classifier, nn.Module):
-        raise InputError(f"the classifier must be an nn.Module, got {_kind(classifier)}")
+        raise InputError(f"the classifier must be an nn.Module, got {kind(classifier)}")
     with undisturbed(), eval_mode(classifier), frozen(classifier), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logits = logits_of(classifier, x.clone())        # cloned: a first layer may work in place
         check_logits(logits.detach())
         gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     if gradient is not None and not gradient.isfinite().all():
-        raise InputError("the gradient of the classifier's logits by the images must be finite, got NaN or infinite numbers")
+        raise NotFiniteError("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
     return logits.shape[1]
 
 
@@ -66,7 +51,7 @@ def logits_of(classifier, x):
 def check_logits(logits):
     """Raises InputError for what (B, classes) is not finite, or what a softmax has been at; a Note if a sigmoid may have."""
     if not logits.isfinite().all():
-        raise InputError("the classifier's logits must be finite, got NaN or infinite ones")
+        raise NotFiniteError("the classifier's logits must be finite, got NaN or infinite ones")
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
@@ -81,8 +66,8 @@ def check_probabilities(probabilities):
     """Raises InputError where an averaged prediction (B, classes) holds NaN, which argmax would take for a class."""
     lost = int(probabilities.isnan().any(-1).sum())
     if lost:
-        raise InputError(f"the classifier's logits must be finite, got NaN or infinite ones for {lost} of "
-                         f"{len(probabilities)} images")
+        raise NotFiniteError(f"the classifier's logits must be finite, got NaN or infinite ones for {lost} of "
+                             f"{len(probabilities)} images")
 
 
 def check_attacked(x_adv, x, attack=None):
@@ -93,7 +78,7 @@ def check_attacked(x_adv, x, attack=None):
     """
     alike = isinstance(x_adv, torch.Tensor) and (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
     if not alike:
-        raise InputError(f"the attack must return a tensor like its images, {_kind(x)}, got {_kind(x_adv)}")
+        raise InputError(f"the attack must return a tensor like its images, {kind(x)}, got {kind(x_adv)}")
     check_images(x_adv, "attacked images")
     norm, epsilon = f"l{getattr(attack, 'norm', 'inf')}".lower().replace("ll", "l"), getattr(attack, "epsilon", None)
     if epsilon is not None and norm in BALLS:
@@ -111,8 +96,7 @@ def checked_batches(batches, classifiers):
         check_images(x)
         if num_classes is None:
             num_classes = min(check_classifier(classifier, x[:2]) for classifier in dict.fromkeys(classifiers))
-        check_labels(y, num_classes, x)
-        yield x, y
+        yield x, checked_labels(y, num_classes, x)
 
 
 class RepeatableBatches:
@@ -124,25 +108,18 @@ class RepeatableBatches:
 
     def __init__(self, classifier, batches):
         if iter(batches) is batches:
-            raise InputError(f"the batches must be such that can be gone through again, as a list, got {_kind(batches)}")
+            raise InputError(f"the batches must be such that can be gone through again, as a list, got {kind(batches)}")
         self._batches, self._labels = batches, [y for _, y in checked_batches(batches, [classifier])]
         if not self._labels:
             raise InputError("there are no images to evaluate on")
 
     def __iter__(self):
         for (x, y), before in zip(self._batches, self._labels, strict=True):
-            if not torch.equal(y, before):
+            if not torch.equal(y.long(), before):
                 raise InputError("the batches must come in the same order each time that they are gone through: do not shuffle "
                                  "them")
-            yield x, y
+            yield x, before
 
     def some_images(self, number):
         """At most so many images of the first batch."""
         return next(iter(self._batches))[0][:number]
-
-
-def _kind(value):
-    """What something is, in few words."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype} on {value.device}"
-    return f"a {type(value).__name__}"

@@ -16,6 +16,7 @@ from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import nn
 
+from pyro_advbnn.attacks.attack import unchecked
 from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.system.errors import InputError
 
@@ -47,7 +48,7 @@ class PlainPyro(nn.Module):
 
     def train_step(self, optimizer, x, y, *, attack, kl_weight):
         """One step of Algorithm 1; the loss, Eq. (10), on the attacked batch."""
-        x_adv = attack(self, x, y)
+        x_adv = unchecked(attack)(self, x, y)
         loss = TraceMeanField_ELBO().differentiable_loss(self.model, self.guide, x_adv, y, kl_weight)
         optimizer.zero_grad()
         loss.backward()

@@ -9,6 +9,7 @@ from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
+from pyro_advbnn.evaluation.inputs import NotFiniteError
 from pyro_advbnn.evaluation.sweeps import gradient_norms
 from pyro_advbnn.experiments import protocol
 from pyro_advbnn.experiments.images import image_digest
@@ -74,16 +75,19 @@ def _describe(runs, run):
 
 
 def _pruned(runs, run, by, fraction, attack, num_samples):
-    """Rows without the pruned weights: averaged posterior and mean network, clean and attacked."""
-    rest, rows = weight_statistics.prune(run.classifier, fraction, by), []
+    """Rows without the pruned weights: averaged posterior and mean network, clean and attacked; none where that answers NaN."""
+    rest, rows, label = weight_statistics.prune(run.classifier, fraction, by), [], f"{run.name} without {fraction:g} by {by}"
     for prediction, classifier in {"posterior": rest, "mean": Classifier(rest.mean_network())}.items():
         draws, attack_samples = (num_samples, attack.attack_samples) if prediction == "posterior" else (1, 1)
         for epsilon in dict.fromkeys((0.0, attack.epsilon)):
             tried = PGD(epsilon, attack.step_size, attack.num_steps, attack_samples)
             wanted = run.settings(tried, num_samples=draws, prune_by=by, fraction=fraction, prediction=prediction)
             compute = partial(robust_accuracy, classifier, runs.batches(run.images), tried, num_samples=draws)
-            rows += runs.rows("pruning", f"{run.name} without {fraction:g} by {by}", [wanted],
-                              lambda progress, compute=compute: [compute(progress=progress)])
+            try:
+                rows += runs.rows("pruning", label, [wanted], lambda progress, compute=compute: [compute(progress=progress)])
+            except NotFiniteError as error:              # as where a weight is divided by its norm
+                print(f"note: {label}, {prediction}: left out, as {error}")
+                break
     return rows
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_advbnn.attacks.attack import unchecked
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
@@ -17,7 +18,7 @@ from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
-from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
+from pyro_advbnn.training.algorithm1 import build_optimizer, step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
 
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -72,7 +73,7 @@ class Stopwatch:
 
 
 class TrainingStep:
-    """One step of Algorithm 1 by `algorithm1.train_step`, whose time is cut into `timings.PARTS`."""
+    """One step of Algorithm 1 by `algorithm1.step`, whose time is cut into `timings.PARTS`."""
 
     def __init__(self, classifier, work):
         self.classifier, self.work = classifier.train(), work
@@ -80,7 +81,7 @@ class TrainingStep:
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.x, work.precision)
-        self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else work.attack()
+        self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else unchecked(work.attack())
         if work.compiled:
             with work.arithmetic():
                 failure = compile_network(classifier, self._x, work.y)
@@ -90,7 +91,7 @@ class TrainingStep:
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
-            train_step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT)
+            step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT)
         self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):

@@ -1,7 +1,9 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
 import torch
 
+from pyro_advbnn.attacks.attack import checked_batch, labels_within_classes, unchecked
 from pyro_advbnn.attacks.pgd import PGD
+from pyro_advbnn.bayes.classifier import categorical
 from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.system import distributed
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
@@ -16,8 +18,19 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
 
-    Raises InputError for a kl_weight out of range, and where the network does not return logits (B, classes).
+    Raises InputError for images outside [0, 1], labels that are none of the classes and a kl_weight out of range, and where the
+    network does not return logits (B, classes).
     """
+    options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share}
+    if classifier.likelihood is not categorical:         # any numbers may be what it explains, and what explains them
+        return step(classifier, optimizer, x, y, **options)
+    y, labels = checked_batch(x, y)
+    with labels_within_classes(classifier.network, labels):
+        return step(classifier, optimizer, x, y, **options)
+
+
+def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None):
+    """`train_step` for images and labels that are known to be fit: it waits for no GPU."""
     optimizer.zero_grad()
     parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
                       share=1.0 if share is None else share)
@@ -29,7 +42,8 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
 
 
 def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, share=1.0):
-    """`train_step` without its step: `share` times the gradients of the attacked batch are added to the parameters' grad."""
+    """`step` without the optimizer's: `share` times the gradients of the attacked batch are added to the parameters' grad."""
+    attack = unchecked(attack)
     if micro_batch is None or micro_batch >= len(y):
         x_adv = x if attack is None else attack(classifier, x, y)
         parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
@@ -40,12 +54,13 @@ def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, sha
 
 
 def build_optimizer(classifier, settings):
-    """Fused Adam, or SGD with momentum 0.9, by settings' optimizer, learning_rate and weight_decay."""
+    """Fused Adam, or SGD with momentum 0.9, by settings' optimizer, learning_rate and weight_decay (none of log_std)."""
+    parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":
         on_gpu = next(classifier.parameters()).device.type == "cuda"
-        return torch.optim.Adam(classifier.parameters(), **choice, capturable=on_gpu)
-    return torch.optim.SGD(classifier.parameters(), momentum=0.9, **choice)
+        return torch.optim.Adam(parameters, **choice, capturable=on_gpu)
+    return torch.optim.SGD(parameters, momentum=0.9, **choice)
 
 
 def build_attack(settings):

@@ -64,8 +64,8 @@ def _network(config, images):
     recipes.initialize_(network, settings["initialization"])
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
-    _try_out(network, images, settings["batch_size"])
     _check_parts(len(images), settings["batch_size"])
+    _try_out(network, images, settings["batch_size"], config["micro_batch"])
     if settings["running_statistics"] == 1:
         return batch_norm.synchronise(network, device.type) if config["batch_norm"] == "sync" else network
     if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
@@ -103,15 +103,28 @@ def _start_from(network, name, run):
         raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
 
 
-def _try_out(network, images, batch_size):
+def _try_out(network, images, batch_size, micro_batch):
     """One image through the network, so that one that does not fit is refused before any work."""
     image = _first_image(images)
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     checked_logits(logits, 1, images.num_classes)
-    if len(images) % batch_size == 1:                    # BatchNorm refuses a single image of 1x1 features
-        _logits(copy.deepcopy(network).train(), image, f"--batch_size {batch_size} leaves a last batch of one of the "
-                f"{len(images)} images, on which the network cannot be trained")
+    if 1 in _sizes_together(len(images), batch_size, micro_batch):           # BatchNorm refuses a single image of 1x1 features
+        micro = f" with --micro_batch {micro_batch}" if micro_batch else ""
+        _logits(copied(network).train(), image, f"--batch_size {batch_size}{micro} leaves one of the {len(images)} images "
+                f"alone in the network, which cannot be trained on it")
     network.train()
+
+
+def _sizes_together(num_images, batch_size, micro_batch):
+    """How many images are together in a process's network: the numbers that occur."""
+    processes = distributed.world_size()
+    parts = {-(-(batch - rank) // processes) for batch in _sizes(num_images, batch_size) for rank in range(processes)}
+    return {size for part in parts for size in _sizes(part, micro_batch or num_images)}
+
+
+def _sizes(num_images, most):
+    """The sizes of the pieces of so many images."""
+    return {min(num_images, most), num_images % most} - {0}
 
 
 def _check_parts(num_images, batch_size):

@@ -2,6 +2,7 @@
 import torch
 
 from pyro_advbnn import datasets
+from pyro_advbnn.attacks.attack import unchecked
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.precision import autocast, batch_format
 from pyro_advbnn.system.random_streams import undisturbed
@@ -37,6 +38,7 @@ class GraphedAttack:
 
     def __init__(self, attack):
         self.attack, self.failure = attack, None
+        self._run = unchecked(attack)                    # a check would wait for the device, which no capture can
         self._graph = self._classifier = None
 
     def __getattr__(self, name):
@@ -49,7 +51,7 @@ class GraphedAttack:
             except RuntimeError as error:
                 self._graph, self.failure = None, reason(error)
         if self.failure is not None or x.shape != self._x.shape or classifier is not self._classifier:
-            return self.attack(classifier, x, y)
+            return self._run(classifier, x, y)
         self._x.copy_(x)
         self._y.copy_(y)
         self._graph.replay()
@@ -65,12 +67,12 @@ class GraphedAttack:
             stream.wait_stream(torch.cuda.current_stream(x.device))
             with torch.cuda.stream(stream):
                 for _ in range(3):                       # kernels are chosen and libraries loaded before the capture
-                    self.attack(classifier, self._x, self._y)
+                    self._run(classifier, self._x, self._y)
             torch.cuda.current_stream(x.device).wait_stream(stream)
         classifier.release_buffers()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._x_adv = self.attack(classifier, self._x, self._y)
+            self._x_adv = self._run(classifier, self._x, self._y)
         classifier.release_buffers()
         self._graph = graph
 

@@ -106,7 +106,7 @@ class Schedule:
     batch_size: flag_types.BatchSize | None = flag("images per step, of all processes together.")
     optimizer: Literal["adam", "sgd"] | None = flag("adam, or sgd with momentum 0.9.")
     learning_rate: _Positive | None = flag("its peak.")
-    weight_decay: _NotNegative | None = flag("L2 factor of the optimizer.")
+    weight_decay: _NotNegative | None = flag("L2 factor of the optimizer; log std has none.")
     schedule: Literal["stages", "cosine", "constant"] | None = flag(
         "stages (divided by 10 after each), cosine (one cycle) or constant.")
     weight_averaging: Annotated[float, Range(0, 1, open_high=True)] | None = flag(

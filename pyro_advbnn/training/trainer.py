@@ -4,7 +4,7 @@ import torch
 from pyro_advbnn import datasets
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, train_step
+from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, step
 from pyro_advbnn.training.batch_norm import normalise_by_running
 from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
@@ -111,8 +111,8 @@ class Training:
         if self._running_from < 1:
             normalise_by_running(self.classifier.network, self.progress >= self._running_from)
         with autocast(self.device, self.precision):
-            parts = train_step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
-                               kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
+            parts = step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
+                         kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
         self._note(parts, y)
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])

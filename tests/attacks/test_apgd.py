@@ -228,7 +228,7 @@ def test_an_answer_is_wrong_where_that_averaged_over_the_draws_is():
     x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
     for average in ("gradient", "probability"):
         points = APGD(0.1, attack_samples=2, average=average)._at(Alternating(), x, y)
-        assert not points.is_wrong.any()
+        assert not points.succeeded.any()
 
 
 @pytest.mark.gpu

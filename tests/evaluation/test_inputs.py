@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
+from pyro_advbnn.attacks.attack import checked_labels
 from pyro_advbnn.evaluation import inputs, uncertainty
 from pyro_advbnn.system.errors import InputError, Note
 
@@ -65,9 +66,9 @@ def test_images_up_to_the_borders_of_their_range_pass_in_every_precision(dtype):
 
 
 LABELS = {
-    "a list": (lambda y: y.tolist(), "labels must be a tensor (B,) of class numbers, torch.int64, one for each of 4 images"),
+    "a list": (lambda y: y.tolist(), "labels must be a tensor (B,) of class numbers, integers, one for each of 4 images"),
     "one-hot": (lambda y: nn.functional.one_hot(y), "got a tensor (4, 3)"),
-    "int32": (lambda y: y.int(), "got a tensor (4,) of torch.int32"),
+    "floats": (lambda y: y.float(), "got a tensor (4,) of torch.float32"),
     "from 1": (lambda y: y + 1, "labels must lie between 0 and 2, as there are 3 classes, these reach from 1 to 3"),
     "unknown as -1": (lambda y: y - 1, "these reach from -1 to 1"),
     "too few": (lambda y: y[:3], "one for each of 4 images, got a tensor (3,)"),
@@ -77,9 +78,16 @@ LABELS = {
 @pytest.mark.parametrize(("change", "message"), LABELS.values(), ids=LABELS)
 def test_labels_that_do_not_fit_are_refused_before_the_attack(batch, change, message):
     x, y = batch[0], change(batch[1])
-    assert message in refusal(lambda: inputs.check_labels(y, 3, x))
+    assert message in refusal(lambda: checked_labels(y, 3, x))
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [batch, (x, y)], ab.PGD(0.1)))
     assert message in refusal(lambda: ab.worst_case_accuracy(Answering(), [batch, (x, y)], {}))
+
+
+def test_labels_of_any_integer_type_are_class_numbers(batch):
+    (x, y), classifier, attack = batch, Answering(), ab.PGD(0.1)
+    for labels in (y.int(), y.to(torch.uint8)):
+        assert ab.robust_accuracy(classifier, [(x, labels)], attack) == ab.robust_accuracy(classifier, [batch], attack)
+        assert ab.worst_case_accuracy(classifier, [(x, labels)], {})["num_examples"] == 4
 
 
 CLASSIFIERS = {

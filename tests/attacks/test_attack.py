@@ -1,0 +1,126 @@
+"""Tests of what all attacks share, and a training step with them: what images and labels may be, and a target."""
+import copy
+from collections import Counter
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pyro_advbnn as ab
+from pyro_advbnn.attacks.losses import Towards
+from pyro_advbnn.training.algorithm1 import step
+
+
+def trained(attack, take=ab.train_step):
+    """A training step as a call of the same kind; what comes back is the gradient of the weights."""
+    def call(classifier, x, y):
+        take(classifier, torch.optim.SGD(classifier.parameters(), 0.0), x, y, kl_weight=0.0, attack=attack)
+        return next(classifier.parameters()).grad
+    return call
+
+
+ATTACKS = {
+    "pgd": lambda classifier, x, y: ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.05, num_steps=2),
+    "fgsm": lambda classifier, x, y: ab.fgsm(classifier, x, y, epsilon=0.1), "PGD": ab.PGD(0.1, num_steps=2, restarts=2),
+    "APGD": ab.APGD(0.1, num_steps=2), "Square": ab.Square(0.1, num_queries=2), "RandomNoise": ab.RandomNoise(0.1, num_tries=2),
+    "CarliniWagner": ab.CarliniWagner(0.5, num_steps=2), "Through": ab.Through(ab.PGD(0.1, num_steps=2), "mean"),
+}
+DOORS = ATTACKS | {"train_step": trained(None), "adversarial train_step": trained(ab.PGD(0.1, num_steps=2))}
+UNFIT = {
+    "normalised": (lambda x, y: ((x - 0.5) / 0.25, y), "images must lie in [0, 1], these reach from -2 to 2; normalisation is"),
+    "to 255": (lambda x, y: (255 * x, y), "images must lie in [0, 1], these reach from 0 to 255"),
+    "NaN": (lambda x, y: (x * torch.nan, y), "images must lie in [0, 1], these reach from nan"),
+    "one image": (lambda x, y: (x[0], y[0]), "images must be a tensor (B, C, H, W) of floats in [0, 1], at least one image"),
+    "arrays": (lambda x, y: (x.numpy(), y.numpy()), "got a ndarray"),
+    "labels from 1": (lambda x, y: (x, y.clamp(min=9) + 1), "labels must lie between 0 and 9, as there are 10 classes, these"),
+    "one-hot": (lambda x, y: (x, torch.eye(10)[y]), "labels must be a tensor (B,) of class numbers, integers, one for each"),
+}
+
+
+@pytest.fixture
+def classifier():
+    return ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.01)
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize(("change", "message"), UNFIT.values(), ids=UNFIT)
+def test_every_attack_and_a_training_step_refuse_images_and_labels_that_are_not_fit(classifier, batch, door, change, message):
+    with pytest.raises(ab.InputError) as refused:
+        door(classifier, *change(*batch))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not classifier._forward_hooks and not classifier.network._forward_hooks
+
+
+@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+@pytest.mark.parametrize("name", DOORS)
+def test_labels_of_int32_and_inference_mode_change_nothing(batch, name, defense):
+    (x, y), classifier = batch, ab.build_classifier(defense, ab.networks.convnet(width=4), init_std=0.01)
+    first, second, third = (copy.deepcopy(classifier) for _ in range(3))
+
+    def found(*arguments):
+        torch.manual_seed(1)
+        return DOORS[name](*arguments)
+
+    expected = found(first, x, y)
+    assert torch.equal(found(second, x, y.int()), expected)
+    if name in ATTACKS:
+        with torch.inference_mode():
+            assert torch.equal(found(third, x + 0, y + 0), expected)
+
+
+def test_a_training_step_on_another_likelihood_than_that_of_classes_takes_any_numbers():
+    classifier = ab.BayesianClassifier(torch.nn.Linear(3, 1), likelihood=lambda mean: dist.Normal(mean[:, 0], 0.1))
+    before = classifier.mean.detach().clone()
+    x, y, optimizer = 9 * torch.randn(5, 3), torch.randn(5), torch.optim.SGD(classifier.parameters(), 0.1)
+    ab.train_step(classifier, optimizer, x, y, kl_weight=0.1)
+    assert not torch.equal(classifier.mean, before)
+
+
+class Looks(TorchDispatchMode):
+    """Counts the operations inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("door", "looks"), [
+    *((door, 2) for door in DOORS.values()), (trained(ab.PGD(0.1, num_steps=2), take=step), 0)])
+def test_images_and_labels_are_looked_at_once_and_by_the_training_of_the_command_never(classifier, batch, door, looks):
+    with Looks() as inside:
+        door(classifier, *batch)
+    assert inside.count["aminmax"] == looks
+
+
+TARGETED = {"PGD": ab.PGD(0.3, num_steps=10), "probability": ab.PGD(0.3, num_steps=10, average="probability", restarts=2),
+            "APGD": ab.APGD(0.3, num_steps=10), "margin": ab.APGD(0.3, num_steps=10, loss="margin", norm="linf")}
+
+
+@pytest.mark.parametrize("attack", TARGETED.values(), ids=TARGETED)
+def test_a_targeted_attack_leads_to_its_target_more_often_than_one_without(trained_on_digits, attack):
+    network, x, y = trained_on_digits(60)
+    x, y = x[:60], y[:60]
+    target = (y + 5) % 10
+    led, driven = ((network(x_adv).argmax(1) == target).sum() for x_adv in (
+        attack(network, x, y, target=target), attack(network, x, y)))
+    assert led > driven + 10
+
+
+def test_pgd_with_a_target_takes_the_step_that_makes_it_likelier(batch):
+    x, y = batch
+    network, target = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), (y + 1) % 10
+    x_adv = ab.pgd(network, x, y, epsilon=0.1, step_size=0.1, num_steps=1, target=target)
+    x.requires_grad_()
+    gradient, = torch.autograd.grad(torch.nn.functional.cross_entropy(network(x), target, reduction="sum"), x)
+    assert torch.equal(x_adv, (x - 0.1 * gradient.sign()).clamp(0, 1).detach())
+    assert Towards("ce") == Towards("ce")
+
+
+def test_an_attack_without_a_loss_takes_no_target(batch):
+    with pytest.raises(ab.InputError, match="CarliniWagner takes no target"):
+        ab.CarliniWagner(0.5)(ab.networks.convnet(width=4), *batch, target=batch[1])

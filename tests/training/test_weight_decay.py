@@ -1,0 +1,44 @@
+"""Tests of weight decay: it pulls at means and deterministic parameters, and at no log std."""
+import pytest
+import torch
+from tiny_runs import assert_same_run, interrupt_after, run
+
+import pyro_advbnn as ab
+from pyro_advbnn.train import train
+from pyro_advbnn.training.algorithm1 import build_optimizer
+
+OPTIMIZERS = {name: lambda classifier, name=name: build_optimizer(classifier, {
+    "optimizer": name, "learning_rate": 1e-3, "weight_decay": 0.1}) for name in ("adam", "sgd")}
+OPTIMIZERS["AdamW"] = lambda classifier: torch.optim.AdamW(classifier.parameter_groups(), lr=1e-3)
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_without_a_gradient_means_and_deterministic_parameters_shrink_and_stds_stay(build):
+    torch.manual_seed(0)
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.01, deterministic=["*.weight"])
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    optimizer = build(classifier)
+    for p in classifier.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(classifier.log_std, before["log_std"])
+    for name in ("mean", "deterministic"):
+        assert getattr(classifier, name).norm() < before[name].norm()
+
+
+def test_a_deterministic_network_decays_as_a_whole():
+    classifier = ab.Classifier(ab.networks.convnet(width=4))
+    group, = build_optimizer(classifier, {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}).param_groups
+    assert group["params"] == list(classifier.parameters()) and group["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_with_weight_decay_goes_on_bit_for_bit(optimizer, tmp_path, monkeypatch):
+    flags = {"defense": "bnn", "weight_decay": 0.01, "optimizer": optimizer, "weight_averaging": 0.9}
+    whole = run(tmp_path / "whole", **flags)
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", **flags)
+    monkeypatch.undo()
+    train(resume=tmp_path / "stopped")
+    assert_same_run(whole, tmp_path / "stopped")
