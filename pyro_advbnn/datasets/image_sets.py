@@ -15,10 +15,19 @@ class ImageSet:
     the images at `indices` (int64 (M,), or a list), in that order; the view copies none. to(device): the set on another
     device. in_memory(): the set as `Images`. update_hash(digest): feeds what the images are to a hash of hashlib's.
     read(batches): yields, for each tensor of indices in `batches`, images and labels on the device.
+    stored: of a set in memory or mapped, the tensor that holds its images, maybe among others.
     """
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.stored.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
 
     @property
     def num_classes(self) -> int:
@@ -37,12 +46,8 @@ class Images(ImageSet):
     class_names: tuple[str, ...]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
+    def stored(self) -> torch.Tensor:
+        return self.images
 
     def to(self, device) -> "Images":
         return Images(self.images.to(device), self.labels.to(device), self.class_names)
@@ -82,14 +87,6 @@ class ImageView(ImageSet):
     @property
     def images(self) -> torch.Tensor:
         return self.stored[self.rows]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.stored.shape[1:])
-
-    @property
-    def device(self) -> torch.device:
-        return self.stored.device
 
     def to(self, device) -> "Images | ImageView":
         """Itself on the CPU; on any other device the rows, copied part by part, so that they need no second room here."""
