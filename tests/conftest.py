@@ -2,6 +2,7 @@
 import copy
 import functools
 import os
+import shutil
 import sys
 from collections import Counter
 
@@ -49,6 +50,26 @@ def finished(tmp_path_factory):
     before = digests(folder)
     yield folder
     assert digests(folder) == before, "a test has changed the run that all share"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that knows digits, for tests of evaluation."""
+    from tiny_runs import EVALUATED
+
+    from pyro_advbnn.train import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(**EVALUATED, out=folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained):
+    """The trained run, without an evaluation."""
+    for name in ("evaluation", "figures"):
+        shutil.rmtree(trained / name, ignore_errors=True)
+    return trained
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Tests of the evaluate command: the rows and figures of each verb, what it prints and refuses."""
 import csv
 import os
-import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import tiny
+from tiny_runs import EVALUATED, tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate
@@ -21,25 +20,7 @@ from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints
 
-TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
-        "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
-        "attack_samples": 1, "device": "cpu"}
 QUICK = ["--num_steps", "2", "--num_samples", "2", "--num_test", "50"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    train(**TINY, out=folder)
-    return folder
-
-
-@pytest.fixture
-def run(trained):
-    """The trained run, without an evaluation."""
-    for name in ("evaluation", "figures"):
-        shutil.rmtree(trained / name, ignore_errors=True)
-    return trained
 
 
 def accuracy(folder, *words):
@@ -193,7 +174,7 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
         "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = {"width": None, "epochs": 1, "network": "own_evaluated:small", "defense": "none", "out": tmp_path / "run"}
-    train(**tiny("none", TINY) | own)
+    train(**tiny("none", EVALUATED) | own)
     sys.modules.pop("own_evaluated")
     capsys.readouterr()
     assert "give --network again" in refusal(capsys, "accuracy", "--run", tmp_path / "run")
@@ -287,7 +268,7 @@ def test_other_images_or_batches_are_other_rows(run):
 def runs(trained, tmp_path_factory):
     """Two runs of one data set: an Adv-BNN and an undefended network, as --runs takes them."""
     other = tmp_path_factory.mktemp("other") / "plain"
-    train(**tiny("none", TINY) | {"epochs": 4}, defense="none", out=other)
+    train(**tiny("none", EVALUATED) | {"epochs": 4}, defense="none", out=other)
     return f"{other},{trained}"
 
 
@@ -377,7 +358,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
     assert "give --out DIR" in refusal(capsys, "accuracy", "--runs", runs)
     assert "plain has no posterior" in refusal(capsys, "posterior", "--runs", runs, "--out", tmp_path)
     plain, _ = runs.split(",")
-    train(**tiny("none", TINY) | {"epochs": 1, "validation": 30}, defense="none", out=tmp_path / "other")
+    train(**tiny("none", EVALUATED) | {"epochs": 1, "validation": 30}, defense="none", out=tmp_path / "other")
     capsys.readouterr()
     message = refusal(capsys, "transfer", "--runs", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out",
                       "--split", "held_out")
@@ -390,7 +371,7 @@ def test_a_network_of_the_users_own_stands_beside_a_built_in_one(runs, tmp_path,
         "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = {"width": None, "epochs": 1, "network": "own_compared:small", "defense": "none", "out": tmp_path / "own"}
-    train(**tiny("none", TINY) | own)
+    train(**tiny("none", EVALUATED) | own)
     found = evaluated("accuracy", f"{tmp_path / 'own'},{runs}", tmp_path / "out", "--epsilons", 0, *QUICK, "--network",
                       "own_compared:small")["accuracy"]
     assert [row["run"] for row in found] == ["own", "plain", "run"]
@@ -452,7 +433,7 @@ def test_pruning_that_leaves_no_logits_is_named_and_the_rest_is_kept_and_drawn(n
     (tmp_path / "normalised.py").write_text(NORMALISED)
     monkeypatch.syspath_prepend(tmp_path)
     network = ["--network", f"normalised:{name}"]
-    train(**TINY | {"network": network[1], "width": None, "epochs": 1}, out=tmp_path / "run")
+    train(**EVALUATED | {"network": network[1], "width": None, "epochs": 1}, out=tmp_path / "run")
     found = evaluated("posterior", str(tmp_path / "run"), tmp_path, "--fractions", "0,1", "--prune_by", "std", *QUICK, *network)
     assert [(row["fraction"], row["prediction"]) for row in found["pruning"]] == [
         (0, "posterior"), (0, "posterior"), (0, "mean"), (0, "mean"), (1, "posterior"), (1, "posterior")]

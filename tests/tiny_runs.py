@@ -9,6 +9,9 @@ from pyro_advbnn.training import checkpoints, configuration, construction, run_f
 
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
         "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
+EVALUATED = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
+             "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
+             "attack_samples": 1, "device": "cpu"}
 STEPS_PER_EPOCH = 4
 TIMINGS = {"images_per_second", "peak_memory_mib"}
 

@@ -12,29 +12,10 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.evaluation import checks
 from pyro_advbnn.experiments import robustness_verbs
 from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.train import train
 
-TINY = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
-        "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
-        "attack_samples": 1, "device": "cpu"}
 QUICK = ["--num_test", "60", "--batch_size", "40", "--epsilon", "0.05", "--num_steps", "2", "--attack_samples", "2",
          "--num_samples", "5", "--num_queries", "5"]
 ATTACKS = ["--attacks", "noise,apgd-ce@mean,pgd,apgd-dlr"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    train(**TINY, out=folder)
-    return folder
-
-
-@pytest.fixture
-def run(trained):
-    """The trained run, without an evaluation."""
-    for name in ("evaluation", "figures"):
-        shutil.rmtree(trained / name, ignore_errors=True)
-    return trained
 
 
 def evaluated(folder, verb, *words):
