@@ -16,7 +16,7 @@ from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING = 1e-5                                         # of a pixel in float32, with room for other people's attacks
-_ENOUGH_NUMBERS = 16                                     # from so many on it is no chance that all lie between 0 and 1
+_ENOUGH_NUMBERS = 32                                     # from so many on it is hardly chance that all lie between 0 and 1
 
 
 class NotFiniteError(InputError):
