@@ -145,7 +145,8 @@ class Classifier(nn.Module):
     def unregistered_model(self, x, y, kl_weight=None, num_data=None):
         """`model` without registering parameters in Pyro's store, as `elbo.objective` runs it."""
         scale = site_scales(len(x), kl_weight, num_data)[1]
-        return self._observe(self(x), x, y, scale, dict(self.network.named_parameters()))
+        weights = dict(self.network.named_parameters()) if self.unreached is None else {}
+        return self._observe(self(x), x, y, scale, weights)
 
     def weights_and_kl(self):
         """({site: its value}, KL): one draw from the guide and `kl()`; ({}, None) where the guide is empty."""

@@ -379,7 +379,9 @@ def test_a_network_of_which_no_weight_is_drawn_is_told_too(wrap):
 
 @pytest.mark.parametrize("defense", ["advbnn", "rse", "adv"])
 def test_a_network_that_uses_all_its_weights_is_told_of_nothing(defense):
-    classifier = ab.build_classifier(defense, ab.networks.convnet(width=4))
-    assert ab.train_step(classifier, torch.optim.Adam(classifier.parameters()), torch.rand(4, 1, 8, 8), torch.arange(4),
-                         kl_weight=0.0).loss.isfinite()
+    classifier, x = ab.build_classifier(defense, ab.networks.convnet(width=4)), torch.rand(4, 1, 8, 8)
+    optimizer = torch.optim.Adam(classifier.parameters())
+    assert ab.train_step(classifier, optimizer, x, torch.arange(4), kl_weight=0.0).loss.isfinite()
     assert classifier.unreached == []
+    classifier.network.named_parameters = None                       # later steps do not look again
+    assert ab.train_step(classifier, optimizer, x, torch.arange(4), kl_weight=0.0).loss.isfinite()
