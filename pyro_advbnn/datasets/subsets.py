@@ -15,7 +15,7 @@ def balanced_subset(images, num, seed) -> ImageSet:
     Raises InputError unless 1 <= num <= len(images).
     """
     _check_in_range(num, 1, len(images))
-    return images.take(_order(images, seed, balanced=True)[:num].sort().values)
+    return images.take(_order(images, num, seed, balanced=True)[:num].sort().values)
 
 
 def stratified_subset(images, num, seed) -> ImageSet:
@@ -26,20 +26,20 @@ def stratified_subset(images, num, seed) -> ImageSet:
     Raises InputError unless 1 <= num <= len(images).
     """
     _check_in_range(num, 1, len(images))
-    return images.take(_order(images, seed, balanced=False)[:num].sort().values)
+    return images.take(_order(images, num, seed, balanced=False)[:num].sort().values)
 
 
 def hold_out(images, num, seed, *, balanced=False) -> tuple[ImageSet, ImageSet | None]:
     """(rest, held_out): `num` images, chosen by `seed`, are set apart; num = 0 gives (images, None).
 
-    Each class gives the same share of its images, or where `balanced` the same number, and keeps one at least. On the CPU
-    both are views, so that a large set is not copied.
+    Each class gives the same share of its images (give or take one), or where `balanced` the same number, and keeps one at
+    least. On the CPU both are views, so that a large set is not copied.
     Raises InputError unless 0 <= num <= most_held_out(images).
     """
     _check_in_range(num, 0, most_held_out(images))
     if num == 0:
         return images, None
-    order = _order(images, seed, balanced, keep_one=True)
+    order = _order(images, num, seed, balanced, keep_one=True)
     return images.view(order[num:].sort().values), images.view(order[:num].sort().values)
 
 
@@ -53,8 +53,12 @@ def _check_in_range(num, low, high):
         raise InputError(f"num must be a whole number from {low} to {high}, got {num}")
 
 
-def _order(images, seed, balanced, keep_one=False):
-    """All indices, shuffled: every beginning of the list is balanced, or stratified; keep_one: one of each class comes last."""
+def _order(images, num, seed, balanced, keep_one=False):
+    """All indices, shuffled: the first `num` are balanced, or stratified; keep_one: one of each class comes last.
+
+    Stratified by largest remainder: first comes what takes its class least far beyond its share. A class of one image that
+    stays has none.
+    """
     # NumPy keeps the numbers of RandomState for ever; torch.randperm may change between versions.
     shuffled = np.random.RandomState(seed).permutation(len(images))
     labels = images.labels.cpu().numpy()[shuffled]
@@ -62,6 +66,6 @@ def _order(images, seed, balanced, keep_one=False):
     place = np.empty_like(by_class)
     place[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
     size = np.bincount(labels)[labels]
-    turn = place if balanced else (place + 0.5) / size
-    turn = np.where(place + 1 < size, turn, len(labels)) if keep_one else turn
+    turn = place if balanced else (place + 1) * np.count_nonzero(size > keep_one) - num * size
+    turn = np.where(place + 1 < size, turn, np.iinfo(np.int64).max) if keep_one else turn
     return torch.from_numpy(shuffled[np.argsort(turn, kind="stable")])

@@ -94,7 +94,8 @@ def test_hold_out_is_a_class_balanced_partition():
 HAM10000 = [327, 514, 1099, 115, 6705, 1113, 142]
 
 
-@pytest.mark.parametrize(("counts", "num"), [([1850, 150], 1000), (HAM10000, 1000), (HAM10000, 2003), ([1, 2, 97], 50)])
+@pytest.mark.parametrize(("counts", "num"), [
+    ([150, 50], 100), (HAM10000, 1000), ([1, 2, 97], 50), ([200] + 50 * [4], 20), ([120, 80] + 50 * [4], 260)])
 def test_every_class_gives_the_same_share_to_what_is_held_out_and_keeps_an_image_to_train_on(counts, num):
     images = labelled(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
     rest, held_out = datasets.hold_out(images, num, seed=1)
