@@ -7,8 +7,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = [
     "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
-    "Examination", "InputError", "RandomNoise", "Selection", "Square", "Through", "add_noise", "build_classifier", "checks",
-    "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors",
+    "Examination", "InputError", "Note", "RandomNoise", "Selection", "Square", "Through", "add_noise", "build_classifier",
+    "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors",
     "robust_accuracy", "save", "surrogate", "train_step", "uncertainty", "worst_case_accuracy",
 ]
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "evaluation.examination": ("Examination",),
     "evaluation.worst_case": ("worst_case_accuracy",),
     "experiments.selection": ("Selection",),
-    "system.errors": ("InputError",),
+    "system.errors": ("InputError", "Note"),
     "training.algorithm1": ("train_step",),
     "training.checkpoints": ("load", "save"),
 }

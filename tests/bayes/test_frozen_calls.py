@@ -181,7 +181,7 @@ def test_a_copy_of_a_classifier_that_was_called_goes_on_by_itself(wrap):
         assert not torch.allclose(other(X), classifier(X), atol=1e-3)
 
 
-def folded_once(network, forward=None, patched=None):
+def folded_once(network, forward=None, patched=None, ready=settled):
     """A convolution, its BatchNorm, a pooling and a head; forward: the network's; patched: (layer, its own forward)."""
     class Net(nn.Module):
         def __init__(self):
@@ -194,7 +194,7 @@ def folded_once(network, forward=None, patched=None):
         def forward(self, x):
             return forward(self, x) if forward else self.fc(self.features(x).mean((2, 3)))
 
-    net = settled(Net())
+    net = ready(Net())
     if patched:
         layer = net.get_submodule(patched[0])
         layer.forward = types.MethodType(patched[1], layer)
@@ -244,16 +244,16 @@ ATTRIBUTES = {
     "of the pooling": lambda net, x: head(net, net.features(x)) / net.pool.stride,
     "of the BatchNorm": lambda net, x: head(net, net.features(x)) * (1 - net.bn.eps) + net.bn.running_var.sum(),
 }
-PECULIAR = [*(lambda f=f: folded_once(layers, f) for f in (*READ_ELSEWHERE.values(), *ATTRIBUTES.values())),
-            *(lambda p=p: folded_once(layers, patched=p) for p in FORWARDS_OF_THEIR_OWN.values()),
-            lambda: folded_once(without_bias, READ_ELSEWHERE["whether there is a bias"]), lambda: folded_once(parametrized)]
-
-
-NAMES = [*READ_ELSEWHERE, *ATTRIBUTES, *FORWARDS_OF_THEIR_OWN, "there is none", "parametrized"]
+PECULIAR = {
+    **{name: lambda f=f: folded_once(layers, f) for name, f in (READ_ELSEWHERE | ATTRIBUTES).items()},
+    **{name: lambda p=p: folded_once(layers, patched=p) for name, p in FORWARDS_OF_THEIR_OWN.items()},
+    "there is none": lambda: folded_once(without_bias, READ_ELSEWHERE["whether there is a bias"]),
+    "parametrized": lambda: folded_once(parametrized),
+}
 
 
 @pytest.mark.parametrize("wrap", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8).eval()])
-@pytest.mark.parametrize("network", PECULIAR, ids=NAMES)
+@pytest.mark.parametrize("network", PECULIAR.values(), ids=PECULIAR)
 def test_a_network_that_does_more_than_its_modules_is_predicted_as_it_is(network, wrap):
     network = network()                                  # a Note, where folding is found to be wrong, would be an error
     torch.testing.assert_close(ab.predict(wrap(network), X, num_samples=2), network(X).softmax(-1), rtol=1e-3, atol=1e-4)
@@ -270,9 +270,10 @@ UNSEEN = {                                               # no trace of it in the
 
 
 @pytest.mark.parametrize("wrap", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8).eval()])
+@pytest.mark.parametrize("ready", [settled, nn.Module.eval], ids=["settled", "new"])
 @pytest.mark.parametrize("forward", UNSEEN.values(), ids=UNSEEN)
-def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_note_says_so_once(forward, wrap):
-    network = folded_once(layers, forward)
+def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_note_says_so_once(forward, ready, wrap):
+    network = folded_once(layers, forward, ready=ready)
     classifier = wrap(network)
     assert foldable(network) == [("conv", "bn")]
     with pytest.warns(Note, match="the network answers otherwise") as told:
