@@ -41,6 +41,21 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def operations():
+    """A context whose `count` tells how often each operation on tensors, by name, was called inside."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counting(TorchDispatchMode):
+        count = Counter()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count[function.overloadpacket.__name__] += 1
+            return function(*args, **kwargs or {})
+
+    return Counting()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The smallest finished run; a test that changes something of it takes a copy (`hostile.copied`)."""

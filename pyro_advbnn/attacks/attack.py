@@ -18,17 +18,18 @@ class Attack:
     x (B, C, H, W) in [0, 1], y (B,) true labels, integers of any type. target (B,): classes that the answers are to be led
     to, in place of away from y. A GPU is waited for once.
 
-    Raises InputError for images and labels that are not fit, and for a target of an attack that has no `loss`.
+    Raises InputError for images, labels and a target that are not fit, and for a target of an attack that has no `loss`.
     """
 
     def __call__(self, classifier, x, y, *, target=None):
+        attack, name = self, "labels"
         if target is not None:
             if not hasattr(self, "loss"):
                 raise InputError(f"{type(self).__name__} takes no target")
-            return replace(self, loss=Towards(self.loss))(classifier, x, target)
-        y, labels = checked_batch(x, y)
-        with gradients_possible(), labels_within_classes(classifier, labels):
-            return self.run(classifier, *(tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y)))
+            attack, y, name = replace(self, loss=Towards(self.loss)), target, "target"
+        y, bounds = checked_batch(x, y, name)
+        with gradients_possible(), labels_within_classes(classifier, bounds, name):
+            return attack.run(classifier, *(tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y)))
 
 
 def unchecked(attack):
@@ -36,21 +37,21 @@ def unchecked(attack):
     return attack.run if isinstance(attack, Attack) else attack
 
 
-def checked_batch(x, y):
+def checked_batch(x, y, name="labels"):
     """(y as int64, its least and largest label) of images x and labels y that are fit; a GPU is waited for once."""
     _check_kind(x)
-    y = _class_numbers(y, x)
-    low, high, *labels = torch.stack([value.double() for value in (*x.detach().aminmax(), *y.aminmax())]).tolist()
+    y = _class_numbers(y, x, name)
+    low, high, *bounds = torch.stack([value.double() for value in (*x.detach().aminmax(), *y.aminmax())]).tolist()
     _check_range(low, high)
-    return y, labels
+    return y, bounds
 
 
 @contextmanager
-def labels_within_classes(module, labels):
+def labels_within_classes(module, bounds, name="labels"):
     """Calls of the module inside raise InputError where it tells too few classes apart for the least and largest label."""
     def check(module, images, logits):
         if isinstance(logits, torch.Tensor) and logits.dim() == 2:
-            _check_classes(labels, logits.shape[1])
+            _check_classes(bounds, logits.shape[1], name)
     hook = module.register_forward_hook(check)
     try:
         yield
@@ -89,16 +90,16 @@ def _check_range(low, high, name="images"):
                          f"network's first layer")
 
 
-def _class_numbers(y, x):
+def _class_numbers(y, x, name="labels"):
     whole = isinstance(y, torch.Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or y.dim() != 1 or len(y) != len(x):
-        raise InputError(f"labels must be a tensor (B,) of class numbers, integers, one for each of {len(x)} images, got "
-                         f"{kind(y)}")
+    if not whole or y.dim() != 1 or len(y) != len(x) or y.device != x.device:
+        raise InputError(f"{name} must be a tensor (B,) of class numbers, integers, one for each of {len(x)} images on "
+                         f"{x.device}, got {kind(y)}")
     return y.long()
 
 
-def _check_classes(labels, num_classes):
-    low, high = labels
+def _check_classes(bounds, num_classes, name="labels"):
+    low, high = bounds
     if low < 0 or high >= num_classes:
-        raise InputError(f"labels must lie between 0 and {num_classes - 1}, as there are {num_classes} classes, these reach "
+        raise InputError(f"{name} must lie between 0 and {num_classes - 1}, as there are {num_classes} classes, these reach "
                          f"from {low:.0f} to {high:.0f}")

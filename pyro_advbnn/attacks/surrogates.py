@@ -68,9 +68,10 @@ class Through:
     def name(self):
         return f"{self.attack.name} on {self.source}"
 
-    def __call__(self, classifier, x, y):
+    def __call__(self, classifier, x, y, *, target=None):
+        led = {} if target is None else {"target": target}          # only our own attacks take one
         with gradients_possible():                       # or the surrogate's weights would have none
-            return self.attack(surrogate(classifier, self.source), x, y)
+            return self.attack(surrogate(classifier, self.source), x, y, **led)
 
     def __getattr__(self, name):
         if name in ("epsilon", "num_steps", "step_size", "attack_samples", "reaches_ball", "norm"):

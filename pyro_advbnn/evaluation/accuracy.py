@@ -4,8 +4,9 @@ from collections import deque
 
 import torch
 
+from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.inputs import NotFiniteError, check_attacked, check_probabilities, checked_batches, logits_of
+from pyro_advbnn.evaluation.inputs import NotFiniteAnswer, check_attacked, check_probabilities, fit_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import InputError, check_at_least
 
@@ -13,8 +14,15 @@ from pyro_advbnn.system.errors import InputError, check_at_least
 def predict(classifier, x, *, num_samples=20):
     """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32.
 
-    Raises InputError for what is not logits (B, classes), and for predictions that are NaN.
+    Raises InputError for images x that are none in [0, 1], for what is not logits (B, classes), and for predictions that are
+    NaN.
     """
+    check_images(x)
+    return mean_probabilities(classifier, x, num_samples)
+
+
+def mean_probabilities(classifier, x, num_samples):
+    """`predict` for images that are known to be fit: it reads none of their pixels."""
     check_at_least("num_samples", num_samples, 1)
     total, = deque(sums_of_draws(classifier, x, num_samples), maxlen=1)
     check_probabilities(total)
@@ -38,7 +46,7 @@ def logits_of_draws(classifier, x, num_samples):
     with eval_mode(classifier), frozen(classifier):
         logits = torch.stack([logits_of(classifier, x) for _ in range(num_samples)])
     if not logits.isfinite().all():
-        raise NotFiniteError("the classifier's logits must be finite, got NaN or infinite ones")
+        raise NotFiniteAnswer("the classifier's logits must be finite, got NaN or infinite ones")
     return logits
 
 
@@ -53,7 +61,7 @@ def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20
     `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
     check_at_least("num_samples", num_samples, 1)
-    batches = checked_batches(batches, [target if source is None else source, target])
+    batches = fit_batches(batches, [target if source is None else source, target])
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 
@@ -63,7 +71,7 @@ def count_correct(target, batches, attack=None, *, source=None, num_samples=20, 
     correct = total = 0
     for x, y in batches:
         x_adv = attack_images(attack, target if source is None else source, x, y)
-        correct += int((predict(target, x_adv, num_samples=num_samples).argmax(-1) == y).sum())
+        correct += int((mean_probabilities(target, x_adv, num_samples).argmax(-1) == y).sum())
         total += len(y)
         if progress:
             progress(total, correct)

@@ -19,7 +19,7 @@ _ROUNDING = 1e-5                                         # of a pixel in float32
 _ENOUGH_NUMBERS = 32                                     # from so many on it is hardly chance that all lie between 0 and 1
 
 
-class NotFiniteError(InputError):
+class NotFiniteAnswer(InputError):
     """A classifier answers with something else than finite numbers."""
 
 
@@ -39,7 +39,7 @@ def check_classifier(classifier, x):
         check_logits(logits.detach())
         gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     if gradient is not None and not gradient.isfinite().all():
-        raise NotFiniteError("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
+        raise NotFiniteAnswer("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
     return logits.shape[1]
 
 
@@ -51,7 +51,7 @@ def logits_of(classifier, x):
 def check_logits(logits):
     """Raises InputError for what (B, classes) is not finite, or what a softmax has been at; a Note if a sigmoid may have."""
     if not logits.isfinite().all():
-        raise NotFiniteError("the classifier's logits must be finite, got NaN or infinite ones")
+        raise NotFiniteAnswer("the classifier's logits must be finite, got NaN or infinite ones")
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "
@@ -66,7 +66,7 @@ def check_probabilities(probabilities):
     """Raises InputError where an averaged prediction (B, classes) holds NaN, which argmax would take for a class."""
     lost = int(probabilities.isnan().any(-1).sum())
     if lost:
-        raise NotFiniteError(f"the classifier's logits must be finite, got NaN or infinite ones for {lost} of "
+        raise NotFiniteAnswer(f"the classifier's logits must be finite, got NaN or infinite ones for {lost} of "
                              f"{len(probabilities)} images")
 
 
@@ -89,7 +89,7 @@ def check_attacked(x_adv, x, attack=None):
                              f"{farthest:g} away")
 
 
-def checked_batches(batches, classifiers):
+def fit_batches(batches, classifiers):
     """A generator of the batches (x, y), each once it is found fit for all the classifiers, and they for it."""
     num_classes = None
     for x, y in batches:
@@ -109,7 +109,7 @@ class RepeatableBatches:
     def __init__(self, classifier, batches):
         if iter(batches) is batches:
             raise InputError(f"the batches must be such that can be gone through again, as a list, got {kind(batches)}")
-        self._batches, self._labels = batches, [y for _, y in checked_batches(batches, [classifier])]
+        self._batches, self._labels = batches, [y for _, y in fit_batches(batches, [classifier])]
         if not self._labels:
             raise InputError("there are no images to evaluate on")
 

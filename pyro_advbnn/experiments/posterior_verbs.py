@@ -9,7 +9,7 @@ from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
-from pyro_advbnn.evaluation.inputs import NotFiniteError
+from pyro_advbnn.evaluation.inputs import NotFiniteAnswer
 from pyro_advbnn.evaluation.sweeps import gradient_norms
 from pyro_advbnn.experiments import protocol
 from pyro_advbnn.experiments.images import image_digest
@@ -85,7 +85,7 @@ def _pruned(runs, run, by, fraction, attack, num_samples):
             compute = partial(robust_accuracy, classifier, runs.batches(run.images), tried, num_samples=draws)
             try:
                 rows += runs.rows("pruning", label, [wanted], lambda progress, compute=compute: [compute(progress=progress)])
-            except NotFiniteError as error:              # as where a weight is divided by its norm
+            except NotFiniteAnswer as error:              # as where a weight is divided by its norm
                 print(f"note: {label}, {prediction}: left out, as {error}")
                 break
     return rows

@@ -24,8 +24,8 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
     options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share}
     if classifier.likelihood is not categorical:         # any numbers may be what it explains, and what explains them
         return step(classifier, optimizer, x, y, **options)
-    y, labels = checked_batch(x, y)
-    with labels_within_classes(classifier.network, labels):
+    y, bounds = checked_batch(x, y)
+    with labels_within_classes(classifier.network, bounds):
         return step(classifier, optimizer, x, y, **options)
 
 

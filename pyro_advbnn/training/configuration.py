@@ -35,11 +35,11 @@ def configure(flags):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
-    _check_patience(flags.get("patience"), settings["validation"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
                                              cap="validation" not in flags, loading=flags.get("loading", "auto"),
                                              workers=flags.get("workers"))
+    _check_patience(flags.get("patience"), held_out)
     settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
     config = {
         "format": run_config.FORMAT, "dataset": dataset, "data_dir": _text(flags.get("data_dir")),
@@ -164,9 +164,9 @@ def _check_resume_flags(folder, config, flags):
         raise InputError(f"the run uses code of yours: give --network {config['network']} again to have it imported")
 
 
-def _check_patience(patience, num_held_out):
-    if patience and not num_held_out:
-        raise InputError(f"--patience {patience} needs held-out images, and --validation is 0")
+def _check_patience(patience, held_out):
+    if patience and not held_out:
+        raise InputError(f"--patience {patience} needs held-out images, and there are none")
 
 
 def _text(value):

@@ -48,8 +48,9 @@ class Progress:
         counts = self.training.images.labels.bincount(minlength=len(names)).tolist()
         (fewest, rare), (most, common) = (choose(zip(counts, names, strict=True)) for choose in (min, max))
         if most > 2 * fewest:
-            print(f"note: the classes have from {fewest:,} ({rare}) to {most:,} ({common}) training images; held-out accuracy "
-                  f"is not balanced but weighs them so, as test accuracy does where the test images have the same shares")
+            meaning = ("; held-out accuracy is not balanced but weighs them so, as test accuracy does where the test images "
+                       "have the same shares" if self.config["num_held_out"] else "")
+            print(f"note: the classes have from {fewest:,} ({rare}) to {most:,} ({common}) training images{meaning}")
 
     def _processes(self):
         processes, norm = self.config["world_size"], self.config["batch_norm"]

@@ -1,14 +1,12 @@
 """Tests of what all attacks share, and a training step with them: what images and labels may be, and a target."""
 import copy
-from collections import Counter
 
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks.losses import Towards
+from pyro_advbnn.evaluation.accuracy import count_correct
 from pyro_advbnn.training.algorithm1 import step
 
 
@@ -35,6 +33,7 @@ UNFIT = {
     "arrays": (lambda x, y: (x.numpy(), y.numpy()), "got a ndarray"),
     "labels from 1": (lambda x, y: (x, y.clamp(min=9) + 1), "labels must lie between 0 and 9, as there are 10 classes, these"),
     "one-hot": (lambda x, y: (x, torch.eye(10)[y]), "labels must be a tensor (B,) of class numbers, integers, one for each"),
+    "apart": (lambda x, y: (x, y.to("meta")), "one for each of 6 images on cpu, got a tensor (6,) of torch.int64 on meta"),
 }
 
 
@@ -43,11 +42,11 @@ def classifier():
     return ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.01)
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-@pytest.mark.parametrize(("change", "message"), UNFIT.values(), ids=UNFIT)
-def test_every_attack_and_a_training_step_refuse_images_and_labels_that_are_not_fit(classifier, batch, door, change, message):
+@pytest.mark.parametrize(("door", "fault"), [*((door, "labels from 1") for door in DOORS), *(("PGD", name) for name in UNFIT)])
+def test_every_attack_and_a_training_step_refuse_images_and_labels_that_are_not_fit(classifier, batch, door, fault):
+    change, message = UNFIT[fault]
     with pytest.raises(ab.InputError) as refused:
-        door(classifier, *change(*batch))
+        DOORS[door](classifier, *change(*batch))
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert not classifier._forward_hooks and not classifier.network._forward_hooks
 
@@ -77,28 +76,19 @@ def test_a_training_step_on_another_likelihood_than_that_of_classes_takes_any_nu
     assert not torch.equal(classifier.mean, before)
 
 
-class Looks(TorchDispatchMode):
-    """Counts the operations inside, by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count[function.overloadpacket.__name__] += 1
-        return function(*args, **kwargs or {})
-
-
 @pytest.mark.parametrize(("door", "looks"), [
-    *((door, 2) for door in DOORS.values()), (trained(ab.PGD(0.1, num_steps=2), take=step), 0)])
-def test_images_and_labels_are_looked_at_once_and_by_the_training_of_the_command_never(classifier, batch, door, looks):
-    with Looks() as inside:
+    *((door, 2) for door in DOORS.values()), (lambda classifier, x, y: ab.predict(classifier, x), 1),
+    (trained(ab.PGD(0.1, num_steps=2), take=step), 0), (lambda classifier, x, y: count_correct(classifier, [(x, y)]), 0)])
+def test_images_and_labels_are_looked_at_once_and_by_the_training_of_the_command_never(
+        classifier, batch, door, looks, operations):
+    with operations:
         door(classifier, *batch)
-    assert inside.count["aminmax"] == looks
+    assert operations.count["aminmax"] == looks
 
 
 TARGETED = {"PGD": ab.PGD(0.3, num_steps=10), "probability": ab.PGD(0.3, num_steps=10, average="probability", restarts=2),
-            "APGD": ab.APGD(0.3, num_steps=10), "margin": ab.APGD(0.3, num_steps=10, loss="margin", norm="linf")}
+            "APGD": ab.APGD(0.3, num_steps=10), "margin": ab.APGD(0.3, num_steps=10, loss="margin", norm="linf"),
+            "Through": ab.Through(ab.PGD(0.3, num_steps=10), "self")}
 
 
 @pytest.mark.parametrize("attack", TARGETED.values(), ids=TARGETED)
@@ -118,9 +108,11 @@ def test_pgd_with_a_target_takes_the_step_that_makes_it_likelier(batch):
     x.requires_grad_()
     gradient, = torch.autograd.grad(torch.nn.functional.cross_entropy(network(x), target, reduction="sum"), x)
     assert torch.equal(x_adv, (x - 0.1 * gradient.sign()).clamp(0, 1).detach())
-    assert Towards("ce") == Towards("ce")
 
 
-def test_an_attack_without_a_loss_takes_no_target(batch):
-    with pytest.raises(ab.InputError, match="CarliniWagner takes no target"):
-        ab.CarliniWagner(0.5)(ab.networks.convnet(width=4), *batch, target=batch[1])
+@pytest.mark.parametrize(("attack", "shift", "message"), [
+    (ab.CarliniWagner(0.5), 0, "CarliniWagner takes no target"), (ab.PGD(0.1), 10, "target must lie between 0 and 9"),
+    (ab.Through(ab.APGD(0.1), "self"), 0.5, r"target must be a tensor \(B,\) of class numbers")])
+def test_a_target_that_is_not_fit_is_refused_by_its_name(batch, attack, shift, message):
+    with pytest.raises(ab.InputError, match=message):
+        attack(ab.networks.convnet(width=4), *batch, target=batch[1] + shift)

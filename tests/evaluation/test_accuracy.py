@@ -26,7 +26,7 @@ def test_predictions_average_probabilities_and_not_logits():
     a, b = torch.tensor([[10.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
     network = Fixed(a, b)
     expected = (a.softmax(-1) + b.softmax(-1)) / 2
-    assert torch.allclose(ab.predict(network, torch.zeros(1, 1), num_samples=2), expected)
+    assert torch.allclose(ab.predict(network, torch.zeros(1, 1, 1, 1), num_samples=2), expected)
     assert network.calls == 2
     assert not torch.allclose(((a + b) / 2).softmax(-1), expected, atol=0.1)
 
@@ -42,7 +42,7 @@ def test_predictions_run_in_eval_mode_and_leave_the_mode_as_it_was():
 
 def test_no_draws_and_no_images_are_refused():
     with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        ab.predict(Fixed(torch.zeros(1, 2)), torch.zeros(1, 1), num_samples=0)
+        ab.predict(Fixed(torch.zeros(1, 2)), torch.zeros(1, 1, 1, 1), num_samples=0)
     with pytest.raises(InputError, match="no images"):
         ab.robust_accuracy(Fixed(torch.zeros(1, 2)), [])
 

@@ -51,6 +51,7 @@ def test_images_that_are_none_are_refused(batch, change, message):
     x = change(batch[0])
     assert message in refusal(lambda: inputs.check_images(x))
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [(x, batch[1])]))
+    assert message in refusal(lambda: ab.predict(Answering(), x))
 
 
 @pytest.mark.parametrize("norm", ["linf", "Linf", "inf", float("inf"), "l2", "L2", 2])
@@ -71,7 +72,7 @@ LABELS = {
     "floats": (lambda y: y.float(), "got a tensor (4,) of torch.float32"),
     "from 1": (lambda y: y + 1, "labels must lie between 0 and 2, as there are 3 classes, these reach from 1 to 3"),
     "unknown as -1": (lambda y: y - 1, "these reach from -1 to 1"),
-    "too few": (lambda y: y[:3], "one for each of 4 images, got a tensor (3,)"),
+    "too few": (lambda y: y[:3], "one for each of 4 images on cpu, got a tensor (3,)"),
 }
 
 
@@ -113,10 +114,10 @@ def test_modules_that_answer_with_something_else_are_refused(batch, change, mess
 
 
 @pytest.mark.parametrize("change", [
-    torch.sigmoid, lambda z: nn.functional.cosine_similarity(z.exp()[:, None], torch.arange(1, 10.0)[None, :, None], dim=2)],
+    torch.sigmoid, lambda z: nn.functional.cosine_similarity(z.exp()[:, None], torch.arange(1, 20.0)[None, :, None], dim=2)],
     ids=["a sigmoid", "cosines"])
 def test_logits_that_may_be_a_sigmoid_s_are_only_noted(batch, change):
-    classifier = Answering(lambda z: change(torch.cat(4 * [z], 1)))
+    classifier = Answering(lambda z: change(torch.cat(6 * [z], 1)))
     for judge in (lambda: inputs.check_classifier(classifier, batch[0]), lambda: ab.robust_accuracy(classifier, [batch])):
         with pytest.warns(Note, match="all lie between 0 and 1, as after a sigmoid"):
             judge()
