@@ -483,6 +483,13 @@ class Recurrent(nn.Module):
     def forward(self, x):
         return self.end(self.rows(x[:, 0])[0][:, -1])
 
+class Mixed(nn.Sequential):
+    def __init__(self, n):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, n).double())
+
+    def forward(self, x):
+        return self[2](self[1](self[0](x)).double())
+
 class Later(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -526,7 +533,7 @@ def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, o
 
 
 @pytest.mark.parametrize(("name", "defense", "told"), [
-    ("Recurrent", "adv", ""), ("Recurrent", "none", ""), ("Recurrent", "rse", "noise before 1 Linear"),
+    ("Recurrent", "adv", ""), ("Mixed", "adv", ""), ("Recurrent", "rse", "noise before 1 Linear"),
     ("frozen", "advbnn", ""), ("Reads", "bnn", ""), ("ReadsToo", "advrse", "noise before 1 Conv2d"),
     ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"), ("Cosines", "bnn", "note: the")])
 def test_networks_that_are_only_odd_are_trained(tmp_path, odd_networks, capsys, name, defense, told):

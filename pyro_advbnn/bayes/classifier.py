@@ -17,7 +17,7 @@ from torch import nn
 from pyro_advbnn.bayes.averaging import AveragedClassifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
 from pyro_advbnn.bayes.kernels.vectors import in_transform
-from pyro_advbnn.bayes.parameters import check_network, copied, names_unreached, shared_modules
+from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
 from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before
 from pyro_advbnn.system.errors import InputError, Note, check_number
 
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self._pyro_name = f"classifier{next(self._numbers)}"
         self._shared = shared_modules(network)
         self._kept = None
-        self.unreached = None                            # names of weights that the first step found to be left out
+        self.unreached = None                            # by training, as the first step found: names of weights, shapes
 
     def forward(self, x):
         """Logits (B, classes) under fresh randomness.
@@ -154,7 +154,7 @@ class Classifier(nn.Module):
 
     def _observe(self, output, x, y, scale, weights):
         if self.unreached is None and torch.is_grad_enabled() and any(w.requires_grad for w in weights.values()):
-            self.unreached = names_unreached(output, weights)
+            self.unreached = left_out(output, weights, x, *self.parameters())
             if self.unreached:
                 warnings.warn(told_unreached(self.unreached), Note, stacklevel=2)
         likelihood = self.likelihood(output)
@@ -186,10 +186,11 @@ class Classifier(nn.Module):
 
 
 def told_unreached(names):
-    """What to say of parameters that no gradient reaches."""
+    """What to say of weights that training leaves out."""
     told = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return (f"no gradient reaches {told}: the network's forward does not use what a classifier draws and trains; freeze by "
-            f"requires_grad_(False) what it does not use, and let it read its own weights as self.NAME, not from outside")
+    return (f"training leaves out {told}: the network's forward does not use what a classifier draws and trains; freeze by "
+            f"requires_grad_(False) what it does not use, hold its layers in modules (nn.ModuleList for a list), and let it "
+            f"read its own weights as self.NAME, not from outside")
 
 
 def site_scales(num_images, kl_weight=None, num_data=None):

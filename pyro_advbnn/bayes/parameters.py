@@ -108,15 +108,24 @@ class _Detached(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def names_unreached(output, weights):
-    """The names of those of `weights`, {name: tensor}, that require a gradient and on which `output` does not depend."""
-    found, ways = set(), [get_gradient_edge(output)[:2]] if output.requires_grad else []
+def left_out(output, weights, *others):
+    """What training by `output` leaves out: names of `weights`, {name: tensor}, on which it does not depend, and outside ones.
+
+    These are tensors on which it depends beside weights and others, its inputs for one. Where a part of the graph is yet to
+    come, by torch's checkpoint with use_reentrant=True, nothing is told.
+    """
+    ends = {get_gradient_edge(tensor)[:2] for tensor in (*weights.values(), *others) if tensor.requires_grad}
+    found, outside, ways = set(), [], [get_gradient_edge(output)[:2]] if output.requires_grad else []
     while ways:
         way = ways.pop()
         if way not in found:
             found.add(way)
-            ways += [each for each in way[0].next_functions if each[0] is not None]
-    return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in found]
+            ways += [each for each in way[0].next_functions if each[0] is not None and way not in ends]
+            if hasattr(way[0], "variable") and way not in ends:
+                outside.append(f"a tensor {tuple(way[0].variable.shape)} from outside")
+            if way[0].name() == "CheckpointFunctionBackward":
+                return []
+    return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in found] + outside
 
 
 def flatten(parameters):

@@ -3,6 +3,7 @@ import copy
 import warnings
 
 import torch
+from torch import nn
 
 from pyro_advbnn import networks
 from pyro_advbnn.attacks.modes import eval_mode
@@ -30,8 +31,9 @@ def build(config, images):
     network = _network(config, images)
     classifier = build_classifier(config["defense"], network, class_weights=_class_weights(settings["class_weights"], images),
                                   **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
-    _try_gradient(copy.deepcopy(classifier) if settings["weight_averaging"] else classifier, images, config["defense"])
-    config["classifier"] = classifier.settings()
+    tried = copy.deepcopy(classifier) if settings["weight_averaging"] else classifier    # the average is a copy, which must do
+    _try_gradient(tried, images, config["defense"])
+    config["classifier"] = tried.settings()
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
         torch.manual_seed(distributed.own_seed(config["seed"]))
@@ -105,7 +107,7 @@ def _start_from(network, name, run):
 
 def _try_out(network, images, batch_size, micro_batch):
     """One image through the network, so that one that does not fit is refused before any work."""
-    image = _first_image(images)
+    image = _few(images, 1)[0]
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     checked_logits(logits, 1, images.num_classes)
     if 1 in _sizes_together(len(images), batch_size, micro_batch):           # BatchNorm refuses a single image of 1x1 features
@@ -142,28 +144,41 @@ def _try_gradient(classifier, images, defense):
 
     Drawn weights some networks refuse: those that read them when the call is over, or are compiled.
     """
-    few, kind = images.take(list(range(min(_TRIED, len(images))))).in_memory(), DEFENSES[defense].kind
+    x, y = _few(images, _TRIED)
+    kind = DEFENSES[defense].kind
     with undisturbed(), eval_mode(classifier), warnings.catch_warnings(action="ignore", category=Note):
         before = torch.get_rng_state()
         try:
-            parts = objective(classifier, few.images.cpu().float() / 255, few.labels.cpu(), kl_weight=0.0)
+            parts = objective(classifier, x, y, kl_weight=0.0)
             parts.loss.backward()
+            if classifier.unreached:
+                classifier.unreached = _unreached_in_training(classifier, *_few(images, 8 * _TRIED))
         except Exception as error:
             drawn = " with weights that are drawn anew in each call" if kind == "bayesian" else " and differentiated"
             raise InputError(f"the network cannot be called{drawn}: {reason(error)}") from None
         if kind == "noisy" and torch.equal(before, torch.get_rng_state()):
             raise InputError(f"--defense {defense} puts noise before layers that the network does not call: it would have none")
     check_logits(parts.logits)
-    own = dict(classifier.network.named_parameters())
-    unreached = [name for name in classifier.unreached if name not in own or own[name].grad is None]
-    if unreached:
-        raise InputError(told_unreached(unreached))
+    if classifier.unreached:
+        raise InputError(told_unreached(classifier.unreached))
     classifier.zero_grad()
     classifier.release_buffers()
 
 
-def _first_image(images):
-    return images.take([0]).in_memory().images.cpu().float() / 255
+def _unreached_in_training(classifier, x, y):
+    """What of `classifier.unreached` is so in training mode too: a network may have heads for that alone, or many experts."""
+    other = copy.deepcopy(classifier).train()
+    for module in other.modules():
+        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)        # one of several GPUs needs them all
+    other.unreached = None
+    objective(other, x, y, kl_weight=0.0)
+    return [name for name in classifier.unreached if name in other.unreached]
+
+
+def _few(images, number):
+    """The first images as (x (B, C, H, W) in [0, 1], y (B,)) on the CPU."""
+    few = images.take(list(range(min(number, len(images))))).in_memory()
+    return few.images.cpu().float() / 255, few.labels.cpu()
 
 
 @torch.no_grad()

@@ -68,6 +68,14 @@ def test_labels_of_int32_and_inference_mode_change_nothing(batch, name, defense)
             assert torch.equal(found(third, x + 0, y + 0), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")          # torch has newer ones
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda network: torch.jit.trace(network, torch.rand(2, 1, 8, 8))])
+def test_networks_of_torch_script_are_attacked_too(batch, compiled):
+    network = compiled(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10)))
+    for attack in ATTACKS.values():
+        assert (attack(network, *batch) - batch[0]).abs().max() < 0.51
+
+
 def test_a_training_step_on_another_likelihood_than_that_of_classes_takes_any_numbers():
     classifier = ab.BayesianClassifier(torch.nn.Linear(3, 1), likelihood=lambda mean: dist.Normal(mean[:, 0], 0.1))
     before = classifier.mean.detach().clone()
