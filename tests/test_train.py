@@ -450,6 +450,19 @@ class Unused(nn.Sequential):
     def forward(self, x):
         return self[1](self[0](x))
 
+class UsedInTraining(Unused):
+    def forward(self, x):
+        return super().forward(x) + (self.head(self[0](x)).mean() if self.training else 0)
+
+class Experts(Unused):
+    def __init__(self, n):
+        super().__init__(n)
+        self.head = nn.Linear(64, n)                     # for all but the first eight images
+
+    def forward(self, x):
+        x = self[0](x)
+        return torch.cat([self[1](x[:8]), self.head(x[8:])] if len(x) > 8 else [self[1](x)])
+
 def frozen(n):
     network = Unused(n)
     network.head.requires_grad_(False)
@@ -520,9 +533,10 @@ def odd_networks(tmp_path, monkeypatch):
     ("lazy", "has no shape yet"), ("bare", "has no parameters"),
     ("Later", "cannot be called with weights that are drawn anew in each call"),
     ("broken", "the network cannot take images of (1, 8, 8): AssertionError"), ("Recurrent", "recurrent layers"),
-    ("closure", "no gradient reaches 0.weight, 0.bias: "), ("closure --defense=rse", "no gradient reaches 0.layer.weight"),
-    ("closure --defense=none --weight_averaging=0.9", "no gradient reaches 0.weight"),
-    ("Unused", "no gradient reaches head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
+    ("closure", "training leaves out 0.weight, 0.bias, a tensor (4,) from outside"),
+    ("closure --defense=rse", "training leaves out 0.layer.weight"),
+    ("closure --defense=none --weight_averaging=0.9", "training leaves out 0.weight"),
+    ("Unused", "training leaves out head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
     ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call"),
     ("parallel", "a DataParallel wraps: pass its .module"), ("parallel --defense=none", "pass its .module"),
     ("Locked", "its attribute lock cannot: cannot pickle")])
@@ -534,7 +548,8 @@ def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, o
 
 @pytest.mark.parametrize(("name", "defense", "told"), [
     ("Recurrent", "adv", ""), ("Mixed", "adv", ""), ("Recurrent", "rse", "noise before 1 Linear"),
-    ("frozen", "advbnn", ""), ("Reads", "bnn", ""), ("ReadsToo", "advrse", "noise before 1 Conv2d"),
+    ("frozen", "advbnn", ""), ("UsedInTraining", "bnn", ""), ("Experts", "adv", ""),
+    ("Reads", "bnn", ""), ("ReadsToo", "advrse", "noise before 1 Conv2d"),
     ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"), ("Cosines", "bnn", "note: the")])
 def test_networks_that_are_only_odd_are_trained(tmp_path, odd_networks, capsys, name, defense, told):
     flags = f"--network=odd_networks:{name} --num_train=60 --validation=10 --epochs=1 --num_steps=1 --defense={defense}"

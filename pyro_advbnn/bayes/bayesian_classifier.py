@@ -47,7 +47,7 @@ class BayesianClassifier(Classifier):
     likelihood, class_weights: as of `Classifier`.
 
     Raises InputError for settings out of range, a pattern that matches nothing, and networks that cannot be Bayesian
-    (`parameters.trainable_parameters`, and recurrent layers).
+    (`parameters.trainable_parameters`, recurrent layers, and parameters of several dtypes or on several devices).
     """
 
     def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all",
@@ -59,6 +59,8 @@ class BayesianClassifier(Classifier):
         trainable = trainable_parameters(network)
         if any(isinstance(module, nn.RNNBase) for module in network.modules()):
             raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
+        if len({(p.dtype, p.device) for p in network.parameters()}) > 1:
+            raise InputError("the parameters must share one dtype and one device")
         fixed = matching_parameters(deterministic, trainable)
         random = {name: p for name, p in trainable.items() if name not in fixed}
         if not random:

@@ -24,8 +24,7 @@ def check_network(network):
 def trainable_parameters(network):
     """{name: parameter} of those that require a gradient.
 
-    Raises InputError as `check_network`, where there are none, and for parameters that have no shape yet, are of several
-    dtypes or on several devices.
+    Raises InputError as `check_network`, where there are none, and for parameters that have no shape yet.
     """
     check_network(network)
     parameters = dict(network.named_parameters())
@@ -35,8 +34,6 @@ def trainable_parameters(network):
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     if not trainable:
         raise InputError(f"{type(network).__name__} has no parameters that require a gradient, so nothing can be trained")
-    if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
-        raise InputError("the parameters must share one dtype and one device")
     return trainable
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 import pyro_advbnn as ab
 from pyro_advbnn.system.errors import Note
@@ -354,18 +355,56 @@ class ReadsOutside(nn.Module):
         return self.second(self.first(x.flatten(1)))
 
 
+OUTSIDE = ["a tensor (4, 4) from outside", "a tensor (4,) from outside"]
+
+
 @pytest.mark.parametrize("deterministic", [(), ("first.*",), ("second.*",)])
 @pytest.mark.parametrize("uses", ["a closure", "nothing", "what is cut off"])
 def test_weights_that_are_not_drawn_and_trained_are_named_at_the_first_step(uses, deterministic):
     network, x, y = ReadsOutside(uses), torch.rand(4, 1, 2, 2), torch.arange(4) % 3
     classifier = ab.BayesianClassifier(network, deterministic=deterministic)
     optimizer = torch.optim.Adam(classifier.parameters())
-    with pytest.warns(Note, match=r"no gradient reaches first\.weight, first\.bias: .*requires_grad_\(False\)"):
+    with pytest.warns(Note, match=r"training leaves out first\.weight, first\.bias.*requires_grad_\(False\)"):
         ab.train_step(classifier, optimizer, x, y, kl_weight=0.1)
-    assert classifier.unreached == ["first.weight", "first.bias"]
+    assert classifier.unreached[:2] == ["first.weight", "first.bias"]
+    assert sorted(classifier.unreached[2:]) == (OUTSIDE if uses == "a closure" else [])
     ab.train_step(classifier, optimizer, x, y, kl_weight=0.1)
     network.first.requires_grad_(False)
     ab.negative_elbo(ab.BayesianClassifier(network), x, y, kl_weight=0.1).backward()
+
+
+class Hidden(nn.Module):
+    """One layer is in the network's list, or is called and read from outside too."""
+
+    def __init__(self, where):
+        super().__init__()
+        layer, self.end = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        self.layers = [layer] if where == "a list" else nn.ModuleList([layer])
+        self.also = (lambda x: layer(x)) if where == "a closure" else nn.Identity()
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.end(self.layers[0](x) + self.also(x))
+
+
+@pytest.mark.parametrize(("where", "defense"), [
+    ("a list", "bnn"), ("a closure", "bnn"), ("a list", "adv"), ("a closure", "rse")])
+def test_weights_that_no_parameter_holds_are_told_of_by_their_shape(where, defense):
+    classifier, x, y = ab.build_classifier(defense, Hidden(where)), torch.rand(4, 1, 2, 2), torch.arange(4) % 3
+    with pytest.warns(Note, match=r"training leaves out a tensor \(4, 4\) from outside"):
+        ab.train_step(classifier, torch.optim.Adam(classifier.parameters()), x, y, kl_weight=0.0)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_of_a_graph_that_is_made_later_nothing_is_told(parts):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    inner = network[2:4]
+    network.forward = lambda x: network[4](checkpoint_sequential(inner, parts, network[1](network[0](x)), use_reentrant=True))
+    classifier = ab.Classifier(network)
+    before = inner[0].weight.detach().clone()
+    ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 1.0), torch.rand(4, 1, 2, 2), torch.arange(4) % 3,
+                  kl_weight=0.0)
+    assert (inner[0].weight != before).any()
 
 
 @pytest.mark.parametrize("wrap", [lambda forward: lambda x: forward(x * 2), torch.no_grad()])
@@ -373,13 +412,13 @@ def test_a_network_of_which_no_weight_is_drawn_is_told_too(wrap):
     network, x, y = nn.Linear(4, 3), torch.rand(4, 4), torch.arange(4) % 3
     network.forward = wrap(network.forward)
     for classifier in (ab.BayesianClassifier(network), ab.BayesianClassifier(network, deterministic="bias")):
-        with pytest.warns(Note, match=r"no gradient reaches weight, bias: "):
+        with pytest.warns(Note, match=r"training leaves out weight, bias[:,]"):
             ab.negative_elbo(classifier, x, y, kl_weight=0.1).backward()
 
 
 @pytest.mark.parametrize("defense", ["advbnn", "rse", "adv"])
 def test_a_network_that_uses_all_its_weights_is_told_of_nothing(defense):
-    classifier, x = ab.build_classifier(defense, ab.networks.convnet(width=4)), torch.rand(4, 1, 8, 8)
+    classifier, x = ab.build_classifier(defense, ab.networks.convnet(width=4)), torch.rand(4, 1, 8, 8, requires_grad=True)
     optimizer = torch.optim.Adam(classifier.parameters())
     assert ab.train_step(classifier, optimizer, x, torch.arange(4), kl_weight=0.0).loss.isfinite()
     assert classifier.unreached == []
