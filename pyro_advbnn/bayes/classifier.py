@@ -137,7 +137,7 @@ class Classifier(nn.Module):
     def settings(self):
         """What a checkpoint must know, beside the network and the state, to build this classifier again."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
-        likelihood = getattr(self.likelihood, "__qualname__", repr(self.likelihood))
+        likelihood = None if self.likelihood is categorical else getattr(self.likelihood, "__qualname__", repr(self.likelihood))
         noise = noise_before(self.network)
         return {"kind": "deterministic", "likelihood": likelihood, "class_weights": weights,
                 **({"noise_before": noise} if noise else {})}

@@ -17,7 +17,7 @@ from pyro_advbnn.system.errors import InputError, as_path, reason
 from pyro_advbnn.system.files import replacing
 from pyro_advbnn.system.memory import is_out_of_memory
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save(path, classifier, config=None, **more):
@@ -105,12 +105,12 @@ def classifier_of(content, path, network=None, *, prior=None, likelihood=None, d
             raise
         raise InputError(f"{path} is damaged: its settings build no classifier ({reason(error)})") from None
     try:
-        first = next((content["state"].get(name) for name, _ in classifier.named_parameters()), None)
-        classifier.to(dtype=getattr(first, "dtype", None)).load_state_dict(content["state"])
+        for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers()):
+            tensor.data = tensor.data.to(content["state"].get(name, tensor).dtype)
+        classifier.load_state_dict(content["state"])
     except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network: {reason(error)}") from None
-    if "frozen" in content:
-        _freeze(classifier, content["frozen"])
+    _freeze(classifier, content["frozen"])
     return classifier.to(device).eval()
 
 
@@ -135,7 +135,7 @@ def read(path, *, mmap=False):
     if content["format"] != FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads {FORMAT}")
     mappings = all(isinstance(content.get(name), dict) for name in ("config", "settings", "state"))
-    mappings &= isinstance(content.get("frozen", []), list)
+    mappings &= isinstance(content.get("frozen"), list)
     if not mappings or "kind" not in content["settings"] or not _is_plain(content["config"]):
         raise InputError(f"{path} is damaged: its config, settings and state are not those of a checkpoint")
     return content
@@ -155,19 +155,18 @@ def _build(content, network, prior, likelihood, path):
     network = _named_network(config, path) if network is None else network
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"network must be an nn.Module, got {network!r}")
-    usual = settings.get("likelihood", "categorical") == categorical.__qualname__
-    if usual != (likelihood is None):
-        raise InputError(f"{path} was trained with the likelihood {settings['likelihood']}; "
-                         f"{'pass none' if usual else 'pass it as likelihood'}")
+    own = settings.get("likelihood")
+    if (own is None) != (likelihood is None):
+        raise InputError(f"{path} was trained with the likelihood {own or 'categorical'}; "
+                         f"{'pass none' if own is None else 'pass it as likelihood'}")
     of_y = {"likelihood": likelihood or categorical, "class_weights": settings.get("class_weights")}
     if settings["kind"] != "bayesian":
         return build_classifier(config.get("defense", "none"), network, **of_y)
     if (settings["prior"] in PRIORS) != (prior is None):
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
                          f"{'pass it as prior' if prior is None else 'pass none'}")
-    if "frozen" in content:
-        network = copied(network)
-        _freeze(network, content["frozen"], "network")
+    network = copied(network)
+    _freeze(network, content["frozen"], "network")
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"], **of_y)
 

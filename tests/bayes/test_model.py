@@ -144,10 +144,16 @@ def test_a_likelihood_that_pyro_would_broadcast_over_the_labels_is_refused(likel
         ab.negative_elbo(classifier, torch.rand(8, 1, 2, 2), y, kl_weight=0.1)
 
 
-def test_a_checkpoint_needs_a_likelihood_again_where_the_classifier_had_one_of_its_own(tmp_path):
-    path, classifier = tmp_path / "c.pt", regression("bayesian")
+def categorical(out):
+    """Called as the package's own is."""
+    return dist.Normal(out[:, 0], 0.5)
+
+
+@pytest.mark.parametrize("likelihood", [lambda out: dist.Normal(out[:, 0], 0.5), categorical])
+def test_a_checkpoint_needs_a_likelihood_again_where_the_classifier_had_one_of_its_own(tmp_path, likelihood):
+    path, network = tmp_path / "c.pt", nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    classifier = ab.BayesianClassifier(network, likelihood=likelihood)
     ab.save(path, classifier)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     with pytest.raises(ab.InputError, match="pass it as likelihood"):
         ab.load(path, network)
     loaded = ab.load(path, network, likelihood=classifier.likelihood)

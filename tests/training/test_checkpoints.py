@@ -105,17 +105,6 @@ def test_frozen_parameters_come_back_frozen(tmp_path, frozen, defense):
     assert defense != "bnn" or all(p.requires_grad for p in passed.parameters())         # it is left as it is
 
 
-def test_a_checkpoint_from_before_frozen_parameters_were_saved_takes_those_of_the_network(tmp_path):
-    network = convnet()
-    network.features.requires_grad_(False)
-    classifier = ab.BayesianClassifier(network)
-    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
-    content = torch.load(tmp_path / "c.pt")
-    del content["frozen"]
-    torch.save(content, tmp_path / "c.pt")
-    assert_same(classifier, checkpoints.load(tmp_path / "c.pt", network))
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("defense", ["adv", "advbnn"])
 def test_a_classifier_comes_back_in_its_dtype(tmp_path, dtype, defense):
@@ -124,6 +113,21 @@ def test_a_classifier_comes_back_in_its_dtype(tmp_path, dtype, defense):
     loaded = checkpoints.load(tmp_path / "c.pt")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("wrap", "dtype"), [
+    (ab.Classifier, torch.float64), (ab.Classifier, torch.bfloat16), (ab.BayesianClassifier, torch.float32)])
+def test_each_tensor_comes_back_in_its_own_dtype(tmp_path, wrap, dtype):
+    def network(dtype=torch.float32):
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8).to(dtype), nn.Linear(8, 10))
+        layers.register_buffer("spectrum", torch.tensor([1 + 2j, 3j]))
+        layers.register_buffer("exact", torch.tensor(0.1, dtype=torch.float64))
+        return layers
+
+    classifier = wrap(network(dtype))
+    checkpoints.save(tmp_path / "c.pt", classifier)
+    loaded, saved = checkpoints.load(tmp_path / "c.pt", network()).state_dict(), classifier.state_dict()
+    assert all(value.dtype == saved[name].dtype and torch.equal(value, saved[name]) for name, value in loaded.items())
 
 
 def test_code_of_the_users_own_is_never_imported_from_a_checkpoint(tmp_path, monkeypatch):
@@ -168,7 +172,7 @@ class Bomb:
 
 
 def saved(path, **changes):
-    empty = {"config": CONFIG, "settings": {"kind": "deterministic"}, "state": {}}
+    empty = {"config": CONFIG, "settings": {"kind": "deterministic"}, "state": {}, "frozen": []}
     torch.save({"format": checkpoints.FORMAT} | empty | changes, path)
 
 
@@ -186,7 +190,7 @@ BAD = {
     "whole module": (lambda path: torch.save(nn.Linear(2, 2), path), "damaged or no checkpoint"),
     "tensor": (lambda path: torch.save(torch.ones(3), path), "not a checkpoint of this package"),
     "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of this package"),
-    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 3; this version reads 2"),
+    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 4; this version reads 3"),
     "odd format": (lambda path: saved(path, format="new"), "not a checkpoint of this package"),
     "no weights": (saved, "does not fit the network"),
     "missing": (lambda path: None, "cannot be read: No such file"),
