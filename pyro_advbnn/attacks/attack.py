@@ -9,6 +9,7 @@ import torch
 
 from pyro_advbnn.attacks.losses import Towards
 from pyro_advbnn.attacks.modes import gradients_possible
+from pyro_advbnn.bayes.classifier import check_explains_classes
 from pyro_advbnn.system.errors import InputError
 
 
@@ -48,8 +49,9 @@ def checked_batch(x, y, name="labels"):
 
 @contextmanager
 def labels_within_classes(module, bounds, name="labels"):
-    """Calls of the module inside raise InputError where it tells too few classes apart for the least and largest label."""
+    """Calls of the module inside raise InputError where it tells no classes apart, or too few for these labels."""
     def check(module, images, logits):
+        check_explains_classes(module, logits)
         if isinstance(logits, torch.Tensor) and logits.dim() == 2:
             _check_classes(bounds, logits.shape[1], name)
     with nullcontext() if isinstance(module, torch.jit.ScriptModule) else module.register_forward_hook(check):

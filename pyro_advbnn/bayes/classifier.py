@@ -205,6 +205,16 @@ def site_scales(num_images, kl_weight=None, num_data=None):
     return kl_weight, 1 / num_images
 
 
+def check_explains_classes(module, logits):
+    """Raises InputError where module, a Classifier or its average, has a likelihood that is no Categorical of its logits."""
+    classifier = module.classifier if isinstance(module, AveragedClassifier) else module
+    if isinstance(classifier, Classifier) and classifier.likelihood is not categorical:
+        likelihood = classifier.likelihood(logits)
+        if not isinstance(likelihood, dist.Categorical):
+            raise InputError(f"attacks and predictions need logits of classes, with a Categorical as likelihood, not "
+                             f"{type(likelihood).__name__}: call the classifier itself for what it returns")
+
+
 def _as_weights(class_weights):
     """(classes,) as a tensor, None as it is.   Raises InputError for what is not one positive number for each class."""
     if class_weights is None:

@@ -11,7 +11,7 @@ from torch import nn
 from pyro_advbnn.attacks.attack import check_images, checked_labels, kind
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.bayes.classifier import checked_logits
+from pyro_advbnn.bayes.classifier import check_explains_classes, checked_logits
 from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.system.random_streams import undisturbed
 
@@ -45,7 +45,9 @@ def check_classifier(classifier, x):
 
 def logits_of(classifier, x):
     """The logits (B, classes) of one call, in float32.   Raises InputError for an answer of another kind or shape."""
-    return checked_logits(classifier(x), len(x)).float()
+    logits = checked_logits(classifier(x), len(x)).float()
+    check_explains_classes(classifier, logits)
+    return logits
 
 
 def check_logits(logits):
