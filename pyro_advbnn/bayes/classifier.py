@@ -18,7 +18,7 @@ from pyro_advbnn.bayes.averaging import AveragedClassifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
 from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
-from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before
+from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before, silent_layers
 from pyro_advbnn.system.errors import InputError, Note, check_number
 
 
@@ -157,6 +157,8 @@ class Classifier(nn.Module):
             self.unreached = left_out(output, weights, x, *self.parameters())
             if self.unreached:
                 warnings.warn(told_unreached(self.unreached), Note, stacklevel=2)
+            if silent := silent_layers(self.network):
+                warnings.warn(f"no noise is drawn before {', '.join(silent)}: the network does not call it", Note, stacklevel=2)
         likelihood = self.likelihood(output)
         if likelihood.batch_shape != (len(x),) or y is not None and y.shape != likelihood.shape():    # else Pyro broadcasts
             raise InputError(f"the likelihood of {len(x)} images must have the batch shape ({len(x)},) and y its shape, got "

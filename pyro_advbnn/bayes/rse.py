@@ -7,6 +7,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pyro_advbnn.bayes.parameters import check_network, copied
 from pyro_advbnn.system.errors import InputError
@@ -24,11 +25,13 @@ class AdditiveNoise(nn.Module):
         super().__init__()
         self.std = std
         self.seed = None
+        self.drawn = False                               # whether a call has come through
 
     def fix(self, seed):
         self.seed = seed
 
     def forward(self, x):
+        self.drawn = True
         if self.seed is None:
             return x + self.std * torch.randn_like(x)
         generator = torch.Generator(x.device).manual_seed(self.seed)
@@ -61,13 +64,15 @@ class NoisyLayer(nn.Module):
 def add_noise(network, first_std=0.2, inner_std=0.1):
     """A copy of `network` with noise before its first convolution (first_std) and before each other one (inner_std).
 
-    Convolutions are taken in the order in which the network registers them; without any, linear layers are.
+    Convolutions are taken in the order in which the network registers them; without any, linear layers are, but for those
+    whose weights an attention reads. Encoder layers lose torch's fast path, which would read the weights of theirs.
 
     Raises InputError for a network that has neither, and as `parameters.check_network`.
     """
     check_network(network)
     noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
+    named = [(name, module) for name, module in named if not isinstance(module, NonDynamicallyQuantizableLinear)]
     layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
     if not layers:
         raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
@@ -77,9 +82,18 @@ def add_noise(network, first_std=0.2, inner_std=0.1):
         noise = AdditiveNoise(inner_std if made else first_std)
         made.setdefault(layer, NoisyLayer(noise, layer))             # a layer under two names gets one noise under both
         setattr(noisy.get_submodule(parent), child, made[layer])
+    for module in noisy.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
     return noisy[0]
 
 
 def noise_before(network):
-    """{kind of layer: how many have noise before them}."""
-    return dict(Counter(type(module.layer).__name__ for module in network.modules() if isinstance(module, NoisyLayer)))
+    """{kind of layer: how many have noise before them}, of those that a call has come through; before the first call of all."""
+    layers = [module for module in network.modules() if isinstance(module, NoisyLayer)]
+    return dict(Counter(type(m.layer).__name__ for m in [m for m in layers if m.noise.drawn] or layers))
+
+
+def silent_layers(network):
+    """The names of layers that have noise before them and that no call has come through."""
+    return [name for name, module in network.named_modules() if isinstance(module, NoisyLayer) and not module.noise.drawn]

@@ -149,6 +149,9 @@ def _try_gradient(classifier, images, defense):
     with undisturbed(), eval_mode(classifier), warnings.catch_warnings(action="ignore", category=Note):
         before = torch.get_rng_state()
         try:
+            with torch.no_grad():
+                classifier(x)                            # as predictions do: torch may go other ways there
+            silent = kind == "noisy" and torch.equal(before, torch.get_rng_state())
             parts = objective(classifier, x, y, kl_weight=0.0)
             parts.loss.backward()
             if classifier.unreached:
@@ -156,7 +159,7 @@ def _try_gradient(classifier, images, defense):
         except Exception as error:
             drawn = " with weights that are drawn anew in each call" if kind == "bayesian" else " and differentiated"
             raise InputError(f"the network cannot be called{drawn}: {reason(error)}") from None
-        if kind == "noisy" and torch.equal(before, torch.get_rng_state()):
+        if silent:
             raise InputError(f"--defense {defense} puts noise before layers that the network does not call: it would have none")
     check_logits(parts.logits)
     if classifier.unreached:

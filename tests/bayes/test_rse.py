@@ -12,14 +12,14 @@ def mlp():
 class Tokens(nn.Module):
     """Attention over rows of pixels, with a linear layer in front: no convolution."""
 
-    def __init__(self):
+    def __init__(self, encoder=None):
         super().__init__()
-        self.embed, self.attention = nn.Linear(8, 4), nn.MultiheadAttention(4, 2, batch_first=True)
-        self.head = nn.Linear(4, 10)
+        self.embed, self.attention = nn.Linear(8, 4), encoder or nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head, self.arguments = nn.Linear(4, 10), 1 if encoder else 3
 
     def forward(self, x):
-        x = self.embed(x[:, 0])
-        return self.head(self.attention(x, x, x)[0].mean(1))
+        x = self.attention(*[self.embed(x[:, 0])] * self.arguments)
+        return self.head((x if self.arguments == 1 else x[0]).mean(1))
 
 
 class TwoNames(nn.Module):
@@ -57,7 +57,8 @@ class ReadsItsLayer(nn.Module):
 
 
 NETWORKS = {"an MLP": (mlp, {"Linear": 2}),
-            "attention": (Tokens, {"Linear": 2, "NonDynamicallyQuantizableLinear": 1}),
+            "attention": (Tokens, {"Linear": 2}),
+            "an encoder layer": (lambda: Tokens(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), {"Linear": 4}),
             "called by its first name": (lambda: TwoNames("a"), {"Conv2d": 1}),
             "called by its second name": (lambda: TwoNames("b"), {"Conv2d": 1}),
             "in a shared block": (TwoBlocks, {"Conv2d": 1}),
@@ -72,6 +73,12 @@ def test_every_network_gets_noise_and_the_records_say_where(build, where):
     network, x = build(), torch.rand(4, 8) if isinstance(build(), nn.Linear) else torch.rand(4, 1, 8, 8)
     classifier = ab.build_classifier("rse", network).eval()
     assert not torch.equal(classifier(x), classifier(x))
+    with torch.no_grad():                                # torch has other ways there
+        for module in classifier.modules():
+            if isinstance(module, ab.AdditiveNoise):
+                module.drawn = False
+        classifier(x)
+    assert all(module.drawn for module in classifier.modules() if isinstance(module, ab.AdditiveNoise))
     assert classifier.settings()["noise_before"] == where
     stds = [m.std for m in classifier.modules() if isinstance(m, ab.AdditiveNoise)]
     assert stds == [0.2] + [0.1] * (sum(where.values()) - 1)
@@ -91,3 +98,22 @@ def test_without_its_noise_the_network_is_itself():
 def test_a_network_that_noise_has_no_place_in_is_refused(network):
     with pytest.raises(ab.InputError, match="has neither"):
         ab.build_classifier("rse", network)
+
+
+class ReadsInstead(ReadsItsLayer):
+    def __init__(self, parts):
+        super().__init__()
+        self.parts, self.first = parts, nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x) if self.parts == "one" else nn.functional.conv2d(x, self.first.weight, self.first.bias)
+        return self.end(nn.functional.conv2d(x, self.conv.weight, self.conv.bias).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("parts", "told", "where"), [
+    ("one", "before conv: the", {"Conv2d": 1}), ("both", "before conv, first: the", {"Conv2d": 2})])
+def test_layers_that_the_network_reads_and_does_not_call_are_told_of(parts, told, where):
+    classifier = ab.build_classifier("rse", ReadsInstead(parts))
+    with pytest.warns(ab.Note, match=f"no noise is drawn {told}"):
+        ab.negative_elbo(classifier, torch.rand(4, 1, 8, 8), torch.arange(4), kl_weight=0.0)
+    assert classifier.settings()["noise_before"] == where
