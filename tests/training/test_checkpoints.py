@@ -105,26 +105,17 @@ def test_frozen_parameters_come_back_frozen(tmp_path, frozen, defense):
     assert defense != "bnn" or all(p.requires_grad for p in passed.parameters())         # it is left as it is
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("defense", ["adv", "advbnn"])
-def test_a_classifier_comes_back_in_its_dtype(tmp_path, dtype, defense):
-    classifier = ab.build_classifier(defense, convnet().to(dtype))
-    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | {"defense": defense})
-    loaded = checkpoints.load(tmp_path / "c.pt")
-    assert {p.dtype for p in loaded.parameters()} == {dtype}
-    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in loaded.state_dict().items())
-
-
-@pytest.mark.parametrize(("wrap", "dtype"), [
-    (ab.Classifier, torch.float64), (ab.Classifier, torch.bfloat16), (ab.BayesianClassifier, torch.float32)])
-def test_each_tensor_comes_back_in_its_own_dtype(tmp_path, wrap, dtype):
-    def network(dtype=torch.float32):
-        layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8).to(dtype), nn.Linear(8, 10))
+@pytest.mark.parametrize(("wrap", "dtypes"), [
+    (ab.Classifier, (torch.float64, torch.float32)), (ab.Classifier, (torch.bfloat16, torch.float32)),
+    *((ab.BayesianClassifier, (dtype, dtype)) for dtype in (torch.float64, torch.bfloat16, torch.float32))])
+def test_each_tensor_comes_back_in_its_own_dtype(tmp_path, wrap, dtypes):
+    def network(first=torch.float32, last=torch.float32):
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8).to(first), nn.Linear(8, 10).to(last))
         layers.register_buffer("spectrum", torch.tensor([1 + 2j, 3j]))
         layers.register_buffer("exact", torch.tensor(0.1, dtype=torch.float64))
         return layers
 
-    classifier = wrap(network(dtype))
+    classifier = wrap(network(*dtypes))
     checkpoints.save(tmp_path / "c.pt", classifier)
     loaded, saved = checkpoints.load(tmp_path / "c.pt", network()).state_dict(), classifier.state_dict()
     assert all(value.dtype == saved[name].dtype and torch.equal(value, saved[name]) for name, value in loaded.items())
