@@ -79,7 +79,8 @@ def kind(value):
 
 
 def _check_kind(x, name="images"):
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4 or not x.numel():
+    batch = isinstance(x, torch.Tensor) and x.dim() in (2, 4)        # feature vectors (B, D) are images of a kind
+    if not batch or not x.is_floating_point() or not x.numel():
         raise InputError(f"{name} must be a tensor (B, C, H, W) of floats in [0, 1], at least one image, got {kind(x)}")
 
 
