@@ -87,7 +87,7 @@ def trainings(folder, whole, kills, seed):
     return count, number
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.torture)])
 def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, kills, one_thread, tally):
     count, runs = trainings(tmp_path, whole, kills, seed=kills)
     tally("kills survived by trainings", count)
