@@ -25,7 +25,7 @@ from tiny_runs import (
     words,
 )
 
-from pyro_advbnn import datasets
+from pyro_advbnn import datasets, networks
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
@@ -192,11 +192,14 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
     assert {path.name for path in finished.iterdir()} == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    layers = [name for name, module in networks.convnet().named_modules() if list(module.parameters(recurse=False))]
     for row in map(json.loads, lines):
         assert row.keys() == {
             "epoch", "nll", "kl", "batch_accuracy", "kl_weight", "loss", "train_accuracy", "train_robust_accuracy",
             "held_out_accuracy", "held_out_robust_accuracy", "learning_rate", "images_per_second",
-            "peak_memory_mib"}
+            "peak_memory_mib", "kl_per_image", "snr",
+            *(f"{name}/{layer}" for name in ("kl_per_image", "snr") for layer in layers)}
+        assert row["kl_per_image"] == row["loss"] - row["nll"]
         assert all(0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy"))
         assert row["nll"] < row["loss"] <= row["nll"] + row["kl_weight"] * row["kl"]        # the weight rises while warming up
         assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
@@ -755,11 +758,23 @@ def test_the_memory_of_a_training_is_that_of_its_copies_of_the_weights(monkeypat
             construction.check_memory(network, defense, torch.device("cpu"))
 
 
+ROW = {"epoch": 1, "nll": 0.1, "kl": 1.0, "batch_accuracy": 0.1, "train_accuracy": 0.1, "train_robust_accuracy": 0.1,
+       "held_out_accuracy": None, "images_per_second": 1.0, "kl_per_image": 0.25, "snr": 9.0}
+
+
 def test_a_training_tells_once_that_running_statistics_do_not_fit_its_wide_draws(tmp_path, capsys):
     """What a long training with much KL comes to: right on batches normalised by themselves, at chance in prediction."""
     config, training, _ = build()
     progress = Progress(config, training, tmp_path)
-    row = {"epoch": 1, "nll": 0.1, "kl": 1.0, "train_robust_accuracy": 0.1, "held_out_accuracy": None, "images_per_second": 1.0}
     for batches, predicted, told in ((0.9, 0.7, 0), (0.9, 0.3, 1), (0.9, 0.1, 0)):
-        progress.epoch(row | {"batch_accuracy": batches, "train_accuracy": predicted})
+        progress.epoch(ROW | {"batch_accuracy": batches, "train_accuracy": predicted})
         assert capsys.readouterr().out.count("BatchNorm's running statistics do not fit draws this wide") == told
+
+
+def test_an_epoch_tells_nats_per_image_and_signal_to_noise_and_once_that_the_posterior_collapses(tmp_path, capsys):
+    config, training, _ = build()
+    progress = Progress(config, training, tmp_path)
+    for snr, told in ((1.1, 0), (0.9, 1), (0.5, 0)):
+        progress.epoch(ROW | {"snr": snr})
+        out = capsys.readouterr().out
+        assert f"  kl 0.25 per image  snr {snr}  " in out and out.count("more noise than signal") == told

@@ -1,4 +1,5 @@
 """The Bayesian classifier: any network with a normal posterior over its weights, drawn anew in every call."""
+import copy
 import itertools
 import math
 
@@ -110,16 +111,20 @@ class BayesianClassifier(Classifier):
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
 
-    def kl(self, weights=None):
+    def kl(self, weights=None, counted=None):
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6).
 
         Without a closed form the estimate of one draw, `weights` (d,) or a new one (Section 2 of the paper, after Eq. 6).
+        counted: another range (start, stop) of the vector (d,) than the prior's.
         """
-        q = self.posterior_distribution()
-        if has_closed_form(self.prior):
-            return kl_divergence(q, self.prior)
+        q, prior = self.posterior_distribution(), self.prior
+        if counted is not None:
+            prior = copy.copy(prior)
+            prior.counted, q.counted = counted, slice(*counted)
+        if has_closed_form(prior):
+            return kl_divergence(q, prior)
         weights = q.rsample() if weights is None else weights
-        return q.log_prob(weights) - self.prior.log_prob(weights)
+        return q.log_prob(weights) - prior.log_prob(weights)
 
     def weights_and_kl(self):
         q = self.posterior_distribution()

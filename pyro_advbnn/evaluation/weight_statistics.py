@@ -5,7 +5,7 @@ import math
 import torch
 
 from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE, BayesianClassifier
-from pyro_advbnn.bayes.priors import NormalPrior
+from pyro_advbnn.bayes.priors import NormalPrior, has_closed_form
 from pyro_advbnn.system.errors import InputError, check_number
 
 NUM_BINS = 81                                            # odd, so that one value alone is inside of a bin
@@ -24,6 +24,35 @@ def by_layer(classifier, values):
     posterior = classifier.posterior()
     parts = values.split([normal.mean.numel() for normal in posterior.values()])
     return {"all": values, **dict(zip(posterior, parts, strict=True))}
+
+
+def layers(classifier):
+    """{module: the range (start, stop) of its weights in the vector (d,)} of the modules whose weights the KL counts."""
+    found, stop = {}, 0
+    for name, normal in classifier.posterior().items():
+        module, start, stop = name.rpartition(".")[0] or "network", stop, stop + normal.mean.numel()
+        if classifier.prior.counted[0] <= start < classifier.prior.counted[1]:
+            found[module] = found.get(module, (start,))[0], stop
+    return found
+
+
+@torch.no_grad()
+def layer_numbers(classifier, kl_weight):
+    """{"snr": number, "snr/LAYER": number, "kl_per_image/LAYER": number} for every LAYER of `layers`.
+
+    snr: the sum of mean^2 over the sum of std^2 of its weights; overall that of which ln(1 + snr) is the mean over all weights
+    of their layers', as the KL to a prior of the weights' own size is half of it for each weight. kl_per_image: kl_weight
+    times the layer's KL, an estimate by one draw where the prior has no closed form.
+    """
+    ranges = layers(classifier)
+    drawn = None if has_closed_form(classifier.prior) else classifier.posterior_distribution().rsample()
+    kl = torch.stack([classifier.kl(drawn, counted) for counted in ranges.values()]).double() * kl_weight
+    signal, noise = classifier.mean.double().square(), (2 * classifier.log_std.double()).exp()
+    snr = torch.stack([signal[start:stop].sum() / noise[start:stop].sum() for start, stop in ranges.values()])
+    sizes = torch.tensor([stop - start for start, stop in ranges.values()], dtype=torch.float64, device=snr.device)
+    overall = torch.expm1((sizes @ snr.log1p()) / sizes.sum())
+    return {"snr": overall.item(), **{f"snr/{name}": value for name, value in zip(ranges, snr.tolist(), strict=True)},
+            **{f"kl_per_image/{name}": value for name, value in zip(ranges, kl.tolist(), strict=True)}}
 
 
 def prior_log_std(classifier):

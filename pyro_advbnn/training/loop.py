@@ -7,12 +7,13 @@ import torch
 from pyro_advbnn import datasets
 from pyro_advbnn.cli import signals
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, count_correct
+from pyro_advbnn.evaluation.weight_statistics import layer_numbers
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.system.random_streams import separate_randomness
+from pyro_advbnn.system.random_streams import separate_randomness, undisturbed
 from pyro_advbnn.training import checkpoints, metrics, run_folders
 from pyro_advbnn.training.algorithm1 import build_attack
 from pyro_advbnn.training.nonfinite import NotFinite
@@ -152,6 +153,10 @@ class Course:
         """The row of metrics.jsonl of the epoch that has just been trained."""
         training, num_held_out = self.training, self.config["num_held_out"]
         row = {"epoch": training.epochs_done, **training.averages(), "kl_weight": training.last_kl_weight}
+        if self.config["classifier"]["kind"] == "bayesian":
+            row["kl_per_image"] = row["loss"] - row["nll"]
+            with undisturbed():
+                row |= layer_numbers(training.result, training.last_kl_weight)
         speed = self.progress.images_per_second()
         training.restart_averages()
         num_measured = min(len(training.images), num_held_out or 1000)

@@ -6,7 +6,7 @@ from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
 _WAY_ON = "mend or remove the line, or move the file away to go on without its rows"
-_LOSSES = ("loss", "nll", "kl", "kl_weight")
+_LOSSES = ("loss", "nll", "kl", "kl_weight", "kl_per_image")
 
 
 def read(folder):
@@ -51,7 +51,9 @@ def require_tensorboard():
 
 
 def tag(field):
-    """The name in TensorBoard of a field of metrics.jsonl: its group and itself."""
+    """The name in TensorBoard of a field of metrics.jsonl: its group and itself; those of layers have groups of their own."""
+    if "/" in field:
+        return field
     group = "accuracy" if field.endswith("accuracy") else "loss" if field in _LOSSES else "training"
     return f"{group}/{field}"
 

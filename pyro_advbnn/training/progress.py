@@ -100,7 +100,7 @@ class Progress:
             self._refreshed = time.monotonic()
             now = self.training.averages()
             accuracy = "adversarial accuracy" if self.training.attack else "accuracy"
-            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['kl']:.4g}, "
+            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['loss'] - now['nll']:.3g} per image, "
                                       f"{accuracy} {100 * now['batch_accuracy']:.1f} %, "
                                       f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
 
@@ -117,11 +117,14 @@ class Progress:
         self.close()
         held_out = "" if row["held_out_accuracy"] is None else (
             f"  held out {100 * row['held_out_accuracy']:5.1f} / {100 * row['held_out_robust_accuracy']:4.1f} %")
-        kl = f"  kl {row['kl']:.4g}" if self.config["classifier"]["kind"] == "bayesian" else ""
+        kl = f"  kl {row['kl_per_image']:.3g} per image  snr {row['snr']:.3g}" if "snr" in row else ""
         print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}{kl}  "
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
+        if row.get("snr", 1) < 1:
+            self.note(f"note: the weights hold more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
+                      f"those of a posterior are that collapses to its prior; a smaller --alpha helps", about="collapse")
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def _note_statistics(self, in_training, predicted):

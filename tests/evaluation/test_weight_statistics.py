@@ -1,6 +1,7 @@
 """Tests of weights: densities that integrate to one, known signal-to-noise, and pruning that keeps what matters."""
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -42,6 +43,32 @@ def test_weights_are_told_apart_by_layer_in_the_networks_order(classifier):
     assert [len(part) for part in parts.values()] == [23, 12, 3, 6, 2] and parts["2.bias"].tolist() == [21.0, 22.0]
     for name, normal in classifier.posterior().items():
         assert torch.equal(weight_statistics.by_layer(classifier, classifier.mean.detach())[name], normal.mean.flatten())
+
+
+def test_the_signal_to_noise_of_a_layer_is_its_energy_over_that_of_its_noise_and_overall_the_mean_logarithm_counts(classifier):
+    classifier.mean.data = torch.cat([torch.full((15,), 2.0), torch.tensor([3.0, -1, 1, 1, 0, 0, 0, 0])])
+    classifier.log_std.data = torch.cat([torch.full((15,), 1.0), torch.full((7,), 0.5), torch.tensor([1.5])]).log()
+    numbers = weight_statistics.layer_numbers(classifier, 0.1)
+    assert (numbers["snr/1"], numbers["snr/2"]) == pytest.approx((4, 12 / (7 / 4 + 9 / 4)))
+    assert numbers["snr"] == pytest.approx(5 ** (15 / 23) * 4 ** (8 / 23) - 1)
+    alone = tiny([1.0, 2.0], [1.0, 1.0])
+    assert weight_statistics.layer_numbers(alone, 0.1)["snr/network"] == pytest.approx(2.5)    # a network that is one layer
+
+
+@pytest.mark.parametrize(("settings", "counted"), [
+    ({}, "12"), ({"kl_over": "last"}, "2"), ({"deterministic": "1.weight"}, "12"), ({"deterministic": "1.*"}, "2"),
+    ({"prior": dist.Laplace(0.0, 0.3)}, "12"), ({"prior": "scale_mixture"}, "12"),
+    ({"prior": "spike_and_slab", "kl_over": "last"}, "2")], ids=str)
+def test_the_kl_of_the_layers_that_it_counts_is_in_sum_that_of_the_classifier(settings, counted):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    classifier = ab.BayesianClassifier(network, 0.5, 0.2, **settings)
+    torch.manual_seed(1)
+    numbers = weight_statistics.layer_numbers(classifier, 0.1)
+    torch.manual_seed(1)                                 # an estimate takes one draw
+    assert [name for name in numbers if name.startswith("kl")] == [f"kl_per_image/{layer}" for layer in counted]
+    assert [name for name in numbers if name.startswith("snr/")] == [f"snr/{layer}" for layer in counted]
+    assert sum(numbers[f"kl_per_image/{layer}"] for layer in counted) == pytest.approx(0.1 * classifier.kl().item(), rel=1e-4)
+    assert all(math.isfinite(value) for value in numbers.values())
 
 
 def test_the_priors_std_is_that_of_each_weight(classifier):

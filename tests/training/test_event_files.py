@@ -58,8 +58,8 @@ def test_tensorboard_shows_every_number_of_metrics_jsonl(tmp_path):
     folder = run(tmp_path / "run")
     assert_shows_what_the_run_says(folder, [1, 2])
     assert_shows_what_the_run_says(run(tmp_path / "other", validation=0, epochs=1), [1])     # some fields have no number
-    assert {"loss/nll", "loss/kl_weight", "accuracy/held_out_robust_accuracy", "training/learning_rate"} <= numbers(
-        folder).keys()
+    assert {"loss/nll", "loss/kl_weight", "accuracy/held_out_robust_accuracy", "training/learning_rate", "loss/kl_per_image",
+            "training/snr", "snr/classifier"} <= numbers(folder).keys()
     assert json_files.read_json(folder / "config.json")["tensorboard"] is True
 
 
