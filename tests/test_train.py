@@ -51,6 +51,8 @@ SOON = 1e-9                                              # minutes
     {"defense": "advbnn", "weight_averaging": 0.9},
     {"defense": "adv", "weight_averaging": 0.5},
     {"defense": "advbnn", "running_statistics": 0.4},
+    {"defense": "advrse", "awp": 0.01, "awp_start": 0.4},
+    {"defense": "advbnn", "awp": 0.01, "micro_batch": 10},
 ], ids=lambda flags: "-".join(map(str, flags.values())))
 def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_the_run_in_one_piece(tmp_path, flags):
     whole, pieces = run(tmp_path / "whole", **flags), run(tmp_path / "pieces", max_minutes=SOON, **flags)

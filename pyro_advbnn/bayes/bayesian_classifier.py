@@ -139,6 +139,11 @@ class BayesianClassifier(Classifier):
         others = [p for p in self.parameters() if p is not self.log_std]     # decay would pull every std towards 1
         return [{"params": others}, {"params": [self.log_std], "weight_decay": 0.0}]
 
+    def matrices(self, read):
+        vectors = [(self.mean, self._shapes)] + ([(self.deterministic, self._fixed_shapes)] if self._fixed_shapes else [])
+        return [part for vector, shapes in vectors for part, shape in zip(
+            read(vector).split([shape.numel() for shape in shapes.values()]), shapes.values(), strict=True) if len(shape) > 1]
+
     @torch.no_grad()
     def constrain_(self):
         """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""

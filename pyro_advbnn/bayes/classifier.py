@@ -105,6 +105,10 @@ class Classifier(nn.Module):
         """All parameters for an optimizer of torch's, in groups: what weight decay must not pull at has a group without."""
         return [{"params": list(self.parameters())}]
 
+    def matrices(self, read):
+        """[tensor] of each parameter of two dimensions and more, as the network has it: a view of `read` of the parameter."""
+        return [read(p) for p in self.parameters() if p.requires_grad and p.dim() > 1]
+
     def constrain_(self):
         """Bring the parameters back into their range, after an optimizer step."""
 

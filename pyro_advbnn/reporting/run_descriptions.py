@@ -107,6 +107,7 @@ SETTINGS = {                                             # name of a setting: fu
     "optimizer": _setting("optimizer", "learning_rate", "schedule"),
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
+    "weights perturbed by": _where_set("awp"),
     "by running statistics from": _running_statistics,
     "class weights": _where_set("class_weights"),
     "starts from": lambda config: shown(PurePath(config.get("init_from") or "").name),
@@ -123,7 +124,8 @@ SETTINGS = {                                             # name of a setting: fu
     "commit": _commit,
 }
 # elsewhere a dash means that it does not apply
-_OPTIONAL = ("weight decay", "weights averaged, decay", "by running statistics from", "class weights", "starts from")
+_OPTIONAL = ("weight decay", "weights averaged, decay", "weights perturbed by", "by running statistics from", "class weights",
+             "starts from")
 LAST_EPOCH = {                                           # as SETTINGS, of the last line of metrics
     "last epoch": _field("epoch"),
     "nll": _field("nll"),

@@ -1,4 +1,6 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
+from contextlib import nullcontext
+
 import torch
 
 from pyro_advbnn.attacks.attack import checked_batch, labels_within_classes, unchecked
@@ -6,10 +8,12 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.classifier import categorical
 from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.system import distributed
+from pyro_advbnn.system.errors import check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
+from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
 
-def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None):
+def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0):
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean
@@ -17,11 +21,14 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
     only. micro_batch: the most images that are in the network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
+    awp: the size >= 0 of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward and
+    backward pass; loss, nll, kl and their gradients are then those at the perturbed weights.
 
-    Raises InputError for images outside [0, 1], labels that are none of the classes and a kl_weight out of range, and where the
-    network does not return logits (B, classes).
+    Raises InputError for images outside [0, 1], labels that are none of the classes, kl_weight and awp out of range, and where
+    the network does not return logits (B, classes).
     """
-    options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share}
+    check_number("awp", awp)
+    options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share, "awp": awp}
     if classifier.likelihood is not categorical:         # any numbers may be what it explains, and what explains them
         return step(classifier, optimizer, x, y, **options)
     y, bounds = checked_batch(x, y)
@@ -29,28 +36,46 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
         return step(classifier, optimizer, x, y, **options)
 
 
-def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None):
+def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0):
     """`train_step` for images and labels that are known to be fit: it waits for no GPU."""
-    optimizer.zero_grad()
-    parts = gradients(classifier, x, y, attack=attack, kl_weight=kl_weight, micro_batch=micro_batch,
-                      share=1.0 if share is None else share)
-    if share is not None:
-        distributed.sum_gradients_(optimizer)
+    optimizer.zero_grad()                                # so that no gradient takes memory while the batch is attacked
+    x = _attacked(classifier, x, y, attack, micro_batch)
+    if awp:
+        with buffers_kept(classifier.network):           # the perturbed weights' batch alone moves the running statistics
+            _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share)
+    with perturbed(classifier, awp) if awp else nullcontext():
+        parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share)
     optimizer.step()
     classifier.constrain_()
     return parts
 
 
+def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share):
+    """`gradients` of the joined batch of all processes, alone in the parameters' grad."""
+    optimizer.zero_grad()
+    parts = gradients(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=1.0 if share is None else share)
+    if share is not None:
+        distributed.sum_gradients_(optimizer)
+    return parts
+
+
 def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, share=1.0):
     """`step` without the optimizer's: `share` times the gradients of the attacked batch are added to the parameters' grad."""
-    attack = unchecked(attack)
+    x_adv = _attacked(classifier, x, y, attack, micro_batch)
     if micro_batch is None or micro_batch >= len(y):
-        x_adv = x if attack is None else attack(classifier, x, y)
         parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
         (parts.loss if share == 1 else parts.loss * share).backward()
         return parts
-    x_adv = x if attack is None else attack_in_pieces(attack, classifier, x, y, micro_batch)
     return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch, share)
+
+
+def _attacked(classifier, x, y, attack, micro_batch):
+    """What `attack` makes of x, the images themselves without one."""
+    attack = unchecked(attack)
+    if attack is None:
+        return x
+    whole = micro_batch is None or micro_batch >= len(y)
+    return attack(classifier, x, y) if whole else attack_in_pieces(attack, classifier, x, y, micro_batch)
 
 
 def build_optimizer(classifier, settings):

@@ -77,7 +77,8 @@ class Progress:
         settings = self.config["settings"]
         decay, share = settings["weight_averaging"], settings["running_statistics"]
         return (f", weights averaged with decay {decay:g}" if decay else "") + (
-            f", BatchNorm by running statistics from {100 * share:g} % on" if share < 1 else "")
+            f", BatchNorm by running statistics from {100 * share:g} % on" if share < 1 else "") + (
+            f", weights perturbed by {settings['awp']:g} from {100 * settings['awp_start']:g} % on" if settings["awp"] else "")
 
     def _attack(self):
         attack = self.training.attack
@@ -124,7 +125,7 @@ class Progress:
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
         if row.get("snr", 1) < 1:
             self.note(f"note: the weights hold more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
-                      f"those of a posterior are that collapses to its prior; a smaller --alpha helps", about="collapse")
+                      f"where a posterior collapses to its prior; a smaller --alpha helps", about="collapse")
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def _note_statistics(self, in_training, predicted):

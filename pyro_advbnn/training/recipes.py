@@ -22,7 +22,7 @@ _DATA = {
 }
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
            "weight_decay": 0.0, "weight_averaging": 0.0, "running_statistics": 1.0, "class_weights": None, "prior": "normal",
-           "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
+           "awp": 0.0, "awp_start": 0.1, "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
 
 
 def paper(dataset, defense):

@@ -16,7 +16,7 @@ _FLAGS = ("dataset", "data_dir", "image_size", "workers", "augmentation", "defen
 _SETTINGS = ("batch_size", "validation", "num_steps", "attack_samples", "num_samples", "weight_decay", "weight_averaging",
              "running_statistics", "prior", "kl_warmup", "kl_over", "initialization", "schedule", "epsilon", "step_size",
              "stages", "optimizer", "learning_rate", "prior_std", "init_std", "alpha", "epochs", "network", "width",
-             "class_weights")
+             "class_weights", "awp", "awp_start")
 _OWN = {
     "subset": ANNOTATIONS["num_train"], "num_train": _Number, "num_held_out": ANNOTATIONS["validation"], "images_sha256": str,
     "image_shape": list[_Number], "class_names": list[str], "num_classes": _Number, "in_channels": _Number,

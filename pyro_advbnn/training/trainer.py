@@ -112,7 +112,8 @@ class Training:
             normalise_by_running(self.classifier.network, self.progress >= self._running_from)
         with autocast(self.device, self.precision):
             parts = step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
-                         kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share)
+                         kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,
+                         awp=self.settings["awp"] if self.progress >= self.settings["awp_start"] else 0.0)
         self._note(parts, y)
         if self.batch_norm == "broadcast":
             distributed.broadcast_([b for b in self.classifier.network.buffers() if b.is_floating_point()])
