@@ -7,9 +7,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = [
     "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
-    "Examination", "InputError", "Note", "RandomNoise", "Selection", "Square", "Through", "add_noise", "build_classifier",
-    "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd", "predict", "priors",
-    "robust_accuracy", "save", "surrogate", "train_step", "uncertainty", "worst_case_accuracy",
+    "Examination", "InputError", "NaturalGradient", "Note", "RandomNoise", "Selection", "Square", "Through", "add_noise",
+    "build_classifier", "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd",
+    "predict", "priors", "robust_accuracy", "save", "surrogate", "train_step", "uncertainty", "worst_case_accuracy",
 ]
 _HOMES = {
     "attacks.apgd": ("APGD",),
@@ -33,6 +33,7 @@ _HOMES = {
     "system.errors": ("InputError", "Note"),
     "training.algorithm1": ("train_step",),
     "training.checkpoints": ("load", "save"),
+    "training.natural_gradient": ("NaturalGradient",),
 }
 _MODULES = {"checks": "evaluation", "datasets": "", "networks": "", "priors": "bayes", "uncertainty": "evaluation"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,0 +1,214 @@
+"""Tests of the natural gradient: the formula, where it comes to rest, and the published IVON update to third order."""
+import copy
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+from pyro_advbnn.bayes.kernels import vectors
+
+SIGMA, PRIOR_STD = 0.5, 0.7
+
+
+def regression(outputs=1, init_std=0.1, **settings):
+    """(a linear regression with `outputs` independent outputs, x (40, 3), y (40, outputs)), in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, dtype=torch.float64) * torch.tensor([0.3, 1.0, 2.0]) + 0.3
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64) + SIGMA * torch.randn(40, outputs, dtype=torch.float64)
+    network = nn.Linear(3, outputs, bias="deterministic" in settings, dtype=torch.float64)
+    classifier = ab.BayesianClassifier(network, PRIOR_STD, init_std, likelihood=lambda out: dist.Normal(out, SIGMA).to_event(1),
+                                       **settings)
+    return classifier, x, y
+
+
+def backward(classifier, x, y, kl_weight):
+    classifier.zero_grad()
+    ab.negative_elbo(classifier, x, y, kl_weight=kl_weight).backward()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.25])
+def test_on_a_linear_regression_it_reaches_mean_and_diagonal_precision_of_the_conjugate_posterior(alpha):
+    """The average of later iterates does: at a constant rho each keeps some noise. alpha tempers the likelihood."""
+    classifier, x, y = regression(outputs=300)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, lr=0.02, rho=0.05, max_step=1.0)
+    iterates = []
+    for _ in range(350):
+        backward(classifier, x, y, alpha / len(x))
+        optimizer.step()
+        iterates.append(torch.stack([classifier.mean.detach(), (2 * classifier.log_std.detach()).exp()]))
+    mean, square = torch.stack(iterates[100:]).mean(0).view(2, 300, 3)
+    precision = x.T @ x / SIGMA**2 / alpha + torch.eye(3) / PRIOR_STD**2
+    expected = torch.linalg.solve(precision, x.T @ y / SIGMA**2 / alpha).T
+    assert (mean - expected).norm() < 0.01 * expected.norm()
+    torch.testing.assert_close(1 / square.mean(0), precision.diagonal(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3], ids=["whole KL", "warm-up"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_two_steps_are_the_formula_written_out(share, weight_decay, monkeypatch):
+    monkeypatch.setattr(vectors, "_CPU_CHUNK", 2)
+    classifier, x, y = regression(outputs=2, deterministic=["bias"])
+    alpha, lr, rho, momentum, most = 0.5, 0.03, 0.001, 0.8, 0.02
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, lr=lr, rho=rho, momentum=momentum, max_step=most,
+                                   weight_decay=weight_decay)
+    buffers = {"mean": 0.0, "deterministic": 0.0}
+    for _ in range(2):
+        backward(classifier, x, y, share * alpha / len(x))
+        natural = rho * len(x) / alpha / 2 * classifier.log_std.grad
+        assert 0 < (natural.abs() > most).sum() < len(natural)
+        expected = {"log_std": classifier.log_std.detach() - natural.clamp(-most, most)}
+        for name in buffers:
+            before = getattr(classifier, name).detach().clone()
+            gradient = getattr(classifier, name).grad + (weight_decay * before if name == "deterministic" else 0)
+            buffers[name] = momentum * buffers[name] + gradient
+            expected[name] = before - lr * (gradient + momentum * buffers[name])
+        optimizer.step()
+        torch.testing.assert_close(dict(classifier.named_parameters()), expected)
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.05, 3.0])
+def test_its_fixed_point_is_the_inverse_of_curvature_and_prior_to_which_it_rises_by_half_rho_at_most(curvature):
+    classifier, x, _ = regression(init_std=0.01)
+    alpha, rho = 0.5, 0.1
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, rho=rho, max_step=1.0)
+    for _ in range(400):
+        before, square = classifier.log_std.detach().clone(), (2 * classifier.log_std.detach()).exp()
+        classifier.log_std.grad = curvature * square + alpha / len(x) * (square / PRIOR_STD**2 - 1)     # of its mean over draws
+        optimizer.step()
+        assert (classifier.log_std - before).max() <= rho / 2 * (1 + 1e-9)
+    effective = len(x) / alpha
+    expected = 1 / (effective * (curvature + 1 / (effective * PRIOR_STD**2)))
+    torch.testing.assert_close(square, torch.full_like(square, expected), rtol=1e-3, atol=0)
+
+
+def test_with_a_rho_of_zero_log_std_stays_bit_for_bit_and_the_mean_moves():
+    classifier, x, y = regression()
+    before = copy.deepcopy(classifier)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, rho=0)
+    backward(classifier, x, y, 1 / len(x))
+    optimizer.step()
+    assert torch.equal(classifier.log_std, before.log_std) and not torch.equal(classifier.mean, before.mean)
+
+
+def test_a_single_step_of_log_std_is_capped_in_both_directions():
+    classifier, x, _ = regression()
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, rho=0.1, max_step=0.3)
+    before = classifier.log_std.detach().clone()
+    classifier.log_std.grad = torch.tensor([1e9, -1e9, 0.01], dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(before - classifier.log_std, torch.tensor([0.3, -0.3, 0.02], dtype=torch.float64))
+
+
+def ivon(classifier, log_std, h_hat, effective, rho):
+    """log_std after one step of IVON (Shen et al. 2024, Algorithm 1, lines 3 to 5 and 8), of which h_hat is line 3.
+
+    The paper's beta_2 is 1 - rho, its lambda is `effective`, and its delta the weight decay of the prior.
+    """
+    delta = 1 / (effective * PRIOR_STD**2)
+    h = 1 / (effective * (2 * log_std).exp()) - delta                               # sigma^2 = 1 / (lambda (h + delta))
+    h = (1 - rho) * h + rho * h_hat + rho**2 * (h - h_hat) ** 2 / (2 * (h + delta))
+    return -0.5 * torch.log(effective * (h + delta))
+
+
+def difference_from_ivon(rho, alpha):
+    classifier, x, y = regression(outputs=20)
+    effective, log_std = len(x) / alpha, classifier.log_std.detach().clone()
+    torch.manual_seed(1)
+    weights = classifier.posterior_distribution().rsample().detach()
+    out = x @ weights.view(20, 3).T
+    g_hat = ((out - y).T @ x / SIGMA**2 / len(x)).flatten()                         # of the mean nll, at the draw
+    h_hat = g_hat * (weights - classifier.mean.detach()) / (2 * log_std).exp()
+    torch.manual_seed(1)
+    backward(classifier, x, y, 1 / effective)
+    ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, rho=rho, max_step=100.0).step()
+    return (classifier.log_std.detach() - ivon(classifier, log_std, h_hat, effective, rho)).norm()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.1])
+def test_log_std_moves_as_in_ivon_but_for_terms_of_third_order_in_rho(alpha):
+    differences = [difference_from_ivon(rho, alpha) for rho in (4e-4, 2e-4, 1e-4)]
+    assert 7 < differences[0] / differences[1] < 9 and 7 < differences[1] / differences[2] < 9
+
+
+def classifier_and_optimizer(**settings):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    classifier = ab.BayesianClassifier(network, init_std=0.1, deterministic=["*.bias"], **settings)
+    return classifier, ab.NaturalGradient(classifier, num_train=20, alpha=0.5)
+
+
+def step(classifier, optimizer, seed):
+    torch.manual_seed(seed)
+    ab.train_step(classifier, optimizer, torch.rand(5, 1, 2, 2), torch.randint(2, (5,)), kl_weight=0.5 / 20)
+
+
+def test_its_state_is_one_vector_of_momentum_with_which_a_copy_or_a_restart_goes_on_bit_for_bit():
+    classifier, optimizer = classifier_and_optimizer()
+    step(classifier, optimizer, 1)
+    state = optimizer.state_dict()["state"]
+    assert [list(of_one) for of_one in state.values()] == 2 * [["momentum_buffer"]]
+    assert sum(of_one["momentum_buffer"].numel() for of_one in state.values()) == len(classifier.mean) + 5
+    copied, restarted = copy.deepcopy((classifier, optimizer)), classifier_and_optimizer()
+    for one, other in zip(restarted, (classifier, optimizer), strict=True):
+        one.load_state_dict(copy.deepcopy(other.state_dict()))
+    for pair in (classifier, optimizer), copied, restarted:
+        step(*pair, 2)
+        assert all(map(torch.equal, pair[0].parameters(), classifier.parameters()))
+
+
+@pytest.mark.parametrize("name", ["mean", "log_std", "deterministic"])
+def test_what_is_frozen_or_has_no_gradient_yet_stays_and_may_join_later(name):
+    classifier, optimizer = classifier_and_optimizer()
+    frozen = getattr(classifier, name).requires_grad_(False)
+    before = copy.deepcopy(classifier)
+    step(classifier, optimizer, 1)
+    moved = {key for key, p in classifier.named_parameters() if not torch.equal(p, before.get_parameter(key))}
+    assert moved == {"mean", "log_std", "deterministic"} - {name}
+    frozen.requires_grad_(True)
+    step(classifier, optimizer, 2)
+    assert not torch.equal(frozen, before.get_parameter(name))
+
+
+def test_weights_that_the_kl_does_not_count_follow_the_likelihood_alone():
+    classifier, optimizer = classifier_and_optimizer(kl_over="last")
+    before = classifier.log_std.detach().clone()
+    optimizer.zero_grad()
+    (0.5 / 20 * classifier.kl()).backward()
+    optimizer.step()
+    moved = classifier.log_std != before
+    assert moved[-6:].all() and not moved[:-6].any()
+
+
+@pytest.mark.parametrize("value", [1.0, math.inf])
+def test_with_a_gradscaler_a_step_is_as_without_and_one_with_an_infinite_gradient_is_left_out(value):
+    (plain, optimizer), (classifier, scaled) = classifier_and_optimizer(), classifier_and_optimizer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for p, q in zip(plain.parameters(), classifier.parameters(), strict=True):
+        p.grad = torch.full_like(p, value / 4)
+        q.grad = torch.full_like(q, value)
+    scaler.scale(torch.ones(()))
+    if math.isfinite(value):
+        optimizer.step()
+    scaler.step(scaled)
+    assert all(map(torch.equal, plain.parameters(), classifier.parameters()))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"num_train": 0}, "num_train must be at least 1, got 0"), ({"num_train": 2.5}, "num_train must be a whole number"),
+    ({"alpha": 0}, "alpha must be a number > 0, got 0"), ({"alpha": "auto"}, "alpha must be a number, got 'auto'"),
+    ({"lr": -1}, "lr must be a number >= 0, got -1"), ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),
+    ({"rho": -0.1}, "rho must lie in"), ({"momentum": 2}, r"momentum must lie in \[0, 1\], got 2"),
+    ({"max_step": 0}, "max_step must be a number > 0, got 0"), ({"weight_decay": -1}, "weight_decay must be a number >= 0"),
+])
+def test_numbers_out_of_range_are_refused_in_one_line(settings, message):
+    with pytest.raises(ab.InputError, match=message):
+        ab.NaturalGradient(regression()[0], **{"num_train": 40, "alpha": 1, **settings})
+
+
+@pytest.mark.parametrize("classifier", [ab.Classifier(nn.Linear(3, 2)), nn.Linear(3, 2)], ids=["deterministic", "network"])
+def test_without_a_posterior_it_is_refused(classifier):
+    with pytest.raises(ab.InputError, match="the natural gradient needs a posterior, a BayesianClassifier, got a "):
+        ab.NaturalGradient(classifier, num_train=40, alpha=1)
