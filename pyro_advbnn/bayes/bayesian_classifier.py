@@ -99,6 +99,12 @@ class BayesianClassifier(Classifier):
         calls = self._lean_calls
         return self._checked(calls(calls.weights(tensors, owned=self._shapes), x), x)
 
+    @property
+    def num_counted(self):
+        """The number of weights that the KL counts."""
+        start, stop = self.prior.counted
+        return stop - start
+
     def posterior_distribution(self):
         """The guide's distribution over the flat vector (d,)."""
         return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),

@@ -34,6 +34,8 @@ def build(config, images):
     tried = copy.deepcopy(classifier) if settings["weight_averaging"] else classifier    # the average is a copy, which must do
     _try_gradient(tried, images, config["defense"])
     config["classifier"] = tried.settings()
+    if settings["alpha"] == "auto":
+        settings["alpha"] = recipes.auto_alpha(len(images), classifier.num_counted)
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
         torch.manual_seed(distributed.own_seed(config["seed"]))

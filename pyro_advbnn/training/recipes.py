@@ -10,6 +10,8 @@ from torch import nn
 from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
 
+KL_BUDGET, BUDGETED_SNR = 0.2, 20                       # of `auto_alpha`: nats per image, and at what signal-to-noise
+
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.
 _DATA = {
@@ -65,6 +67,15 @@ def resolve(recipe, dataset, defense, flags):
 def resolve_step_size(step_size, epsilon, num_steps):
     """The PGD step as a number; None and "auto" are 2.5 epsilon / num_steps."""
     return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
+
+
+def auto_alpha(num_train, num_weights):
+    """alpha of Eq. (10) by a budget: alpha / N times the KL is KL_BUDGET nats for each of num_train images at BUDGETED_SNR.
+
+    Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
+    ratio SNR = mean(mean^2) / mean(std^2). At most 1, the ELBO itself.
+    """
+    return min(1.0, 2 * num_train * KL_BUDGET / (num_weights * math.log1p(BUDGETED_SNR)))
 
 
 def default_step_size(dataset):

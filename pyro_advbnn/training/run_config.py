@@ -23,6 +23,7 @@ _OWN = {
     "num_weights": _Number, "loading": Literal["memory", "stream"], "world_size": _Number, "job": str | None,
 }
 _KINDS = ANNOTATIONS | _OWN | {"data_dir": str | None, "init_from": str | None, "step_size": Annotated[float, Range(0)],
+                               "alpha": Annotated[float, Range(0)],
                                "stages": list[Annotated[float, Range(0, open_low=True)]]}
 _MAY_BE_NULL = {"data_dir", "image_size", "subset", "workers", "width", "init_from", "patience", "micro_batch", "job",
                 "class_weights"}

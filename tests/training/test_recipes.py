@@ -3,13 +3,17 @@ import math
 
 import pytest
 import torch
+from tiny_runs import run
 from torch import nn
 
+import pyro_advbnn as ab
 from pyro_advbnn import networks
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.settings import per_parameter_std
 from pyro_advbnn.datasets import DATASETS
 from pyro_advbnn.experiments import protocol
+from pyro_advbnn.system import json_files
+from pyro_advbnn.train import train
 from pyro_advbnn.training import recipes
 
 BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
@@ -135,3 +139,29 @@ def test_the_authors_initialization_is_uniform_by_fan_in_with_batchnorm_scales_i
         assert 0.95 * bound < weight.abs().max() <= bound
         assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert norm.weight.min() >= 0 and norm.weight.max() <= 1 and norm.weight.std() > 0.2 and (norm.bias == 0).all()
+
+
+@pytest.mark.parametrize(("network", "num_train", "alpha"), [
+    (networks.convnet(), 1287, 0.0026), (networks.vgg16(width=16), 49_000, 0.0070), (networks.vgg16(), 49_000, 0.00044),
+    (networks.model_a(), 10**9, 1.0)])
+def test_alpha_auto_makes_the_kl_a_fifth_of_a_nat_per_image_where_the_stds_are_a_twentieth_of_the_means_in_squares(
+        network, num_train, alpha):
+    classifier = ab.BayesianClassifier(network, prior_std=1.0)
+    classifier.mean.data.fill_(math.sqrt(20 / 21))
+    classifier.log_std.data.fill_(math.log(1 / 21) / 2)                     # mean^2 + std^2 is the prior's 1
+    found = recipes.auto_alpha(num_train, classifier.num_counted)
+    assert found == pytest.approx(alpha, rel=0.03)
+    if found < 1:
+        assert found / num_train * classifier.kl().item() == pytest.approx(0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("flags", "num_weights"), [
+    ({}, 1206), ({"kl_over": "last"}, 90), ({"prior": "scale_mixture", "prior_std": 0.1}, 1206)])
+def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(tmp_path, capsys, flags, num_weights):
+    folder = run(tmp_path / "run", alpha="auto", epochs=1, **flags)
+    config = json_files.read_config(folder)
+    assert config["settings"]["alpha"] == recipes.auto_alpha(100, num_weights)
+    assert config["flags"]["alpha"] == "auto"
+    assert f"x alpha {config['settings']['alpha']:.2g} / N (about 0.2 nats per image at a signal-to" in capsys.readouterr().out
+    train(resume=folder, epochs=2)
+    assert json_files.read_config(folder)["settings"]["alpha"] == config["settings"]["alpha"]
