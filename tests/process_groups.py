@@ -36,8 +36,14 @@ def _as_rank(rank, environment, function, arguments):
 
 
 def group(function, *arguments, world=2):
-    """What function(*arguments) returns in each process of a group."""
-    return processes(distributed.run, function, *arguments, world=world)
+    """What function(*arguments) returns in each process of a group; no process leaves it before all have come."""
+    return processes(distributed.run, _then_together, function, *arguments, world=world)
+
+
+def _then_together(function, *arguments):
+    result = function(*arguments)
+    distributed.sum_(torch.zeros(()))
+    return result
 
 
 def command(verbs, words, **how):

@@ -1,30 +1,35 @@
 """Tests of plans and reproduce: what each piece needs, that it stops and goes on anywhere, and does nothing twice."""
+import functools
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb, verbs
+from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
+SHORT = {"num_steps": 3, "num_samples": 2}
+OFTEN = {"accuracy": SHORT, "transfer": SHORT, "posterior": SHORT | {"fractions": [0.0, 0.5]}, "report": SHORT,
+         "ensemble": {"num_samples": [1, 5]}, "steps": {"num_steps": [3, 20]}, "robust": SHORT | {"num_queries": 20}}
 
 
-def run(*words):
-    commands.run(reproduce.VERBS, [str(word) for word in words])
+def run(*words, quick=OFTEN):
+    """The command; its verbs measure with the flags of `quick`, and figures are drawn by the report alone, which draws all."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, flags in quick.items():
+            patch.setitem(evaluate.VERBS, name, functools.partial(evaluate.VERBS[name], **flags))
+        patch.setattr("pyro_advbnn.experiments.verbs.draw_figures", lambda *_: None)
+        commands.run(reproduce.VERBS, [str(word) for word in words])
 
 
 def csv_files(out):
@@ -185,11 +190,9 @@ def test_a_small_subset_keeps_images_to_train_on_and_other_networks_have_no_widt
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All pieces, made without interruption; figures are drawn by the report alone, which draws them all."""
+    """All pieces, made without interruption."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "draw_figures", lambda *_: None)
-        run("all", *TINY, "--out", out)
+    run("all", *TINY, "--out", out)
     return out
 
 
@@ -260,7 +263,8 @@ def test_a_second_call_does_nothing_and_says_so(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_a_figure_after_another_trains_only_what_is_missing(whole, tmp_path, capsys):
+def test_a_figure_after_another_trains_only_what_is_missing(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pyro_advbnn.experiments.report_verb.draw_figures", lambda *_: None)
     run("fig4", *TINY, "--out", tmp_path / "out")
     capsys.readouterr()
     run("table1", *TINY, "--out", tmp_path / "out")
@@ -273,47 +277,31 @@ def test_a_figure_after_another_trains_only_what_is_missing(whole, tmp_path, cap
 
 
 def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "out")
-    (tmp_path / "out" / "evaluation" / "steps.csv").unlink()
-    run("all", *TINY, "--out", tmp_path / "out")
-    out = capsys.readouterr().out
-    assert "[1/2] python -m pyro_advbnn.evaluate steps" in out and "[2/2] python -m pyro_advbnn.evaluate report" in out
-    assert "Table 1: accuracy (%) under white-box PGD on digits" in out
-    assert csv_files(tmp_path / "out") == csv_files(whole)
-
-
-def test_a_lost_report_is_written_again(whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "out")
+    out = shutil.copytree(whole, tmp_path / "out")
     for name in ("figures", "tables"):
-        shutil.rmtree(tmp_path / "out" / name)
-    (tmp_path / "out" / "report.html").unlink()
-    run("all", *TINY, "--out", tmp_path / "out")
-    assert "[1/1] python -m pyro_advbnn.evaluate report" in capsys.readouterr().out
-    for name in ("figures", "tables"):
-        assert {path.name: path.read_bytes() for path in (tmp_path / "out" / name).iterdir()} == {
-            path.name: path.read_bytes() for path in (whole / name).iterdir()}
-
-
-def killed_when(path, *words):
-    """Start the command in a process of its own, and SIGKILL it as soon as `path` is there."""
-    command = [sys.executable, "-m", "pyro_advbnn.reproduce", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        shutil.rmtree(out / name)
+    (out / "report.html").unlink()
+    run("all", *TINY, "--out", out, "--dry_run")
+    assert capsys.readouterr().out.startswith(f"28 steps to {out}, 27 of them done")
+    (out / "evaluation" / "steps.csv").unlink()
+    run("all", *TINY, "--out", out)
+    said = capsys.readouterr().out
+    assert "[1/2] python -m pyro_advbnn.evaluate steps" in said and "[2/2] python -m pyro_advbnn.evaluate report" in said
+    assert "Table 1: accuracy (%) under white-box PGD on digits" in said and (out / "report.html").exists()
+    for name in ("evaluation/*.csv", "figures/*", "tables/*"):
+        assert {path.name: path.read_bytes() for path in out.glob(name)} == {
+            path.name: path.read_bytes() for path in whole.glob(name)}
 
 
 def test_killed_at_several_points_and_started_again_it_ends_with_the_same_records(tmp_path):
     out, once = tmp_path / "out", tmp_path / "once"
     for path in ("runs/adv/config.json", "evaluation/accuracy.csv"):
-        killed_when(out / path, "table1", *TINY, "--out", out)
+        victim = Victim("pyro_advbnn.reproduce:VERBS", ["table1", *TINY, "--out", out], tmp_path / "said")
+        victim.wait_for((out / path).exists)
+        victim.process.kill()
+        assert victim.end() == -9
     for folder in (out, once):
-        run("table1", *TINY, "--out", folder)
+        run("table1", *TINY, "--out", folder, quick={})
     assert csv_files(once) == csv_files(out) and len(csv_tables.read(out, "accuracy")) == 3 * 4
 
 

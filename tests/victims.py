@@ -14,7 +14,9 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.training import loop
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pytest", "sklearn.datasets"])
+FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", "pyro_advbnn.reproduce", "pytest",
+                                   "sklearn.datasets", "torchvision.datasets",
+                                   "torch._dynamo"])     # by optimizers, in seconds that no process needs to spend anew
 PATIENCE = 120                                           # seconds, on a machine that others use too
 
 
