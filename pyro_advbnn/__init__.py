@@ -7,9 +7,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = [
     "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
-    "Examination", "InputError", "NaturalGradient", "Note", "RandomNoise", "Selection", "Square", "Through", "add_noise",
-    "build_classifier", "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks", "objective", "pgd",
-    "predict", "priors", "robust_accuracy", "save", "surrogate", "train_step", "uncertainty", "worst_case_accuracy",
+    "Examination", "InputError", "Mixture", "NaturalGradient", "Note", "RandomNoise", "Selection", "Square", "Through",
+    "add_noise", "build_classifier", "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks",
+    "objective", "pgd", "predict", "priors", "robust_accuracy", "save", "surrogate", "train_step", "uncertainty",
+    "worst_case_accuracy",
 ]
 _HOMES = {
     "attacks.apgd": ("APGD",),
@@ -25,6 +26,7 @@ _HOMES = {
     "bayes.classifier": ("Classifier",),
     "bayes.defenses": ("DEFENSES",),
     "bayes.elbo": ("negative_elbo", "objective"),
+    "bayes.mixture": ("Mixture",),
     "bayes.rse": ("AdditiveNoise", "add_noise"),
     "evaluation.accuracy": ("predict", "robust_accuracy"),
     "evaluation.examination": ("Examination",),

@@ -188,6 +188,9 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
     ("accuracy", "give --run DIR, or --runs A,B,..."),
     ("accuracy --run {run} --runs {run}", "give --run DIR, or --runs A,B,..."),
     ("accuracy --runs {run},{run}", "two runs are called run"),
+    ("accuracy --mixture {run},{run} --run {run}", "give --run DIR, or --runs A,B,..."),
+    ("accuracy --mixture {run}", "--mixture needs two runs or more"),
+    ("accuracy --mixture {run},{run}", "--mixture: two runs are called run"),
     ("transfer --runs {run},nowhere", "nowhere is no run folder"),
     ("accuracy --run {run} --epsilon 0.1", "did you mean --epsilons"),
     ("accuracy --run {run} --epsilons 0,two", "--epsilons must be"),
@@ -363,6 +366,37 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
     message = refusal(capsys, "transfer", "--runs", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out",
                       "--split", "held_out")
     assert "have other held_out images" in message and not (tmp_path / "out").exists()
+    assert "have other images to be measured on" in refusal(
+        capsys, "accuracy", "--mixture", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out", "--split", "held_out")
+    for verb in ("posterior", "gradients"):
+        assert "plain+run" in (told := refusal(capsys, verb, "--mixture", runs, "--out", tmp_path)) and "a mixture" in told
+
+
+def test_a_mixture_is_one_subject_whose_columns_join_those_of_its_runs(runs, tmp_path):
+    words = ["--mixture", runs, "--out", str(tmp_path)]
+    commands.run(evaluate.VERBS, ["accuracy", *words, "--epsilons", "0.1", *QUICK, "--attack_samples", "2"])
+    row, = csv_tables.read(tmp_path, "accuracy")
+    assert (row["run"], row["defense"], row["network"]) == ("plain+run", "none+advbnn", "convnet")
+    assert row["checkpoint"] == "plain/best.pt+run/best.pt" and len(row["weights"]) == 25 and row["alpha"] is None
+    images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
+    mixture = ab.Mixture(checkpoints.load(f"{folder}/best.pt") for folder in runs.split(","))
+    with separate_randomness(0):
+        known = ab.robust_accuracy(mixture, datasets.batches(images, 500), PGD(0.1, None, 2, 2), num_samples=2)
+    assert row["accuracy"] == known["accuracy"] and (row["attack_samples"], row["num_samples"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("verb", "words", "tables"), [
+    ("transfer", QUICK, ["transfer"]), ("steps", ["--num_steps", "1,2", *QUICK[2:]], ["steps"]),
+    ("ensemble", ["--num_steps", "2", "--num_samples", "1,2", "--num_test", "50"], ["ensemble"]),
+    ("robust", [*QUICK, "--attacks", "noise,apgd-ce@mean"], ["robust"]),
+    ("checks", [*QUICK[:4], "--num_test", "10", "--attack_samples", "2", "--num_queries", "5"], ["checks"]),
+    ("uncertainty", QUICK, ["uncertainty", "detection"]), ("report", [*QUICK, "--num_images", "1"], ["examples"])])
+def test_a_mixture_is_taken_by_every_verb_that_needs_no_one_posterior(runs, tmp_path, verb, words, tables):
+    commands.run(evaluate.VERBS, [verb, "--mixture", runs, "--out", str(tmp_path), *words])
+    for table in tables:
+        assert {row["run"] for row in csv_tables.read(tmp_path, table)} == {"plain+run"}
+    page = tmp_path / "report.html"
+    assert verb != "report" or "plain+run" in page.read_text() and "none+advbnn" in page.read_text()
 
 
 def test_a_network_of_the_users_own_stands_beside_a_built_in_one(runs, tmp_path, monkeypatch):

@@ -52,11 +52,11 @@ class Strength:
         return APGD(self.epsilon, self.num_steps, loss, self.attack_samples, self.average, norm=self.norm)
 
 
-def default_names(is_random, has_posterior, num_classes, norm):
+def default_names(is_random, has_mean, num_classes, norm):
     """The ensemble for a classifier: what makes no sense for it is left out."""
     def fits(name):
         base, _, source = name.partition("@")
-        return not (source == "mean" and not has_posterior or source and not is_random
+        return not (source == "mean" and not has_mean or source and not is_random
                     or base == "apgd-dlr" and num_classes < 3 or norm not in ATTACKS[base][0])
     return [name for name in OF_RANDOM if fits(name)]
 

@@ -6,12 +6,8 @@ average over draws; what it finds must still be judged on the classifier.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
 from pyro_advbnn.attacks.modes import gradients_possible
-from pyro_advbnn.bayes.averaging import log_mean_probability
+from pyro_advbnn.bayes.averaging import Pool
 from pyro_advbnn.system.errors import InputError
 
 
@@ -30,23 +26,6 @@ def surrogate(classifier, source):
     if kind == "mean":
         return classifier.mean_network().eval().requires_grad_(False)
     return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier
-
-
-class Pool(nn.Module):
-    """Fixed networks that answer as one: (B, C, H, W) -> (B, classes), the log of their mean softmax, in float32.
-
-    A pool of m draws holds m copies of the weights; its activations are those of one network, since the pass for the
-    gradient repeats each network's forward call. It is built in eval mode, and no parameter requires a gradient.
-    """
-
-    def __init__(self, networks):
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-        self.eval().requires_grad_(False)
-
-    def forward(self, x):
-        draws = [checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks]
-        return log_mean_probability(torch.stack(draws))
 
 
 @dataclass(frozen=True)
@@ -90,7 +69,3 @@ def parse_source(source):
     if kind == "pool" and size.isdecimal() and int(size) > 0:
         return kind, int(size)
     raise InputError(f"source must be self, mean or pool:m with m >= 1 draws, got {source!r}")
-
-
-def _answer(network, x):
-    return network(x.clone()).float().log_softmax(-1)    # a first layer may work in place

@@ -1,8 +1,9 @@
-"""One answer from many draws, for tools that expect a deterministic network."""
+"""One answer from many draws or many networks, for tools that expect a deterministic network."""
 import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pyro_advbnn.system.errors import check_at_least
 
@@ -28,3 +29,24 @@ class AveragedClassifier(nn.Module):
     def forward(self, x):
         draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
         return log_mean_probability(torch.stack(draws))
+
+
+class Pool(nn.Module):
+    """Fixed networks that answer as one: (B, C, H, W) -> (B, classes), the log of their mean softmax, in float32.
+
+    A pool of m draws holds m copies of the weights; its activations are those of one network, since the pass for the
+    gradient repeats each network's forward call. It is built in eval mode, and no parameter requires a gradient.
+    """
+
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        draws = [checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks]
+        return log_mean_probability(torch.stack(draws))
+
+
+def _answer(network, x):
+    return network(x.clone()).float().log_softmax(-1)    # a first layer may work in place

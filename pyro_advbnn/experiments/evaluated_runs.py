@@ -4,7 +4,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.mixture import Mixture
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.experiments.images import digest, evaluated_images, image_digest
 from pyro_advbnn.networks import build_network, is_imported
@@ -35,7 +36,7 @@ def opened(selection):
     """
     folders = _folders(selection)
     configs = [run_folders.read_config(folder) for folder in folders]
-    _check_alike(folders, configs)
+    _check_alike(folders, configs, "--mixture" if selection.mixture else "--runs")
     _check_network(selection.network, folders, configs)
     out = selection.out or _default_out(folders)
     run_folders.check_writable(out / "evaluation")
@@ -61,13 +62,17 @@ class EvaluatedRun:
     image_fields: dict
 
     @property
+    def is_mixture(self):
+        return isinstance(self.classifier, Mixture)
+
+    @property
     def is_random(self):
         """Whether two forward passes differ, so that draws are worth averaging."""
-        return DEFENSES[self.config["defense"]].random
+        return self.is_mixture or DEFENSES[self.config["defense"]].random
 
     @property
     def is_bayesian(self):
-        return DEFENSES[self.config["defense"]].kind == "bayesian"
+        return not self.is_mixture and DEFENSES[self.config["defense"]].kind == "bayesian"
 
     def draws(self, count):
         """The number of draws to average where `count` are asked for: of a deterministic network all are the same."""
@@ -83,14 +88,15 @@ class EvaluatedRun:
 
 
 class EvaluatedRuns(list):
-    """What `opened` yields: a list of `EvaluatedRun`.   folder: takes the results."""
+    """What `opened` yields: a list of `EvaluatedRun`, the mixture alone.   folder: takes the results. folders: of the runs."""
 
     def __init__(self, selection, folders, configs, folder):
-        self.selection, self.seed, self.folder = selection, selection.seed, folder
+        self.selection, self.seed, self.folder, self.folders = selection, selection.seed, folder, folders
         self.device, self.dataset = resolve_device(selection.device), configs[0]["dataset"]
         self.num_added, self.began = Counter(), time.perf_counter()
         self._images, self._tables = {}, {}
-        super().__init__(map(self._load, folders, configs))
+        found = list(map(self._load, folders, configs))
+        super().__init__([_mixture(found)] if selection.mixture else found)
 
     def _load(self, folder, config):
         name = self.selection.network                    # the user's own, for the runs that have it
@@ -167,29 +173,44 @@ class EvaluatedRuns(list):
                 "environment": environment() | {"device": describe_device(self.device)}})
 
 
+def _mixture(runs):
+    """Runs as one, whose name and columns are theirs, joined by + where they differ; of numbers none is then told."""
+    for run in runs:
+        if run.digest != runs[0].digest:
+            raise InputError(f"--mixture: {run.folder} and {runs[0].folder} have other images to be measured on")
+    values = {name: list(dict.fromkeys(run.fields[name] for run in runs)) for name in runs[0].fields}
+    fields = {name: found[0] if len(found) == 1 else None if name in ("alpha", "prior_std") else "+".join(found)
+              for name, found in values.items()}
+    return replace(runs[0], name=fields["run"], classifier=Mixture(run.classifier for run in runs), fields=fields)
+
+
 def _folders(selection):
-    if (selection.run is None) == (selection.runs is None):
-        raise InputError("give --run DIR, or --runs A,B,... to compare several")
-    folders = [selection.run] if selection.run else selection.runs
+    given = [name for name in ("run", "runs", "mixture") if getattr(selection, name) is not None]
+    if len(given) != 1:
+        raise InputError("give --run DIR, or --runs A,B,... to compare several, or --mixture A,B,... to evaluate them as one")
+    folders = [selection.run] if selection.run else selection.runs or selection.mixture
+    if selection.mixture and len(folders) < 2:
+        raise InputError(f"--mixture needs two runs or more, got {folders[0]} alone")
     names = [Path(os.path.realpath(folder)).name for folder in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"--runs: two runs are called {twice[0]}, and rows tell runs apart by the names of their folders")
+        raise InputError(f"--{given[0]}: two runs are called {twice[0]}, and rows tell runs apart by the names of their "
+                         f"folders")
     return folders
 
 
 def _default_out(folders):
     homes = {Path(os.path.realpath(folder)).parent for folder in folders}
     if len(homes) > 1:
-        raise InputError("--runs lie in several folders: give --out DIR for the results")
+        raise InputError("the runs lie in several folders: give --out DIR for the results")
     return folders[0] if len(folders) == 1 else folders[0].parent
 
 
-def _check_alike(folders, configs):
+def _check_alike(folders, configs, flag):
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         for name in ("dataset", "image_shape", "class_names"):
             if config[name] != configs[0][name]:
-                raise InputError(f"--runs: {folder} and {folders[0]} cannot be compared: their {name} differ")
+                raise InputError(f"{flag}: {folder} and {folders[0]} cannot be compared: their {name} differ")
 
 
 def _check_network(network, folders, configs):

@@ -46,6 +46,8 @@ def posterior(
         num_samples: weight draws averaged in each prediction.
     """
     for run in runs:
+        if run.is_mixture:
+            raise InputError(f"{run.name} has no posterior of its own: it is a mixture; give its runs as --runs")
         if not run.is_bayesian:
             raise InputError(f"{run.name} has no posterior: it was trained with --defense {run.config['defense']}")
     epsilon = recipes.training_epsilon(runs.dataset) if epsilon is None else epsilon
@@ -110,6 +112,9 @@ def gradients(runs, *, num_samples: list[Count] = (1, 20)):
     Args:
         num_samples: weight draws that a gradient averages, one number or several.
     """
+    for run in runs:
+        if run.is_mixture:
+            raise InputError(f"{run.name} has no training images of its own: it is a mixture; give its runs as --runs")
     rows = [row for run in runs for row in _gradients(runs, run, run.counts(num_samples))]
     finish(runs, "gradients", rows, ["gradients"], {
         "split": lambda row: row["split"],

@@ -57,6 +57,5 @@ def _examples(runs, run, attack, num_samples, num_images):
 
 def _reported(runs):
     """The run folders of the report: those of runs; where these lie in OUT/runs, all that are there (None)."""
-    folders = [run.folder for run in runs]
     home = (runs.folder / "runs").resolve()
-    return None if all(folder.resolve().parent == home for folder in folders) else folders
+    return None if all(folder.resolve().parent == home for folder in runs.folders) else runs.folders

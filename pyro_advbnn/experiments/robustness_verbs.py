@@ -109,7 +109,8 @@ def check(
 
 def _ensemble(run, names, strength):
     if names is None:
-        names = catalogue.default_names(run.is_random, run.is_bayesian, run.config["num_classes"], strength.norm)
+        has_mean = run.is_bayesian or run.is_mixture
+        names = catalogue.default_names(run.is_random, has_mean, run.config["num_classes"], strength.norm)
     return catalogue.build(names, strength), strength
 
 

@@ -16,6 +16,8 @@ class Selection:
 
     run: Path | None = flag("run folder of a training.")
     runs: list[Path] | None = flag("several of them, as A,B,C; all of one data set.")
+    mixture: list[Path] | None = flag("several of them, likewise, as one: a mixture whose calls visit each in turn, in random "
+        "order.")
     out: Path | None = flag("folder that takes evaluation/ and figures/; default the run itself, or the folder in which all "
         "the runs lie.")
     split: Literal["test", "held_out"] = flag("test, or held_out: the images that the run split off its training set, for "

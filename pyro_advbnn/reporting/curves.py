@@ -46,10 +46,10 @@ def curves(rows, x, *, over_runs=False, names=None):
 
 
 def labels(rows):
-    """{run: how readers know it}: its defence where that is one and no other run has the same, else the run's own name."""
+    """{run: how readers know it}: its defence where no other run has the same, else, or for a mixture, its own name."""
     pairs = dict.fromkeys((row["run"], defense_name(row)) for row in rows)
     runs, names = [run for run, _ in pairs], [name for _, name in pairs]
-    return {run: name if runs.count(run) == names.count(name) == 1 else run for run, name in pairs}
+    return {run: name if runs.count(run) == names.count(name) == 1 and "+" not in run else run for run, name in pairs}
 
 
 def _labels_of_many(rows):
