@@ -140,10 +140,10 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
     assert graphed(classifier, batch[0][:3], batch[1][:3]).shape == (3, 1, 8, 8) and graphed.failure is None
 
 
-@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+@pytest.mark.parametrize(("defense", "optimizer"), [("adv", None), ("advbnn", "adam"), ("advbnn", "natural")])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_an_epoch_never_waits_for_the_gpu(defense, precision):
-    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2})
+def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
+    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2, "optimizer": optimizer})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     pyro.enable_validation(False)
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
@@ -163,7 +163,7 @@ def test_an_epoch_never_waits_for_the_gpu(defense, precision):
     assert training.attack.failure is None
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "natural"])
 def test_a_bad_step_on_the_gpu_is_named_when_the_training_asks(optimizer):
     _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")

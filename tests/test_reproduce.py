@@ -180,6 +180,14 @@ def test_the_sweeps_are_measured_clean_and_at_the_training_radius():
         assert step.flags["epsilons"] == [0.0, 0.2] and step.flags["attack_samples"] == [1, 10]
 
 
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_the_run_without_a_kl_has_adam_because_the_natural_gradient_divides_by_alpha(scale):
+    runs = {step.flags["out"].name: step.flags for step in plan("alpha", scale=scale, dataset="cifar10").steps
+            if step.is_training}
+    assert {name for name, flags in runs.items() if flags.get("optimizer")} == {"advbnn-alpha-0"}
+    assert runs["advbnn-alpha-0"]["optimizer"] == "adam"
+
+
 def test_a_small_subset_keeps_images_to_train_on_and_other_networks_have_no_width():
     for step in plan("table1", scale="small", dataset="cifar10", num_train=50_000, network="torchvision:resnet18").steps:
         if step.is_training:

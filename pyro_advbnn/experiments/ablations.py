@@ -19,12 +19,12 @@ KL_OF_ALL_WEIGHTS = {
 # held-out robust accuracy); the same trained for as long once more, because what starts from it is trained twice as long too;
 # and Adv-BNNs that start from it: under the one-draw attack, with averaged weights, and with these under an attack of draws
 # that are averaged.
-_BASELINE = {"recipe": "ours", "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "weight_averaging": 0.999}
+_BASELINE = {"recipe": "ours", "optimizer": "sgd", "weight_averaging": 0.999}
 BASELINES = {
     "adv-tuned": _BASELINE,
     "adv-longer": _BASELINE | {"init_from": "adv-tuned", "learning_rate": 0.01},
 }
-_FROM_BASELINE = {"recipe": "ours", "init_from": "adv-tuned", "learning_rate": 1e-3, "alpha": 1 / 50}
+_FROM_BASELINE = {"recipe": "ours", "init_from": "adv-tuned", "optimizer": "adam", "learning_rate": 1e-3, "alpha": 1 / 50}
 CONTENDERS = {
     "from-baseline": _FROM_BASELINE,
     "averaged": _FROM_BASELINE | {"weight_averaging": 0.999},

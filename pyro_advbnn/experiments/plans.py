@@ -169,7 +169,10 @@ class Plan:
 
     def _run(self, defense, **flags):
         """The folder of a run, whose training becomes a step where it is none yet."""
-        return self._named_run(defense, "-".join([defense, *(f"{flag}-{value:g}" for flag, value in flags.items())]), flags)
+        name = "-".join([defense, *(f"{flag}-{value:g}" for flag, value in flags.items())])
+        if flags.get("alpha") == 0:                      # by which the natural gradient divides
+            flags |= {"optimizer": "adam"}
+        return self._named_run(defense, name, flags)
 
     def _named_run(self, defense, name, flags):
         """`_run` with a name of its own; flags stand over the plan's settings, and init_from names another run."""

@@ -105,6 +105,7 @@ SETTINGS = {                                             # name of a setting: fu
     "epochs": _setting("epochs"),
     "batch": _setting("batch_size"),
     "optimizer": _setting("optimizer", "learning_rate", "schedule"),
+    "rho": _where_set("rho"),
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
     "weights perturbed by": _where_set("awp"),

@@ -10,6 +10,7 @@ from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
+from pyro_advbnn.training.natural_gradient import NaturalGradient
 from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
 
@@ -78,8 +79,14 @@ def _attacked(classifier, x, y, attack, micro_batch):
     return attack(classifier, x, y) if whole else attack_in_pieces(attack, classifier, x, y, micro_batch)
 
 
-def build_optimizer(classifier, settings):
-    """Fused Adam, or SGD with momentum 0.9, by settings' optimizer, learning_rate and weight_decay (none of log_std)."""
+def build_optimizer(classifier, settings, num_train=None):
+    """Fused Adam, SGD with momentum 0.9, or `NaturalGradient`, by settings' optimizer, learning_rate and weight_decay.
+
+    No weight decay pulls at log_std. num_train: N, of which the natural gradient, like rho and alpha of settings, must know.
+    """
+    if settings["optimizer"] == "natural":
+        return NaturalGradient(classifier, num_train=num_train, alpha=settings["alpha"], lr=settings["learning_rate"],
+                               rho=settings["rho"], weight_decay=settings["weight_decay"])
     parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":

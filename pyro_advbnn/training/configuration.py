@@ -13,7 +13,7 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.training import construction, metrics, recipes, run_config, run_folders
 from pyro_advbnn.training.cuda_graphs import use_cuda_graphs
-from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME, check_meaning
+from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME, check_meaning, check_optimizer
 
 DEFAULTS = {"dataset": "digits", "defense": "advbnn", "recipe": "ours", "seed": 0, "device": "auto", "compile": False,
             "cuda_graphs": "auto", "batch_norm": "sync", "deterministic": False}
@@ -35,6 +35,7 @@ def configure(flags):
         if isinstance(flags.get(name), str):
             fan_in_factor(flags[name], f"--{name}")
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
+    check_optimizer(defense, settings)
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
                                              cap="validation" not in flags, loading=flags.get("loading", "auto"),

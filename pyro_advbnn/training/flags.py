@@ -109,8 +109,10 @@ class Schedule:
     epochs: flag_types.Epochs | None = flag("passes over the training set.")
     patience: flag_types.Epochs | None = flag("stop after this many epochs without a better held-out accuracy.")
     batch_size: flag_types.BatchSize | None = flag("images per step, of all processes together.")
-    optimizer: Literal["adam", "sgd"] | None = flag("adam, or sgd with momentum 0.9.")
-    learning_rate: _Positive | None = flag("its peak.")
+    optimizer: Literal["adam", "sgd", "natural"] | None = flag("adam, sgd with momentum 0.9, or natural, for posteriors: the "
+        "natural gradient on log std, sgd with Nesterov momentum on the means.")
+    learning_rate: _Positive | None = flag("its peak; each optimizer has a default of its own.")
+    rho: _Share | None = flag("rate of log std with optimizer natural, default 0.005; no schedule moves it.")
     weight_decay: _NotNegative | None = flag("L2 factor of the optimizer; log std has none.")
     schedule: Literal["stages", "cosine", "constant"] | None = flag(
         "stages (divided by 10 after each), cosine (one cycle) or constant.")
@@ -153,3 +155,16 @@ def check_meaning(defense, flags):
     for name in _OF_DRAWS:
         if flags.get(name) not in (None, 1) and kind == "deterministic":
             raise InputError(f"--{name} {flags[name]} means nothing for --defense {defense}, whose draws are all the same")
+
+
+def check_optimizer(defense, settings):
+    """Raises InputError where the optimizer of the settings, a resolved recipe, cannot train the defense, or reads no rho."""
+    if settings["optimizer"] != "natural":
+        if settings["rho"] is not None:
+            raise InputError(f"--rho means nothing for --optimizer {settings['optimizer']}")
+    elif DEFENSES[defense].kind != "bayesian":
+        raise InputError(f"--optimizer natural needs a posterior, and --defense {defense} has none")
+    elif settings["alpha"] == 0:
+        raise InputError("--alpha 0 needs --optimizer adam or sgd: natural divides by alpha")
+    elif settings["weight_decay"]:
+        raise InputError("--weight_decay means nothing for --optimizer natural: the means have a prior")

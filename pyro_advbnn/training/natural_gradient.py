@@ -37,6 +37,7 @@ class NaturalGradient(torch.optim.Optimizer):
             raise InputError(f"the natural gradient needs a posterior, a BayesianClassifier, got a {type(classifier).__name__}")
         check_at_least("num_train", num_train, 1)
         check_number("alpha", alpha, above=True)
+        check_number("num_train / alpha", num_train / alpha, high=1e30)      # beyond are no numbers in float32
         for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
             check_number(name, value)
         for name, value in {"rho": rho, "momentum": momentum}.items():
@@ -58,8 +59,9 @@ class NaturalGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if "rho" in group:
-                for p in parameters if group["rho"] else ():
-                    _natural_step_(p, p.grad, group["rho"] * group["effective_size"] / 2, group["max_step"])
+                rate = group["rho"] * group["effective_size"] / 2
+                for p in parameters if rate else ():
+                    _natural_step_(p, p.grad, rate, group["max_step"])
             else:
                 momenta = [self._momentum(p) for p in parameters]
                 sgd(parameters, [p.grad for p in parameters], momenta, lr=group["lr"], momentum=group["momentum"],
@@ -76,7 +78,7 @@ class NaturalGradient(torch.optim.Optimizer):
 def _natural_step_(log_std, gradient, rate, most):
     """log_std -= clamp(rate * gradient, -most, most); on the CPU without a whole vector of work memory.   rate: > 0."""
     parts = chunks(0, len(log_std), log_std.device)
-    work = torch.empty_like(gradient[parts[0]])
+    bound, work = min(most / rate, torch.finfo(log_std.dtype).max), torch.empty_like(gradient[parts[0]])
     for part in parts:
-        capped = torch.clamp(gradient[part], -most / rate, most / rate, out=work[:part.stop - part.start])
+        capped = torch.clamp(gradient[part], -bound, bound, out=work[:part.stop - part.start])
         log_std[part].sub_(capped, alpha=rate)

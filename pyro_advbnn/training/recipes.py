@@ -1,6 +1,7 @@
 """The only home of hyper-parameters: what the paper says, what the authors' code did, and what we found to work.
 
-RECIPES[name] is a function of the data set and the defence. `resolve` puts single flags over it.
+RECIPES[name] is a function of the data set, the defence and, where it is not the recipe's own, the optimizer, which has a
+learning rate of its own. `resolve` puts single flags over it.
 """
 import math
 
@@ -23,43 +24,48 @@ _DATA = {
     "npz": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
 }
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
-           "weight_decay": 0.0, "weight_averaging": 0.0, "running_statistics": 1.0, "class_weights": None, "prior": "normal",
+           "weight_averaging": 0.0, "running_statistics": 1.0, "class_weights": None, "prior": "normal",
            "awp": 0.0, "awp_start": 0.1, "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
+_RATES = {"adam": 2e-3, "sgd": 0.1, "natural": 0.1}     # the peak of the learning rate, by optimizer
 
 
-def paper(dataset, defense):
+def paper(dataset, defense, optimizer=None):
     """Table 2 of the paper, with the KL of all weights as in Eq. (10)."""
     cifar10 = dataset == "cifar10"
-    settings = {**_COMMON, **_DATA[dataset], **_authors_optimizer(defense), "initialization": "authors",
+    optimizer = optimizer or ("adam" if DEFENSES[defense].kind == "bayesian" else "sgd")
+    settings = {**_COMMON, **_DATA[dataset], **_of_optimizer(optimizer, defense, _RATES | {"adam": 0.01, "sgd": 0.01}),
+                "initialization": "authors",
                 "prior_std": 0.05 if cifar10 else 0.15, "init_std": 0.05 if cifar10 else 0.15,
                 "alpha": _authors_alpha(defense, 1.0 if cifar10 else 1 / 50)}
     return settings | {"epochs": sum(settings["stages"])}
 
 
-def authors(dataset, defense):
+def authors(dataset, defense, optimizer=None):
     """What the authors' code did: the VGGs' KL of the last layer only, Model A's of all; on ImageNet-143 alpha never reached
     the loss."""
-    settings = paper(dataset, defense) | {"kl_over": "all" if _DATA[dataset]["network"] == "model_a" else "last"}
+    settings = paper(dataset, defense, optimizer) | {"kl_over": "all" if _DATA[dataset]["network"] == "model_a" else "last"}
     return settings | ({"alpha": _authors_alpha(defense, 1.0)} if dataset == "imagenet143" else {})
 
 
-def ours(dataset, defense):
+def ours(dataset, defense, optimizer=None):
     """The KL of all weights, made to train: prior scaled by fan-in, small initial std, KL warm-up, one-cycle cosine."""
-    settings = {**_COMMON, **_DATA[dataset], "schedule": "cosine", "optimizer": "adam", "learning_rate": 2e-3,
-                "prior_std": "fan_in", "init_std": "fan_in/30", "alpha": 1 / 10, "kl_warmup": 0.25}
+    optimizer = optimizer or "adam"
+    settings = {**_COMMON, **_DATA[dataset], **_of_optimizer(optimizer, defense, _RATES | _OUR_RATES.get(dataset, {})),
+                "schedule": "cosine", "prior_std": "fan_in", "init_std": "fan_in/30", "alpha": 1 / 10, "kl_warmup": 0.25}
     settings |= {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
     return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
 
 
 # Chosen on held-out images of digits (docs/defaults.md); the other data sets are not tuned.
-_OURS = {"digits": {"epochs": 16, "batch_size": 64, "learning_rate": 5e-3}}
+_OURS = {"digits": {"epochs": 16, "batch_size": 64}}
+_OUR_RATES = {"digits": {"adam": 5e-3}}
 RECIPES = {"paper": paper, "authors": authors, "ours": ours}
 
 
 def resolve(recipe, dataset, defense, flags):
     """(the recipe's own settings, the settings with every flag that is not None put over them; step_size a number)."""
-    own = RECIPES[recipe](dataset, defense)
-    settings = own | {name: value for name, value in flags.items() if name in own and value is not None}
+    own, settings = RECIPES[recipe](dataset, defense), RECIPES[recipe](dataset, defense, flags.get("optimizer"))
+    settings |= {name: value for name, value in flags.items() if name in own and value is not None}
     settings["step_size"] = resolve_step_size(settings["step_size"], settings["epsilon"], settings["num_steps"])
     return own, settings
 
@@ -131,10 +137,11 @@ def initialize_(network, initialization):
             module.weight.uniform_(-bound, bound)
 
 
-def _authors_optimizer(defense):
-    if DEFENSES[defense].kind == "bayesian":
-        return {"optimizer": "adam", "learning_rate": 0.01}
-    return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4}
+def _of_optimizer(optimizer, defense, rates):
+    """What belongs to an optimizer: its learning rate, SGD's decay where no prior pulls at the weights, the natural's rho."""
+    decay = 5e-4 if optimizer == "sgd" and DEFENSES[defense].kind != "bayesian" else 0.0
+    return {"optimizer": optimizer, "learning_rate": rates[optimizer], "weight_decay": decay,
+            "rho": 0.005 if optimizer == "natural" else None}
 
 
 def _authors_alpha(defense, alpha):

@@ -37,7 +37,7 @@ class Training:
         self.batch_norm, self.micro_batch = batch_norm, micro_batch
         self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
-        self.optimizer = build_optimizer(classifier, settings)
+        self.optimizer = build_optimizer(classifier, settings, len(images))
         self._running_from = settings["running_statistics"]
         decay = settings["weight_averaging"]
         self._average = MovingAverage(classifier, decay) if decay else None

@@ -44,7 +44,8 @@ def test_inside_only_deterministic_algorithms_are_taken_and_afterwards_all_is_as
 
 @pytest.mark.parametrize("flags", [{"defense": "advbnn", "augmentation": "crop_flip"}, {"defense": "advrse"},
                                    {"defense": "bnn", "prior": "scale_mixture", "prior_std": 0.5, "precision": "bf16"},
-                                   {"defense": "adv", "optimizer": "sgd", "micro_batch": 10}], ids=str)
+                                   {"defense": "adv", "optimizer": "sgd", "micro_batch": 10},
+                                   {"defense": "bnn", "optimizer": "natural", "micro_batch": 10}], ids=str)
 def test_equal_seeds_give_equal_bits_and_on_a_cpu_the_same_ones_as_without_the_flag(flags, tmp_path):
     a, b, without = (run(tmp_path / name, deterministic=name != "without", **flags) for name in ("a", "b", "without"))
     assert_same_run(a, b)

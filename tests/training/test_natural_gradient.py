@@ -5,6 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from tiny_runs import build
 from torch import nn
 
 import pyro_advbnn as ab
@@ -84,15 +85,6 @@ def test_its_fixed_point_is_the_inverse_of_curvature_and_prior_to_which_it_rises
     torch.testing.assert_close(square, torch.full_like(square, expected), rtol=1e-3, atol=0)
 
 
-def test_with_a_rho_of_zero_log_std_stays_bit_for_bit_and_the_mean_moves():
-    classifier, x, y = regression()
-    before = copy.deepcopy(classifier)
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, rho=0)
-    backward(classifier, x, y, 1 / len(x))
-    optimizer.step()
-    assert torch.equal(classifier.log_std, before.log_std) and not torch.equal(classifier.mean, before.mean)
-
-
 def test_a_single_step_of_log_std_is_capped_in_both_directions():
     classifier, x, _ = regression()
     optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, rho=0.1, max_step=0.3)
@@ -133,11 +125,11 @@ def test_log_std_moves_as_in_ivon_but_for_terms_of_third_order_in_rho(alpha):
     assert 7 < differences[0] / differences[1] < 9 and 7 < differences[1] / differences[2] < 9
 
 
-def classifier_and_optimizer(**settings):
+def classifier_and_optimizer(kl_over="all", **settings):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    classifier = ab.BayesianClassifier(network, init_std=0.1, deterministic=["*.bias"], **settings)
-    return classifier, ab.NaturalGradient(classifier, num_train=20, alpha=0.5)
+    classifier = ab.BayesianClassifier(network, init_std=0.1, deterministic=["*.bias"], kl_over=kl_over)
+    return classifier, ab.NaturalGradient(classifier, num_train=20, alpha=0.5, **settings)
 
 
 def step(classifier, optimizer, seed):
@@ -172,6 +164,14 @@ def test_what_is_frozen_or_has_no_gradient_yet_stays_and_may_join_later(name):
     assert not torch.equal(frozen, before.get_parameter(name))
 
 
+@pytest.mark.parametrize("rho", [0, 5e-324, 1e-300])
+def test_with_a_rho_of_next_to_nothing_log_std_stays_bit_for_bit_and_the_mean_moves(rho):
+    classifier, optimizer = classifier_and_optimizer(rho=rho)
+    before = copy.deepcopy(classifier)
+    step(classifier, optimizer, 1)
+    assert torch.equal(classifier.log_std, before.log_std) and not torch.equal(classifier.mean, before.mean)
+
+
 def test_weights_that_the_kl_does_not_count_follow_the_likelihood_alone():
     classifier, optimizer = classifier_and_optimizer(kl_over="last")
     before = classifier.log_std.detach().clone()
@@ -198,6 +198,7 @@ def test_with_a_gradscaler_a_step_is_as_without_and_one_with_an_infinite_gradien
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"num_train": 0}, "num_train must be at least 1, got 0"), ({"num_train": 2.5}, "num_train must be a whole number"),
+    ({"alpha": 1e-30}, r"num_train / alpha must lie in \[0, 1e\+30\], got 4"),
     ({"alpha": 0}, "alpha must be a number > 0, got 0"), ({"alpha": "auto"}, "alpha must be a number, got 'auto'"),
     ({"lr": -1}, "lr must be a number >= 0, got -1"), ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),
     ({"rho": -0.1}, "rho must lie in"), ({"momentum": 2}, r"momentum must lie in \[0, 1\], got 2"),
@@ -212,3 +213,10 @@ def test_numbers_out_of_range_are_refused_in_one_line(settings, message):
 def test_without_a_posterior_it_is_refused(classifier):
     with pytest.raises(ab.InputError, match="the natural gradient needs a posterior, a BayesianClassifier, got a "):
         ab.NaturalGradient(classifier, num_train=40, alpha=1)
+
+
+@pytest.mark.parametrize(("alpha", "rho"), [(0.02, None), (0.5, 0.1)])
+def test_a_training_tells_it_the_images_after_the_hold_out_alpha_and_rho(alpha, rho):
+    config, training, _ = build(optimizer="natural", alpha=alpha, rho=rho)
+    natural = training.optimizer.param_groups[-1]
+    assert config["num_train"] == 100 and natural["effective_size"] == 100 / alpha and natural["rho"] == (rho or 0.005)

@@ -100,6 +100,7 @@ GOING_WRONG = {
     "learning rate": ({"learning_rate": 1e30, **CONSTANT}, "the std explodes: a weight's has reached its upper bound of 10", 1),
     "rate of a plain network": ({"learning_rate": 1e30, "defense": "adv", **CONSTANT}, "the loss is not finite: nll (nll", 2),
     "rate of sgd": ({"learning_rate": 1e30, "defense": "none", "optimizer": "sgd"} | CONSTANT, "the ", 2),
+    "rate of the natural gradient": ({"learning_rate": 1e30, "optimizer": "natural"} | CONSTANT, "the ", 2),
     "weight decay": ({"weight_decay": 1e30, "defense": "none", "optimizer": "sgd"} | CONSTANT, "the ", 2),
     "alpha": ({"alpha": 1e38, **CONSTANT}, "the loss is not finite: kl times its weight (nll 2.", 1),
     "alpha that Adam cannot square": ({"alpha": 1e30, **CONSTANT}, "the gradient is too large for the optimizer", 1),

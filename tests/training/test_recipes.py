@@ -81,6 +81,22 @@ def test_a_flag_changes_its_setting_alone_and_the_recipes_own_value_stays_readab
     assert (settings["alpha"], settings["epochs"], "seed" in settings) == (0.5, 3, False)
 
 
+@pytest.mark.parametrize(("recipe", "dataset", "rates"), [
+    ("ours", "digits", {"adam": 0.005, "sgd": 0.1, "natural": 0.1}),
+    ("ours", "cifar10", {"adam": 0.002, "sgd": 0.1, "natural": 0.1}),
+    ("authors", "cifar10", {"adam": 0.01, "sgd": 0.01, "natural": 0.1}),
+])
+def test_an_optimizer_comes_with_its_learning_rate_decay_and_rho_unless_flags_say_others(recipe, dataset, rates):
+    for optimizer, rate in rates.items():
+        for defense in ("adv", "advbnn"):
+            decay = 5e-4 if (optimizer, defense) == ("sgd", "adv") else 0.0
+            expected = {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay,
+                        "rho": 0.005 if optimizer == "natural" else None}
+            for flags in {}, {"learning_rate": 0.7, "weight_decay": 0.3}:
+                _, settings = recipes.resolve(recipe, dataset, defense, {"optimizer": optimizer, **flags})
+                assert (expected | flags).items() <= settings.items()
+
+
 @pytest.mark.parametrize(("dataset", "flags", "step_size"), [
     ("cifar10", {}, 0.007),
     ("cifar10", {"epsilon": 0.2}, 0.007),
