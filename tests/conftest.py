@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from multiprocessing import forkserver
 
 import pytest
 
@@ -119,6 +120,12 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first: at the end all cores shall have something to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """A process has one server to fork from: that of `victims`, where it has one, not the one that `streaming` would start."""
+    if "victims" in sys.modules:
+        forkserver.ensure_running()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,10 +1,11 @@
-"""Commands in real processes for tests to kill: from outside, or by themselves at a given call of a function."""
+"""Functions in processes of their own; commands there for tests to kill: from outside, or by themselves at a certain call."""
 import importlib
 import io
 import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,6 +19,12 @@ FORKSERVER.set_forkserver_preload(["pyro_advbnn.train", "pyro_advbnn.evaluate", 
                                    "sklearn.datasets", "torchvision.datasets",
                                    "torch._dynamo"])     # by optimizers, in seconds that no process needs to spend anew
 PATIENCE = 120                                           # seconds, on a machine that others use too
+
+
+def in_a_process(function, *arguments):
+    """What function(*arguments) returns in a process of its own, in which all that commands need is imported."""
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
+        return pool.submit(function, *arguments).result(timeout=PATIENCE)
 
 
 class Victim:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,10 @@ def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(t
 
 
 def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_train_it_again(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
+    out, few = tmp_path / "out", {"fractions": [0.0], "num_steps": 1, "num_samples": 1}
+    monkeypatch.setitem(evaluate.VERBS, "posterior", partial(evaluate.VERBS["posterior"], **few))
+    monkeypatch.setattr("pyro_advbnn.experiments.verbs.draw_figures", lambda *_: None)
+    monkeypatch.setattr("pyro_advbnn.experiments.report_verb.draw_figures", lambda *_: None)
     monkeypatch.setattr(Progress, "finished", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:

@@ -1,16 +1,18 @@
 import json
-import subprocess
+import resource
 import sys
 import warnings
 
 import pyro
 import pytest
 import torch
+from victims import in_a_process
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
+from pyro_advbnn.system.devices import keep_freed_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
 from pyro_advbnn.training import cuda_graphs, recipes
@@ -132,22 +134,23 @@ def test_what_is_measured_during_a_training_is_computed_in_its_precision(tmp_pat
     hook.remove()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_was_freed_is_used_again_without_new_pages():
-    """In a process of its own, for it cannot be taken back."""
-    script = """
-import resource, torch
-from pyro_advbnn.system.devices import keep_freed_memory
 def faults():
+    """How many new pages five tensors of 64 MiB take."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.empty(1 << 24).fill_(1)                            # 64 MiB
+        torch.empty(1 << 24).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-before = faults()
-keep_freed_memory()
-grown = [faults() for _ in range(10)]                             # the heap grows to what is needed
-print(before, faults())
-"""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    before, kept = map(int, ended.stdout.split())
-    assert kept < 100 and before > 80_000                              # a page of 4 KiB each
+
+
+def faults_without_and_with_memory_kept():
+    before = faults()
+    keep_freed_memory()
+    for _ in range(10):                                  # the heap grows to what is needed
+        faults()
+    return before, faults()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_was_freed_is_used_again_without_new_pages():
+    before, kept = in_a_process(faults_without_and_with_memory_kept)       # for it cannot be taken back
+    assert kept < 100 and before > 80_000                # a page of 4 KiB each

@@ -1,11 +1,14 @@
-import os
-import subprocess
+import ctypes
+import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from process_groups import train_command
 from torch import nn
+from victims import in_a_process
 
 import pyro_advbnn as ab
 from pyro_advbnn.bayes.classifier import Classifier
@@ -89,18 +92,19 @@ def test_the_cpu_running_out_of_memory_is_known_as_such():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-LIMITED = """
-import resource, sys, torch
-from pyro_advbnn import train
-torch.set_num_threads(1)
-hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-resource.setrlimit(resource.RLIMIT_AS, (1 << 50, hard))
-train.main(["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1",
-                            "--device=cpu", "--out=" + sys.argv[2]])                    # everything is loaded before the limit
-now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]) * 2**20, hard))
-train.main(sys.argv[3:])
-"""
+WARM = ["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1", "--device=cpu"]
+
+
+def limited(words, mebibytes, folder):
+    """(exit code, stdout, stderr) of a training in so much memory more than a small one has taken before, in `folder`."""
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(-8, 1)                     # M_ARENA_MAX: another thread reserves none of it
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 50, hard))
+    train_command([*WARM, f"--out={folder}"])            # everything is loaded before the limit
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + mebibytes * 2**20, hard))
+    return train_command(words)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit as Linux does")
@@ -110,15 +114,10 @@ def test_a_training_out_of_memory_says_what_may_fit_and_can_be_resumed_with_it(t
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'images.npz'}", "--network=convnet", "--width=16", "--batch_size=256",
              "--num_steps=1", "--epochs=1", "--device=cpu", "--validation=0", "--num_samples=1", f"--out={tmp_path / 'run'}"]
 
-    def run(*arguments):
-        """In 200 MiB: all 256 images take 500, 32 take 60, so that what the libraries take for themselves matters little."""
-        warm = tmp_path / f"warm{len(list(tmp_path.iterdir()))}"
-        return subprocess.run([sys.executable, "-c", LIMITED, "200", warm, *arguments], capture_output=True, text=True,
-                              timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
-
-    ended = run(*flags)
-    assert (ended.returncode, ended.stderr) == (2, "error: out of memory with 256 images at a time; --resume "
-                                                   f"{tmp_path / 'run'} with a smaller --micro_batch may fit\n")
-    ended = run("--resume", tmp_path / "run", "--micro_batch", "16")
-    assert ended.returncode == 0, ended.stderr
+    # In 200 MiB: all 256 images take 500, 32 take 60, so that what the libraries take for themselves matters little.
+    code, _, err = in_a_process(limited, flags, 200, tmp_path / "warm1")
+    assert (code, err) == (2, "error: out of memory with 256 images at a time; --resume "
+                              f"{tmp_path / 'run'} with a smaller --micro_batch may fit\n")
+    code, _, err = in_a_process(limited, ["--resume", tmp_path / "run", "--micro_batch", "16"], 200, tmp_path / "warm2")
+    assert code == 0, err
     assert (tmp_path / "run" / "checkpoint.pt").exists()
