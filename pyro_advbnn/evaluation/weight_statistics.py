@@ -47,12 +47,16 @@ def layer_numbers(classifier, kl_weight):
     ranges = layers(classifier)
     drawn = None if has_closed_form(classifier.prior) else classifier.posterior_distribution().rsample()
     kl = torch.stack([classifier.kl(drawn, counted) for counted in ranges.values()]).double() * kl_weight
-    signal, noise = classifier.mean.double().square(), (2 * classifier.log_std.double()).exp()
-    snr = torch.stack([signal[start:stop].sum() / noise[start:stop].sum() for start, stop in ranges.values()])
+    snr = torch.stack([_energy(classifier.mean[start:stop]) / _energy(classifier.log_std[start:stop].exp())
+                       for start, stop in ranges.values()])
     sizes = torch.tensor([stop - start for start, stop in ranges.values()], dtype=torch.float64, device=snr.device)
     overall = torch.expm1((sizes @ snr.log1p()) / sizes.sum())
     return {"snr": overall.item(), **{f"snr/{name}": value for name, value in zip(ranges, snr.tolist(), strict=True)},
             **{f"kl_per_image/{name}": value for name, value in zip(ranges, kl.tolist(), strict=True)}}
+
+
+def _energy(values):
+    return values.square().sum(dtype=torch.float64)
 
 
 def prior_log_std(classifier):
