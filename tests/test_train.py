@@ -51,7 +51,7 @@ SOON = 1e-9                                              # minutes
     {"defense": "advbnn", "weight_averaging": 0.9},
     {"defense": "advbnn", "weight_averaging": 0.9, "optimizer": "natural"},
     {"defense": "adv", "weight_averaging": 0.5},
-    {"defense": "advbnn", "running_statistics": 0.4},
+    {"defense": "advbnn", "batch_statistics": "mean"},
     {"defense": "advrse", "awp": 0.01, "awp_start": 0.4},
     {"defense": "advbnn", "awp": 0.01, "micro_batch": 10},
 ], ids=lambda flags: "-".join(map(str, flags.values())))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
+from pyro_advbnn.bayes.batch_norm import norms_in_training, statistics_of
 from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
@@ -24,7 +25,7 @@ from pyro_advbnn.bayes.parameters import (
     trainable_parameters,
 )
 from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior
-from pyro_advbnn.bayes.settings import KL_OVER, per_parameter_std
+from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, per_parameter_std
 from pyro_advbnn.system.errors import InputError
 
 STD_RANGE = (1e-8, 10.0)
@@ -45,6 +46,9 @@ class BayesianClassifier(Classifier):
     distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
+    batch_statistics: those by which BatchNorm normalises a batch in training mode: "mean", of the mean network on a quarter of
+    the batch (at least 16 images), or "draw", of the drawn network, as in the authors' code. Predictions and attacks go by
+    running averages: with "draw" these are another function, the more so the wider the posterior (docs/method.md).
     likelihood, class_weights: as of `Classifier`.
 
     Raises InputError for settings out of range, a pattern that matches nothing, and networks that cannot be Bayesian
@@ -52,7 +56,7 @@ class BayesianClassifier(Classifier):
     """
 
     def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all",
-                 likelihood=categorical, class_weights=None):
+                 batch_statistics="mean", likelihood=categorical, class_weights=None):
         prior = "normal" if prior is None else prior
         deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
         if isinstance(network, Classifier):
@@ -62,6 +66,8 @@ class BayesianClassifier(Classifier):
             raise InputError("recurrent layers keep a second list of their weights, which a draw cannot replace")
         if len({(p.dtype, p.device) for p in network.parameters()}) > 1:
             raise InputError("the parameters must share one dtype and one device")
+        if batch_statistics not in BATCH_STATISTICS:
+            raise InputError(f"batch_statistics must be one of {', '.join(BATCH_STATISTICS)}, got {batch_statistics!r}")
         fixed = matching_parameters(deterministic, trainable)
         random = {name: p for name, p in trainable.items() if name not in fixed}
         if not random:
@@ -69,7 +75,7 @@ class BayesianClassifier(Classifier):
         super().__init__(skeleton(network), likelihood=likelihood, class_weights=class_weights)
         self._settings = {"kind": "bayesian", "prior_std": prior_std, "init_std": init_std,
                           "prior": prior if isinstance(prior, str) else repr(prior),
-                          "deterministic": deterministic, "kl_over": kl_over}
+                          "deterministic": deterministic, "kl_over": kl_over, "batch_statistics": batch_statistics}
         self._aliases = parameter_aliases(network)
         self._shapes = {name: p.shape for name, p in random.items()}
         self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
@@ -201,7 +207,14 @@ class BayesianClassifier(Classifier):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 
     def _logits(self, by_name, x):
-        return self._checked(functional_call(self.network, self._by_alias(by_name), (x,), tie_weights=False), x)
+        norms = norms_in_training(self.network) if self._settings["batch_statistics"] == "mean" and not in_transform() else ()
+        if not norms:
+            return self._checked(self._call(by_name, x), x)
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean), x[::_stride(len(x))])):
+            return self._checked(self._call(by_name, x), x)
+
+    def _call(self, by_name, x):
+        return functional_call(self.network, self._by_alias(by_name), (x,), tie_weights=False)
 
     def _by_alias(self, by_name):
         return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
@@ -248,6 +261,11 @@ class BayesianClassifier(Classifier):
         if prior is not None:
             return ElementwisePrior(prior, len(self.mean), counted)
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network).get), counted, like=self.mean)
+
+
+def _stride(num_images):
+    """A quarter of a batch tells the mean network's statistics, but no fewer than 16 images."""
+    return max(1, min(4, num_images // 16))
 
 
 def _scaled(scale):

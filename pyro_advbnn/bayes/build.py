@@ -7,7 +7,7 @@ from pyro_advbnn.system.errors import InputError
 
 
 def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=(),
-                     likelihood=categorical, class_weights=None):
+                     batch_statistics="mean", likelihood=categorical, class_weights=None):
     """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.
 
     The settings are those of BayesianClassifier; only the last two say something to the other kinds. Raises InputError.
@@ -16,7 +16,7 @@ def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=N
         raise InputError(f"defense must be one of {', '.join(DEFENSES)}, got {defense!r}")
     kind = DEFENSES[defense].kind
     if kind == "bayesian":
-        return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over,
-                                  deterministic=deterministic, likelihood=likelihood, class_weights=class_weights)
+        return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over, deterministic=deterministic,
+                                  batch_statistics=batch_statistics, likelihood=likelihood, class_weights=class_weights)
     network = add_noise(network) if kind == "noisy" else network
     return Classifier(network, likelihood=likelihood, class_weights=class_weights)

@@ -8,6 +8,7 @@ from pyro_advbnn.system.errors import InputError
 
 PRIORS = ("normal", "scale_mixture", "spike_and_slab")
 KL_OVER = ("all", "last")
+BATCH_STATISTICS = ("mean", "draw")
 
 
 def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):

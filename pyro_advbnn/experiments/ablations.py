@@ -12,7 +12,7 @@ KL_OF_ALL_WEIGHTS = {
     "ours": {"recipe": "ours"},
     "alpha-1": {"recipe": "ours", "alpha": 1.0},
     "alpha-1-50": {"recipe": "ours", "alpha": 1 / 50},
-    "running": {"recipe": "ours", "alpha": 1 / 50, "running_statistics": 0.25},
+    "mean-statistics": {"recipe": "ours", "alpha": 1 / 50, "batch_statistics": "mean"},
     "warm-start": {"recipe": "ours", "init_from": "adv"},
 }
 # The baseline that the paper's should have been (decay, one cycle, a higher peak, averaged weights; best.pt is chosen by

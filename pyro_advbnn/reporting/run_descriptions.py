@@ -71,11 +71,6 @@ def _network(config):
     return shown(config.get("network")) + ("" if width is None else f", width {width}")
 
 
-def _running_statistics(config):
-    begin = config["settings"].get("running_statistics")
-    return f"{shown(begin)} of the training on" if begin is not None and begin < 1 else NONE
-
-
 def _training_attack(config):
     settings, known = config["settings"], DEFENSES.get(config["defense"])
     if known is None or not known.adversarial:
@@ -109,7 +104,7 @@ SETTINGS = {                                             # name of a setting: fu
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
     "weights perturbed by": _where_set("awp"),
-    "by running statistics from": _running_statistics,
+    "batch statistics of": _of_bayesian("batch_statistics"),
     "class weights": _where_set("class_weights"),
     "starts from": lambda config: shown(PurePath(config.get("init_from") or "").name),
     "alpha": _of_bayesian("alpha"),

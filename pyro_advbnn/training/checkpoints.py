@@ -168,7 +168,8 @@ def _build(content, network, prior, likelihood, path):
     network = copied(network)
     _freeze(network, content["frozen"], "network")
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
-                              deterministic=settings["deterministic"], kl_over=settings["kl_over"], **of_y)
+                              deterministic=settings["deterministic"], kl_over=settings["kl_over"],
+                              batch_statistics=settings["batch_statistics"], **of_y)
 
 
 def _freeze(module, names, prefix=""):

@@ -7,6 +7,7 @@ from torch import nn
 
 from pyro_advbnn import networks
 from pyro_advbnn.attacks.modes import eval_mode
+from pyro_advbnn.bayes import batch_norm
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
@@ -17,11 +18,11 @@ from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError, Note, reason
 from pyro_advbnn.system.memory import available_memory
 from pyro_advbnn.system.random_streams import undisturbed
-from pyro_advbnn.training import batch_norm, recipes, run_folders
+from pyro_advbnn.training import recipes, run_folders
 from pyro_advbnn.training.trainer import Training
 
 _TRIED = 8                                               # images: not every one need reach every weight
-_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over")
+_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over", "batch_statistics")
 
 
 def build(config, images):
@@ -70,11 +71,7 @@ def _network(config, images):
         _start_from(network, config["network"], config["init_from"])
     _check_parts(len(images), settings["batch_size"])
     _try_out(network, images, settings["batch_size"], config["micro_batch"])
-    if settings["running_statistics"] == 1:
-        return batch_norm.synchronise(network, device.type) if config["batch_norm"] == "sync" else network
-    if config["batch_norm"] == "broadcast" and distributed.world_size() > 1:
-        raise InputError("--running_statistics moves the statistics by the joined batch: --batch_norm must be sync")
-    return batch_norm.prepare_running(network)
+    return batch_norm.synchronise(network, device.type) if config["batch_norm"] == "sync" else network
 
 
 def check_memory(architecture, defense, device):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.bayes.settings import PRIORS
+from pyro_advbnn.bayes.settings import BATCH_STATISTICS, PRIORS
 from pyro_advbnn.cli import flag_types, help, python_calls
 from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.cli.python_calls import flag
@@ -16,7 +16,7 @@ from pyro_advbnn.system.precision import PRECISIONS
 
 MAY_CHANGE_ON_RESUME = ("epochs", "max_minutes", "patience", "tensorboard", "data_dir", "device", "network", "workers",
                         "precision", "compile", "cuda_graphs", "micro_batch")
-_OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warmup")
+_OF_POSTERIORS = ("alpha", "prior", "prior_std", "init_std", "kl_over", "kl_warmup", "batch_statistics")
 _OF_DRAWS = ("attack_samples", "num_samples")
 _NotNegative = Annotated[float, Range(0)]
 _Positive = Annotated[float, Range(0, open_low=True)]
@@ -80,6 +80,9 @@ class Method:
     prior_std: _Std | None = flag("std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2.")
     init_std: _Std | None = flag("std that the posterior starts with, likewise.")
     kl_over: Literal["all", "last"] | None = flag("KL of all weights, or of the last layer as in the authors' code.")
+    batch_statistics: Literal[BATCH_STATISTICS] | None = flag("by which BatchNorm normalises a batch in training: mean, of the "
+        "mean network on a quarter of it, so that training and prediction are one function, or draw, of the drawn network, as "
+        "the authors have it.")
     kl_warmup: _Share | None = flag("share of the training over which alpha rises from 0.")
     class_weights: Literal["balanced"] | list[_Factor] | None = flag("factors of the log-likelihood by class: balanced, as "
         "if there were equally many images of each, or a number for each class; scaled to a mean of 1 over the training set. "
@@ -119,8 +122,6 @@ class Schedule:
     weight_averaging: Annotated[float, Range(0, 1, open_high=True)] | None = flag(
         "decay by step of an exponential moving average of the weights and BatchNorm's statistics, which is then what is "
         "measured and kept; less at the beginning; default 0, none.")
-    running_statistics: _Share | None = flag("share of the training after which BatchNorm normalises batches by its running "
-        "statistics, as attacks and predictions do; default 1, never: by the batch's own.")
 
 
 @python_calls.flags

@@ -69,7 +69,8 @@ class Progress:
         budget = (f" (about {recipes.KL_BUDGET:g} nats per image at a signal-to-noise of {recipes.BUDGETED_SNR})"
                   if asked == "auto" and settings["alpha"] < 1 else "")
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:.2g} / N{budget}"
-                f"{warmup}, {settings['prior']} prior_std {settings['prior_std']}, init_std {settings['init_std']}")
+                f"{warmup}, BatchNorm by the {settings['batch_statistics']}'s statistics, {settings['prior']} prior_std "
+                f"{settings['prior_std']}, init_std {settings['init_std']}")
 
     def _classifier(self):
         noise, weights = self.config["classifier"].get("noise_before", {}), self.config["settings"]["class_weights"]
@@ -78,9 +79,8 @@ class Progress:
 
     def _averaging(self):
         settings = self.config["settings"]
-        decay, share = settings["weight_averaging"], settings["running_statistics"]
+        decay = settings["weight_averaging"]
         return (f", weights averaged with decay {decay:g}" if decay else "") + (
-            f", BatchNorm by running statistics from {100 * share:g} % on" if share < 1 else "") + (
             f", weights perturbed by {settings['awp']:g} from {100 * settings['awp_start']:g} % on" if settings["awp"] else "")
 
     def _attack(self):
@@ -136,8 +136,8 @@ class Progress:
         if self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART:
             self.note(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
                       f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
-                      f"--epochs or a smaller --alpha keep the posterior narrower, and --running_statistics 0.25 has it learn "
-                      f"by them", about="statistics")
+                      f"--epochs or a smaller --alpha keep the posterior narrower, and with --batch_statistics mean training "
+                      f"and prediction are one function", about="statistics")
 
     def stopped(self, why):
         self.close()

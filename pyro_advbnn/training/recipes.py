@@ -24,7 +24,7 @@ _DATA = {
     "npz": {"network": None, "epsilon": 8 / 256, "step_size": None, "stages": (80, 60, 40, 20)},
 }
 _COMMON = {"width": None, "batch_size": 128, "validation": 1000, "num_steps": 10, "attack_samples": 1, "num_samples": 10,
-           "weight_averaging": 0.0, "running_statistics": 1.0, "class_weights": None, "prior": "normal",
+           "weight_averaging": 0.0, "batch_statistics": "draw", "class_weights": None, "prior": "normal",
            "awp": 0.0, "awp_start": 0.1, "kl_warmup": 0.0, "kl_over": "all", "initialization": "default", "schedule": "stages"}
 _RATES = {"adam": 2e-3, "sgd": 0.1, "natural": 0.1}     # the peak of the learning rate, by optimizer
 

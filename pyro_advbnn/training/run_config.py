@@ -14,7 +14,7 @@ _FLAGS = ("dataset", "data_dir", "image_size", "workers", "augmentation", "defen
           "seed", "device", "precision", "compile", "cuda_graphs", "micro_batch", "batch_norm", "deterministic", "patience",
           "tensorboard")
 _SETTINGS = ("batch_size", "validation", "num_steps", "attack_samples", "num_samples", "weight_decay", "weight_averaging",
-             "running_statistics", "prior", "kl_warmup", "kl_over", "initialization", "schedule", "epsilon", "step_size",
+             "batch_statistics", "prior", "kl_warmup", "kl_over", "initialization", "schedule", "epsilon", "step_size",
              "stages", "optimizer", "learning_rate", "prior_std", "init_std", "alpha", "epochs", "network", "width",
              "class_weights", "awp", "awp_start", "rho")
 _OWN = {

@@ -6,7 +6,6 @@ from pyro_advbnn.bayes.ema import MovingAverage
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast, batch_format
 from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, step
-from pyro_advbnn.training.batch_norm import normalise_by_running
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
 from pyro_advbnn.training.recipes import learning_rate_factor
 
@@ -21,8 +20,7 @@ class Training:
     Under torchrun each process takes its part of every batch. All draw the same order; augmentation and weights are drawn
     from streams of each process's own (`distributed.own_seed`).
 
-    settings: a resolved recipe; with weight_averaging it also holds a moving average of the weights, which changes no step;
-    with running_statistics below 1 the classifier's norms must be those of `batch_norm.prepare_running`.
+    settings: a resolved recipe; with weight_averaging it also holds a moving average of the weights, which changes no step.
     adversarial: whether batches are attacked. images: the training set, on the device.
     batch_norm: "broadcast" brings rank 0's running statistics to all processes after each step. micro_batch: see
     `train_step`.
@@ -38,7 +36,6 @@ class Training:
         self.device = images.device
         self.attack = build_attack(settings) if adversarial else None
         self.optimizer = build_optimizer(classifier, settings, len(images))
-        self._running_from = settings["running_statistics"]
         decay = settings["weight_averaging"]
         self._average = MovingAverage(classifier, decay) if decay else None
         self._order = torch.Generator().manual_seed(seed)
@@ -108,8 +105,6 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
-        if self._running_from < 1:
-            normalise_by_running(self.classifier.network, self.progress >= self._running_from)
         with autocast(self.device, self.precision):
             parts = step(self.classifier, self.optimizer, batch_format(x, self.precision), y, attack=self.attack,
                          kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,

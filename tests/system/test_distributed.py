@@ -9,9 +9,10 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
+from pyro_advbnn.bayes import batch_norm
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.training import batch_norm, configuration, construction, loop
+from pyro_advbnn.training import configuration, construction, loop
 
 
 def course(flags, large=1 << 20):
@@ -36,6 +37,7 @@ SGD = {"optimizer": "sgd"}           # Adam brings gradients that are rounding e
 CASES = [({"defense": "advbnn"},), ({"defense": "advbnn"}, 1), ({"defense": "adv", **SGD},), ({"defense": "adv", **SGD}, 100),
          ({"defense": "bnn", "optimizer": "natural"},), ({"defense": "bnn", "prior": "scale_mixture", "prior_std": 0.5},),
          ({"defense": "bnn", "precision": "bf16", **SGD},),
+         ({"defense": "advbnn", "batch_statistics": "mean", **SGD},),
          ({"defense": "advbnn", "awp": 0.05, "awp_start": 0.0, **SGD},)]
 
 
@@ -145,23 +147,6 @@ def test_a_network_with_synchronised_norms_keeps_names_order_and_values():
     assert group(converted) == 2 * [(4 * ["SyncedBatchNorm"], True, True, True, True)]
     network = ab.networks.convnet(width=4)
     assert batch_norm.synchronise(network, "cpu") is network and "SyncedBatchNorm" not in str(network)   # in one process
-
-
-def running_course(by_running):
-    """A training with running statistics from the start or, for a network prepared for it, never; its state."""
-    averages, state = course({"defense": "advbnn", "running_statistics": 0.0 if by_running else 0.999})
-    return averages, state
-
-
-def test_running_statistics_of_two_processes_are_those_of_the_joined_batch():
-    for by_running in (True, False):
-        (averages, state), _ = group(running_course, by_running)
-        alone, expected = running_course(by_running)
-        torch.testing.assert_close(averages, alone, rtol=1e-4, atol=1e-4)
-        for name, value in expected.items():
-            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
-    by_batch, _ = course({"defense": "advbnn"})
-    torch.testing.assert_close(by_batch, alone, rtol=1e-5, atol=1e-5)           # in one process that is not switched: no change
 
 
 def broadcast_course():

@@ -45,7 +45,7 @@ class LeanCalls:
         """What the network returns for x with what `weights` made."""
         tensors, folded = weights
         poolings = [module for module in map(self.network.get_submodule, self._poolings) if _is_plain(module)]
-        with _answering(dict.fromkeys(folded, _same) | dict.fromkeys(poolings, max_pool.max_pool_2x2)):
+        with answering(dict.fromkeys(folded, _same) | dict.fromkeys(poolings, max_pool.max_pool_2x2)):
             return self._full_call(tensors, x)
 
     def _full_call(self, tensors, x):
@@ -190,7 +190,7 @@ def _is_plain(module):
 
 
 @contextmanager
-def _answering(forwards):
+def answering(forwards):
     """Modules answer as these functions do, {module: function}, inside; all else of them is as it was, for forwards to read."""
     for module, forward in forwards.items():
         vars(module)["forward"] = forward

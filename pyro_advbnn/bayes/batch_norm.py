@@ -1,0 +1,143 @@
+"""BatchNorm by other statistics than those of its own batch: of the joined batch of several processes, or of the mean network.
+
+In training a Bayesian network's batch is normalised by the statistics of its draw, which divides out what a wide draw does;
+predictions and attacks have running statistics, and meet it. Normalised by what the mean network makes of the same batch,
+training and prediction are one function, and the likelihood sees what draws this wide cost.
+"""
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pyro_advbnn.bayes.kernels.frozen_calls import answering
+from pyro_advbnn.system import distributed
+
+
+def synchronise(network, device_type):
+    """`network` with every BatchNorm normalising by the joined batch of all processes; alone, as it is.
+
+    Works in place; names, order and values of parameters and buffers stay. "cuda" takes torch's SyncBatchNorm, which
+    refuses tensors on the CPU.
+    """
+    if distributed.world_size() == 1:
+        return network
+    if device_type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return _replaced(network)
+
+
+@contextmanager
+def statistics_of(norms, call):
+    """Inside, `norms` normalise by the statistics that `call`, a function of nothing, has shown them; its gradient included.
+
+    What `call` shows them moves their running statistics; what comes inside does not. norms: some of `norms_in_training`.
+    """
+    shown = {norm: [] for norm in norms}
+    with answering({norm: partial(_show, norm, shown[norm]) for norm in norms}):
+        call()
+    with answering({norm: partial(_use, norm, shown[norm]) for norm in norms}):
+        yield
+
+
+def norms_in_training(network):
+    """The BatchNorms of a network that normalise by batches now and keep running statistics for later."""
+    return [module for module in network.modules() if type(module) in _KINDS and module.training
+            and module.track_running_stats and "forward" not in vars(module)]
+
+
+def _show(norm, shown, x):
+    """x normalised by its own statistics, which move the running ones; they are added to those `shown` before."""
+    values = _exact(x)
+    if distributed.world_size() > 1 and isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm):
+        mean, var, count = _joined_statistics(values)
+    else:
+        var, mean = torch.var_mean(values, [0, *range(2, x.dim())], correction=0)
+        count = x.numel() // x.shape[1]
+    _track(norm, mean.detach(), var.detach(), count)
+    shown.append((mean, var))
+    return _normalised(norm, x, mean, var)
+
+
+def _use(norm, shown, x):
+    """x normalised by the first statistics `shown` that have not been used; by the running ones where there are none."""
+    return _normalised(norm, x, *(shown.pop(0) if shown else (norm.running_mean, norm.running_var)))
+
+
+def _normalised(norm, x, mean, var):
+    """(x - mean) / sqrt(var + eps) x weight + bias, differentiable in all of them.
+
+    Of torch's kernel for fixed statistics, which tells no gradient by these, weight and bias are given terms of 0 that have it.
+    """
+    still_mean, still_var = mean.detach().clone(), var.detach().clone()      # a later batch may move the running ones
+    weight = ((still_var + norm.eps) / (var + norm.eps)).sqrt()
+    weight = weight if norm.weight is None else weight * norm.weight
+    bias = (still_mean - mean) * weight * (still_var + norm.eps).rsqrt()
+    bias = bias if norm.bias is None else bias + norm.bias
+    return F.batch_norm(x, still_mean, still_var, weight, bias, False, 0.0, norm.eps)
+
+
+def _exact(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@torch.no_grad()
+def _track(norm, mean, var, count):
+    """Move the running statistics of a norm by those of a batch, var the biased variance."""
+    norm.num_batches_tracked += 1
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+
+
+def _replaced(network):
+    if isinstance(network, nn.modules.batchnorm._BatchNorm):
+        return _synced(network)
+    for name, child in network.named_children():
+        network.add_module(name, _replaced(child))
+    return network
+
+
+def _synced(norm):
+    other = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    other.weight, other.bias, other.training = norm.weight, norm.bias, norm.training
+    for name, buffer in norm.named_buffers():
+        setattr(other, name, buffer)
+    return other
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """`F.batch_norm` of the joined batch: x (B, C, ...) of this process alone, B may differ between the processes."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        self._check_input_dim(x)
+        values = _exact(x)
+        mean, var, count = _joined_statistics(values)
+        if self.track_running_stats:
+            _track(self, mean.detach(), var.detach(), count)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale = (var + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        normalised = (values - mean.view(shape)) * scale.view(shape)
+        return (normalised + self.bias.view(shape) if self.affine else normalised).to(x.dtype)
+
+    def _check_input_dim(self, x):
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {x.dim()}D input)")
+
+
+def _joined_statistics(x):
+    """(mean (C,), biased variance (C,), count) over all processes; in two passes, as one would lose digits."""
+    dims = [0, *range(2, x.dim())]
+    sums = distributed.Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() // x.shape[1]])]))
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    deviations = x - mean.view(1, -1, *[1] * (x.dim() - 2))
+    return mean, distributed.Sum.apply(deviations.square().sum(dims)) / count, count
+
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncedBatchNorm)

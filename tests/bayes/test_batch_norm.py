@@ -1,0 +1,114 @@
+"""Tests of batch_norm in one process: batches by the mean network's statistics. See test_distributed for several."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_advbnn as ab
+
+DTYPE = torch.float64
+
+
+class Twice(nn.Module):
+    """A norm that is called twice, and one that has no running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.still = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)
+
+    def forward(self, x):
+        return self.norm(self.still(self.linear(self.norm(self.linear(x)))))
+
+
+def conv(norm):
+    return nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+
+
+NETWORKS = {"affine": (conv(nn.BatchNorm2d(3)), (12, 2, 4, 4)), "plain": (conv(nn.BatchNorm2d(3, affine=False)), (12, 2, 4, 4)),
+            "cumulative": (conv(nn.BatchNorm2d(3, momentum=None)), (12, 2, 4, 4)), "twice": (Twice(), (12, 3))}
+
+
+def bayesian(network, init_std, **settings):
+    torch.manual_seed(0)
+    return ab.BayesianClassifier(copy.deepcopy(network).to(DTYPE).train(), 1.0, init_std, **settings)
+
+
+def images(shape):
+    return 3 * torch.randn(shape, dtype=DTYPE, generator=torch.Generator().manual_seed(1)) + 2
+
+
+@pytest.mark.parametrize(("network", "shape"), NETWORKS.values(), ids=NETWORKS)
+def test_a_certain_posterior_trains_as_the_plain_network_does_gradients_and_running_statistics_included(network, shape):
+    x, classifier, plain = images(shape), bayesian(network, 1e-8), copy.deepcopy(network).to(DTYPE)
+    for _ in range(2):
+        logits, expected = classifier(x), plain(x)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    target = torch.randn(logits.shape, dtype=DTYPE)
+    (logits * target).sum().backward()
+    (expected * target).sum().backward()
+    expected = torch.cat([p.grad.view(-1) for p in plain.parameters()])
+    torch.testing.assert_close(classifier.mean.grad, expected, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(classifier.network.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("network", "shape"), NETWORKS.values(), ids=NETWORKS)
+def test_the_gradient_goes_through_the_statistics_of_the_mean_network(network, shape):
+    classifier, x = bayesian(network, 0.3), images(shape)
+    before = copy.deepcopy(classifier.state_dict())
+
+    def loss(mean, log_std):
+        torch.manual_seed(2)
+        classifier.load_state_dict(before)
+        eps = torch.randn(len(mean), dtype=DTYPE)
+        classifier.mean, kept = mean, classifier._parameters.pop("mean")
+        try:
+            return classifier._logits(classifier._by_name(mean + log_std.exp() * eps), x).square().mean()
+        finally:
+            del classifier.mean
+            classifier.mean = kept
+
+    torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in (classifier.mean, classifier.log_std)])
+
+
+@pytest.mark.parametrize("num_images", [12, 40, 64])
+def test_training_and_prediction_are_one_function_of_a_draw_and_by_the_statistics_of_the_draw_they_are_two(num_images):
+    x = images((num_images, 2, 4, 4))
+    for batch_statistics in ("mean", "draw"):
+        classifier = bayesian(conv(nn.BatchNorm2d(3, momentum=1.0)), 0.5, batch_statistics=batch_statistics)
+        answers = []
+        for seed, mode in ((3, True), (4, False), (4, True)):        # prediction has the statistics of the last batch, a draw's
+            torch.manual_seed(seed)
+            answers.append(classifier.train(mode)(x).detach())
+        apart = (answers[2] - answers[1]).abs().max() / answers[2].abs().max()
+        assert apart < 0.02 if batch_statistics == "mean" else apart > 0.1       # the running variance is unbiased
+
+
+def test_a_quarter_of_a_batch_from_16_images_on_moves_the_running_statistics():
+    for num_images, stride in ((15, 1), (33, 2), (64, 4), (200, 4)):
+        x, classifier = images((num_images, 2, 4, 4)), bayesian(conv(nn.BatchNorm2d(3, momentum=1.0)), 0.5)
+        with torch.no_grad():
+            classifier(x)
+            seen = classifier.mean_network()[0](x[::stride])
+        norm = classifier.network[1]
+        torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)))
+
+
+def test_a_norm_that_the_user_keeps_still_or_has_given_a_forward_stays_as_it_is():
+    classifier, x = bayesian(conv(nn.BatchNorm2d(3)), 0.5), images((12, 2, 4, 4))
+    classifier.network[1].eval()
+    before = copy.deepcopy(classifier.network[1].state_dict())
+    classifier(x)
+    assert all(map(torch.equal, before.values(), classifier.network[1].state_dict().values()))
+    own = conv(nn.BatchNorm2d(3))
+    own[1].forward = lambda h: h + 1
+    classifier = bayesian(own, 0.5)
+    classifier(x)
+    assert classifier.network[1].num_batches_tracked == 0
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(ab.InputError, match="batch_statistics must be one of mean, draw, got 'batch'"):
+        bayesian(conv(nn.BatchNorm2d(3)), 0.1, batch_statistics="batch")
