@@ -126,11 +126,11 @@ class Buffers:
     """Flat work vectors that are handed out again once nobody else holds their memory.
 
     `take` never returns memory that a tensor, a view of one or an autograd graph still uses, so that the caller may
-    treat the result as fresh. At most four vectors are kept: a draw, its noise and the two gradients. Copies of a `Buffers`
-    start empty.
+    treat the result as fresh. At most five vectors are kept: a draw, its noise, the two gradients and that by the mean network.
+    Copies of a `Buffers` start empty.
     """
 
-    _MOST_KEPT = 4
+    _MOST_KEPT = 5
 
     def __init__(self):
         self._kept = []
