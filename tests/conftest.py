@@ -13,6 +13,9 @@ SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
 MODES = ["RGB", "L", "P", "RGBA", "1"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
 _COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
+LONGEST = ["test_reproduce", "test_train", "test_checks", "test_evaluate", "test_foreign_tools", "test_torchrun",
+           "test_streaming", "test_determinism", "test_carlini_wagner", "test_uncertainty_verb", "test_cifar10",
+           "test_packaging", "test_distributed", "test_figures", "test_signals", "test_kills", "test_micro_batches"]
 
 
 @pytest.fixture
@@ -88,6 +91,12 @@ def run(trained):
     return trained
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Commands draw no figures, in tests of rows alone."""
+    monkeypatch.setattr("pyro_advbnn.reporting.figures.draw", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def digits_once():
     """scikit-learn parses its digits anew at each call; a module whose tests load them hundreds of times need not."""
@@ -117,9 +126,8 @@ def folder(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: at the end all cores shall have something to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """The longest files come first: at the end all cores shall have something to do."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish():

@@ -322,6 +322,7 @@ def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsy
     assert capsys.readouterr().out.count("drop ") == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(runs, tmp_path, monkeypatch):
     words = ["--epsilon", 0.2, *QUICK]
     evaluated("transfer", runs, tmp_path / "whole", *words)
@@ -343,8 +344,9 @@ def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(r
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("verb", "few", "many"), [
-    ("ensemble", ["--num_samples", "1,3"], ["--num_samples", "1,3,7"]),
+    ("ensemble", ["--num_steps", "2", "--num_samples", "1,3"], ["--num_steps", "2", "--num_samples", "1,3,7"]),
     ("steps", ["--num_steps", "2,4"], ["--num_steps", "2,4,9"]),
 ])
 def test_a_longer_list_leaves_the_rows_of_a_shorter_one_byte_for_byte(runs, tmp_path, verb, few, many):

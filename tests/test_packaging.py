@@ -155,8 +155,8 @@ def test_the_wheel_holds_all_files_and_its_command_runs_in_an_environment_of_its
     (tmp_path / "dist").mkdir()
     run(sys.executable, "-c", build, cwd=copied(tmp_path / "source"))
     wheel = check_files(tmp_path / "dist")
-    run(sys.executable, "-m", "venv", tmp_path / "environment")
-    run(tmp_path / "environment" / "bin" / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "environment")
+    run(sys.executable, "-m", "pip", "--python", tmp_path / "environment", "install", "--no-index", "--no-deps", wheel)
     libraries = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}   # the dependencies, where they are already
     check_command(tmp_path / "environment", cwd=tmp_path, env=libraries)
 

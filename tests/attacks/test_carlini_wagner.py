@@ -140,7 +140,7 @@ def test_the_change_is_as_small_as_the_distance_to_the_plane_on_a_gpu(batch):
 @pytest.mark.filterwarnings("default")                   # the other library's
 def test_the_changes_are_as_small_as_foolboxs(trained_on_digits):
     foolbox = pytest.importorskip("foolbox")
-    network, x, y = trained_on_digits(500)
+    network, x, y = trained_on_digits(200)
     x, y = x[:20], y[:20]
     settings = {"steps": 100, "binary_search_steps": 5, "stepsize": 0.03, "initial_const": 0.01}
     theirs = foolbox.attacks.L2CarliniWagnerAttack(**settings, abort_early=False)

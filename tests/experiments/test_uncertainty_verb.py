@@ -96,6 +96,7 @@ def test_one_draw_of_a_random_network_tells_no_mutual_information_and_a_line_say
     assert {"uncertainty", "detection"} <= set(plots_and_tables)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_clean_and_blind_accuracy_are_those_of_the_verb_accuracy(run, whole, tmp_path):
     words = [*QUICK, "--epsilons", "0,0.2"]
     commands.run(evaluate.VERBS, ["accuracy", "--run", str(run), "--out", str(tmp_path), *words])
@@ -103,6 +104,7 @@ def test_clean_and_blind_accuracy_are_those_of_the_verb_accuracy(run, whole, tmp
     assert {row["epsilon"]: row["accuracy"] for row in whole[1]["uncertainty"][:2]} == known
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_again(run, whole, tmp_path, monkeypatch, capsys):
     torch.rand(5)                                        # whatever another process draws before
     evaluated(run, tmp_path, "--rejected", "0.5,0", "--ood", "permuted,noise")
@@ -119,6 +121,7 @@ def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_a
     assert len(json_files.read_jsonl(tmp_path / "evaluation" / "log.jsonl")) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, monkeypatch):
     real, calls = uncertainty_verb.scores, []
 
@@ -139,6 +142,7 @@ def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, mo
             whole[0] / "evaluation" / f"{name}.csv").read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_is_added_to_what_is_there(run, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     before = {name: (tmp_path / "evaluation" / f"{name}.csv").read_bytes() for name in uncertainty_verb.TABLES}
