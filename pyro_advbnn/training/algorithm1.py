@@ -22,13 +22,13 @@ def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_bat
     only. micro_batch: the most images that are in the network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
-    awp: the size >= 0 of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward and
-    backward pass; loss, nll, kl and their gradients are then those at the perturbed weights.
+    awp: the size in [0, 1] of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward
+    and backward pass; loss, nll, kl and their gradients are then those at the perturbed weights.
 
     Raises InputError for images outside [0, 1], labels that are none of the classes, kl_weight and awp out of range, and where
     the network does not return logits (B, classes).
     """
-    check_number("awp", awp)
+    check_number("awp", awp, high=1)
     options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share, "awp": awp}
     if classifier.likelihood is not categorical:         # any numbers may be what it explains, and what explains them
         return step(classifier, optimizer, x, y, **options)

@@ -100,7 +100,7 @@ class Attack:
     num_steps: flag_types.CountOrNone | None = flag("PGD steps in training.")
     attack_samples: flag_types.Count | None = flag("draws, of the weights or of the noise, averaged in each attack gradient.")
 
-    awp: _NotNegative | None = flag("adversarial weight perturbation (arXiv 2004.05884): each step's gradient is taken where "
+    awp: _Share | None = flag("adversarial weight perturbation (arXiv 2004.05884): each step's gradient is taken where "
         "every weight tensor is moved to a higher loss by this share of its norm; default 0, none; the paper has 0.005.")
     awp_start: _Share | None = flag("share of the training after which it begins, default 0.1.")
 

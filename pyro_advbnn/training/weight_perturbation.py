@@ -14,7 +14,7 @@ _TINY = 1e-20                                            # as the authors have i
 def perturbed(classifier, awp):
     """Inside, every weight tensor w of the network is w + awp ||w|| / ||g|| g; afterwards it has its bits again.
 
-    awp >= 0: the paper's gamma. g: the gradient by w that lies in the parameters' .grad when this begins.
+    awp: the paper's gamma. g: the gradient by w that lies in the parameters' .grad when this begins.
     """
     weights = classifier.matrices(torch.Tensor.detach)
     kept = [w.clone() for w in weights]
