@@ -248,6 +248,7 @@ def test_a_damaged_image_ends_a_training_with_the_way_on_in_one_line(tmp_path, f
     assert f"{path}: not a readable image" in refused and f"checkpoint is {tmp_path / 'run/checkpoint.pt'}" in refused
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluation_streams_what_does_not_fit_and_measures_the_same(tmp_path, folder, monkeypatch):
     runs = [run(tmp_path / how, folder, loading=how, **({"workers": 0} if how == "stream" else {}), epochs=1)
             for how in ("memory", "stream")]
