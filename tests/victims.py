@@ -4,12 +4,14 @@ import io
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from pyro_advbnn.cli import commands
 from pyro_advbnn.training import loop
@@ -67,6 +69,7 @@ class Victim:
 
 def _be(verbs, words, out, fault, every_step):
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())                     # a kill would leave its own, of which a warning would tell
     signal.signal(signal.SIGINT, signal.default_int_handler)         # where the tests run in the background it is ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})     # as `streaming` blocks them
