@@ -26,6 +26,7 @@ from tiny_runs import (
 )
 
 from pyro_advbnn import datasets, networks
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
@@ -401,6 +402,20 @@ def test_the_posterior_mean_starts_at_exactly_the_network_of_another_run(tmp_pat
     train(resume=tmp_path / "advbnn", epochs=2)
 
 
+def test_a_std_that_is_a_share_of_each_weight_is_one_of_the_other_runs_and_is_resumed(tmp_path):
+    source = run(tmp_path / "adv", defense="adv", epochs=1)
+    flags = {"defense": "advbnn", "init_from": source, "init_std": "share/10"}
+    classifier = build(**flags)[1].classifier
+    expected = BayesianClassifier(checkpoints.load(source / "best.pt").mean_network(), init_std="share/10")
+    assert torch.equal(classifier.log_std, expected.log_std)
+    folder = run(tmp_path / "advbnn", **flags, epochs=1)
+    before = content(folder)["state"]
+    source.rename(tmp_path / "gone")
+    assert equal(checkpoints.load(folder / "checkpoint.pt").state_dict(), before)
+    train(resume=folder, epochs=2)
+    assert (content(folder)["state"]["log_std"] - before["log_std"]).abs().max() < 0.5 < expected.log_std.std()
+
+
 def test_a_run_starts_at_a_network_of_the_users_own(tmp_path, own_network):
     flags = {"network": own_network, "width": None}
     source = run(tmp_path / "adv", defense="adv", **flags)
@@ -666,6 +681,9 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--prior_std nonsense", "--prior_std must be a number > 0, fan_in, or a multiple such as fan_in/10, got 'nons"),
     ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'fan_in'"),
     ("--init_std 50", "init_std must lie between 1e-08 and 10"),
+    ("--init_std share/10", "--init_std share/10 needs --init_from: it is a share of each weight of a trained network"),
+    ("--init_std share/0", "--init_std must be a number > 0, fan_in, or a multiple such as fan_in/10 (of each weight's size: "),
+    ("--prior_std share/10 --init_from nowhere", "--prior_std must be a number > 0, fan_in, or a multiple such as fan_in/10"),
     ("--network vgg", "network must be one of vgg11"),
     ("--network vgg16", "the network cannot take images of (1, 8, 8): the network takes images of 32 or more"),
     ("--network torchvision:nonsense", "torchvision has no classification model 'nonsense'"),

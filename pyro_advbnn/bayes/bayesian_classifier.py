@@ -25,7 +25,7 @@ from pyro_advbnn.bayes.parameters import (
     trainable_parameters,
 )
 from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior
-from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, per_parameter_std
+from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, initial_std, per_parameter_std
 from pyro_advbnn.system.errors import InputError
 
 STD_RANGE = (1e-8, 10.0)
@@ -41,7 +41,8 @@ class BayesianClassifier(Classifier):
     is left as it is and may be wrapped again. Parameters that require no gradient stay fixed.
 
     prior_std, init_std: a number, "fan_in" or a multiple of it, or a mapping from parameter name patterns to numbers
-    (`settings.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10].
+    (`settings.per_parameter_std`); init_std, the std that the posterior starts with, lies in [1e-8, 10]; it may also be
+    "share/10", a tenth of each weight's size in the network, which then should be a trained one (`settings.initial_std`).
     prior: "normal", "scale_mixture" or "spike_and_slab" (`priors.named_prior`, prior_std a number), or a Pyro
     distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
@@ -80,12 +81,12 @@ class BayesianClassifier(Classifier):
         self._shapes = {name: p.shape for name, p in random.items()}
         self._fixed_shapes = {name: p.shape for name, p in fixed.items()}
         self.mean = nn.Parameter(flatten(random))
-        stds = per_parameter_std(init_std, network, "init_std", STD_RANGE)
-        self.log_std = nn.Parameter(flatten({name: torch.full_like(p, math.log(stds[name])) for name, p in random.items()}))
+        stds = initial_std(init_std, network, STD_RANGE)
+        self.log_std = nn.Parameter(flatten({name: _log_like(p, stds[name]) for name, p in random.items()}))
         self.deterministic = nn.Parameter(flatten(fixed)) if fixed else None
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         prior_stds = per_parameter_std(prior_std, network, within=(0, math.inf))
-        self._may_explode = max(*stds.values(), *prior_stds.values()) < _HUGE_STD
+        self._may_explode = max(self.log_std.detach().max().exp(), *prior_stds.values()) < _HUGE_STD
         self._work, self._work_fixed = Buffers(), Buffers()
         self._shared = shared_modules(network)
 
@@ -261,6 +262,11 @@ class BayesianClassifier(Classifier):
         if prior is not None:
             return ElementwisePrior(prior, len(self.mean), counted)
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network).get), counted, like=self.mean)
+
+
+def _log_like(p, std):
+    """log of std, a number or a tensor like p, in the shape of p."""
+    return std.log().to(p.dtype) if isinstance(std, torch.Tensor) else torch.full_like(p, math.log(std))
 
 
 def _stride(num_images):

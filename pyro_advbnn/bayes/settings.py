@@ -32,22 +32,61 @@ def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):
         stds = {name: factor * s for name, s in _fan_in_std(network).items()}
     else:
         stds = dict.fromkeys(names, std)
+    _check_within(stds, within, argument)
+    return stds
+
+
+def _check_within(stds, within, argument):
     low, high = within
     for name, value in stds.items():
         if not isinstance(value, int | float) or not low <= value <= high:
             raise InputError(f"{argument} must lie between {low:g} and {high:g}, got {value!r} for {name}")
+
+
+def initial_std(std, network, within):
+    """{parameter name: the std that the posterior starts with, a number, or a tensor of the parameter's shape}.
+
+    std: as of `per_parameter_std`, or "share/10", a tenth of each weight's absolute value, or another multiple of that, brought
+    `within` the range (MOPED, Krishnan et al. 2020, arXiv 1906.05323). A weight counts as no smaller than a tenth of the root
+    mean square of all in its layer: one near 0 would start nearly certain, which nothing has told, and its std, which grows by
+    a small factor in each step, would take thousands of steps to that of the others.
+
+    Raises InputError as `per_parameter_std`.
+    """
+    share = share_factor(std)
+    if share is None:
+        return per_parameter_std(std, network, "init_std", within)
+    _check_within({"each weight's share": share}, within, "init_std")
+    stds = {}
+    for prefix, module in network.named_modules():
+        sizes = {name: p.detach().float().abs() for name, p in module.named_parameters(prefix, recurse=False)}
+        if sizes:
+            mean_square = sum(size.square().sum() for size in sizes.values()) / sum(size.numel() for size in sizes.values())
+            stds |= {name: (share * size.clamp(min=mean_square.sqrt() / 10)).clamp(*within) for name, size in sizes.items()}
     return stds
 
 
 def fan_in_factor(text, argument="prior_std"):
     """The factor of "fan_in", "fan_in/10" or "fan_in*0.1".   Raises InputError for any other text."""
-    match = re.fullmatch(r"fan_in(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
+    factor = _multiple("fan_in", text)
+    if factor is None:
+        share = " (of each weight's size: share/10)" if argument.endswith("init_std") else ""
+        raise InputError(f"{argument} must be a number > 0, fan_in, or a multiple such as fan_in/10{share}, got {text!r}")
+    return factor
+
+
+def share_factor(std):
+    """The factor of "share", "share/10" or "share*0.1"; None for anything else."""
+    return _multiple("share", std) if isinstance(std, str) else None
+
+
+def _multiple(unit, text):
+    match = re.fullmatch(rf"{unit}(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
     try:
         operator, number = match.groups()
-        factor = 1.0 if operator is None else float(number) if operator == "*" else 1 / float(number)
+        return 1.0 if operator is None else float(number) if operator == "*" else 1 / float(number)
     except (AttributeError, ValueError, ZeroDivisionError):
-        raise InputError(f"{argument} must be a number > 0, fan_in, or a multiple such as fan_in/10, got {text!r}") from None
-    return factor
+        return None
 
 
 def _first_match(patterns, name, argument):

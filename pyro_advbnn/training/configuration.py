@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.bayes.kernels.vectors import how_normals_are_drawn
-from pyro_advbnn.bayes.settings import fan_in_factor
+from pyro_advbnn.bayes.settings import fan_in_factor, share_factor
 from pyro_advbnn.datasets.streaming import StreamedImages
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import describe_device, resolve_device
@@ -32,8 +32,10 @@ def configure(flags):
     if flags.get("tensorboard"):
         metrics.require_tensorboard()
     for name in ("prior_std", "init_std"):
-        if isinstance(flags.get(name), str):
+        if isinstance(flags.get(name), str) and (name == "prior_std" or share_factor(flags[name]) is None):
             fan_in_factor(flags[name], f"--{name}")
+        elif isinstance(flags.get(name), str) and not flags.get("init_from"):
+            raise InputError(f"--{name} {flags[name]} needs --init_from: it is a share of each weight of a trained network")
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
     check_optimizer(defense, settings)
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),

@@ -169,6 +169,7 @@ def test_networks_that_cannot_be_bayesian_are_refused(network, match):
 @pytest.mark.parametrize(("settings", "match"), [
     ({"prior_std": 0}, "prior_std"), ({"prior_std": -1.0}, "prior_std"), ({"prior_std": math.nan}, "prior_std"),
     ({"prior_std": "fan_out"}, "prior_std"), ({"prior_std": {"features.*": 0.1}}, "classifier.weight"),
+    ({"init_std": "share*0"}, "init_std"), ({"init_std": "share/1e9"}, "init_std"), ({"prior_std": "share/10"}, "prior_std"),
     ({"init_std": 1e-9}, "init_std"), ({"init_std": 11}, "init_std"), ({"init_std": "fan_in/0"}, "init_std"),
     ({"deterministic": ["nothing*"]}, "nothing"), ({"deterministic": ["*"]}, "no parameter"),
     ({"kl_over": "first"}, "kl_over"), ({"kl_over": "last", "deterministic": ["classifier.*"]}, "last"),

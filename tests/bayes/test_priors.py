@@ -66,6 +66,22 @@ def test_other_texts_are_refused(text):
         fan_in_factor(text)
 
 
+@pytest.mark.parametrize(("text", "share"), [("share/10", 0.1), ("share*0.5", 0.5), ("share", 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_share_is_one_of_each_weights_size_and_of_a_tenth_of_its_layers_root_mean_square_at_least(text, share, dtype):
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False)).to(dtype)
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[3.0, -1.0], [1e-9, 0.0]]))
+        network[0].bias.copy_(torch.tensor([-2.0, 0.0]))
+        network[2].weight.zero_()
+    classifier = BayesianClassifier(network, init_std=text)
+    root_mean_square, of_norm = math.sqrt((9 + 1 + 4) / 6), math.sqrt(1 / 2)         # of weight and bias together
+    sizes = [3, 1, *[root_mean_square / 10] * 2, 2, root_mean_square / 10, 1, 1, of_norm / 10, of_norm / 10]
+    expected = [share * size for size in sizes] + [1e-8] * 2
+    torch.testing.assert_close(classifier.log_std.detach(), torch.tensor(expected).log().to(dtype))
+    assert torch.equal(classifier.mean, torch.cat([p.detach().flatten() for p in network.parameters()]))
+
+
 @pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.6], [1.0, 2.0]),
                                        ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
 def test_mixtures_out_of_range_are_refused(arguments):

@@ -61,7 +61,7 @@ def test_every_defence_comes_back_bit_for_bit_from_its_name_alone(tmp_path, defe
     {"kl_over": "last"},
     {"deterministic": ["*.bias", "features.1.*"]},
     {"prior_std": {"classifier.*": 0.3, "*": 0.1}, "init_std": 0.02},
-    {"prior": "spike_and_slab", "prior_std": 0.5},
+    {"prior": "spike_and_slab", "prior_std": 0.5, "init_std": "share/10"},
     {"prior": priors.scale_mixture([0.5, 0.5], [1.0, 0.1])},
     {"prior": priors.spike_and_slab(), "deterministic": ["*.bias"]},
 ], ids=lambda settings: "-".join(settings))

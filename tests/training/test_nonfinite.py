@@ -224,7 +224,8 @@ def test_log_std_lies_within_its_bounds_after_every_step(learning_rate):
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"init_std": 0.1}, False), ({"init_std": 10.0}, None), ({"prior_std": 20.0}, None),
     ({"prior": "scale_mixture", "prior_std": 0.5}, False), ({"prior": "scale_mixture", "prior_std": 50.0}, None),
-    ({"init_std": {"*.bias": 10.0, "*": 0.1}}, None), ({"prior_std": "fan_in"}, False),
+    ({"init_std": {"*.bias": 10.0, "*": 0.1}}, None), ({"prior_std": "fan_in"}, False), ({"init_std": "share/10"}, False),
+    ({"init_std": "share*10"}, None),
 ], ids=str)
 def test_a_std_explodes_only_where_its_settings_do_not_put_it_at_its_bound(settings, expected):
     classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), **settings)
