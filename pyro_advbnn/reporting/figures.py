@@ -1,4 +1,5 @@
-"""Figures of results, drawn from the csv files of a result folder alone; the same files give the same bytes. No torch here."""
+"""Figures of results, drawn from the csv files of a result folder or the records of a run alone; the same files give the same
+bytes. No torch here."""
 import warnings
 from pathlib import Path
 from unicodedata import category
@@ -8,26 +9,34 @@ from pyro_advbnn.reporting import csv_tables, figure_style, paper
 from pyro_advbnn.reporting.curves import common, curves, labels, place
 from pyro_advbnn.reporting.figure_style import GREY, INK, SERIES, STYLE, Look, error_bars, finish_figure, start_figure, wrap
 from pyro_advbnn.reporting.posterior_figures import density, log_std_by_layer
+from pyro_advbnn.reporting.run_descriptions import SETTINGS
 from pyro_advbnn.reporting.transfer_figure import transfer
 from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
-from pyro_advbnn.system import files
+from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError
 
 _EDGE = "#fafafa"                                       # of bars, and their hatches; on light and dark pages
+_FEW = 30                                               # epochs, each with a marker
 
 
 def draw(folder, names=None):
-    """Draw the figures `names` (default: all of FIGURES) whose csv files `folder` holds; the paths written, a list.
+    """Draw the figures `names` (default: all of FIGURES) whose csv files, or metrics.jsonl, `folder` holds; the paths written.
 
-    Each becomes folder/figures/<name>.svg and .png. Raises InputError for a damaged csv file, and where matplotlib
-    is missing.
+    Each becomes folder/figures/<name>.svg and .png. Raises InputError for a damaged file, and where matplotlib is missing.
     """
     paths = []
     for name, (csv_name, drawing) in FIGURES.items():
         if names is None or name in names:
-            rows = csv_tables.read(folder, csv_name)
+            rows = csv_tables.read(folder, csv_name) if csv_name else _epochs(Path(folder))
             paths += _write(Path(folder) / "figures", name, drawing, rows) if rows else []
     return paths
+
+
+def _epochs(folder):
+    """The lines of metrics.jsonl of a run, each with what config.json says of it; [] where there are none."""
+    rows = json_files.read_jsonl(folder / "metrics.jsonl")
+    config = json_files.read_config(folder) if rows else {}
+    return [config | row for row in rows]
 
 
 def _write(folder, name, drawing, rows):
@@ -156,7 +165,46 @@ def _gradients(rows):
     return finish_figure(figure, "Input gradients", common(rows, "split"), axes[0].get_legend_handles_labels()[0])
 
 
-FIGURES = {
+def _training(rows):
+    """The course of a training over its epochs: nll, of a posterior KL and signal-to-noise, accuracies clean and under PGD."""
+    from matplotlib.ticker import LogFormatter
+    held_out = _course(rows, "held_out_accuracy")
+    of, told = ("held_out", "held-out") if held_out else ("train", "training")
+    panels = [("nll in training (nats per image)", {"nll": INK}), ("KL (nats per image)", {"kl_per_image": INK}),
+              ("signal-to-noise of the weights", {"snr": INK}),
+              (f"accuracy on {told} images (%)", {f"{of}_accuracy": SERIES[1][0], f"{of}_robust_accuracy": SERIES[0][0]})]
+    panels = [(title, colors) for title, colors in panels if any(_course(rows, name) for name in colors)]
+    if not panels:
+        return None
+    figure, axes = start_figure(len(panels), sharey=False)
+    for ax, (title, colors) in zip(axes, panels, strict=True):
+        for name, color in colors.items():
+            course = _course(rows, name, 100 if "accuracy" in name else 1)
+            ax.plot(list(course), list(course.values()), color=color, label="under PGD" if "robust" in name else "clean",
+                    marker="o" if len(course) < _FEW else None, markersize=3)
+        ax.set_title(title, loc="left")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if "snr" in colors:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(LogFormatter())
+        else:
+            ax.update_datalim([(1, 0)])                  # what changes little shall look so
+            ax.autoscale_view()
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("epoch")
+    shared = {name: SETTINGS[name](rows[0]) for name in ("data set", "defence", "network")} | {
+        "recipe": f"recipe {SETTINGS['recipe'](rows[0])}"}
+    return finish_figure(figure, "Course of the training", shared, ax.get_legend_handles_labels()[0] if len(colors) > 1 else [])
+
+
+def _course(rows, name, factor=1):
+    """{epoch: value} of a number of metrics.jsonl, where it is one."""
+    return {row["epoch"]: factor * row[name] for row in rows
+            if isinstance(row.get("epoch"), int) and isinstance(row.get(name), int | float)}
+
+
+FIGURES = {                                             # name: (csv file, or None for metrics.jsonl, drawing function)
     "accuracy": ("accuracy", _accuracy),
     "transfer": ("transfer", transfer),
     "log_std": ("density", density("log_std", "Uncertainty of the weights", "log std of the posterior (natural logarithm)")),
@@ -175,4 +223,5 @@ FIGURES = {
     "detection": ("detection", detection),
     "rejection": ("rejection", _over("rejected", "Accuracy when the most doubtful images are rejected",
                                      "share of the images rejected", panel_by=("score",), always=True)),
+    "training": (None, _training),
 }

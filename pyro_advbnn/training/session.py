@@ -14,8 +14,12 @@ from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
 
 
 @process_settings()
-def start(flags):
-    """Collective: train as flags say, those of `train` that are given, by name."""
+def start(flags, at_end=None):
+    """Collective: train as flags say, those of `train` that are given, by name.
+
+    at_end: a function of the run folder, called in the first process when the training has ended or stopped, but for a second
+    signal.
+    """
     dry, max_minutes = flags.pop("dry_run", False), flags.get("max_minutes")
     with distributed.together():
         folder, resumed, flags = _place(flags)
@@ -24,7 +28,7 @@ def start(flags):
         if dry:
             return print(json_files.as_json(config))
         _open(folder, config, training, resumed)
-        _train(folder, config, training, held_out, best, max_minutes)
+        _train(folder, config, training, held_out, best, max_minutes, at_end)
 
 
 def _place(flags):
@@ -96,13 +100,28 @@ def _open(folder, config, training, resumed):
         print(f"{folder} has trained nothing yet and starts from the beginning")
 
 
-def _train(folder, config, training, held_out, best, max_minutes):
+def _train(folder, config, training, held_out, best, max_minutes, at_end):
     """Collective: train to the end, or until a signal asks to stop, which then is raised: the run is saved."""
     for classifier in dict.fromkeys([training.classifier, training.result]):
         distributed.broadcast_([*classifier.parameters(), *classifier.buffers()])
     with only_deterministic(config["deterministic"]), float32_products(config["precision"]), signals.asking() as asked:
         for note in cuda_graphs.accelerate(training, config):
             print(note)
-        finished = loop.fit(folder, config, training, held_out, best, max_minutes, asked)
+        with _at_end(at_end, folder):
+            finished = loop.fit(folder, config, training, held_out, best, max_minutes, asked)
     if asked.number:
         raise signals.Interrupted(asked.number, f"{folder} is finished" if finished else "")
+
+
+@contextmanager
+def _at_end(function, folder):
+    """Call function, if any, with the folder when what is done inside has ended, or numbers that went wrong have ended it."""
+    error = None
+    try:
+        yield
+    except InputError as raised:
+        error = raised
+    if function and distributed.is_main():
+        function(folder)
+    if error:
+        raise error

@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from pyro_advbnn.cli import commands, signals
 from pyro_advbnn.experiments import accuracy_verbs, comparison
 from pyro_advbnn.system import distributed, json_files, locks
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.train import train
+from pyro_advbnn.train import main, train
 from pyro_advbnn.training import loop, run_folders
 from pyro_advbnn.training.progress import Progress
 from pyro_advbnn.training.trainer import Training
@@ -52,6 +54,53 @@ def at_step(monkeypatch, step, number):
         real(self, x, y)
 
     monkeypatch.setattr(Training, "_step", step_)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the command `train` has drawn; nothing is drawn in fact."""
+    calls = []
+    monkeypatch.setattr("pyro_advbnn.train.find_spec", lambda name: name)
+    monkeypatch.setattr("pyro_advbnn.reporting.figures.draw", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+@pytest.mark.parametrize(("ending", "code"), [("the end", 0), ("max_minutes", 0), ("SIGTERM", 143), ("not finite", 2)])
+def test_the_command_draws_the_course_of_its_run_whatever_ends_it(tmp_path, monkeypatch, drawn, ending, code):
+    folder, flags = tmp_path / "run", TINY | {"max_minutes": 1e-6} if ending == "max_minutes" else TINY
+    if ending == "SIGTERM":
+        at_step(monkeypatch, 2, signal.SIGTERM)
+    if ending == "not finite":
+        flags = flags | {"optimizer": "sgd", "learning_rate": 1e30}
+    with pytest.raises(SystemExit) if code else nullcontext() as end:
+        main([*map(str, words(flags)), "--out", str(folder)])
+    assert (end.value.code if code else 0) == code
+    assert drawn == [(folder, ["training"])]
+    with pytest.raises(SystemExit):                      # what is refused is not drawn
+        main(["--resume", str(folder), "--epochs", "1", "--seed", "1"])
+    assert len(drawn) == 1
+
+
+def test_a_second_signal_and_the_call_from_python_draw_nothing(tmp_path, monkeypatch, drawn):
+    run(tmp_path / "python", epochs=1)
+    at_step(monkeypatch, 2, signal.SIGTERM)
+    monkeypatch.setattr(run_folders, "save_position", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words(TINY)), "--out", str(tmp_path / "run")])
+    assert end.value.code == 143 and drawn == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nfonts"), OSError("full")])
+def test_a_figure_that_cannot_be_drawn_is_a_line_and_costs_no_training(tmp_path, monkeypatch, capsys, drawn, error):
+    monkeypatch.setattr("pyro_advbnn.reporting.figures.draw", Mock(side_effect=error))
+    folder = tmp_path / "run"
+    main([*map(str, words(TINY | {"epochs": 1})), "--out", str(folder)])
+    out, err = capsys.readouterr()
+    assert err == "" and out.endswith(f"note: {folder}/figures/training.svg is not drawn: {' '.join(str(error).split())}\n")
+    assert run_folders.is_finished(folder)
+    monkeypatch.setattr("pyro_advbnn.train.find_spec", lambda name: None)
+    main([*map(str, words(TINY | {"epochs": 1})), "--out", str(tmp_path / "without matplotlib")])
+    assert "note" not in capsys.readouterr().out
 
 
 def test_a_program_that_imports_the_package_keeps_its_signals():

@@ -9,15 +9,22 @@ from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of
 
 from pyro_advbnn.reporting import curves, figure_style, figures
 from pyro_advbnn.reporting.csv_tables import TABLES
+from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
+CONFIG = {"dataset": "cifar10", "defense": "advbnn", "network": "vgg16", "recipe": "ours", "settings": {"width": 16},
+          "classifier": {}, "environment": {}}
+EPOCHS = [{"epoch": epoch, "nll": 2 / epoch, "kl_per_image": 0.25, "snr": 10.0**epoch, "held_out_accuracy": epoch / 4,
+           "held_out_robust_accuracy": epoch / 8, "train_accuracy": 1.0, "train_robust_accuracy": 0.5} for epoch in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = folder_of(tmp_path_factory.mktemp("drawn"), all_tables())
+    json_files.write_json(folder / "config.json", CONFIG)
+    json_files.write_jsonl(folder / "metrics.jsonl", EPOCHS)
     return folder, figures.draw(folder)
 
 
@@ -128,6 +135,22 @@ def test_layers_have_one_row_each_and_panels_for_weight_and_bias():
     panels = drawing("log_std_by_layer", all_tables()["layers"]).axes
     assert [axes.get_title(loc="left") for axes in panels] == ["weight", "bias"]
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["features.0"]
+
+
+@pytest.mark.parametrize(("left_out", "expected"), [
+    ((), {"nll in training (nats per image)": [[2, 1, 2 / 3]], "KL (nats per image)": [[0.25] * 3],
+          "signal-to-noise of the weights": [[10, 100, 1000]],
+          "accuracy on held-out images (%)": [[25, 50, 75], [12.5, 25, 37.5]]}),
+    (("kl_per_image", "snr", "held_out_accuracy", "held_out_robust_accuracy"), {
+        "nll in training (nats per image)": [[2, 1, 2 / 3]], "accuracy on training images (%)": [[100] * 3, [50] * 3]})])
+def test_the_course_of_a_training_has_a_panel_for_each_number_that_its_epochs_hold(left_out, expected):
+    rows = [CONFIG | row | {name: None for name in left_out} for row in EPOCHS]
+    figure = figures.FIGURES["training"][1]([*rows, CONFIG | {"epoch": 4, "nll": "damaged", "snr": None}])
+    assert {ax.get_title(loc="left"): [line.get_ydata().tolist() for line in ax.lines] for ax in figure.axes} == expected
+    assert [text.get_text() for text in figure.legends[0].texts] == ["clean", "under PGD"]
+    assert {ax.get_title(loc="left") for ax in figure.axes if ax.get_yscale() == "log"} == {
+        title for title in expected if title.startswith("signal")}
+    assert figures.FIGURES["training"][1]([{"epoch": 1}]) is None
 
 
 def test_texts_stay_texts_and_no_date_is_written(drawn):
