@@ -29,11 +29,11 @@ def decimal(value, digits=2):
 
 
 def fraction(value):
-    """A number as 1/n where it is one, else as a decimal."""
+    """A number as 1/n where it is one, else as a decimal of two digits."""
     if value is None:
         return NONE
     exact = Fraction(value).limit_denominator(1000)
-    return f"1/{exact.denominator}" if exact.numerator == 1 < exact.denominator and math.isclose(exact, value) else f"{value:g}"
+    return f"1/{exact.denominator}" if exact.numerator == 1 < exact.denominator and math.isclose(exact, value) else f"{value:.2g}"
 
 
 def counted(number, noun, rest=""):

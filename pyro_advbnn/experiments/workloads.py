@@ -180,7 +180,8 @@ def necessary_flops(network, work):
 
 
 MAKERS = {
-    "adv-bnn": lambda network, work: TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work),
+    "adv-bnn": lambda network, work: TrainingStep(              # by the draw's statistics, as the peers and recipe ours have it
+        BayesianClassifier(network, PRIOR_STD, INIT_STD, batch_statistics="draw"), work),
     "deterministic": lambda network, work: TrainingStep(Classifier(copy.deepcopy(network)), work),
     "plain-pyro": partial(_baseline_step, PlainPyro),
     "authors": partial(_baseline_step, AuthorsStyle, foreach=False, fused=False),     # Adam as it was then

@@ -69,7 +69,7 @@ def gradients(baseline):
 
 @pytest.mark.parametrize("build", BASELINES)
 def test_the_attack_is_ours(build, network, batch, equal_draws):
-    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05, batch_statistics="draw"), build(network, 0.1, 0.05)
     x_adv = attacked(baseline, *batch)
     torch.testing.assert_close(x_adv, ATTACK(ours, *batch), rtol=0, atol=1e-6)
     assert (x_adv - batch[0]).abs().max() > 0.09 and not x_adv.requires_grad
@@ -77,7 +77,7 @@ def test_the_attack_is_ours(build, network, batch, equal_draws):
 
 @pytest.mark.parametrize("build", BASELINES)
 def test_loss_gradients_and_batch_norm_statistics_of_a_step_are_ours(build, network, batch, equal_draws):
-    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05, batch_statistics="draw"), build(network, 0.1, 0.05)
     loss = baseline.train_step(torch.optim.Adam(baseline.parameters(), lr=0.0), *batch, attack=ATTACK, kl_weight=1e-2)
     expected = ab.train_step(ours, build_optimizer(ours, ADAM), *batch, attack=ATTACK, kl_weight=1e-2)
     torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_loss_gradients_and_batch_norm_statistics_of_a_step_are_ours(build, netw
 
 @pytest.mark.parametrize("build", BASELINES)
 def test_a_few_steps_move_the_posterior_as_ours(build, network, batch, equal_draws):
-    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05), build(network, 0.1, 0.05)
+    ours, baseline = ab.BayesianClassifier(network, 0.1, 0.05, batch_statistics="draw"), build(network, 0.1, 0.05)
     our_optimizer = build_optimizer(ours, ADAM | {"learning_rate": 1e-3})
     its_optimizer = torch.optim.Adam(baseline.parameters(), lr=1e-3)
     for _ in range(3):
@@ -102,7 +102,7 @@ def test_a_few_steps_move_the_posterior_as_ours(build, network, batch, equal_dra
 
 @pytest.mark.parametrize("build", BASELINES)
 def test_the_kl_is_ours(build, network, batch):
-    ours, baseline = ab.BayesianClassifier(network, 0.1, CERTAIN), build(network, 0.1, CERTAIN)
+    ours, baseline = ab.BayesianClassifier(network, 0.1, CERTAIN, batch_statistics="draw"), build(network, 0.1, CERTAIN)
     clean = ab.PGD(0.0, 0.0, 0)
     optimizer = torch.optim.Adam(baseline.parameters(), lr=0.0)
     losses = [baseline.train_step(optimizer, *batch, attack=clean, kl_weight=weight) for weight in (1.0, 1e-8)]
