@@ -7,7 +7,7 @@ from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.flags import ANNOTATIONS
 
-FORMAT = 2                                               # another one is refused
+FORMAT = 3                                               # another one is refused
 _Number = Annotated[int, Range(1, 10**12)]
 _OBJECTS = ("settings", "flags", "classifier", "recipe_settings", "environment")
 _FLAGS = ("dataset", "data_dir", "image_size", "workers", "augmentation", "defense", "network", "width", "init_from", "recipe",
