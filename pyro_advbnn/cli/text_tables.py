@@ -33,7 +33,8 @@ def fraction(value):
     if value is None:
         return NONE
     exact = Fraction(value).limit_denominator(1000)
-    return f"1/{exact.denominator}" if exact.numerator == 1 < exact.denominator and math.isclose(exact, value) else f"{value:.2g}"
+    is_one_nth = exact.numerator == 1 < exact.denominator and math.isclose(exact, value)
+    return f"1/{exact.denominator}" if is_one_nth else f"{value:.2g}"
 
 
 def counted(number, noun, rest=""):
