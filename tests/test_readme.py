@@ -226,6 +226,21 @@ def test_the_tables_of_the_defaults_equal_the_records(path, column, defaults):
             assert not row[f"seed {seed}"] or found == [row[f"seed {seed}"]], (row, found)
 
 
+def test_the_table_of_lengths_equals_the_records():
+    rows = records("digits-lengths/records.jsonl")
+    for row in table("method.md", "epochs"):
+        for column, defense in (("Adv-BNN", "advbnn"), ("adversarial training", "adv")):
+            record, = [each for each in rows if each["flags"]["defense"] == defense and each["flags"]["seed"] == 0
+                       and each["flags"]["epochs"] == int(row["epochs"])]
+            names = ("clean", "pgd_1_draw", "pgd_10_draws") if defense == "advbnn" else ("clean", "pgd_1_draw")
+            assert row[column] == " / ".join(percent(record["last"][name]) for name in names)
+        assert row["SNR"] == f"{one_course(rows, row['epochs'])[-1][3]:.1f}"
+
+
+def one_course(rows, epochs):
+    return next(row["course"] for row in rows if row["run"] == f"advbnn{epochs}-0")
+
+
 def is_run_of(recorded, flags):
     """Whether a run was made with these flags, and with no others that a table could name."""
     may_go_unnamed = {name for name in recorded if name not in ("alpha", "running_statistics", "init_std")}
