@@ -69,7 +69,7 @@ def test_the_gradient_goes_through_the_statistics_of_the_mean_network(network, s
             del classifier.mean
             classifier.mean = kept
 
-    torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in (classifier.mean, classifier.log_std)])
+    assert torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in (classifier.mean, classifier.log_std)])
 
 
 @pytest.mark.parametrize("num_images", [12, 40, 64])
