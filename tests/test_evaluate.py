@@ -201,7 +201,7 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
     ("accuracy --run {run} --checkpoint first", "--checkpoint must be one of best, last"),
     ("accuracy --run {run} --num_test 361", "--num_test 361 is more than the 360 test images of digits"),
     ("accuracy --run {run} --device gpu", "--device must be auto, cpu, cuda or cuda:N"),
-    ("accuracy --run {run} --network vgg16", "--network vgg16 is not the run's, which is convnet"),
+    ("accuracy --run {run} --network vgg16", "--network 'vgg16' is not the run's, which is convnet"),
     ("accuracy {run}", "only flags are taken"),
     ("accurracy --run {run}", "unknown verb 'accurracy'; choose one of: accuracy"),
     ("--run {run}", "a verb must come first"),

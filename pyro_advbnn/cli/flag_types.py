@@ -130,7 +130,7 @@ def _value(name: str, given: Any, annotation: Any, parsed: Callable[[Any, Any], 
     for member, bounds in sorted(members(annotation), key=lambda pair: pair[0] in (str, Path)):   # free text takes all: last
         try:
             value = _checked(parsed(given, member), member)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             reason = isinstance(error, ValueError) and str(error) or reason
             continue
         values = value if isinstance(value, list | tuple) else [value]

@@ -1,5 +1,6 @@
 """Numbers and tables of them as text, for the terminal, the tables beside a report and its page; a dash where there is none."""
 import math
+import sys
 from fractions import Fraction
 
 NONE = "-"                                               # nothing measured, or nothing published
@@ -56,7 +57,7 @@ def count(value):
 
 def duration(seconds):
     """A time as people tell it."""
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not abs(seconds) <= sys.float_info.max:     # NaN is not either
         return NONE
     if seconds < 59.95:
         return f"{seconds:.1f} s"

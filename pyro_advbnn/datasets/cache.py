@@ -47,7 +47,7 @@ def _mapped(cache, shape, fingerprint):
             if file.read() != fingerprint:
                 return None
         images = np.lib.format.open_memmap(cache, "c")   # of no objects; "c", as torch warns of arrays that are read-only
-    except (OSError, ValueError):
+    except Exception:    # numpy's reader of a damaged header may raise anything, from tokenize.TokenError to MemoryError
         return None
     return images if images.dtype == np.uint8 and images.shape == shape else None
 

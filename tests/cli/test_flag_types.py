@@ -78,7 +78,8 @@ def test_a_value_from_python_or_json_is_taken_as_its_annotation_has_it(value, an
     ("adb", Literal["adv", "none"] | None, "one of adv, none, got 'adb'; did you mean adv?"), ("", Path, "a path, got ''"),
     (3, Path, "a path, got 3"), (b"x", Path, "a path, got b'x'"), ("0,1", list[float], "a list of numbers, got '0,1'"),
     ([], list[float], "a list of numbers"), ([0, 2], list[Annotated[float, Range(0, 1)]], r"a list of numbers in \[0, 1\]"),
-    ("a,b", list[Path], "a list, each a path, got 'a,b'"), (None, int, "an integer, got None"), ({}, str, "text, got {}"),
+    pytest.param(10 ** 400, float, "a number, got 10", id="huge"), ("a,b", list[Path], "a list, each a path, got 'a,b'"),
+    (None, int, "an integer, got None"), ({}, str, "text, got {}"),
 ])
 def test_a_value_of_another_kind_is_refused_with_what_was_expected(value, annotation, message):
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,6 @@
 """Tests of text tables: numbers as readers know them."""
+import math
+
 import pytest
 
 from pyro_advbnn.cli import text_tables
@@ -30,6 +32,7 @@ def test_numbers_are_told_as_readers_know_them(text, expected):
 
 
 @pytest.mark.parametrize(("seconds", "told"), [
-    (0.25, "0.2 s"), (59.96, "1 min 00 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min")])
+    (0.25, "0.2 s"), (59.96, "1 min 00 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min"),
+    (math.nan, "-"), (math.inf, "-"), pytest.param(10 ** 400, "-", id="huge")])
 def test_times_are_told_as_people_tell_them(seconds, told):
     assert text_tables.duration(seconds) == told

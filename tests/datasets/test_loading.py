@@ -589,7 +589,8 @@ def test_a_damaged_cache_is_rebuilt(imagenet_dir):
     first = load("imagenet143", "train", imagenet_dir).in_memory()
     cache = imagenet_dir / "imagenet143-64-train.npy"
     whole = cache.read_bytes()
-    for damaged in (b"", whole[:1000], whole[:-1], b"\xff" + whole[1:], whole[:80] + b"9" + whole[81:]):
+    for damaged in (b"", whole[:1000], whole[:-1], b"\xff" + whole[1:], whole[:80] + b"9" + whole[81:],
+                    whole[:60] + b"\xff" * 40 + whole[100:]):
         cache.write_bytes(damaged)
         assert torch.equal(load("imagenet143", "train", imagenet_dir).images, first.images)
         assert cache.read_bytes() == whole
