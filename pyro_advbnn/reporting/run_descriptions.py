@@ -101,6 +101,7 @@ SETTINGS = {                                             # name of a setting: fu
     "batch": _setting("batch_size"),
     "optimizer": _setting("optimizer", "learning_rate", "schedule"),
     "rho": _where_set("rho"),
+    "curvature by": _where_set("curvature"),
     "weight decay": _where_set("weight_decay"),
     "weights averaged, decay": _where_set("weight_averaging"),
     "weights perturbed by": _where_set("awp"),
@@ -120,8 +121,7 @@ SETTINGS = {                                             # name of a setting: fu
     "commit": _commit,
 }
 # elsewhere a dash means that it does not apply
-_OPTIONAL = ("weight decay", "weights averaged, decay", "weights perturbed by", "by running statistics from", "class weights",
-             "starts from")
+_OPTIONAL = ("weight decay", "weights averaged, decay", "weights perturbed by", "class weights", "starts from")
 LAST_EPOCH = {                                           # as SETTINGS, of the last line of metrics
     "last epoch": _field("epoch"),
     "nll": _field("nll"),

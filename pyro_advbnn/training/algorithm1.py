@@ -82,11 +82,12 @@ def _attacked(classifier, x, y, attack, micro_batch):
 def build_optimizer(classifier, settings, num_train=None):
     """Fused Adam, SGD with momentum 0.9, or `NaturalGradient`, by settings' optimizer, learning_rate and weight_decay.
 
-    No weight decay pulls at log_std. num_train: N, of which the natural gradient, like rho and alpha of settings, must know.
+    No weight decay pulls at log_std. num_train: N, of which the natural gradient must know, as of settings' alpha, curvature
+    and rho.
     """
     if settings["optimizer"] == "natural":
-        return NaturalGradient(classifier, num_train=num_train, alpha=settings["alpha"], lr=settings["learning_rate"],
-                               rho=settings["rho"], weight_decay=settings["weight_decay"])
+        return NaturalGradient(classifier, num_train=num_train, lr=settings["learning_rate"], **{
+            name: settings[name] for name in ("alpha", "curvature", "rho", "weight_decay")})
     parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":

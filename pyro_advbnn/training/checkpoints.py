@@ -17,7 +17,7 @@ from pyro_advbnn.system.errors import InputError, as_path, reason
 from pyro_advbnn.system.files import replacing
 from pyro_advbnn.system.memory import is_out_of_memory
 
-FORMAT = 4
+FORMAT = 5
 
 
 def save(path, classifier, config=None, **more):

@@ -117,6 +117,8 @@ class Schedule:
         "natural gradient on log std, sgd with Nesterov momentum on the means.")
     learning_rate: _Positive | None = flag("its peak; each optimizer has a default of its own.")
     rho: _Share | None = flag("rate of log std with optimizer natural, default 0.005; no schedule moves it.")
+    curvature: Literal["squares", "draws"] | None = flag("what tells optimizer natural how curved the loss is: squares of "
+        "gradients, in all as much as draws tell (the default), or draws, without bias, but in some 1 / alpha epochs.")
     weight_decay: _NotNegative | None = flag("L2 factor of the optimizer; log std has none.")
     schedule: Literal["stages", "cosine", "constant"] | None = flag(
         "stages (divided by 10 after each), cosine (one cycle) or constant.")
@@ -160,10 +162,11 @@ def check_meaning(defense, flags):
 
 
 def check_optimizer(defense, settings):
-    """Raises InputError where the optimizer of the settings, a resolved recipe, cannot train the defense, or reads no rho."""
+    """Raises InputError where the settings' optimizer cannot train the defense, or has no use for their rho or curvature."""
     if settings["optimizer"] != "natural":
-        if settings["rho"] is not None:
-            raise InputError(f"--rho means nothing for --optimizer {settings['optimizer']}")
+        for name in ("rho", "curvature"):
+            if settings[name] is not None:
+                raise InputError(f"--{name} means nothing for --optimizer {settings['optimizer']}")
     elif DEFENSES[defense].kind != "bayesian":
         raise InputError(f"--optimizer natural needs a posterior, and --defense {defense} has none")
     elif settings["alpha"] == 0:

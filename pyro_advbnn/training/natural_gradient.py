@@ -12,32 +12,44 @@ class NaturalGradient(torch.optim.Optimizer):
 
     With L = Eq. (10) and lambda = num_train / alpha one step is
 
-        log_std -= clamp(rho lambda / 2 * dL/dlog_std, -max_step, max_step)
+        log_std -= clamp(rho / 2 * G, -max_step, max_step)
         momentum_buffer = momentum * momentum_buffer + dL/dmean;  mean -= lr (dL/dmean + momentum * momentum_buffer)
 
-    that is, the natural gradient in log_std (whose Fisher information is 2) and SGD with Nesterov momentum on the mean and on
-    deterministic parameters. One vector of momentum is all that it keeps, where Adam keeps four. With a normal prior the
-    fixed point is s^2 = 1 / (lambda h + 1 / prior_std^2), h the mean curvature of the nll: few data or a flat likelihood
-    leave a weight the prior's std, at most rho / 2 nearer with each step. In log_std it is IVON (Shen et al. 2024,
-    arXiv 2402.17641) but for terms of third order in rho. Other priors have their gradient taken as it comes.
+    that is, the natural gradient in log_std (whose Fisher information is 2), G its gradient of lambda L, and SGD with Nesterov
+    momentum on the mean and on deterministic parameters. One vector of momentum is all that it keeps, where Adam keeps four.
+    With a normal prior the fixed point is s^2 = 1 / (lambda h + 1 / prior_std^2), h the mean curvature of the nll: few data or
+    a flat likelihood leave a weight the prior's std, at most rho / 2 nearer with each step. h is told by one of
+
+        draws    G = lambda dL/dlog_std, without bias; in log_std this is IVON (Shen et al. 2024, arXiv 2402.17641) but for
+                 terms of third order in rho. The noise of one step is sqrt(lambda / batch size) times the curvature, so that
+                 it takes some 1 / alpha epochs to tell it.
+        squares  G = lambda (c (dL/dmean)^2 s^2 + w dKL/dlog_std), w the step's kl_weight. The squares (Khan et al. 2018,
+                 arXiv 1806.04854), whose noise is sqrt(2) at every alpha, tell how the curvature is shared among the
+                 weights; the draws tell how much there is of it: c is the sum over all weights of dL/dlog_std - w dKL/dlog_std
+                 over that of (dL/dmean)^2 s^2, each averaged over some 1 / rho steps. So at rest Eq. (10) is stationary in a
+                 common factor of all stds, which few draws tell well.
 
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
     no optimizer should say otherwise: theirs falls for ever, as with Adam, but ever more slowly, like 1 / sqrt(steps).
 
-    num_train: N >= 1 training images. alpha > 0: of the whole training; the gradient brings the kl_weight of its step, so a
-    warm-up needs nothing here. lr >= 0: of mean and deterministic parameters; schedules move it, in each group. rho in [0, 1]:
-    the rate of log_std, which averages the curvature over some 1 / rho steps. momentum: in [0, 1]. max_step > 0: the most
-    that log_std moves in a step. weight_decay >= 0: of deterministic parameters alone, since the prior is the mean's.
+    num_train: N >= 1 training images. alpha > 0: of the whole training. curvature: "squares" or "draws"; w is alpha /
+    num_train, or in a warm-up what "kl_weight" of log_std's group is set to. lr >= 0: of mean and deterministic parameters;
+    schedules move it, in each group. rho in [0, 1]: the rate of log_std, which averages the curvature over some 1 / rho steps.
+    momentum: in [0, 1]. max_step > 0: the most that log_std moves in a step. weight_decay >= 0: of deterministic parameters
+    alone, since the prior is the mean's.
 
     Raises InputError for a classifier without a posterior, and for numbers out of range.
     """
 
-    def __init__(self, classifier, *, num_train, alpha, lr=0.1, rho=0.005, momentum=0.9, max_step=0.1, weight_decay=0.0):
+    def __init__(self, classifier, *, num_train, alpha, curvature="squares", lr=0.1, rho=0.005, momentum=0.9, max_step=0.1,
+                 weight_decay=0.0):
         if not isinstance(classifier, BayesianClassifier):
             raise InputError(f"the natural gradient needs a posterior, a BayesianClassifier, got a {type(classifier).__name__}")
         check_at_least("num_train", num_train, 1)
         check_number("alpha", alpha, above=True)
         check_number("num_train / alpha", num_train / alpha, high=1e30)      # beyond are no numbers in float32
+        if curvature not in ("squares", "draws"):
+            raise InputError(f"curvature must be squares or draws, got {curvature!r}")
         for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
             check_number(name, value)
         for name, value in {"rho": rho, "momentum": momentum}.items():
@@ -46,8 +58,13 @@ class NaturalGradient(torch.optim.Optimizer):
         mean, log_std = classifier.mean, classifier.log_std
         others = [p for p in classifier.parameters() if p is not mean and p is not log_std]
         groups = [{"params": [mean], "weight_decay": 0.0}, {"params": others},
-                  {"params": [log_std], "rho": rho, "max_step": max_step, "effective_size": num_train / alpha}]
+                  {"params": [log_std], "rho": rho, "max_step": max_step, "effective_size": num_train / alpha,
+                   "curvature": curvature, "kl_weight": alpha / num_train}]
+        self._classifier = classifier
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def __getstate__(self):                              # a copy's, of which torch's own knows the parameters alone
+        return super().__getstate__() | {"_classifier": self._classifier}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -56,12 +73,11 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group in reversed(self.param_groups):        # log_std first, as its step reads the mean
             parameters = [p for p in group["params"] if p.grad is not None]
             if "rho" in group:
-                rate = group["rho"] * group["effective_size"] / 2
-                for p in parameters if rate else ():
-                    _natural_step_(p, p.grad, rate, group["max_step"])
+                for log_std in parameters:
+                    self._natural_step_(log_std, **group)
             else:
                 momenta = [self._momentum(p) for p in parameters]
                 sgd(parameters, [p.grad for p in parameters], momenta, lr=group["lr"], momentum=group["momentum"],
@@ -74,11 +90,31 @@ class NaturalGradient(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
+    def _natural_step_(self, log_std, *, rho, max_step, effective_size, curvature, kl_weight, **_):
+        """On the CPU chunk by chunk, without a whole vector of work memory for each operation."""
+        rate, mean = rho * effective_size / 2, self.param_groups[0]["params"][0]
+        if rate == 0:
+            return
+        bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
+        parts, gradient = chunks(0, len(log_std), log_std.device), log_std.grad
+        if by_squares := curvature == "squares" and mean.grad is not None:
+            with torch.enable_grad():
+                gradient, = torch.autograd.grad(kl_weight * self._classifier.kl(), log_std)
 
-def _natural_step_(log_std, gradient, rate, most):
-    """log_std -= clamp(rate * gradient, -most, most); on the CPU without a whole vector of work memory.   rate: > 0."""
-    parts = chunks(0, len(log_std), log_std.device)
-    bound, work = min(most / rate, torch.finfo(log_std.dtype).max), torch.empty_like(gradient[parts[0]])
-    for part in parts:
-        capped = torch.clamp(gradient[part], -bound, bound, out=work[:part.stop - part.start])
-        log_std[part].sub_(capped, alpha=rate)
+            def square(part):
+                return (mean.grad[part] * torch.exp(log_std[part])).square_()
+
+            share = self._share(log_std, rho, [(log_std.grad[part] - gradient[part]).sum() for part in parts],
+                                [square(part).sum() for part in parts])
+        for part in parts:
+            pull = gradient[part].addcmul_(share, square(part)) if by_squares else gradient[part]
+            log_std[part].sub_(torch.clamp(pull, -bound, bound), alpha=rate)
+
+    def _share(self, log_std, rho, by_draws, by_squares):
+        """What the squares of this and earlier steps must be multiplied by to be the draws' in sum; 0 or more."""
+        state = self.state[log_std]
+        if not state:
+            state["curvature"] = log_std.new_zeros(2)
+        state["curvature"].lerp_(torch.stack([torch.stack(by_draws).sum(), torch.stack(by_squares).sum()]), rho)
+        draws, squares = state["curvature"]
+        return torch.where(squares > 0, draws / squares, 0).clamp(min=0)

@@ -138,10 +138,10 @@ def initialize_(network, initialization):
 
 
 def _of_optimizer(optimizer, defense, rates):
-    """What belongs to an optimizer: its learning rate, SGD's decay where no prior pulls at the weights, the natural's rho."""
+    """What belongs to an optimizer: its learning rate, SGD's decay where no prior pulls, what natural needs."""
     decay = 5e-4 if optimizer == "sgd" and DEFENSES[defense].kind != "bayesian" else 0.0
     return {"optimizer": optimizer, "learning_rate": rates[optimizer], "weight_decay": decay,
-            "rho": 0.005 if optimizer == "natural" else None}
+            "rho": 0.005 if optimizer == "natural" else None, "curvature": "squares" if optimizer == "natural" else None}
 
 
 def _authors_alpha(defense, alpha):

@@ -7,7 +7,7 @@ from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.flags import ANNOTATIONS
 
-FORMAT = 3                                               # another one is refused
+FORMAT = 4                                               # another one is refused
 _Number = Annotated[int, Range(1, 10**12)]
 _OBJECTS = ("settings", "flags", "classifier", "recipe_settings", "environment")
 _FLAGS = ("dataset", "data_dir", "image_size", "workers", "augmentation", "defense", "network", "width", "init_from", "recipe",
@@ -16,7 +16,7 @@ _FLAGS = ("dataset", "data_dir", "image_size", "workers", "augmentation", "defen
 _SETTINGS = ("batch_size", "validation", "num_steps", "attack_samples", "num_samples", "weight_decay", "weight_averaging",
              "batch_statistics", "prior", "kl_warmup", "kl_over", "initialization", "schedule", "epsilon", "step_size",
              "stages", "optimizer", "learning_rate", "prior_std", "init_std", "alpha", "epochs", "network", "width",
-             "class_weights", "awp", "awp_start", "rho")
+             "class_weights", "awp", "awp_start", "rho", "curvature")
 _OWN = {
     "subset": ANNOTATIONS["num_train"], "num_train": _Number, "num_held_out": ANNOTATIONS["validation"], "images_sha256": str,
     "image_shape": list[_Number], "class_names": list[str], "num_classes": _Number, "in_channels": _Number,
@@ -26,7 +26,7 @@ _KINDS = ANNOTATIONS | _OWN | {"data_dir": str | None, "init_from": str | None, 
                                "alpha": Annotated[float, Range(0)],
                                "stages": list[Annotated[float, Range(0, open_low=True)]]}
 _MAY_BE_NULL = {"data_dir", "image_size", "subset", "workers", "width", "init_from", "patience", "micro_batch", "job",
-                "class_weights", "rho"}
+                "class_weights", "rho", "curvature"}
 _OF_A_RUN = ("dataset", "image_size", "subset", "images_sha256", "class_names", "augmentation", "defense", "network", "width",
              "num_classes", "in_channels", "init_from", "recipe", "seed", "batch_norm", "deterministic", "num_weights")
 

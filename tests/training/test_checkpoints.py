@@ -181,7 +181,7 @@ BAD = {
     "whole module": (lambda path: torch.save(nn.Linear(2, 2), path), "damaged or no checkpoint"),
     "tensor": (lambda path: torch.save(torch.ones(3), path), "not a checkpoint of this package"),
     "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of this package"),
-    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 5; this version reads 4"),
+    "newer": (lambda path: saved(path, format=checkpoints.FORMAT + 1), "has format 6; this version reads 5"),
     "odd format": (lambda path: saved(path, format="new"), "not a checkpoint of this package"),
     "no weights": (saved, "does not fit the network"),
     "missing": (lambda path: None, "cannot be read: No such file"),

@@ -12,6 +12,7 @@ import pyro_advbnn as ab
 from pyro_advbnn.bayes.kernels import vectors
 
 SIGMA, PRIOR_STD = 0.5, 0.7
+BY = pytest.mark.parametrize("curvature", ["draws", "squares"])
 
 
 def regression(outputs=1, init_std=0.1, **settings):
@@ -34,7 +35,7 @@ def backward(classifier, x, y, kl_weight):
 def test_on_a_linear_regression_it_reaches_mean_and_diagonal_precision_of_the_conjugate_posterior(alpha):
     """The average of later iterates does: at a constant rho each keeps some noise. alpha tempers the likelihood."""
     classifier, x, y = regression(outputs=300)
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, lr=0.02, rho=0.05, max_step=1.0)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, curvature="draws", lr=0.02, rho=0.05, max_step=1)
     iterates = []
     for _ in range(350):
         backward(classifier, x, y, alpha / len(x))
@@ -47,18 +48,45 @@ def test_on_a_linear_regression_it_reaches_mean_and_diagonal_precision_of_the_co
     torch.testing.assert_close(1 / square.mean(0), precision.diagonal(), rtol=0.01, atol=0)
 
 
+def test_by_its_gradients_it_reaches_the_diagonal_precision_where_the_noise_is_as_large_as_the_likelihood_says():
+    """Each image twice, with +SIGMA and -SIGMA: then the empirical Fisher is the Hessian. Seen in batches."""
+    classifier, x, _ = regression(outputs=300)
+    y, error = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64), SIGMA * torch.randn(40, 300).sign()
+    x, y, alpha, size = torch.cat([x, x]), torch.cat([y + error, y - error]), 0.1, 8
+    with torch.no_grad():
+        classifier.mean.copy_(torch.tensor([1.0, -2.0, 0.5]).repeat(300))
+        classifier.log_std.fill_(math.log(0.05))
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, lr=0, rho=0.02, max_step=1.0)
+    squares = []
+    for _ in range(1000):
+        chosen = torch.randint(len(x), (size,))
+        backward(classifier, x[chosen], y[chosen], alpha / len(x))
+        optimizer.step()
+        squares.append((2 * classifier.log_std.detach()).exp())
+    found = 1 / torch.stack(squares[300:]).mean(0).view(300, 3).mean(0)
+    torch.testing.assert_close(found, (x.T @ x / SIGMA**2 / alpha + torch.eye(3) / PRIOR_STD**2).diagonal(), rtol=0.05, atol=0)
+
+
+@BY
 @pytest.mark.parametrize("share", [1.0, 0.3], ids=["whole KL", "warm-up"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_two_steps_are_the_formula_written_out(share, weight_decay, monkeypatch):
+def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature, monkeypatch):
     monkeypatch.setattr(vectors, "_CPU_CHUNK", 2)
     classifier, x, y = regression(outputs=2, deterministic=["bias"])
-    alpha, lr, rho, momentum, most = 0.5, 0.03, 0.001, 0.8, 0.02
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, lr=lr, rho=rho, momentum=momentum, max_step=most,
-                                   weight_decay=weight_decay)
-    buffers = {"mean": 0.0, "deterministic": 0.0}
+    alpha, lr, rho, momentum, most = 0.5, 0.03, {"draws": 0.001, "squares": 0.02}[curvature], 0.8, 0.02
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, curvature=curvature, lr=lr, rho=rho,
+                                   momentum=momentum, max_step=most, weight_decay=weight_decay)
+    buffers, sums, weight = {"mean": 0.0, "deterministic": 0.0}, [0.0, 0.0], share * alpha / len(x)
+    optimizer.param_groups[-1]["kl_weight"] = weight
+    torch.manual_seed(3)                                 # draws by which c > 0, as in the long run it is
     for _ in range(2):
-        backward(classifier, x, y, share * alpha / len(x))
+        backward(classifier, x, y, weight)
         natural = rho * len(x) / alpha / 2 * classifier.log_std.grad
+        if curvature == "squares":
+            square = (2 * classifier.log_std.detach()).exp()
+            of_kl, squares = weight * (square / PRIOR_STD**2 - 1), classifier.mean.grad**2 * square
+            sums = [(1 - rho) * old + rho * new.sum() for old, new in zip(sums, [classifier.log_std.grad - of_kl, squares])]
+            natural = rho * len(x) / alpha / 2 * (max(sums[0] / sums[1], 0) * squares + of_kl)
         assert 0 < (natural.abs() > most).sum() < len(natural)
         expected = {"log_std": classifier.log_std.detach() - natural.clamp(-most, most)}
         for name in buffers:
@@ -74,7 +102,7 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, monkeypatch)
 def test_its_fixed_point_is_the_inverse_of_curvature_and_prior_to_which_it_rises_by_half_rho_at_most(curvature):
     classifier, x, _ = regression(init_std=0.01)
     alpha, rho = 0.5, 0.1
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, rho=rho, max_step=1.0)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, curvature="draws", rho=rho, max_step=1.0)
     for _ in range(400):
         before, square = classifier.log_std.detach().clone(), (2 * classifier.log_std.detach()).exp()
         classifier.log_std.grad = curvature * square + alpha / len(x) * (square / PRIOR_STD**2 - 1)     # of its mean over draws
@@ -87,7 +115,7 @@ def test_its_fixed_point_is_the_inverse_of_curvature_and_prior_to_which_it_rises
 
 def test_a_single_step_of_log_std_is_capped_in_both_directions():
     classifier, x, _ = regression()
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, rho=0.1, max_step=0.3)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1, curvature="draws", rho=0.1, max_step=0.3)
     before = classifier.log_std.detach().clone()
     classifier.log_std.grad = torch.tensor([1e9, -1e9, 0.01], dtype=torch.float64)
     optimizer.step()
@@ -115,7 +143,7 @@ def difference_from_ivon(rho, alpha):
     h_hat = g_hat * (weights - classifier.mean.detach()) / (2 * log_std).exp()
     torch.manual_seed(1)
     backward(classifier, x, y, 1 / effective)
-    ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, rho=rho, max_step=100.0).step()
+    ab.NaturalGradient(classifier, num_train=len(x), alpha=alpha, curvature="draws", rho=rho, max_step=100.0).step()
     return (classifier.log_std.detach() - ivon(classifier, log_std, h_hat, effective, rho)).norm()
 
 
@@ -132,18 +160,21 @@ def classifier_and_optimizer(kl_over="all", **settings):
     return classifier, ab.NaturalGradient(classifier, num_train=20, alpha=0.5, **settings)
 
 
+
+
+
 def step(classifier, optimizer, seed):
     torch.manual_seed(seed)
     ab.train_step(classifier, optimizer, torch.rand(5, 1, 2, 2), torch.randint(2, (5,)), kl_weight=0.5 / 20)
 
 
-def test_its_state_is_one_vector_of_momentum_with_which_a_copy_or_a_restart_goes_on_bit_for_bit():
-    classifier, optimizer = classifier_and_optimizer()
+@BY
+def test_its_state_is_one_vector_of_momentum_with_which_a_copy_or_a_restart_goes_on_bit_for_bit(curvature):
+    classifier, optimizer = classifier_and_optimizer(curvature=curvature)
     step(classifier, optimizer, 1)
-    state = optimizer.state_dict()["state"]
-    assert [list(of_one) for of_one in state.values()] == 2 * [["momentum_buffer"]]
-    assert sum(of_one["momentum_buffer"].numel() for of_one in state.values()) == len(classifier.mean) + 5
-    copied, restarted = copy.deepcopy((classifier, optimizer)), classifier_and_optimizer()
+    state = optimizer.state_dict()["state"].values()
+    assert sum(each.numel() for of_one in state for each in of_one.values() if each.numel() > 2) == len(classifier.mean) + 5
+    copied, restarted = copy.deepcopy((classifier, optimizer)), classifier_and_optimizer(curvature=curvature)
     for one, other in zip(restarted, (classifier, optimizer), strict=True):
         one.load_state_dict(copy.deepcopy(other.state_dict()))
     for pair in (classifier, optimizer), copied, restarted:
@@ -151,9 +182,10 @@ def test_its_state_is_one_vector_of_momentum_with_which_a_copy_or_a_restart_goes
         assert all(map(torch.equal, pair[0].parameters(), classifier.parameters()))
 
 
+@BY
 @pytest.mark.parametrize("name", ["mean", "log_std", "deterministic"])
-def test_what_is_frozen_or_has_no_gradient_yet_stays_and_may_join_later(name):
-    classifier, optimizer = classifier_and_optimizer()
+def test_what_is_frozen_or_has_no_gradient_yet_stays_and_may_join_later(name, curvature):
+    classifier, optimizer = classifier_and_optimizer(curvature=curvature)
     frozen = getattr(classifier, name).requires_grad_(False)
     before = copy.deepcopy(classifier)
     step(classifier, optimizer, 1)
@@ -164,16 +196,18 @@ def test_what_is_frozen_or_has_no_gradient_yet_stays_and_may_join_later(name):
     assert not torch.equal(frozen, before.get_parameter(name))
 
 
+@BY
 @pytest.mark.parametrize("rho", [0, 5e-324, 1e-300])
-def test_with_a_rho_of_next_to_nothing_log_std_stays_bit_for_bit_and_the_mean_moves(rho):
-    classifier, optimizer = classifier_and_optimizer(rho=rho)
+def test_with_a_rho_of_next_to_nothing_log_std_stays_bit_for_bit_and_the_mean_moves(rho, curvature):
+    classifier, optimizer = classifier_and_optimizer(rho=rho, curvature=curvature)
     before = copy.deepcopy(classifier)
     step(classifier, optimizer, 1)
     assert torch.equal(classifier.log_std, before.log_std) and not torch.equal(classifier.mean, before.mean)
 
 
-def test_weights_that_the_kl_does_not_count_follow_the_likelihood_alone():
-    classifier, optimizer = classifier_and_optimizer(kl_over="last")
+@BY
+def test_weights_that_the_kl_does_not_count_follow_the_likelihood_alone(curvature):
+    classifier, optimizer = classifier_and_optimizer(kl_over="last", curvature=curvature)
     before = classifier.log_std.detach().clone()
     optimizer.zero_grad()
     (0.5 / 20 * classifier.kl()).backward()
@@ -202,6 +236,7 @@ def test_with_a_gradscaler_a_step_is_as_without_and_one_with_an_infinite_gradien
     ({"alpha": 0}, "alpha must be a number > 0, got 0"), ({"alpha": "auto"}, "alpha must be a number, got 'auto'"),
     ({"lr": -1}, "lr must be a number >= 0, got -1"), ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),
     ({"rho": -0.1}, "rho must lie in"), ({"momentum": 2}, r"momentum must lie in \[0, 1\], got 2"),
+    ({"curvature": "hessian"}, "curvature must be squares or draws, got 'hessian'"),
     ({"max_step": 0}, "max_step must be a number > 0, got 0"), ({"weight_decay": -1}, "weight_decay must be a number >= 0"),
 ])
 def test_numbers_out_of_range_are_refused_in_one_line(settings, message):
@@ -217,6 +252,15 @@ def test_without_a_posterior_it_is_refused(classifier):
 
 @pytest.mark.parametrize(("alpha", "rho"), [(0.02, None), (0.5, 0.1)])
 def test_a_training_tells_it_the_images_after_the_hold_out_alpha_and_rho(alpha, rho):
-    config, training, _ = build(optimizer="natural", alpha=alpha, rho=rho)
+    config, training, _ = build(optimizer="natural", alpha=alpha, rho=rho, curvature="draws")
+    assert training.optimizer.param_groups[-1]["curvature"] == "draws"
     natural = training.optimizer.param_groups[-1]
     assert config["num_train"] == 100 and natural["effective_size"] == 100 / alpha and natural["rho"] == (rho or 0.005)
+
+
+def test_a_training_tells_it_the_weight_of_the_kl_in_each_step_of_a_warm_up():
+    config, training, _ = build(optimizer="natural", alpha=0.5, kl_warmup=0.5)
+    seen = []
+    training.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[-1]["kl_weight"]))
+    list(training.epoch())
+    assert seen[0] == 0 < seen[1] < seen[-1] == training.last_kl_weight < 0.5 / 100

@@ -37,7 +37,7 @@ def refusal(run, capsys, tally):
 
 @pytest.mark.parametrize("number", [0, 1, "2", None])
 def test_a_config_of_another_format_is_refused_in_one_line(run, refusal, number):
-    assert refusal(format=number) == f"{run / 'config.json'} is of format {number!r}; this version reads format 3 alone"
+    assert refusal(format=number) == f"{run / 'config.json'} is of format {number!r}; this version reads format 4 alone"
 
 
 @pytest.mark.parametrize("within", ["", "settings"])
