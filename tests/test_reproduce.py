@@ -50,7 +50,7 @@ def defenses(steps):
     ("fig3", ["none", "adv", "rse", "bnn", "advbnn"], ["transfer", "report"]),
     ("fig4", ["advbnn"], ["posterior", "report"]),
     ("fig5", ["advbnn", "adv"], ["ensemble", "steps", "report"]),
-    ("alpha", ["advbnn"] * 4, ["accuracy", "report"]),
+    ("alpha", ["advbnn"] * 5, ["accuracy", "report"]),
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
     ("kl", [*["advbnn"] * 7, "adv", "advbnn"], ["accuracy", "report"]),
@@ -64,7 +64,7 @@ def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs)
 
 def test_all_pieces_share_their_runs():
     steps = plan(*PIECES).steps
-    assert len(defenses(steps)) == 5 + 3 + 3             # the recipe's own alpha is one of the four
+    assert len(defenses(steps)) == 5 + 4 + 3             # the recipe's own alpha is none of the four, and shown beside them
     assert len({step.command for step in steps}) == len(steps)
     made = set()
     for step in steps:
@@ -214,8 +214,10 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
     assert len(report) > 50_000 and all(path.name in report for path in (whole / "runs").iterdir())
     assert {path.stem for path in (whole / "tables").glob("*.md")} >= {"table1", "transfer", "ensemble", "steps"}
     alphas = {row["alpha"] for row in csv_tables.read(whole, "alpha")}
+    own, = alphas - {1, 0.1, 0.02, 0}
     stds = {float(row["prior_std"]) for row in csv_tables.read(whole, "prior_std")}
-    assert (alphas, stds) == ({1, 0.1, 0.02, 0}, {0.05, 0.1, 0.15})
+    assert own == pytest.approx(json_files.read_config(whole / "runs" / "advbnn")["settings"]["alpha"]) and len(alphas) == 5
+    assert stds == {0.05, 0.1, 0.15}
 
 
 def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, monkeypatch):
@@ -267,7 +269,7 @@ def test_a_second_call_does_nothing_and_says_so(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     run("all", *TINY, "--out", whole)
     out = capsys.readouterr().out
-    assert out.startswith("nothing to do: all 28 steps are done") and out.count("\n") == 1
+    assert out.startswith("nothing to do: all 29 steps are done") and out.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
@@ -290,7 +292,7 @@ def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_
         shutil.rmtree(out / name)
     (out / "report.html").unlink()
     run("all", *TINY, "--out", out, "--dry_run")
-    assert capsys.readouterr().out.startswith(f"28 steps to {out}, 27 of them done")
+    assert capsys.readouterr().out.startswith(f"29 steps to {out}, 28 of them done")
     (out / "evaluation" / "steps.csv").unlink()
     run("all", *TINY, "--out", out)
     said = capsys.readouterr().out
@@ -336,8 +338,8 @@ def test_a_dry_run_prints_the_plan_with_its_estimate_and_writes_nothing(tmp_path
     run("all", *TINY, "--dry_run")
     first, *lines, last = capsys.readouterr().out.splitlines()
     assert last.startswith("on one thread: put OMP_NUM_THREADS=1 before a command")
-    assert first.startswith("28 steps to runs/reproduce-digits-smoke, 0 of them done; about ")
-    assert len(lines) == 28 and all(" python -m pyro_advbnn." in line for line in lines)
+    assert first.startswith("29 steps to runs/reproduce-digits-smoke, 0 of them done; about ")
+    assert len(lines) == 29 and all(" python -m pyro_advbnn." in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,23 +2,26 @@
 import pytest
 import torch
 
+from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import commands
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, configuration, construction, run_folders
 
 TINY = {"width": 4, "num_train": 120, "validation": 20, "num_steps": 2, "epochs": 2, "batch_size": 25, "num_samples": 2,
-        "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1, "device": "cpu"}
+        "optimizer": "adam", "learning_rate": 0.01, "alpha": 1 / 50, "init_std": "fan_in/10", "attack_samples": 1,
+        "device": "cpu"}
 EVALUATED = {"width": 8, "num_train": 520, "validation": 20, "epsilon": 0.05, "num_steps": 1, "epochs": 8, "num_samples": 2,
-             "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "learning_rate": 0.01, "batch_size": 25,
-             "attack_samples": 1, "device": "cpu"}
+             "alpha": 0.02, "prior_std": "fan_in", "init_std": "fan_in/4", "optimizer": "adam", "learning_rate": 0.01,
+             "kl_warmup": 0.25, "batch_statistics": "draw", "batch_size": 25, "attack_samples": 1, "device": "cpu"}
 STEPS_PER_EPOCH = 4
 TIMINGS = {"images_per_second", "peak_memory_mib"}
 
 
 def tiny(defense, flags=TINY):
     """flags without what means nothing for the defence."""
-    of_posteriors = ["alpha", "prior_std", "init_std"] if defense in ("none", "adv", "rse", "advrse") else []
+    of_posteriors = [] if DEFENSES[defense or "advbnn"].kind == "bayesian" else [
+        "alpha", "prior_std", "init_std", "kl_warmup", "batch_statistics"]
     of_draws = ["num_samples"] if defense in ("none", "adv") else []
     return {name: value for name, value in flags.items() if name not in of_posteriors + of_draws}
 

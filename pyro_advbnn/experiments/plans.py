@@ -108,7 +108,8 @@ class Plan:
                            each=attack(self.draws[1], most) + points * prediction(), attack_samples=[self.draws[1]])
 
     def _alpha(self):
-        self._compare("alpha", ALPHAS)
+        own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["alpha"]
+        self._compare("alpha", [*ALPHAS, *(["auto"] if own == "auto" else [])])
 
     def _prior(self):
         self._compare("prior_std", PRIOR_STDS)

@@ -77,8 +77,10 @@ class TrainingStep:
 
     def __init__(self, classifier, work):
         self.classifier, self.work = classifier.train(), work
-        settings = {"optimizer": "adam", "learning_rate": LEARNING_RATE, "weight_decay": 0.0}
-        self.optimizer, self.stopwatches = build_optimizer(classifier, settings), []
+        optimizer = "natural" if isinstance(classifier, BayesianClassifier) else "sgd"                # those of recipe ours
+        settings = {"optimizer": optimizer, "learning_rate": LEARNING_RATE, "weight_decay": 0.0, "rho": 0.005,
+                    "curvature": "squares", "alpha": 1.0}
+        self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.x, work.precision)
         self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else unchecked(work.attack())
@@ -180,8 +182,7 @@ def necessary_flops(network, work):
 
 
 MAKERS = {
-    "adv-bnn": lambda network, work: TrainingStep(              # by the draw's statistics, as the peers and recipe ours have it
-        BayesianClassifier(network, PRIOR_STD, INIT_STD, batch_statistics="draw"), work),
+    "adv-bnn": lambda network, work: TrainingStep(BayesianClassifier(network, PRIOR_STD, INIT_STD), work),
     "deterministic": lambda network, work: TrainingStep(Classifier(copy.deepcopy(network)), work),
     "plain-pyro": partial(_baseline_step, PlainPyro),
     "authors": partial(_baseline_step, AuthorsStyle, foreach=False, fused=False),     # Adam as it was then

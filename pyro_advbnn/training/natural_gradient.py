@@ -23,10 +23,10 @@ class NaturalGradient(torch.optim.Optimizer):
         draws    G = lambda dL/dlog_std, without bias; in log_std this is IVON (Shen et al. 2024, arXiv 2402.17641) but for
                  terms of third order in rho. The noise of one step is sqrt(lambda / batch size) times the curvature, so that
                  it takes some 1 / alpha epochs to tell it.
-        squares  G = lambda (c (dL/dmean)^2 s^2 + w dKL/dlog_std), w the step's kl_weight. The squares (Khan et al. 2018,
-                 arXiv 1806.04854), whose noise is sqrt(2) at every alpha, tell how the curvature is shared among the
-                 weights; the draws tell how much there is of it: c is the sum over all weights of dL/dlog_std - w dKL/dlog_std
-                 over that of (dL/dmean)^2 s^2, each averaged over some 1 / rho steps. So at rest Eq. (10) is stationary in a
+        squares  G = lambda (c D^2 + w dKL/dlog_std) with D = dL/dlog_std - w dKL/dlog_std and w the step's kl_weight. The
+                 squares (as of Khan et al. 2018, arXiv 1806.04854), whose noise is the same at every alpha, tell how the
+                 curvature is shared among the weights; the draws tell how much there is of it: c is the sum of D over all
+                 weights over that of D^2, each averaged over some 1 / rho steps. So at rest Eq. (10) is stationary in a
                  common factor of all stds, which few draws tell well.
 
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
@@ -73,7 +73,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in reversed(self.param_groups):        # log_std first, as its step reads the mean
+        for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if "rho" in group:
                 for log_std in parameters:
@@ -92,29 +92,26 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _natural_step_(self, log_std, *, rho, max_step, effective_size, curvature, kl_weight, **_):
         """On the CPU chunk by chunk, without a whole vector of work memory for each operation."""
-        rate, mean = rho * effective_size / 2, self.param_groups[0]["params"][0]
+        rate = rho * effective_size / 2
         if rate == 0:
             return
         bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
-        parts, gradient = chunks(0, len(log_std), log_std.device), log_std.grad
-        if by_squares := curvature == "squares" and mean.grad is not None:
+        parts, pull = chunks(0, len(log_std), log_std.device), log_std.grad
+        if curvature == "squares":
             with torch.enable_grad():
-                gradient, = torch.autograd.grad(kl_weight * self._classifier.kl(), log_std)
-
-            def square(part):
-                return (mean.grad[part] * torch.exp(log_std[part])).square_()
-
-            share = self._share(log_std, rho, [(log_std.grad[part] - gradient[part]).sum() for part in parts],
-                                [square(part).sum() for part in parts])
+                of_kl, = torch.autograd.grad(kl_weight * self._classifier.kl(), log_std)
+            of_draws = pull.sub_(of_kl)
+            share, pull = self._share(log_std, of_draws, rho), of_kl
+            for part in parts:
+                pull[part].addcmul_(share * of_draws[part], of_draws[part])
         for part in parts:
-            pull = gradient[part].addcmul_(share, square(part)) if by_squares else gradient[part]
-            log_std[part].sub_(torch.clamp(pull, -bound, bound), alpha=rate)
+            log_std[part].sub_(torch.clamp(pull[part], -bound, bound), alpha=rate)
 
-    def _share(self, log_std, rho, by_draws, by_squares):
-        """What the squares of this and earlier steps must be multiplied by to be the draws' in sum; 0 or more."""
+    def _share(self, log_std, of_draws, rho):
+        """The sum of `of_draws` over that of its squares, of this and earlier steps; 0 or more."""
         state = self.state[log_std]
         if not state:
-            state["curvature"] = log_std.new_zeros(2)
-        state["curvature"].lerp_(torch.stack([torch.stack(by_draws).sum(), torch.stack(by_squares).sum()]), rho)
-        draws, squares = state["curvature"]
+            state["sums"] = log_std.new_zeros(2)
+        state["sums"].lerp_(torch.stack([of_draws.sum(), of_draws.dot(of_draws)]), rho)
+        draws, squares = state["sums"]
         return torch.where(squares > 0, draws / squares, 0).clamp(min=0)

@@ -48,10 +48,13 @@ def authors(dataset, defense, optimizer=None):
 
 
 def ours(dataset, defense, optimizer=None):
-    """The KL of all weights, made to train: prior scaled by fan-in, small initial std, KL warm-up, one-cycle cosine."""
-    optimizer = optimizer or "adam"
+    """The KL of all weights, made to train: a budget of nats per image, the natural gradient of log std, BatchNorm as one
+    function, prior scaled by fan-in, small initial std. One-cycle cosine, and SGD where there is no posterior."""
+    bayesian = DEFENSES[defense].kind == "bayesian"
+    optimizer = optimizer or ("natural" if bayesian else "sgd")
     settings = {**_COMMON, **_DATA[dataset], **_of_optimizer(optimizer, defense, _RATES | _OUR_RATES.get(dataset, {})),
-                "schedule": "cosine", "prior_std": "fan_in", "init_std": "fan_in/30", "alpha": 1 / 10, "kl_warmup": 0.25}
+                "schedule": "cosine", "prior_std": "fan_in", "init_std": "fan_in/30", "batch_statistics": "mean",
+                "alpha": "auto" if bayesian else 0.0}
     settings |= {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
     return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
 

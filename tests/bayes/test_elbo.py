@@ -53,7 +53,7 @@ def test_loss_is_equation_10_computed_by_hand():
 
 def test_gradients_are_those_of_the_paper_s_randlayer():
     """Appendix A with N := N / alpha: grad + mu / (s0^2 N) and grad exp(s) eps - 1 / N + exp(2 s) / (s0^2 N)."""
-    classifier, (x, y) = bayesian(batch_statistics="draw"), batch()
+    classifier, (x, y) = bayesian(), batch()
     mean, log_std, s0, n = classifier.mean.detach(), classifier.log_std.detach(), 0.1, 1000 / 0.3
     loss = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=1 / n))
     got = gradients(loss, classifier)

@@ -102,7 +102,7 @@ def test_a_few_steps_move_the_posterior_as_ours(build, network, batch, equal_dra
 
 @pytest.mark.parametrize("build", BASELINES)
 def test_the_kl_is_ours(build, network, batch):
-    ours, baseline = ab.BayesianClassifier(network, 0.1, CERTAIN, batch_statistics="draw"), build(network, 0.1, CERTAIN)
+    ours, baseline = ab.BayesianClassifier(network, 0.1, CERTAIN), build(network, 0.1, CERTAIN)
     clean = ab.PGD(0.0, 0.0, 0)
     optimizer = torch.optim.Adam(baseline.parameters(), lr=0.0)
     losses = [baseline.train_step(optimizer, *batch, attack=clean, kl_weight=weight) for weight in (1.0, 1e-8)]

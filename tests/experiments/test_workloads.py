@@ -66,9 +66,11 @@ def test_a_step_moves_its_weights_and_leaves_the_network(name, network, work, mo
     monkeypatch.setattr(torch.optim, "Adam", lambda ps, **settings: adam(moving.extend(ps) or moving, **settings))
     before = [p.detach().clone() for p in network.parameters()]
     step = MAKERS[name](network, work)
+    moving = moving or list(step.classifier.parameters())
     start = [p.detach().clone() for p in moving]
     step()
-    assert moving and all((p != q).any() for p, q in zip(moving, start, strict=True))
+    moved = [(p != q).any() for p, q in zip(moving, start, strict=True) if p.grad.abs().max() > 1e-6]
+    assert moved and all(moved)                          # a bias before BatchNorm has no gradient but by rounding
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
@@ -125,15 +127,15 @@ def test_every_row_has_a_floor_that_is_one_of_the_rows():
     assert set(FLOORS.values()) <= set(MAKERS)
 
 
-@pytest.mark.parametrize("name, num_state", [("adv-bnn", 6), ("deterministic", 3), ("plain-pyro", 6), ("authors", 6)])
-def test_peak_memory_of_a_step_holds_state_gradients_and_work(name, num_state):
+@pytest.mark.parametrize("name, num_state, gradients", [
+    ("adv-bnn", 3, 2), ("deterministic", 2, 1), ("plain-pyro", 6, 2), ("authors", 6, 2)])
+def test_peak_memory_of_a_step_holds_state_gradients_and_work(name, num_state, gradients):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50_000, bias=False), nn.Linear(50_000, 10, bias=False))
     size = 4 * sum(p.numel() for p in network.parameters())
     work = random_workload(2, 2, 2, 5, CPU)
     peak = peak_memory(lambda: MAKERS[name](network, work), CPU) / size
-    gradients = num_state / 3
     assert num_state + gradients <= peak
-    assert peak < {"adv-bnn": 13, "deterministic": 6, "plain-pyro": 26, "authors": 18}[name]
+    assert peak < {"adv-bnn": 9, "deterministic": 5, "plain-pyro": 26, "authors": 18}[name]
 
 
 @pytest.mark.parametrize("name", ["adv-bnn", "plain-pyro", "authors", "prediction"])

@@ -106,8 +106,10 @@ def test_losses_and_weights_of_a_bf16_step_are_float32(batch):
 @pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier, lambda n: ab.BayesianClassifier(n, kl_over="last")])
 def test_a_step_on_a_gpu_reads_nothing_from_the_device(wrap, operations):
     pyro.enable_validation(False)
-    _, settings = recipes.resolve("ours", "digits", "advbnn", {"batch_size": 32})
-    training = Training(wrap(ab.networks.convnet(width=2)), datasets.load("digits", "train"), settings, adversarial=True,
+    classifier = wrap(ab.networks.convnet(width=2))
+    defense = "adv" if wrap is Classifier else "advbnn"
+    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 32} | ({} if defense == "adv" else {"alpha": 0.01}))
+    training = Training(classifier, datasets.load("digits", "train"), settings, adversarial=True,
                         augmentation="crop_flip")
     training._check_every_step = False
     next(training.epoch())                               # in which both ways of calling the network are compared

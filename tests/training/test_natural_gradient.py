@@ -84,9 +84,10 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature, m
         natural = rho * len(x) / alpha / 2 * classifier.log_std.grad
         if curvature == "squares":
             square = (2 * classifier.log_std.detach()).exp()
-            of_kl, squares = weight * (square / PRIOR_STD**2 - 1), classifier.mean.grad**2 * square
-            sums = [(1 - rho) * old + rho * new.sum() for old, new in zip(sums, [classifier.log_std.grad - of_kl, squares])]
-            natural = rho * len(x) / alpha / 2 * (max(sums[0] / sums[1], 0) * squares + of_kl)
+            of_kl = weight * (square / PRIOR_STD**2 - 1)
+            of_draws = classifier.log_std.grad - of_kl
+            sums = [(1 - rho) * old + rho * new.sum() for old, new in zip(sums, [of_draws, of_draws**2])]
+            natural = rho * len(x) / alpha / 2 * (max(sums[0] / sums[1], 0) * of_draws**2 + of_kl)
         assert 0 < (natural.abs() > most).sum() < len(natural)
         expected = {"log_std": classifier.log_std.detach() - natural.clamp(-most, most)}
         for name in buffers:

@@ -66,7 +66,7 @@ def broken_networks(tmp_path, monkeypatch):
 
 
 def broken(name, **flags):
-    return {"network": f"networks_that_break:{name}", "width": None, "defense": "bnn", **flags}
+    return {"network": f"networks_that_break:{name}", "width": None, "defense": "bnn", "batch_statistics": "draw", **flags}
 
 
 @pytest.fixture(autouse=True)
