@@ -2,6 +2,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -138,6 +139,14 @@ class BayesianClassifier(Classifier):
             return kl_divergence(q, prior)
         weights = q.rsample() if weights is None else weights
         return q.log_prob(weights) - prior.log_prob(weights)
+
+    def kl_by_log_std(self):
+        """d kl() / d log_std as a function of a slice of (d,); that of a normal prior needs no whole vector of memory."""
+        if isinstance(self.prior, NormalPrior):
+            return partial(self.prior.kl_by_log_std, self.log_std.detach())
+        with torch.enable_grad():
+            slope, = torch.autograd.grad(self.kl(), self.log_std)
+        return slope.__getitem__
 
     def weights_and_kl(self):
         q = self.posterior_distribution()

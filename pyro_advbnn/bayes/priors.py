@@ -49,9 +49,18 @@ class NormalPrior(TorchDistribution):
             total = total - w.dot(w) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * len(w)
         return total
 
-    def counted_pieces(self):
-        """[(slice, std), ...]: the pieces, cut to the weights that count."""
+    def kl_by_log_std(self, log_std, part):
+        """d KL(posterior || prior) / d log_std (d,) at a slice of it: std^2 / prior_std^2 - 1, and 0 for what does not count."""
+        slope = torch.zeros_like(log_std[part])
+        for piece, prior_std in self.counted_pieces(part):
+            slope[piece.start - part.start:piece.stop - part.start] = (log_std[piece] - math.log(prior_std)).mul_(2).expm1_()
+        return slope
+
+    def counted_pieces(self, within=None):
+        """[(slice, std), ...]: the pieces, cut to the weights that count, and to those of a slice."""
         first, last = self.counted
+        if within is not None:
+            first, last = max(first, within.start), min(last, within.stop)
         return [(slice(max(start, first), min(stop, last)), std) for start, stop, std in self.pieces
                 if start < last and stop > first]
 

@@ -96,22 +96,32 @@ class NaturalGradient(torch.optim.Optimizer):
         if rate == 0:
             return
         bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
-        parts, pull = chunks(0, len(log_std), log_std.device), log_std.grad
+        parts, pull = chunks(0, len(log_std), log_std.device), log_std.grad.__getitem__
         if curvature == "squares":
-            with torch.enable_grad():
-                of_kl, = torch.autograd.grad(kl_weight * self._classifier.kl(), log_std)
-            of_draws = pull.sub_(of_kl)
-            share, pull = self._share(log_std, of_draws, rho), of_kl
-            for part in parts:
-                pull[part].addcmul_(share * of_draws[part], of_draws[part])
+            pull = self._pull_of_squares(log_std, parts, rho, kl_weight)
         for part in parts:
-            log_std[part].sub_(torch.clamp(pull[part], -bound, bound), alpha=rate)
+            log_std[part].sub_(torch.clamp(pull(part), -bound, bound), alpha=rate)
+
+    def _pull_of_squares(self, log_std, parts, rho, kl_weight):
+        """G / lambda by curvature="squares", as a function of one of the parts, which are slices."""
+        by_log_std = self._classifier.kl_by_log_std()
+
+        def pulls(part):
+            of_kl = kl_weight * by_log_std(part)
+            return of_kl, log_std.grad[part] - of_kl
+
+        def pull(part):
+            of_kl, of_draws = pulls(part)
+            return of_kl.addcmul_(share * of_draws, of_draws)
+
+        share = self._share(log_std, (pulls(part)[1] for part in parts), rho)
+        return pull
 
     def _share(self, log_std, of_draws, rho):
-        """The sum of `of_draws` over that of its squares, of this and earlier steps; 0 or more."""
+        """The sum of all parts of `of_draws` over that of their squares, of this and earlier steps; 0 or more."""
         state = self.state[log_std]
         if not state:
             state["sums"] = log_std.new_zeros(2)
-        state["sums"].lerp_(torch.stack([of_draws.sum(), of_draws.dot(of_draws)]), rho)
+        state["sums"].lerp_(sum(torch.stack([part.sum(), part.dot(part)]) for part in of_draws), rho)
         draws, squares = state["sums"]
         return torch.where(squares > 0, draws / squares, 0).clamp(min=0)

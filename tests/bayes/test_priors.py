@@ -82,6 +82,17 @@ def test_a_share_is_one_of_each_weights_size_and_of_a_tenth_of_its_layers_root_m
     assert torch.equal(classifier.mean, torch.cat([p.detach().flatten() for p in network.parameters()]))
 
 
+@pytest.mark.parametrize("settings", [
+    {}, {"kl_over": "last"}, {"prior_std": {"0.weight": 0.1, "0.bias": 1.0, "2.*": 0.4}, "deterministic": ["2.bias"]},
+    {"prior": dist.Laplace(0.0, 0.3)},
+], ids=["one std", "last layer", "a std for each parameter", "another family"])
+def test_the_gradient_of_the_kl_in_log_std_is_given_slice_by_slice(settings):
+    classifier = BayesianClassifier(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)), init_std="share/10", **settings)
+    expected, = torch.autograd.grad(classifier.kl(), classifier.log_std)
+    slope, size = classifier.kl_by_log_std(), len(classifier.mean)
+    torch.testing.assert_close(torch.cat([slope(slice(i, min(i + 5, size))) for i in range(0, size, 5)]), expected)
+
+
 @pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.6], [1.0, 2.0]),
                                        ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
 def test_mixtures_out_of_range_are_refused(arguments):
