@@ -50,7 +50,7 @@ class NormalPrior(TorchDistribution):
         return total
 
     def kl_by_log_std(self, log_std, part):
-        """d KL(posterior || prior) / d log_std (d,) at a slice of it: std^2 / prior_std^2 - 1, and 0 for what does not count."""
+        """d KL(posterior || prior) / d log_std at a slice of log_std (d,): std^2 / prior_std^2 - 1, 0 for what does not count."""
         slope = torch.zeros_like(log_std[part])
         for piece, prior_std in self.counted_pieces(part):
             slope[piece.start - part.start:piece.stop - part.start] = (log_std[piece] - math.log(prior_std)).mul_(2).expm1_()
@@ -61,8 +61,8 @@ class NormalPrior(TorchDistribution):
         first, last = self.counted
         if within is not None:
             first, last = max(first, within.start), min(last, within.stop)
-        return [(slice(max(start, first), min(stop, last)), std) for start, stop, std in self.pieces
-                if start < last and stop > first]
+        cut = [(max(start, first), min(stop, last), std) for start, stop, std in self.pieces]
+        return [(slice(start, stop), std) for start, stop, std in cut if start < stop]
 
 
 class ElementwisePrior(TorchDistribution):

@@ -86,8 +86,10 @@ def test_a_share_is_one_of_each_weights_size_and_of_a_tenth_of_its_layers_root_m
     {}, {"kl_over": "last"}, {"prior_std": {"0.weight": 0.1, "0.bias": 1.0, "2.*": 0.4}, "deterministic": ["2.bias"]},
     {"prior": dist.Laplace(0.0, 0.3)},
 ], ids=["one std", "last layer", "a std for each parameter", "another family"])
-def test_the_gradient_of_the_kl_in_log_std_is_given_slice_by_slice(settings):
+@pytest.mark.parametrize("counted", [None, (3, 8)])
+def test_the_gradient_of_the_kl_in_log_std_is_given_slice_by_slice(settings, counted):
     classifier = BayesianClassifier(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)), init_std="share/10", **settings)
+    classifier.prior.counted = counted or classifier.prior.counted
     expected, = torch.autograd.grad(classifier.kl(), classifier.log_std)
     slope, size = classifier.kl_by_log_std(), len(classifier.mean)
     torch.testing.assert_close(torch.cat([slope(slice(i, min(i + 5, size))) for i in range(0, size, 5)]), expected)
