@@ -50,7 +50,7 @@ class NormalPrior(TorchDistribution):
         return total
 
     def kl_by_log_std(self, log_std, part):
-        """d KL(posterior || prior) / d log_std at a slice of log_std (d,): std^2 / prior_std^2 - 1, 0 for what does not count."""
+        """d KL(posterior || prior) / d log_std at a slice of log_std (d,): std^2 / prior_std^2 - 1, or 0 where none counts."""
         slope = torch.zeros_like(log_std[part])
         for piece, prior_std in self.counted_pieces(part):
             slope[piece.start - part.start:piece.stop - part.start] = (log_std[piece] - math.log(prior_std)).mul_(2).expm1_()

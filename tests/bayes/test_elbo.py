@@ -51,17 +51,22 @@ def test_loss_is_equation_10_computed_by_hand():
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_gradients_are_those_of_the_paper_s_randlayer():
-    """Appendix A with N := N / alpha: grad + mu / (s0^2 N) and grad exp(s) eps - 1 / N + exp(2 s) / (s0^2 N)."""
-    classifier, (x, y) = bayesian(), batch()
+@pytest.mark.parametrize("batch_statistics", ["draw", "mean"])
+def test_gradients_are_those_of_the_paper_s_randlayer(batch_statistics):
+    """Appendix A with N := N / alpha: grad + mu / (s0^2 N) and grad exp(s) eps - 1 / N + exp(2 s) / (s0^2 N).
+
+    Where the mean network tells BatchNorm its statistics, mean also has their gradient.
+    """
+    classifier, (x, y) = bayesian(batch_statistics=batch_statistics), batch()
     mean, log_std, s0, n = classifier.mean.detach(), classifier.log_std.detach(), 0.1, 1000 / 0.3
     loss = same_draw(lambda: ab.negative_elbo(classifier, x, y, kl_weight=1 / n))
     got = gradients(loss, classifier)
     torch.manual_seed(3)
     eps = torch.randn_like(mean)
     w = (mean + log_std.exp() * eps).requires_grad_()
-    grad, = torch.autograd.grad(F.cross_entropy(classifier._logits(classifier._by_name(w), x), y), w)
-    expected = (grad + mean / (s0**2 * n), grad * log_std.exp() * eps - 1 / n + (2 * log_std).exp() / (s0**2 * n))
+    nll = F.cross_entropy(classifier._logits(classifier._by_name(w), x), y)
+    grad, of_statistics = torch.autograd.grad(nll, [w, classifier.mean], materialize_grads=True)
+    expected = (grad + of_statistics + mean / (s0**2 * n), grad * log_std.exp() * eps - 1 / n + (2 * log_std).exp() / (s0**2 * n))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
