@@ -66,7 +66,8 @@ def test_gradients_are_those_of_the_paper_s_randlayer(batch_statistics):
     w = (mean + log_std.exp() * eps).requires_grad_()
     nll = F.cross_entropy(classifier._logits(classifier._by_name(w), x), y)
     grad, of_statistics = torch.autograd.grad(nll, [w, classifier.mean], materialize_grads=True)
-    expected = (grad + of_statistics + mean / (s0**2 * n), grad * log_std.exp() * eps - 1 / n + (2 * log_std).exp() / (s0**2 * n))
+    expected = (grad + of_statistics + mean / (s0**2 * n),
+                grad * log_std.exp() * eps - 1 / n + (2 * log_std).exp() / (s0**2 * n))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
