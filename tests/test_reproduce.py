@@ -10,7 +10,7 @@ from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce, train
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import ablations, accuracy_verbs, reproduction, robustness_verbs, uncertainty_verb
+from pyro_advbnn.experiments import ablations, accuracy_verbs, costs, reproduction, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables
@@ -20,7 +20,7 @@ from pyro_advbnn.system.errors import InputError
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
 SHORT = {"num_steps": 3, "num_samples": 2}
 OFTEN = {"accuracy": SHORT, "transfer": SHORT, "posterior": SHORT | {"fractions": [0.0, 0.5]}, "report": SHORT,
-         "ensemble": {"num_samples": [1, 5]}, "steps": {"num_steps": [3, 20]}, "robust": SHORT | {"num_queries": 20}}
+         "ensemble": {"num_samples": [1, 5]}, "steps": {"num_steps": [3, 20]}, "robust": SHORT | {"attacks": ["noise", "pgd"]}}
 
 
 def run(*words, quick=OFTEN):
@@ -54,7 +54,7 @@ def defenses(steps):
     ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
     ("kl", [*["advbnn"] * 7, "adv", "advbnn"], ["accuracy", "report"]),
-    ("beyond", ["adv", "adv", "advbnn", "advbnn", "advbnn"], ["accuracy", "robust", "report"]),
+    ("beyond", ["adv", "advbnn"] * 4, ["accuracy", "robust", "report"]),
 ])
 def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs):
     steps = plan(piece).steps
@@ -77,7 +77,7 @@ def test_all_pieces_share_their_runs():
 def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
     verbs = {"pyro_advbnn.evaluate": evaluate.VERBS, "pyro_advbnn.train": train.train}
     for scale in ("smoke", "small", "paper"):
-        for step in plan(*PIECES, scale=scale, dataset="cifar10", num_train=50_000, num_test=10_000).steps:
+        for step in plan(*PIECES, *BEYOND_THE_PAPER, scale=scale, dataset="cifar10", num_train=50_000, num_test=10_000).steps:
             python, m, module, *words = shlex.split(step.command)
             assert (python, m) == ("python", "-m")
             known, function = verbs[module], verbs[module]
@@ -116,28 +116,51 @@ def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece
     steps = plan(piece, scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps
     compared = 0
     for step, following in zip(steps, steps[1:], strict=False):
-        if step.is_training and step.flags["out"].name != "adv":
+        if "accuracy" in following.program:
             assert following.flags["runs"] == [step.flags["out"]] and following.flags["against"] == "run"
             assert following.flags["epsilons"] == [0.0, 0.035, 8 / 255] and following.flags["attack_samples"] == [1, 20]
             compared += 1
     assert compared == {"kl": len(ablations.KL_OF_ALL_WEIGHTS),
-                        "beyond": len(ablations.BASELINES) + len(ablations.CONTENDERS)}[piece]
+                        "beyond": 2 * len(ablations.PAIRS)}[piece]
 
 
 def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_the_plan():
     runs = {step.flags["out"].name: step.flags for step in plan("table1", "kl", "beyond", scale="paper",
                                                                        dataset="cifar10").steps if step.is_training}
-    tried = len(ablations.KL_OF_ALL_WEIGHTS) + len(ablations.BASELINES) + len(ablations.CONTENDERS)
+    tried = len(ablations.KL_OF_ALL_WEIGHTS) + 2 * (len(ablations.PAIRS) + ablations.MIXTURES["tuned"] - 1)
     assert len(runs) == 2 + tried                        # adv is that of table1
     assert (runs["kl-as-printed"]["recipe"], runs["kl-as-printed"]["epochs"]) == ("paper", 10)
     assert runs["kl-warm-start"]["init_from"] == runs["adv"]["out"] and runs["adv"]["recipe"] == "authors"
-    assert runs["advbnn-many-draws"]["init_from"] == runs["adv-tuned"]["out"]
-    assert (runs["advbnn-many-draws"]["attack_samples"], runs["advbnn-many-draws"]["epochs"]) == (4, 30)
+    assert runs["advbnn-longer"]["init_from"] == runs["adv-tuned"]["out"]
+    assert (runs["advbnn-longer"]["recipe"], runs["advbnn-longer"]["epochs"]) == ("ours", 30)
+
+
+def test_each_contender_differs_from_its_control_in_the_defence_alone_and_in_each_seed_from_other_seeds():
+    made = Plan(["beyond"], Reproduction(out=Path("out"), seed=2), 1437, 360, seeds=[1, 2, 2**31 - 1])
+    flags = {step.flags["out"].name: step.flags for step in made.steps if step.is_training}
+    attacked = {"+".join(run.name for run in step.flags["runs"] or step.flags["mixture"]): step.flags
+                for step in made.steps if "robust" in step.program}
+    assert [(pair["pair"], pair["seed"]) for pair in made.pairs] == [
+        (name, seed) for seed in (1, 2, 2**31 - 1) for name in ("tuned", "perturbed", "longer", "tuned-mixture")]
+    assert len(flags) == 3 * 8 and len(attacked) == 2 * len(made.pairs)
+    for pair in made.pairs:
+        contender, control = ([flags[name] for name in pair[role].split("+")] for role in ("contender", "control"))
+        assert len(contender) == len(control) == (2 if pair["pair"] == "tuned-mixture" else 1)
+        for ours, theirs in zip(contender, control, strict=True):
+            assert {name for name in ours if ours[name] != theirs[name]} == {"defense", "out"}
+            assert ours["weight_averaging"] == 0.999 and ours.get("awp") == {"perturbed": 0.005}.get(pair["pair"])
+        assert contender[0]["seed"] == pair["seed"] and len({each["seed"] for each in contender}) == len(contender)
+        ours, theirs = (attacked[pair[role]] for role in ("contender", "control"))
+        assert {name for name in ours if ours[name] != theirs[name]} <= {"runs", "mixture"}
+    for seed, suffix in ((1, "-seed-1"), (2, ""), (2**31 - 1, "-seed-2147483647")):      # the plan's own seed has no suffix
+        assert flags[f"advbnn-longer{suffix}"]["init_from"] == flags[f"adv-tuned{suffix}"]["out"]
+        assert flags[f"adv-tuned{suffix}"]["seed"] == seed
 
 
 def test_more_draws_in_training_cost_more():
-    cost = {step.flags["out"].name: step.gradients for step in plan("beyond").steps if step.is_training}
-    assert cost["advbnn-many-draws"] > 3 * cost["advbnn-from-baseline"]
+    flags = plan("table1").steps[-3].flags
+    assert flags["defense"] == "advbnn"
+    assert costs.training(flags | {"attack_samples": 4}, 1437) > 3 * costs.training(flags, 1437)
 
 
 def test_flags_stand_over_the_scale():
@@ -152,7 +175,7 @@ def test_a_step_costs_an_attack_for_each_draw_and_a_deterministic_network_has_on
             if "accuracy" in step.program}
     attacked, predicted = 2 * 20 * 360, 3 * 360 / 2      # gradients at two radii, forward passes at three
     assert cost["adv-tuned"] == attacked + predicted
-    assert cost["advbnn-averaged"] == 21 * attacked + 2 * 20 * predicted
+    assert cost["advbnn-tuned"] == 21 * attacked + 2 * 20 * predicted
 
 
 def test_every_step_takes_the_plans_seed_data_and_images():
@@ -206,7 +229,7 @@ def whole(tmp_path_factory):
 
 def test_all_leaves_every_table_figure_and_the_report(whole):
     assert {path.stem for path in (whole / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
-        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs", "gains"}
     assert {path.stem for path in (whole / "figures").glob("*.svg")} == {
         "accuracy", "alpha", "prior_std", "transfer", "ensemble", "steps", "log_std", "log_std_by_layer",
         "signal_to_noise", "pruning", "gradients"}
@@ -220,18 +243,25 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
     assert stds == {0.05, 0.1, 0.15}
 
 
-def test_the_runs_beyond_the_paper_leave_one_table_and_the_worst_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations, "BASELINES", {"adv-tuned": ablations.BASELINES["adv-tuned"]})
-    monkeypatch.setattr(ablations, "CONTENDERS", {"many-draws": ablations.CONTENDERS["many-draws"]})
+def test_the_runs_beyond_the_paper_leave_one_table_the_worst_case_and_a_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "PAIRS", {"tuned": ablations.PAIRS["tuned"]})
     run("beyond", *TINY, "--out", tmp_path / "out")
     rows = csv_tables.read(tmp_path / "out", "runs")
-    assert list(dict.fromkeys(row["run"] for row in rows)) == ["adv-tuned", "advbnn-many-draws"]
-    assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == "advbnn-many-draws"] == [
+    assert list(dict.fromkeys(row["run"] for row in rows)) == ["adv-tuned", "advbnn-tuned"]
+    assert [(row["epsilon"], row["attack_samples"]) for row in rows if row["run"] == "advbnn-tuned"] == [
         (0, 1), (0.2, 1), (0, 2), (0.2, 2)]
-    assert [row["run"] for row in csv_tables.read(tmp_path / "out", "robust")] == ["adv-tuned", "advbnn-many-draws"]
+    robust = {row["run"]: row["accuracy"] for row in csv_tables.read(tmp_path / "out", "robust")}
+    assert list(robust) == ["adv-tuned", "advbnn-tuned", *(f"{name}+{name}-seed-1000000" for name in ("adv-tuned", "advbnn-tuned"))]
+    gains = csv_tables.read(tmp_path / "out", "gains")
+    assert [(row["pair"], row["comparisons"], row["num_examples"]) for row in gains] == [
+        ("tuned", 2, 20), ("tuned-mixture", 2, 20)]
+    for row in gains:
+        assert (row["accuracy"], row["control_accuracy"]) == (robust[row["contender"]], robust[row["control"]])
+    verdict = "tuned: no verdict from one seed. tuned-mixture: no verdict from one seed."
+    assert verdict in capsys.readouterr().out and verdict in (tmp_path / "out" / "report.html").read_text()
     lines = (tmp_path / "out" / "tables" / "runs.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| a")] == [
-        "| adv-tuned", *2 * ["| advbnn-many-draws"]]
+        "| adv-tuned", *2 * ["| advbnn-tuned"]]
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == set()
 
 
@@ -356,6 +386,14 @@ def test_a_run_that_was_trained_with_other_flags_is_not_taken_for_the_plans(whol
     reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"out": None})
     with pytest.raises(InputError, match="was trained with --seed 0, not 1"):
         reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"seed": 1})
+
+
+def test_the_seeds_of_the_runs_beyond_the_paper_are_refused_where_one_comes_twice_and_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "--seeds must be seeds that differ, got 0,1,0" in refusal(capsys, "beyond", *TINY, "--seeds", "0,1,0")
+    assert "--seeds must be a list of integers in [0, 2147483647]" in refusal(capsys, "beyond", *TINY, "--seeds", "0,-1")
+    assert "unknown flag --seeds" in refusal(capsys, "table1", *TINY, "--seeds", "0,1")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_flags_in_the_same_folder_are_refused(whole, capsys):

@@ -1,4 +1,4 @@
-"""Flags of `train` over a recipe: what is tried to make the KL of all weights train, and to stand above a tuned baseline.
+"""Flags of `train` over a recipe: what is tried to make the KL of all weights train, and to stand above adversarial training.
 
 Nothing here is a result: `reproduce kl` and `reproduce beyond` train and measure all of it, failures too.
 """
@@ -15,18 +15,14 @@ KL_OF_ALL_WEIGHTS = {
     "alpha-1-50": {"recipe": "ours", "alpha": 1 / 50},
     "warm-start": {"recipe": "ours", "init_from": "adv"},
 }
-# The baseline that the paper's should have been (decay, one cycle, a higher peak, averaged weights; best.pt is chosen by
-# held-out robust accuracy); the same trained for as long once more, because what starts from it is trained twice as long too;
-# and Adv-BNNs that start from it: under the one-draw attack, with averaged weights, and with these under an attack of draws
-# that are averaged.
-_BASELINE = {"recipe": "ours", "weight_averaging": 0.999}
-BASELINES = {
-    "adv-tuned": _BASELINE,
-    "adv-longer": _BASELINE | {"init_from": "adv-tuned", "learning_rate": 0.01},
+# What Adv-BNN and its control, adversarial training, both get, so that the posterior alone is between them: averaged weights
+# with all that the paper's baseline should have had (decay, one cycle, a higher peak; best.pt is chosen by held-out robust
+# accuracy); adversarial weight perturbation beside it; and the tuned baseline as a start, from which both train as long once
+# more.
+_TUNED = {"recipe": "ours", "weight_averaging": 0.999}
+PAIRS = {
+    "tuned": _TUNED,
+    "perturbed": _TUNED | {"awp": 0.005},
+    "longer": _TUNED | {"init_from": "adv-tuned", "learning_rate": 0.01},
 }
-_FROM_BASELINE = {"recipe": "ours", "init_from": "adv-tuned", "optimizer": "adam", "learning_rate": 1e-3, "alpha": 1 / 50}
-CONTENDERS = {
-    "from-baseline": _FROM_BASELINE,
-    "averaged": _FROM_BASELINE | {"weight_averaging": 0.999},
-    "many-draws": _FROM_BASELINE | {"weight_averaging": 0.999, "attack_samples": 4},
-}
+MIXTURES = {"tuned": 2}                                  # the pairs of which a mixture is made too, and its number of components

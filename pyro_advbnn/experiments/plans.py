@@ -9,6 +9,7 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help
 from pyro_advbnn.experiments import ablations, costs, protocol, scales
 from pyro_advbnn.experiments.costs import attack, prediction
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
@@ -16,6 +17,7 @@ BEYOND_THE_PAPER = ("kl", "beyond")
 FIVE = tuple(name for name, defense in DEFENSES.items() if defense.in_paper)
 ALPHAS = (1.0, 1 / 10, 1 / 50, 0.0)
 PRIOR_STDS = (0.05, 0.1, 0.15)
+OTHER_SEED = 1_000_000                                   # from one component of a mixture to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,15 @@ class Plan:
     """The steps for some pieces of evidence, in order, each needed step once.
 
     wanted: a `scales.Reproduction`. num_train, num_test: sizes of the data set's splits. on_gpu: whether it is to run on one.
+    seeds: of the trainings of `beyond`; default wanted's. pairs: what `gains.write` is to compare.
+
+    Raises InputError for a seed that is given twice.
     """
 
-    def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False):
+    def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False, seeds=None):
+        self.seeds = seeds or [wanted.seed]
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"--seeds must be seeds that differ, got {','.join(map(str, self.seeds))}")
         self.wanted, self.out = wanted, wanted.out or Path("runs") / f"reproduce-{wanted.dataset}-{wanted.scale}"
         self.settings = scales.settings(wanted, num_train, num_test)
         self.num_train = min(self.settings["num_train"] or num_train, num_train)
@@ -55,7 +63,7 @@ class Plan:
         self.num_few = self.settings["num_few"]
         self.precision = wanted.precision or ("bf16" if on_gpu and wanted.scale == "paper" else "fp32")
         self.draws = [1, self.settings["attack_samples"]]
-        self.steps, self._runs = [], {}
+        self.steps, self.pairs, self._runs = [], [], {}
         for piece in pieces:
             getattr(self, f"_{piece}")()
         self._report(pieces)
@@ -125,14 +133,28 @@ class Plan:
             self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):
-        tried = [("adv", name, flags) for name, flags in ablations.BASELINES.items()]
-        tried += [("advbnn", f"advbnn-{name}", flags) for name, flags in ablations.CONTENDERS.items()]
-        for defense, name, flags in tried:
-            self._compared(defense, self._named_run(defense, name, flags))
-        for defense, name, _ in tried:
-            self._evaluate("robust", [self._runs[name]], ["robust"], costs.worst_case(defense, self.draws[1]),
+        """Seed by seed, so that what is stopped leaves whole ones."""
+        for seed in self.seeds:
+            for name in ablations.PAIRS:
+                self._pair(name, name, [seed])
+            for name, components in ablations.MIXTURES.items():
+                self._pair(f"{name}-mixture", name, [(seed + OTHER_SEED * n) % 2**31 for n in range(components)])
+
+    def _pair(self, title, name, seeds):
+        """Adversarial training and Adv-BNN with the same flags, of several seeds as a mixture, attacked alike."""
+        mixed, subjects, epsilon = len(seeds) > 1, [], self._two_radii()[-1]
+        for defense in ("adv", "advbnn"):
+            runs = [self._named_run(defense, f"{defense}-{name}", ablations.PAIRS[name] | {"seed": seed}) for seed in seeds]
+            if not mixed:
+                self._compared(defense, *runs)
+            self._evaluate("robust", None if mixed else runs, ["robust", "robust_examples"],
+                           mixture=runs if mixed else None,
+                           each=costs.worst_case("advbnn" if mixed else defense, self.draws[1]), epsilon=epsilon,
                            num_test=min(self.settings.get("num_worst") or self.num_few, self.num_test),
-                           epsilon=self._two_radii()[-1], attack_samples=self.draws[1])
+                           attack_samples=self.draws[1])
+            subjects.append("+".join(run.name for run in runs))
+        self.pairs.append({"pair": title, "seed": seeds[0], "control": subjects[0], "contender": subjects[1],
+                           "epsilon": epsilon})
 
     def _report(self, pieces):
         """The last step: the page with all that the plan's runs brought, as far as it is there."""
@@ -140,8 +162,8 @@ class Plan:
         if not runs or set(pieces) & set(BEYOND_THE_PAPER):
             runs = list(self._runs.values())
         figures = ["figures"] * bool(set(pieces) & set(PIECES))
-        self._evaluate("report", runs, [], len(runs) * (attack() + 2 * prediction()), num_images=costs.REPORTED_EXAMPLES,
-                       leaves=("report.html", "tables", *figures))
+        self._evaluate("report", runs, ["gains"] * bool(self.pairs), len(runs) * (attack() + 2 * prediction()),
+                       num_images=costs.REPORTED_EXAMPLES, leaves=("report.html", "tables", *figures))
 
     # Steps
 
@@ -176,11 +198,17 @@ class Plan:
         return self._named_run(defense, name, flags)
 
     def _named_run(self, defense, name, flags):
-        """`_run` with a name of its own; flags stand over the plan's settings, and init_from names another run."""
+        """`_run` with a name of its own; flags stand over the plan's settings, and init_from names another run.
+
+        Where flags has another seed than the plan's, both names end in it.
+        """
         flags = {flag: value for flag, value in flags.items() if value is not None}
+        seed = flags.get("seed", self.wanted.seed)
+        suffix = f"-seed-{seed}" if seed != self.wanted.seed else ""
+        name += suffix
         if "init_from" in flags:
             source = flags["init_from"]
-            flags |= {"init_from": self._runs.get(source) or self._run(source)}
+            flags |= {"init_from": self._runs.get(source + suffix) or self._run(source)}
         if name not in self._runs:
             self._runs[name] = self.out / "runs" / name
             self._train(self._training_flags(defense, name) | flags)

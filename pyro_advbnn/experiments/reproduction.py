@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.cli.text_tables import duration
-from pyro_advbnn.experiments import costs
+from pyro_advbnn.experiments import costs, gains
 from pyro_advbnn.experiments.plans import PIECES, Plan
 from pyro_advbnn.reporting import summaries
 from pyro_advbnn.system import json_files, locks
@@ -16,12 +16,15 @@ from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.training import configuration, construction, run_folders
 
 
-def run(piece, wanted, programs):
-    """Make a piece of evidence, or "all", as a `scales.Reproduction` wants it.   programs: {`Step.program`: function}."""
+def run(piece, wanted, programs, **more):
+    """Make a piece of evidence, or "all", as a `scales.Reproduction` wants it.
+
+    programs: {`Step.program`: function}. more: arguments of the `Plan`.
+    """
     device = resolve_device(wanted.device)
     one_thread = wanted.scale == "smoke" and device.type == "cpu"       # networks this small lose by a second thread
     with process_settings(1 if one_thread else None):
-        plan, images = _plan(PIECES if piece == "all" else [piece], wanted, device)
+        plan, images = _plan(PIECES if piece == "all" else [piece], wanted, device, **more)
         if not Journal(plan).waiting():
             return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
         with nullcontext() if wanted.dry_run else locks.locked(plan.out):
@@ -33,7 +36,7 @@ def run(piece, wanted, programs):
                 _run(plan, journal, programs)
 
 
-def _plan(pieces, wanted, device):
+def _plan(pieces, wanted, device, **more):
     """The plan, and the test images.   Raises InputError where there are no data, or fewer than asked for."""
     resolve_precision(wanted.precision, device)
     images = {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
@@ -42,7 +45,7 @@ def _plan(pieces, wanted, device):
         if asked and asked > there:                      # a scale takes fewer where the data set is small
             raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
     on_gpu = device.type == "cuda"
-    return Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=on_gpu), images["test"]
+    return Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=on_gpu, **more), images["test"]
 
 
 class Journal:
@@ -97,11 +100,13 @@ def _run(plan, journal, programs):
     for number, step in enumerate(waiting, 1):
         print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
         step_began = time.monotonic()
+        if step is plan.steps[-1] and plan.pairs:
+            gains.write(plan.out, plan.pairs)
         if step_began > deadline or not _run_step(step, deadline, programs):
             return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
         journal.note(step, time.monotonic() - step_began)
     for summary in summaries.summaries(plan.out):
-        if summary.name.startswith("table1"):
+        if summary.name.startswith(("table1", "gains")):
             print(f"\n{summary.as_text()}")
     print(f"done in {duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
 

@@ -17,6 +17,7 @@ _OPINIONS = tuple(f"{kind}_{name}" for kind in ("clean", "adversarial")
 _IMAGE_FIELDS = ("seed", "num_examples", "images", "batch_size")
 _DOUBT = ("nll", "brier", "calibration_error", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
 _DETECTION = ("num_positives", "auroc", "auroc_low", "auroc_high", "aupr", "mean_clean", "mean_other")
+_GAIN = ("comparisons", "gain", "gain_low", "gain_high")
 _ENSEMBLE_FIELDS = ("norm", "epsilon", "num_steps", "attack_samples", "average", "num_queries", "num_samples")
 TABLES = {
     "accuracy": ROW_FIELDS,
@@ -41,6 +42,7 @@ TABLES = {
                "single_draw_accuracy", "undecided", "tried"),
     "robust_examples": (*RUN_FIELDS, "attack", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "index", "label", "judged_margin",
                         "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds"),
+    "gains": ("pair", "seed", "contender", "control", "epsilon", "num_examples", "accuracy", "control_accuracy", *_GAIN),
     "checks": (*RUN_FIELDS, "epsilon", "num_steps", "attack_samples", "num_samples", "num_queries", *_IMAGE_FIELDS, "check",
                "verdict", "measured", "expected"),
     "examples": (*RUN_FIELDS, "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples", "seed",
@@ -51,16 +53,16 @@ _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accura
             "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
             "judged_margin", "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
             "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin",
-            "confidence"}
+            "confidence", "control_accuracy", *_GAIN}
 _NEEDED = {*RUN_FIELDS, "epsilon", "num_samples", "num_examples", "accuracy", "accuracy_low", "accuracy_high", "accuracy_clean",
            "fraction", "rejected", "left", "right", "share", "num_weights", "log_std_q05", "log_std_median", "log_std_q95",
-           "l1_norm", "l1_norm_low", "l1_norm_high"} - {"alpha", "prior_std"}
+           "l1_norm", "l1_norm_low", "l1_norm_high", "control_accuracy", *_GAIN} - {"alpha", "prior_std"}
 _WAY_ON = "move the file away, and what wrote it computes its rows again"
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
           "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",
           "attacks", "norm", "average", "predicted", "tried", "check", "verdict", "measured", "expected", "ood", "ood_images",
           "score", "positives", "clean_prediction", "adversarial_prediction", "clean_image", "perturbation_image",
-          "adversarial_image"}
+          "adversarial_image", "pair", "contender", "control"}
 
 
 class Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.reporting.accuracy_summaries import accuracy, runs, table1
 from pyro_advbnn.reporting.claim_summaries import gradients, layers, sweep, transfer
-from pyro_advbnn.reporting.robustness_summaries import checks, robust
+from pyro_advbnn.reporting.robustness_summaries import checks, gains, robust
 from pyro_advbnn.reporting.uncertainty_summaries import detection, uncertainty
 from pyro_advbnn.system import files
 
@@ -23,6 +23,7 @@ _MAKERS = {                                              # functions of (rows, f
     "uncertainty": (uncertainty,),
     "detection": (detection,),
     "robust": (robust,),
+    "gains": (gains,),
     "checks": (checks,),
 }
 
