@@ -14,6 +14,7 @@ from collections import defaultdict
 from pyro_advbnn.attacks.modes import draws_anew
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
 from pyro_advbnn.evaluation.inputs import RepeatableBatches
+from pyro_advbnn.evaluation.intervals import paired_difference_interval
 from pyro_advbnn.system.errors import check_at_least
 from pyro_advbnn.system.random_streams import separate_randomness
 
@@ -107,6 +108,20 @@ def summary(rows):
     return accuracy_fields(correct, len(found)) | {
         "single_draw_accuracy": 1 - sum(row["wrong_draws"] for row in found) / len(found),
         "undecided": sum(0 < row["wrong_draws"] < 1 for row in found) / len(found)}
+
+
+def gain(rows, control_rows, comparisons=1):
+    """The row of a worst case beside a control's, from `attacked`'s rows of both on the same images.
+
+    gain: the share of images that stand less that of the control, in [-1, 1], with its paired interval for `comparisons` at
+    once.
+    """
+    own, control = ({index: not row["broken"] for index, row in worst_rows(each).items()} for each in (rows, control_rows))
+    total, won = len(own), sum(own[index] > control[index] for index in own)
+    lost = sum(own[index] < control[index] for index in own)
+    low, high = paired_difference_interval(won, lost, total, comparisons)
+    return {"comparisons": comparisons, "num_examples": total, "accuracy": sum(own.values()) / total,
+            "control_accuracy": sum(control.values()) / total, "gain": (won - lost) / total, "gain_low": low, "gain_high": high}
 
 
 def course(rows, names):

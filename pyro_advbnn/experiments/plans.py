@@ -47,7 +47,8 @@ class Plan:
     """The steps for some pieces of evidence, in order, each needed step once.
 
     wanted: a `scales.Reproduction`. num_train, num_test: sizes of the data set's splits. on_gpu: whether it is to run on one.
-    seeds: of the trainings of `beyond`; default wanted's. pairs: what `gains.write` is to compare.
+    seeds: of the trainings of `beyond`, default wanted's. pairs: what is to be judged, mappings of the pair's name, its
+    seed, the names of both runs in robust.csv (joined by + where they are mixtures) and the radius.
 
     Raises InputError for a seed that is given twice.
     """

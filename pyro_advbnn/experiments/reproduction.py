@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.cli.text_tables import duration
-from pyro_advbnn.experiments import costs, gains
+from pyro_advbnn.evaluation import worst_case
+from pyro_advbnn.experiments import costs
 from pyro_advbnn.experiments.plans import PIECES, Plan
 from pyro_advbnn.reporting import summaries
+from pyro_advbnn.reporting.csv_tables import Table
 from pyro_advbnn.system import json_files, locks
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
@@ -101,7 +103,7 @@ def _run(plan, journal, programs):
         print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
         step_began = time.monotonic()
         if step is plan.steps[-1] and plan.pairs:
-            gains.write(plan.out, plan.pairs)
+            write_gains(plan.out, plan.pairs)
         if step_began > deadline or not _run_step(step, deadline, programs):
             return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
         journal.note(step, time.monotonic() - step_began)
@@ -109,6 +111,23 @@ def _run(plan, journal, programs):
         if summary.name.startswith(("table1", "gains")):
             print(f"\n{summary.as_text()}")
     print(f"done in {duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
+
+
+def write_gains(folder, pairs):
+    """Add a row to folder/evaluation/gains.csv for each of `Plan.pairs`, from the rows of `evaluate robust` there.
+
+    The interval of each holds for all names of pairs at once.
+    """
+    robust, examples = Table(folder, "robust"), Table(folder, "robust_examples")
+
+    def rows(run, epsilon):
+        result = robust.select(run=run, epsilon=epsilon)[-1]
+        return examples.select(**{name: result[name] for name in examples.columns if name in result})
+
+    comparisons = len({pair["pair"] for pair in pairs})
+    with locks.locked(folder / "evaluation"):
+        Table(folder, "gains").add([pair | worst_case.gain(
+            *(rows(pair[role], pair["epsilon"]) for role in ("contender", "control")), comparisons) for pair in pairs])
 
 
 def _run_step(step, deadline, programs):

@@ -1,7 +1,7 @@
 """Tests of the verdict by rule: paired on images, above 0 in every seed, at a level that the contenders share."""
 import pytest
 
-from pyro_advbnn.experiments import gains
+from pyro_advbnn.experiments import reproduction
 from pyro_advbnn.reporting import csv_tables, summaries
 
 RUN = {"dataset": "digits", "network": "convnet", "defense": "adv", "epsilon": 0.2, "num_samples": 20, "num_examples": 100}
@@ -30,7 +30,7 @@ def judged(folder, won, others=()):
         pairs.append(pair(name, 0))
         for role in ("contender", "control"):
             attacked(folder, pairs[-1][role], set(range(50)))
-    gains.write(folder, pairs)
+    reproduction.write_gains(folder, pairs)
     summary, = (each for each in summaries.summaries(folder) if each.name == "gains")
     return csv_tables.read(folder, "gains"), summary.note
 
@@ -50,7 +50,7 @@ def test_a_gain_counts_where_the_interval_is_above_0_in_every_one_of_several_see
 def test_the_difference_is_that_of_the_same_images(tmp_path):
     attacked(tmp_path, "adv-tuned-0", set(range(50)))
     attacked(tmp_path, "advbnn-tuned-0", set(range(20, 60)))                # 20 that the control loses, 10 that it keeps
-    gains.write(tmp_path, [pair("tuned", 0)])
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"], row["num_examples"]) == (0.5, 0.6, 100)
     half = 1.959964 * (30 - 100 * 0.1**2) ** 0.5 / 100
@@ -71,6 +71,6 @@ def test_rows_of_another_attack_or_of_other_weights_are_not_counted(more, tmp_pa
         attacked(tmp_path, name, set(range(100)), **more)
         attacked(tmp_path, name, set(range(50)))
     attacked(tmp_path, "adv-tuned-0", set(range(100)), epsilon=0.3)
-    gains.write(tmp_path, [pair("tuned", 0)])
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
