@@ -25,4 +25,4 @@ PAIRS = {
     "perturbed": _TUNED | {"awp": 0.005},
     "longer": _TUNED | {"init_from": "adv-tuned", "learning_rate": 0.01},
 }
-MIXTURES = {"tuned": 2}                                  # the pairs of which a mixture is made too, and its number of components
+MIXTURES = {"tuned": 2}                                  # pairs of which a mixture is made too: its number of components

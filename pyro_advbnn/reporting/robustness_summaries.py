@@ -28,8 +28,8 @@ def gains(rows, _):
              for row in rows]
     verdicts = [_verdict(pair, [row["gain_low"] > 0 for row in rows if row["pair"] == pair]) for pair in pairs]
     note = (f"Radius {rows[-1]['epsilon']:.3g}. Accuracy in % in the worst case over the ensemble of attacks; gain: the paired "
-            f"difference on the same images, with its interval of {100 - 5 / comparisons:.4g} %, as the 5 % of error are shared "
-            f"by {counted(comparisons, 'contender')}. It counts where it is above 0 in every seed. {' '.join(verdicts)}")
+            f"difference on the same images, with its interval of {100 - 5 / comparisons:.4g} %, as the 5 % of error are "
+            f"shared by {counted(comparisons, 'contender')}. It counts where it is above 0 in every seed. {' '.join(verdicts)}")
     columns = ["pair", "seed", "Adv-BNN", "its control", "gain", "images"]
     return [Summary("gains", "Adv-BNN over adversarial training with the same means, in the worst case", columns, lines, note)]
 
