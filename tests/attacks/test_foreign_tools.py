@@ -21,7 +21,7 @@ EPSILON, ROUNDING = 0.2, 1e-6
 pytestmark = pytest.mark.usefixtures("one_thread")
 WAYS = {"fresh draws": lambda classifier: classifier, "averaged": lambda classifier: classifier.averaged(4),
         "one draw": lambda classifier: classifier.draw()}
-KINDS = {"bnn": lambda network: ab.BayesianClassifier(network, "fan_in", "fan_in/6"),
+KINDS = {"bnn": lambda network: ab.BayesianClassifier(network, "fan_in", "fan_in/6", batch_statistics="draw"),
          "rse": lambda network: ab.build_classifier("rse", network)}
 
 
