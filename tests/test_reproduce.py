@@ -415,6 +415,6 @@ def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys)
 def test_every_piece_refuses_wrong_flags(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "did you mean --scale" in refusal(capsys, verb, "--scales", "smoke")
-    assert "--scale must be one of smoke, small, paper" in refusal(capsys, verb, "--scale", "big")
+    assert "--scale must be one of smoke, small, medium, paper" in refusal(capsys, verb, "--scale", "big")
     assert "--data_dir" in refusal(capsys, verb, "--dataset", "npz")
     assert list(tmp_path.iterdir()) == []

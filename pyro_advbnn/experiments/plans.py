@@ -62,7 +62,7 @@ class Plan:
         self.num_train = min(self.settings["num_train"] or num_train, num_train)
         self.num_test = min(self.settings["num_test"] or num_test, num_test)
         self.num_few = self.settings["num_few"]
-        self.precision = wanted.precision or ("bf16" if on_gpu and wanted.scale == "paper" else "fp32")
+        self.precision = wanted.precision or ("bf16" if on_gpu and wanted.scale in ("medium", "paper") else "fp32")
         self.draws = [1, self.settings["attack_samples"]]
         self.steps, self.pairs, self._runs = [], [], {}
         for piece in pieces:
@@ -188,8 +188,16 @@ class Plan:
         self._white_box(["advbnn"] * len(runs), runs, name, epsilons, self.draws, against=name)
 
     def _white_box(self, defenses, runs, table, epsilons, attack_samples, **flags):
-        each = sum(costs.white_box(defense, epsilons, attack_samples) for defense in defenses)
-        self._evaluate("accuracy", runs, [table], each, epsilons=list(epsilons), attack_samples=attack_samples, **flags)
+        """Many draws per gradient on fewer images, in a step of their own, where the scale has it so."""
+        fewer, parts = self.settings.get("num_many", self.num_test), [(attack_samples, None)]
+        if fewer < self.num_test:
+            parts = [(attack_samples[:1], None)]
+            if attack_samples[1:] and DEFENSES[defenses[0]].random:      # else one draw is all there is
+                parts.append((attack_samples[1:], fewer))
+        for draws, num_test in parts:
+            each = sum(costs.white_box(defense, epsilons, draws) for defense in defenses)
+            self._evaluate("accuracy", runs, [table], each, num_test=num_test, epsilons=list(epsilons), attack_samples=draws,
+                           **flags)
 
     def _run(self, defense, **flags):
         """The folder of a run, whose training becomes a step where it is none yet."""

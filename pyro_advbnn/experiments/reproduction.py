@@ -1,16 +1,21 @@
-"""A reproduction at work: the steps of a plan that are not done yet, one after another, and how long they may take."""
+"""A reproduction at work: the steps of a plan that are not done yet, in turn or side by side, and how long they may take."""
+import shlex
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from pyro_advbnn import datasets, networks
-from pyro_advbnn.cli.text_tables import duration
+from pyro_advbnn.cli import help
+from pyro_advbnn.cli.text_tables import counted, duration
 from pyro_advbnn.evaluation import worst_case
-from pyro_advbnn.experiments import costs
+from pyro_advbnn.experiments import costs, scales
 from pyro_advbnn.experiments.plans import PIECES, Plan
 from pyro_advbnn.reporting import summaries
 from pyro_advbnn.reporting.csv_tables import Table
 from pyro_advbnn.system import json_files, locks
+from pyro_advbnn.system.children import Children
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
@@ -24,18 +29,24 @@ def run(piece, wanted, programs, **more):
     programs: {`Step.program`: function}. more: arguments of the `Plan`.
     """
     device = resolve_device(wanted.device)
-    one_thread = wanted.scale == "smoke" and device.type == "cpu"       # networks this small lose by a second thread
+    one_thread = scales.of(wanted) == "smoke" and device.type == "cpu"  # networks this small lose by a second thread
     with process_settings(1 if one_thread else None):
         plan, images = _plan(PIECES if piece == "all" else [piece], wanted, device, **more)
         if not Journal(plan).waiting():
             return print(f"nothing to do: all {len(plan.steps)} steps are done; see {plan.out / 'report.html'}")
         with nullcontext() if wanted.dry_run else locks.locked(plan.out):
             journal = Journal(plan)                      # as it is now that nobody else writes it
-            _print(plan, journal.waiting(), _seconds_per_gradient(plan, images, device))
+            with process_settings(_share(wanted.jobs)):
+                _print(plan, journal.waiting(), *_seconds_per_gradient(plan, images, device))
             if one_thread:
                 print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
             if not wanted.dry_run:
                 _run(plan, journal, programs)
+
+
+def _share(jobs):
+    """The threads of each of so many processes, all of them where it is one."""
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def _plan(pieces, wanted, device, **more):
@@ -91,7 +102,7 @@ def _difference(before, now):
 
 
 def _run(plan, journal, programs):
-    """Run the steps that are waiting, to the end or until --max_minutes are over."""
+    """Run the steps that are waiting, to the end or until --max_minutes are over, and say how it ended."""
     journal.open()
     began = time.monotonic()
     max_minutes = plan.wanted.max_minutes
@@ -99,18 +110,71 @@ def _run(plan, journal, programs):
     waiting = journal.waiting()
     if waiting and waiting[-1] is not plan.steps[-1]:
         waiting.append(plan.steps[-1])                   # the report shows what the others have brought
-    for number, step in enumerate(waiting, 1):
-        print(f"\n[{number}/{len(waiting)}] {step.command}", flush=True)
-        step_began = time.monotonic()
-        if step is plan.steps[-1] and plan.pairs:
-            write_gains(plan.out, plan.pairs)
-        if step_began > deadline or not _run_step(step, deadline, programs):
-            return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
-        journal.note(step, time.monotonic() - step_began)
+    with Children(_share(plan.wanted.jobs)) as trainings:
+        finished = _work_off(waiting, trainings, plan, journal, deadline, programs)
+    if not finished:
+        return print(f"stopped: --max_minutes {max_minutes:g} are over; the same command goes on")
     for summary in summaries.summaries(plan.out):
         if summary.name.startswith(("table1", "gains")):
             print(f"\n{summary.as_text()}")
     print(f"done in {duration(time.monotonic() - began)}: see {plan.out / 'report.html'}")
+
+
+def _work_off(waiting, trainings, plan, journal, deadline, programs):
+    """Whether all steps were done before the deadline.
+
+    With --jobs above 1 a training is one of `trainings`, a `Children`. What this process does itself has a job, too; where
+    none is free, or what comes next needs a run that is not there yet, it waits for one of them.
+    """
+    count, jobs = len(waiting), plan.wanted.jobs
+    while waiting or trainings.tasks:
+        step = _next(waiting, trainings.tasks) if len(trainings.tasks) < jobs else None
+        if time.monotonic() > deadline:
+            return False
+        if step is None:
+            step, code, seconds = trainings.wait_for_one()
+            if code:
+                raise InputError(f"the training of {step.flags['out']} ended with code {code}: {_last_line(_log(step))}; "
+                                 f"all that it said is in {_log(step)}")
+            if not run_folders.is_finished(step.flags["out"]):
+                return False
+            print(f"{step.flags['out']}: {_last_line(_log(step))}", flush=True)
+        else:
+            waiting.remove(step)
+            print(f"\n[{count - len(waiting)}/{count}] {step.command}", flush=True)
+            if jobs > 1 and step.is_training and not run_folders.is_finished(step.flags["out"]):
+                words = shlex.split(help.typed("pyro_advbnn.train", _training_flags(step, deadline)))[1:]
+                trainings.start(step, words, _log(step))
+                continue
+            began = time.monotonic()
+            if step is plan.steps[-1] and plan.pairs:
+                write_gains(plan.out, plan.pairs)
+            with process_settings(trainings.num_threads if trainings.tasks else None):
+                if not _run_step(step, deadline, programs):
+                    return False
+            seconds = time.monotonic() - began
+        journal.note(step, seconds)
+    return True
+
+
+def _next(waiting, at_work):
+    """The first of the waiting steps of which all runs are trained, or None; the report, the last of all, is for what is there."""
+    unfinished = {step.flags["out"] for step in [*waiting, *at_work] if step.is_training}
+    for step in waiting:
+        needed = step.flags.get("runs") or step.flags.get("mixture") or [step.flags.get("init_from")]
+        if not unfinished & set(needed) and (len(waiting) == 1 and not at_work or step.program != "evaluate report"):
+            return step
+
+
+def _log(step):
+    """The file for the output of a training beside others."""
+    folder = step.flags["out"]
+    return folder.parents[1] / "logs" / f"{folder.name}.log"
+
+
+def _last_line(path):
+    lines = path.read_text(errors="replace").split("\n")
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def write_gains(folder, pairs):
@@ -132,10 +196,18 @@ def write_gains(folder, pairs):
 
 def _run_step(step, deadline, programs):
     """Whether the step was finished before the deadline."""
-    flags = {name: value for name, value in step.flags.items() if value is not None}
     if not step.is_training:
-        programs[step.program](**flags)
+        programs[step.program](**{name: value for name, value in step.flags.items() if value is not None})
         return True
+    flags = _training_flags(step, deadline)
+    if not run_folders.is_finished(step.flags["out"]):
+        programs[step.program](**flags)
+    return run_folders.is_finished(step.flags["out"])
+
+
+def _training_flags(step, deadline):
+    """The flags with which a training begins, or goes on."""
+    flags = {name: value for name, value in step.flags.items() if value is not None}
     folder = flags["out"]
     if deadline < float("inf"):
         flags["max_minutes"] = max(deadline - time.monotonic(), 1) / 60
@@ -143,9 +215,7 @@ def _run_step(step, deadline, programs):
         _refuse_other_run(folder, flags)
         own = ("device", "network", "data_dir", "max_minutes")
         flags = {"resume": folder} | {name: flags[name] for name in own if name in flags}
-    if not run_folders.is_finished(folder):
-        programs[step.program](**flags)
-    return run_folders.is_finished(folder)
+    return flags
 
 
 def _refuse_other_run(folder, flags):
@@ -158,18 +228,25 @@ def _refuse_other_run(folder, flags):
 
 
 def _seconds_per_gradient(plan, images, device):
-    """`costs.seconds_per_gradient` of the plan's network."""
+    """`costs.seconds_per_gradient` of the plan's network, in the precision of its trainings and in that of evaluations."""
     name = plan.network_for(images.image_shape[-1])
     architecture = name, images.num_classes, images.image_shape[0], plan.settings.get("width")
     construction.check_memory(architecture, "advbnn", device)
-    return costs.seconds_per_gradient(networks.build_network(*architecture).to(device), images)
+    network = networks.build_network(*architecture).to(device)
+    evaluated = costs.seconds_per_gradient(network, images)
+    return evaluated if plan.precision == "fp32" else costs.seconds_per_gradient(network, images, plan.precision), evaluated
 
 
-def _print(plan, waiting, seconds):
-    """The plan, with the time that each step may take."""
-    total = sum(seconds * step.gradients for step in waiting)
+def _print(plan, waiting, trained, evaluated):
+    """The plan, with the time that each step may take.   trained, evaluated: seconds of a gradient."""
+    def seconds(step):
+        return step.gradients * (trained if step.is_training else evaluated)
+
+    jobs = plan.wanted.jobs
+    total = sum(seconds(step) / (jobs if step.is_training else 1) for step in waiting)
+    side_by_side = f", {jobs} trainings at once on {counted(torch.get_num_threads(), 'thread')} each" if jobs > 1 else ""
     print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about {duration(total)} on "
-          f"this machine, by a measurement of single batches")
+          f"this machine{side_by_side}, by a measurement of single batches")
     for step in plan.steps:
-        state = duration(seconds * step.gradients) if step in waiting else "done"
+        state = duration(seconds(step)) if step in waiting else "done"
         print(f"{state:>12}  {step.command}")

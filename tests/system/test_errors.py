@@ -115,7 +115,7 @@ def test_none_is_a_flag_that_is_not_given(tmp_path):
     (lambda: train(out="a", defense="adv", alpha=1), "alpha means nothing for --defense adv"),
     (lambda: train(out="a", defense="adv", num_samples=5), "num_samples 5 means nothing for --defense adv"),
     (lambda: Attack(num_steps=1.5), "num_steps must be an integer"),
-    (lambda: Reproduction(scale="huge"), "scale must be one of smoke, small, paper, got 'huge'"),
+    (lambda: Reproduction(scale="huge"), "scale must be one of smoke, small, medium, paper, got 'huge'"),
     (lambda: benchmark.benchmark(out=3), "out must be a path, got 3"),
     (lambda: demo.demo(out=3), "out must be a path, got 3"),
 ])
