@@ -76,7 +76,7 @@ def test_all_pieces_share_their_runs():
 
 def test_every_command_of_a_plan_is_one_that_can_be_given_by_hand():
     verbs = {"pyro_advbnn.evaluate": evaluate.VERBS, "pyro_advbnn.train": train.train}
-    for scale in ("smoke", "small", "paper"):
+    for scale in ("smoke", "small", "medium", "paper"):
         for step in plan(*PIECES, *BEYOND_THE_PAPER, scale=scale, dataset="cifar10", num_train=50_000, num_test=10_000).steps:
             python, m, module, *words = shlex.split(step.command)
             assert (python, m) == ("python", "-m")
@@ -105,10 +105,35 @@ def test_the_paper_scale_takes_all_images_and_the_authors_recipe():
 
 def test_the_paper_scale_trains_in_bfloat16_on_a_gpu_and_what_the_user_says_stands():
     for scale, wanted, on_gpu, precision in (("paper", None, True, "bf16"), ("paper", None, False, "fp32"),
+                                             ("medium", None, True, "bf16"), ("medium", "bf16", False, "bf16"),
                                              ("small", None, True, "fp32"), ("paper", "tf32", True, "tf32")):
         made = Plan(["table1"], Reproduction(scale=scale, dataset="cifar10", precision=wanted), 50_000, 10_000, on_gpu=on_gpu)
         assert {step.flags["precision"] for step in made.steps if step.is_training} == {precision}
         assert made.identity["precision"] == precision
+
+
+@pytest.mark.parametrize(("dataset", "network", "width", "epochs", "num_train", "num_test", "tested"), [
+    ("cifar10", "vgg16", 16, 15, 50_000, 10_000, 2000), ("stl10", "model_a", None, 30, 5000, 3000, 3000),
+    ("stl10", "model_a", None, 30, 5000, 8000, 3000)])
+def test_the_medium_scale_takes_all_images_and_many_draws_on_500_where_there_are_draws(
+        dataset, network, width, epochs, num_train, num_test, tested):
+    made = plan("table1", "fig2", "beyond", scale="medium", dataset=dataset, num_train=num_train, num_test=num_test)
+    assert made.network_for(96) == network
+    for step in made.steps:
+        if step.is_training:
+            assert [step.flags[name] for name in ("recipe", "num_train", "network", "width")] == ["ours", None, None, width]
+            assert step.flags["epochs"] == epochs
+        elif "accuracy" in step.program:
+            assert (step.flags["attack_samples"], step.flags["num_test"]) in (([1], tested), ([20], 500))
+    drawn = {run.name.partition("-")[0] for step in made.steps if step.flags.get("attack_samples") == [20] for run in step.flags["runs"]}
+    assert drawn == {"bnn", "rse", "advbnn"}
+
+
+def test_the_medium_scale_is_smoke_on_digits_and_few_test_images_are_those_of_all_draws():
+    assert plan("table1", scale="medium").settings == plan("table1", scale="smoke").settings
+    few = [step.flags for step in plan("table1", scale="medium", dataset="cifar10", num_test=300).steps
+           if "accuracy" in step.program]
+    assert [(flags["attack_samples"], flags["num_test"]) for flags in few] == [([1], 300), ([1, 20], 300)]
 
 
 @pytest.mark.parametrize("piece", BEYOND_THE_PAPER)

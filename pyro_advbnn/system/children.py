@@ -56,4 +56,5 @@ class Children:
         except KeyboardInterrupt:
             for process in processes:
                 process.kill()
+                process.wait()
             raise
