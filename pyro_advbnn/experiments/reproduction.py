@@ -158,7 +158,7 @@ def _work_off(waiting, trainings, plan, journal, deadline, programs):
 
 
 def _next(waiting, at_work):
-    """The first of the waiting steps of which all runs are trained, or None; the report, the last of all, is for what is there."""
+    """The first of the waiting steps whose runs are all trained, or None; the report comes last of all."""
     unfinished = {step.flags["out"] for step in [*waiting, *at_work] if step.is_training}
     for step in waiting:
         needed = step.flags.get("runs") or step.flags.get("mixture") or [step.flags.get("init_from")]
