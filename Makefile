@@ -1,9 +1,9 @@
-# make demo | test | torture | lint | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
+# make demo | test | torture | lint | gpu | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test torture lint clean
+.PHONY: demo test torture lint gpu gpu-check gpu-table1 clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m pyro_advbnn.demo
@@ -16,7 +16,14 @@ torture: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m torture
 
 lint: $(INSTALLED)
-	$(VENV)/bin/python -m ruff check pyro_advbnn tests
+	$(VENV)/bin/python -m ruff check pyro_advbnn tests .ci/gpu
+
+# On a machine with a GPU and the packages in PYTHON; nothing is installed.
+gpu:
+	$(MAKE) -k gpu-check gpu-table1
+
+gpu-check gpu-table1:
+	PYTHON=$(PYTHON) $(PYTHON) .ci/gpu $(@:gpu-%=%)
 
 # The stamp comes last, so that an installation that broke off is done again.
 $(INSTALLED): requirements.lock pyproject.toml

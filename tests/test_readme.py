@@ -22,7 +22,7 @@ PROGRAMS = {"train": train.train, "evaluate": evaluate.VERBS, "reproduce": repro
             "demo": demo.demo}
 OTHERS_FLAGS = {"standalone", "nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-endpoint", "rdzv-id",
                 "no-deps", "no-build-isolation", "require-hashes", "help",
-                "nodes", "ntasks-per-node", "gpus-per-node"}              # of torchrun, pip and sbatch
+                "nodes", "ntasks-per-node", "gpus-per-node", "budget_seconds"}      # of torchrun, pip, sbatch and .ci/gpu
 DEFENSE_OF = {name: defense for defense, name in paper.DEFENSE_NAMES.items()}
 pages = pytest.mark.parametrize("page", PAGES)
 

@@ -3,6 +3,8 @@
 Every reader takes the folder (or file) and the split, and returns (images, labels, class_names): uint8 (N, C, H, W),
 int64 (N,) in [0, number of classes), tuple of str. It opens the files of that split only and executes nothing that they
 hold.
+
+scikit-learn and torchvision are imported by the readers that need them: they take seconds.
 """
 import hashlib
 import http.client
@@ -13,8 +15,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import CIFAR10, STL10
-from torchvision.datasets.utils import download_and_extract_archive
 
 from pyro_advbnn.system.errors import InputError, reason
 
@@ -25,7 +25,6 @@ MAX_CLASSES = 100_000  # far above any real data set; keeps one absurd label fro
 
 def read_digits():
     """scikit-learn's 1,797 handwritten digits, 8x8 in one channel, 0..16 scaled to 0..255; not split."""
-    # Imported here, because it takes a second and only this data set needs it.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -38,6 +37,8 @@ def read_cifar10(data_dir, split):
 
     Raises InputError for a file that is missing or whose MD5 is not the published one.
     """
+    from torchvision.datasets import CIFAR10
+
     folder = _root(CIFAR10, data_dir, "cifar10", [CIFAR10.base_folder]) / CIFAR10.base_folder
     published = CIFAR10.train_list if split == "train" else CIFAR10.test_list
     images, labels = zip(*(_cifar10_batch(folder / name, md5) for name, md5 in published), strict=True)
@@ -49,6 +50,8 @@ def read_stl10(data_dir, split):
 
     Raises InputError for a missing or truncated file and for labels out of range.
     """
+    from torchvision.datasets import STL10
+
     root = _root(STL10, data_dir, "stl10", [STL10.base_folder, "stl10.npz"])
     if (root / STL10.base_folder).exists():
         return *_stl10_binary(root / STL10.base_folder, split), STL10_CLASSES
@@ -74,6 +77,8 @@ def read_npz(path, split):
 
 def _root(published, data_dir, name, layouts):
     """The folder that holds one of the `layouts`; without a `data_dir` it is `data/`, downloaded to if need be."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
     root = Path("data") if data_dir is None else Path(data_dir)
     if any((root / layout).exists() for layout in layouts):
         return root

@@ -26,7 +26,6 @@ from pyro_advbnn.datasets import (
     SPLITS,
     Images,
     ImageView,
-    arrays,
     cache,
     folders,
     image_sets,
@@ -323,7 +322,7 @@ def test_the_published_cifar10_files_are_read_as_torchvision_reads_them(tmp_path
 
 @pytest.mark.parametrize("name, url", [("cifar10", "cifar-10-python.tar.gz"), ("stl10", "stl10_binary.tar.gz")])
 def test_a_named_folder_without_the_data_set_is_refused_and_nothing_is_downloaded(tmp_path, monkeypatch, name, url):
-    monkeypatch.setattr(arrays, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
     for folder in (tmp_path, tmp_path / "absent"):
         message = refusal(name, "train", folder)
         assert url in message and str(folder) in message and "--data_dir" in message
@@ -336,7 +335,7 @@ def test_a_failed_download_says_where_to_get_the_data_set(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arrays, "download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
     message = refusal("cifar10", "train")
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in message and "the download failed" in message
 
@@ -351,7 +350,7 @@ def test_a_data_set_is_downloaded_to_the_default_folder_unless_it_is_there(
         calls.append((url, root))
         (elsewhere / "data").symlink_to(cifar10_dir)
 
-    monkeypatch.setattr(arrays, "download_and_extract_archive", download)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
     assert len(load("cifar10", "test")) == len(load("cifar10", "test")) == 4
     assert calls == [(CIFAR10.url, Path("data"))]
 

@@ -224,7 +224,7 @@ def idle(monkeypatch):
         raise Reached
     def no_network(url, root, **more):
         raise OSError("no network")
-    monkeypatch.setattr("pyro_advbnn.datasets.arrays.download_and_extract_archive", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", no_network)
     for module, names in {"experiments.accuracy_verbs": ["white_box", "_from", "ensemble_accuracies", "steps_accuracies"],
                           "experiments.posterior_verbs": ["_describe", "_gradients"],
                           "experiments.report_verb": ["_examples", "_reported"], "reporting.summaries": ["write"],

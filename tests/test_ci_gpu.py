@@ -1,0 +1,46 @@
+"""`.ci/gpu`, what is run on a lent GPU, rehearsed on the CPU at toy size."""
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).resolve().parents[1] / ".ci" / "gpu"
+TOY = ["--dataset=digits", "--network=convnet", "--width=4", "--num_train=100", "--epochs=1", "--min_epochs=1", "--runs=adv",
+       "--batch_size=50", "--epsilons=0.1", "--batch_sizes=2", "--device=cpu", "--cuda_graphs=off"]
+
+
+def rehearsed(part, folder, *flags):
+    """The finished process, the steps that are recorded, and the names in the packed records."""
+    (folder / "packed").mkdir(exist_ok=True)
+    process = subprocess.run([sys.executable, PROGRAM, part, *TOY, *flags, f"--out={folder / 'gpu'}"], text=True,
+                             capture_output=True, env=os.environ | {"OUT": str(folder / "packed"), "PYTHON": sys.executable})
+    name = {"check": "check", "table1": "digits"}[part]
+    with tarfile.open(folder / "packed" / f"{name}.tar.gz") as tar:
+        names = {Path(found).relative_to(name).as_posix() for found in tar.getnames()}
+    return process, [json.loads(line) for line in (folder / "gpu" / name / "steps.jsonl").read_text().splitlines()], names
+
+
+@pytest.mark.slow
+def test_the_check_keeps_what_tests_and_benchmark_say(tmp_path):
+    process, steps, names = rehearsed("check", tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert [(step["step"], step["code"]) for step in steps] == [("tests", 0), ("benchmark graphs off", 0)]
+    assert {"tests.log", "tests.xml", "benchmark-graphs-off.log", "graphs-off/benchmark.csv", "steps.jsonl"} <= names
+    assert "skipped" in (tmp_path / "gpu" / "check" / "tests.log").read_text().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_table_1_trains_and_evaluates_and_a_second_call_goes_on_from_the_records(tmp_path):
+    process, steps, _ = rehearsed("table1", tmp_path, "--num_test", "0", "4", "4")             # evaluate refuses 0
+    assert process.returncode == 1 and "1 evaluations are not done" in process.stdout, process.stdout + process.stderr
+    assert [step["code"] for step in steps] == [0, 0, 2, 0]
+    process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert [step["step"] for step in steps[4:]] == ["adv one draw"]
+    assert {"epochs.json", "adv/config.json", "adv/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv"} <= names
+    assert not any(name.endswith(".pt") for name in names)
+    assert len(rehearsed("table1", tmp_path)[1]) == 5
