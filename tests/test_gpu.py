@@ -1,4 +1,6 @@
 """What only a GPU can show; skipped where there is none."""
+import threading
+
 import pyro
 import pytest
 import torch
@@ -116,7 +118,7 @@ def attacked(attack, batch, steps=4):
     """A classifier after some steps, and what the attack made in each."""
     torch.manual_seed(0)
     classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.05).cuda()
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, fused=True, capturable=True)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, fused=True)
     made = []
     for _ in range(steps):
         ab.train_step(classifier, optimizer, *batch, attack=lambda *a: made.append(attack(*a)) or made[-1], kl_weight=1e-5)
@@ -132,6 +134,33 @@ def test_an_attack_as_a_cuda_graph_draws_anew_and_sees_the_weights_of_the_moment
     for one, other in zip(made, expected, strict=True):          # the same draws: the generator goes on as without a graph
         assert (one != other).float().mean() < 0.05
     torch.testing.assert_close(classifier.mean, plain.mean, rtol=1e-2, atol=1e-3)
+
+
+def test_a_graph_is_captured_while_another_thread_pins_memory(batch):
+    graphed, done = GraphedAttack(ab.PGD(0.1, 0.03, 3)), threading.Event()
+
+    def pin():
+        kept = []
+        while not done.is_set():
+            kept.append(torch.empty(len(kept) + 1 << 16, pin_memory=True))
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    attacked(graphed, batch)
+    done.set()
+    thread.join()
+    assert graphed.failure is None
+
+
+def test_an_attack_that_no_graph_can_hold_is_made_without_one_and_draws_on(batch):
+    def waiting(classifier, x, y):
+        assert classifier(x).sum().item() < 1e9
+        return ab.pgd(classifier, x, y, epsilon=0.1, step_size=0.03, num_steps=2)
+
+    graphed = GraphedAttack(waiting)
+    _, made = attacked(graphed, batch)
+    assert graphed.failure is not None and not torch.equal(made[0], made[1])
+    assert not torch.equal(*torch.rand(2, 9, device="cuda"))
 
 
 def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):

@@ -91,8 +91,7 @@ def build_optimizer(classifier, settings, num_train=None):
     parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":
-        on_gpu = next(classifier.parameters()).device.type == "cuda"
-        return torch.optim.Adam(parameters, **choice, capturable=on_gpu)
+        return torch.optim.Adam(parameters, **choice)
     return torch.optim.SGD(parameters, momentum=0.9, **choice)
 
 

@@ -70,10 +70,16 @@ class GraphedAttack:
                     self._run(classifier, self._x, self._y)
             torch.cuda.current_stream(x.device).wait_stream(stream)
         classifier.release_buffers()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._x_adv = self._run(classifier, self._x, self._y)
-        classifier.release_buffers()
+        graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[x.device.index]
+        fresh = generator.clone_state()
+        try:                                             # on the stream's device; other threads may copy and pin meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._x_adv = self._run(classifier, self._x, self._y)
+        except RuntimeError:                             # torch may leave the generator as if the capture still went on
+            generator.graphsafe_set_state(fresh)
+            raise
+        finally:
+            classifier.release_buffers()
         self._graph = graph
 
 

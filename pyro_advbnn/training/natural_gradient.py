@@ -124,4 +124,4 @@ class NaturalGradient(torch.optim.Optimizer):
             state["sums"] = log_std.new_zeros(2)
         state["sums"].lerp_(sum(torch.stack([part.sum(), part.dot(part)]) for part in of_draws), rho)
         draws, squares = state["sums"]
-        return torch.where(squares > 0, draws / squares, 0).clamp(min=0)
+        return (draws / squares).nan_to_num(0, 0, 0).clamp(min=0)        # a 0 of torch.where would be copied to a GPU

@@ -183,9 +183,6 @@ class Training:
         if self._average:
             self.classifier.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            if "capturable" in group:                    # the device may be another one
-                group["capturable"] = self.device.type == "cuda"
         self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         self._sums.copy_(state["sums"])
         rngs = [state["rng"], *state["rng_of_others"]]

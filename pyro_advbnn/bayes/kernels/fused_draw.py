@@ -53,7 +53,7 @@ class _DrawWithKL(torch.autograd.Function):
                 grad_mean[part] = grad[part]
                 continue
             torch.addcmul(grad[part], mean[part], grad_kl, value=prior_std**-2, out=grad_mean[part])
-            ratio = torch.add(log_std.new_tensor(-2 * math.log(prior_std)), log_std[part], alpha=2).exp_().sub_(1)
+            ratio = torch.add(log_std.new_full((), -2 * math.log(prior_std)), log_std[part], alpha=2).exp_().sub_(1)
             grad_log_std[part].addcmul_(ratio, grad_kl)
         return grad_mean, grad_log_std, None, None
 
