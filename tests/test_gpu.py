@@ -142,13 +142,15 @@ def test_a_graph_is_captured_while_another_thread_pins_memory(batch):
     def pin():
         kept = []
         while not done.is_set():
-            kept.append(torch.empty(len(kept) + 1 << 16, pin_memory=True))
+            kept.append(torch.empty(1 << 12, pin_memory=True))             # kept, so that each asks CUDA for memory
 
     thread = threading.Thread(target=pin)
     thread.start()
-    attacked(graphed, batch)
-    done.set()
-    thread.join()
+    try:
+        attacked(graphed, batch)
+    finally:
+        done.set()
+        thread.join()
     assert graphed.failure is None
 
 
