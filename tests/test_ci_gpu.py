@@ -40,7 +40,7 @@ def test_table_1_trains_and_evaluates_and_a_second_call_goes_on_from_the_records
     assert [step["code"] for step in steps] == [0, 0, 2, 0]
     process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4")
     assert process.returncode == 0, process.stdout + process.stderr
-    assert [step["step"] for step in steps[4:]] == ["adv one draw"]
+    assert [step["step"] for step in steps[4:]] == ["adv 1 draws"]
     assert {"epochs.json", "adv/config.json", "adv/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv"} <= names
     assert not any(name.endswith(".pt") for name in names)
     assert len(rehearsed("table1", tmp_path)[1]) == 5

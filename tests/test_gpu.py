@@ -83,14 +83,6 @@ def test_a_checkpoint_moves_between_devices(tmp_path, batch):
     torch.testing.assert_close(on_cpu(batch[0].cpu()), classifier(batch[0]).cpu(), rtol=1e-2, atol=1e-3)
 
 
-def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
-    tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
-    commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
-    assert (tmp_path / "out" / "report.html").exists()
-    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
-        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
-
-
 def test_averaged_weights_are_kept_on_the_gpu_and_go_on_after_a_stop(tmp_path):
     tiny = {"num_train": 100, "width": 4, "num_steps": 2, "validation": 20, "epochs": 2, "device": "cuda"}
     train(**tiny, weight_averaging=0.9, out=tmp_path / "run", max_minutes=1e-9)
@@ -244,3 +236,11 @@ def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
         if row["attack_s"] is not None:
             cut = sum(row[f"{part}_s"] for part in timings.PARTS)
             assert cut == pytest.approx(row["wall_s"], rel=0.5)
+
+
+def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
+    tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
+    commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "report.html").exists()
+    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
