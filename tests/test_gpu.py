@@ -166,7 +166,8 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
 @pytest.mark.parametrize(("defense", "optimizer"), [("adv", None), ("advbnn", "adam"), ("advbnn", "natural")])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
-    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2, "optimizer": optimizer})
+    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2, "optimizer": optimizer,
+                                                              "weight_averaging": 0.9, "awp": 0.005, "awp_start": 0.0})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     pyro.enable_validation(False)
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
