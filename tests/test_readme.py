@@ -203,49 +203,62 @@ def test_the_table_of_the_worst_case_equals_the_records():
         assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
 
 
-def number(text):
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1) if re.fullmatch(r"[\d./]+", text) else text
+def digits_runs():
+    """{name: record} of the recipe ours on digits: two defences, three lengths, three seeds."""
+    return {record["run"]: record for record in records("digits-defaults/records.jsonl")}
 
 
-@pytest.mark.parametrize("path, column, defaults", [
-    ("digits-defaults/records.jsonl", "setting, 20 epochs",
-     {"epochs": 20, "learning_rate": 0.005, "batch_size": 64, "init_std": "fan_in/30", "prior_std": "fan_in", "alpha": 0.1,
-      "attack_samples": 1}),
-    ("digits-long/records.jsonl", "setting, 60 epochs", {"epochs": 60})])
-def test_the_tables_of_the_defaults_equal_the_records(path, column, defaults):
-    rows = records(path)
-    for row in table("defaults.md", column):
-        flags = {"defense": "advbnn"} | defaults
-        flags |= {name: number(value) for name, value in re.findall(r"--(\w+) (\S+)", row[column])}
-        if flags["defense"] == "adv":
-            flags.pop("alpha", None)
-        for seed in (0, 1):
-            found = [" / ".join(percent(record[name]) for name in ("clean", "pgd_1_draw", "pgd_10_draws")) for record in rows
-                     if is_run_of(record["flags"], flags | {"seed": seed})]
-            assert not row[f"seed {seed}"] or found == [row[f"seed {seed}"]], (row, found)
+def correct(record, attack):
+    return [broken == "0" for broken in record["broken"][attack]]
 
 
-def test_the_table_of_lengths_equals_the_records():
-    rows = records("digits-lengths/records.jsonl")
-    for row in table("method.md", "epochs"):
-        for column, defense in (("Adv-BNN", "advbnn"), ("adversarial training", "adv")):
-            record, = [each for each in rows if each["flags"]["defense"] == defense and each["flags"]["seed"] == 0
-                       and each["flags"]["epochs"] == int(row["epochs"])]
-            names = ("clean", "pgd_1_draw", "pgd_10_draws") if defense == "advbnn" else ("clean", "pgd_1_draw")
-            assert row[column] == " / ".join(percent(record["last"][name]) for name in names)
-        assert row["SNR"] == f"{one_course(rows, row['epochs'])[-1][3]:.1f}"
+def mean_percent(values):
+    return percent(sum(values) / len(values))
 
 
-def one_course(rows, epochs):
-    return next(row["course"] for row in rows if row["run"] == f"advbnn{epochs}-0")
+def test_the_table_of_lengths_is_the_mean_of_three_seeds():
+    runs = digits_runs()
+    for row in table("method.md", "epochs", "PGD apart"):
+        ours, adv = ([runs[f"{defense}-{row['epochs']}-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
+        for column, three in (("Adv-BNN", ours), ("adversarial training", adv)):
+            assert row[column] == " / ".join([mean_percent([run["last"]["clean"] for run in three]), *(
+                mean_percent(sum((correct(run, attack) for run in three), [])) for attack in ("pgd", "apgd-ce"))])
+        for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
+            apart = [a - b for one, other in zip(ours, adv) for a, b in zip(correct(one, attack), correct(other, attack))]
+            mean = sum(apart) / len(apart)
+            half = 1.96 * (sum((value - mean) ** 2 for value in apart) / (len(apart) - 1) / len(apart)) ** 0.5
+            assert row[column] == f"{100 * mean:+.1f} ± {100 * half:.1f}"
+        last = [run["course"][-1] for run in ours]
+        assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
+        assert row["KL"] == f"{sum(values[2] for values in last) / 3:.2f}"
 
 
-def is_run_of(recorded, flags):
-    """Whether a run was made with these flags, and with no others that a table could name."""
-    may_go_unnamed = {name for name in recorded if name not in ("alpha", "running_statistics", "init_std")}
-    others = set(recorded) - set(flags) - may_go_unnamed
-    return all(recorded.get(name) == value for name, value in flags.items()) and (not others or flags["defense"] == "adv")
+def test_the_table_of_runs_equals_the_records():
+    runs = digits_runs()
+    for row in table("defaults.md", "run", "last"):
+        record = runs.pop(row["run"])
+        for column in ("last", "best"):
+            assert row[column] == f"{percent(record[column]['clean'])} / {percent(record[column]['pgd_10_draws'])}"
+        assert row["APGD"] == mean_percent(correct(record, "apgd-ce"))
+    assert list(runs) == ["adam-60-0"]                   # of the figure
+
+
+def test_the_table_of_curvatures_equals_the_records():
+    rows = records("digits-trials/curvature.jsonl")
+    for row, record in zip(table("method.md", "curvature by"), rows, strict=True):
+        _, nll, kl, snr = record["course"][-1][:4]
+        assert [row[name] for name in ("nll", "KL per image", "loss")] == [f"{value:.3f}" for value in (nll, kl, nll + kl)]
+        assert row["SNR"] == f"{snr:.1f}"
+
+
+def test_the_table_of_alphas_equals_the_records():
+    runs = {f"{record['settings']['alpha']:.2g}": record for record in records("digits-alpha/records.jsonl")}
+    for row in table("method.md", "alpha", "clean / 1 / 10"):
+        record = runs.pop(row["alpha"])
+        measured = [record["last"][name] for name in ("clean", "pgd_1_draw", "pgd_10_draws")]
+        assert row["clean / 1 / 10"] == " / ".join(map(percent, measured))
+        assert (row["SNR"], row["KL"]) == (f"{record['course'][-1][3]:.3g}", f"{record['course'][-1][2]:.3g}")
+    assert not runs
 
 
 def test_the_table_of_the_benchmark_equals_the_record():
