@@ -201,12 +201,14 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
     ("accuracy --run {run} --checkpoint first", "--checkpoint must be one of best, last"),
     ("accuracy --run {run} --num_test 361", "--num_test 361 is more than the 360 test images of digits"),
     ("accuracy --run {run} --device gpu", "--device must be auto, cpu, cuda or cuda:N"),
-    ("accuracy --run {run} --network vgg16", "--network 'vgg16' is not the run's, which is convnet"),
+    ("accuracy --run {run} --network vgg16", "--network vgg16 is not the run's, which is convnet"),
     ("accuracy {run}", "only flags are taken"),
     ("accurracy --run {run}", "unknown verb 'accurracy'; choose one of: accuracy"),
     ("--run {run}", "a verb must come first"),
     ("accuracy --run nowhere", "nowhere is no run folder: it has no config.json"),
     ("accuracy --run .", ". is no run folder: its config.json is not that of a training"),
+    ("accuracy --run \x08", r"\x08 is no run folder"),
+    ("accuracy --run {run} --network \x1b", r"--network \x1b is not the run's"),
 ])
 def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
     given, message, run, tmp_path, monkeypatch, capsys

@@ -216,8 +216,8 @@ def _check_alike(folders, configs, flag):
 def _check_network(network, folders, configs):
     names = [config["network"] for config in configs]
     if network is not None and network not in names:
-        raise InputError(f"--network {network!r} is not the run's, which is {names[0]}" if len(names) == 1 else
-                         f"--network {network!r} is that of none of {', '.join(map(str, folders))}")
+        raise InputError(f"--network {network} is not the run's, which is {names[0]}" if len(names) == 1 else
+                         f"--network {network} is that of none of {', '.join(map(str, folders))}")
 
 
 @contextmanager

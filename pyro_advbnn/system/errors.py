@@ -14,8 +14,8 @@ class Note(UserWarning):
 
 
 def one_line(text):
-    """text on one line."""
-    return " ".join(text.split())
+    """text on one line, a control character in it as Python writes it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
 
 
 def reason(error):

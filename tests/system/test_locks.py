@@ -83,7 +83,7 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     with locks.locked(folder / "evaluation"):
         assert f"{folder / 'evaluation'} is in use by process" in refusal(capsys, evaluate.VERBS, *line)
     assert snapshot(folder) == before and not (folder / "evaluation").exists()
-    assert "--network 'vgg16' is not the run's" in refusal(capsys, evaluate.VERBS, *line, "--network", "vgg16")
+    assert "--network vgg16 is not the run's" in refusal(capsys, evaluate.VERBS, *line, "--network", "vgg16")
     assert not (folder / "evaluation").exists()
     monkeypatch.setattr(accuracy_verbs, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
