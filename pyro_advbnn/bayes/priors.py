@@ -14,6 +14,7 @@ from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal, kl_to_normal
+from pyro_advbnn.bayes.kernels.fused_draw import kl_by_log_std
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.system.errors import InputError
 
@@ -53,7 +54,7 @@ class NormalPrior(TorchDistribution):
         """d KL(posterior || prior) / d log_std at a slice of log_std (d,): std^2 / prior_std^2 - 1, or 0 where none counts."""
         slope = torch.zeros_like(log_std[part])
         for piece, prior_std in self.counted_pieces(part):
-            slope[piece.start - part.start:piece.stop - part.start] = (log_std[piece] - math.log(prior_std)).mul_(2).expm1_()
+            slope[piece.start - part.start:piece.stop - part.start] = kl_by_log_std(log_std[piece], prior_std)
         return slope
 
     def counted_pieces(self, within=None):

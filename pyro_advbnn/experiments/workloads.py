@@ -18,6 +18,7 @@ from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
+from pyro_advbnn.training import recipes
 from pyro_advbnn.training.algorithm1 import build_optimizer, step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
 
@@ -77,9 +78,8 @@ class TrainingStep:
 
     def __init__(self, classifier, work):
         self.classifier, self.work = classifier.train(), work
-        optimizer = "natural" if isinstance(classifier, BayesianClassifier) else "sgd"                # those of recipe ours
-        settings = {"optimizer": optimizer, "learning_rate": LEARNING_RATE, "weight_decay": 0.0, "rho": 0.005,
-                    "curvature": "squares", "alpha": 1.0}
+        defense = "advbnn" if isinstance(classifier, BayesianClassifier) else "adv"
+        settings = recipes.ours("cifar10", defense) | {"learning_rate": LEARNING_RATE, "weight_decay": 0.0, "alpha": 1.0}
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.x, work.precision)

@@ -53,9 +53,13 @@ class _DrawWithKL(torch.autograd.Function):
                 grad_mean[part] = grad[part]
                 continue
             torch.addcmul(grad[part], mean[part], grad_kl, value=prior_std**-2, out=grad_mean[part])
-            ratio = torch.add(log_std.new_full((), -2 * math.log(prior_std)), log_std[part], alpha=2).exp_().sub_(1)
-            grad_log_std[part].addcmul_(ratio, grad_kl)
+            grad_log_std[part].addcmul_(kl_by_log_std(log_std[part], prior_std), grad_kl)
         return grad_mean, grad_log_std, None, None
+
+
+def kl_by_log_std(log_std, prior_std):
+    """d/dlog_std of Eq. (6) by weight, std^2 / prior_std^2 - 1; (d,), number > 0 -> (d,)."""
+    return torch.add(log_std.new_full((), -2 * math.log(prior_std)), log_std, alpha=2).exp_().sub_(1)
 
 
 def _parts(prior_pieces, size, device):
