@@ -25,6 +25,12 @@ def rehearsed(part, folder, *flags):
     return process, [json.loads(line) for line in (folder / "gpu" / name / "steps.jsonl").read_text().splitlines()], names
 
 
+def test_a_run_that_is_none_is_refused_before_any_work(tmp_path):
+    process = subprocess.run([sys.executable, PROGRAM, "table1", "--runs=adv,advbn", f"--out={tmp_path / 'gpu'}"], text=True,
+                             capture_output=True)
+    assert process.returncode == 2 and process.stderr.endswith(", got adv,advbn\n") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_check_keeps_what_tests_and_benchmark_say(tmp_path):
     process, steps, names = rehearsed("check", tmp_path)
