@@ -26,8 +26,8 @@ class NaturalGradient(torch.optim.Optimizer):
         squares  G = lambda (c D^2 + w dKL/dlog_std) with D = dL/dlog_std - w dKL/dlog_std and w the step's kl_weight. The
                  squares (as of Khan et al. 2018, arXiv 1806.04854), whose noise is the same at every alpha, tell how the
                  curvature is shared among the weights; the draws tell how much there is of it: c is the sum of D over all
-                 weights over that of D^2, each averaged over some 1 / rho steps. So at rest Eq. (10) is stationary in a
-                 common factor of all stds, which few draws tell well.
+                 weights over that of D^2, each averaged over some 1 / rho steps before (0 in the first). So at rest Eq. (10) is
+                 stationary in a common factor of all stds, which few draws tell well.
 
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
     no optimizer should say otherwise: theirs falls for ever, as with Adam, but ever more slowly, like 1 / sqrt(steps).
@@ -96,32 +96,23 @@ class NaturalGradient(torch.optim.Optimizer):
         if rate == 0:
             return
         bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
-        parts, pull = chunks(0, len(log_std), log_std.device), log_std.grad.__getitem__
-        if curvature == "squares":
-            pull = self._pull_of_squares(log_std, parts, rho, kl_weight)
-        for part in parts:
+        pull = log_std.grad.__getitem__ if curvature == "draws" else self._pull_of_squares(log_std, rho, kl_weight)
+        for part in chunks(0, len(log_std), log_std.device):
             log_std[part].sub_(torch.clamp(pull(part), -bound, bound), alpha=rate)
 
-    def _pull_of_squares(self, log_std, parts, rho, kl_weight):
-        """G / lambda by curvature="squares", as a function of one of the parts, which are slices."""
-        by_log_std = self._classifier.kl_by_log_std()
-
-        def pulls(part):
-            of_kl = kl_weight * by_log_std(part)
-            return of_kl, log_std.grad[part] - of_kl
-
-        def pull(part):
-            of_kl, of_draws = pulls(part)
-            return of_kl.addcmul_(share * of_draws, of_draws)
-
-        share = self._share(log_std, (pulls(part)[1] for part in parts), rho)
-        return pull
-
-    def _share(self, log_std, of_draws, rho):
-        """The sum of all parts of `of_draws` over that of their squares, of this and earlier steps; 0 or more."""
-        state = self.state[log_std]
+    def _pull_of_squares(self, log_std, rho, kl_weight):
+        """G / lambda by curvature="squares", as a function of a slice, to be called once for each."""
+        by_log_std, state = self._classifier.kl_by_log_std(), self.state[log_std]
         if not state:
             state["sums"] = log_std.new_zeros(2)
-        state["sums"].lerp_(sum(torch.stack([part.sum(), part.dot(part)]) for part in of_draws), rho)
-        draws, squares = state["sums"]
-        return (draws / squares).nan_to_num(0, 0, 0).clamp(min=0)        # a 0 of torch.where would be copied to a GPU
+        sums = state["sums"]
+        share = (sums[0] / sums[1]).nan_to_num(0, 0, 0).clamp(min=0)     # a 0 of torch.where would be copied to a GPU
+        sums.mul_(1 - rho)
+
+        def pull(part):
+            of_kl = by_log_std(part).mul_(kl_weight)
+            of_draws = log_std.grad[part] - of_kl
+            sums.add_(torch.stack([of_draws.sum(), of_draws.dot(of_draws)]), alpha=rho)
+            return of_kl.addcmul_(share * of_draws, of_draws)
+
+        return pull

@@ -86,9 +86,8 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature, m
             square = (2 * classifier.log_std.detach()).exp()
             of_kl = weight * (square / PRIOR_STD**2 - 1)
             of_draws = classifier.log_std.grad - of_kl
+            natural = rho * len(x) / alpha / 2 * (max(sums[0] / sums[1] if sums[1] else 0, 0) * of_draws**2 + of_kl)
             sums = [(1 - rho) * old + rho * new.sum() for old, new in zip(sums, [of_draws, of_draws**2])]
-            natural = rho * len(x) / alpha / 2 * (max(sums[0] / sums[1], 0) * of_draws**2 + of_kl)
-        assert 0 < (natural.abs() > most).sum() < len(natural)
         expected = {"log_std": classifier.log_std.detach() - natural.clamp(-most, most)}
         for name in buffers:
             before = getattr(classifier, name).detach().clone()
@@ -97,6 +96,7 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature, m
             expected[name] = before - lr * (gradient + momentum * buffers[name])
         optimizer.step()
         torch.testing.assert_close(dict(classifier.named_parameters()), expected)
+    assert 0 < (natural.abs() > most).sum() < len(natural)
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.05, 3.0])

@@ -14,7 +14,7 @@ try:
 except ImportError:
     _normals = None
 
-_CPU_CHUNK = 1 << 18          # floats: large enough to share among threads, small enough for a second-level cache
+_CPU_CHUNK = 1 << 17          # floats: large enough to share among threads, small enough for a second-level cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
 _STREAM = 1 << 20             # normals from one generator, or to one thread at a time
 _BLOCK = 128                  # normals that `_normals` makes from one value of its counter
