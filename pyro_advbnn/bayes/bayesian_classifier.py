@@ -48,7 +48,7 @@ class BayesianClassifier(Classifier):
     distribution over one weight instead of N(0, prior_std^2).
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
-    batch_statistics: those by which BatchNorm normalises a batch in training mode: "mean", of the mean network on a quarter of
+    batch_statistics: those by which BatchNorm normalises a batch in training mode: "mean", of the mean network on an eighth of
     the batch (at least 16 images), or "draw", of the drawn network, as in the authors' code. Predictions and attacks go by
     running averages: with "draw" these are another function, the more so the wider the posterior (docs/method.md).
     likelihood, class_weights: as of `Classifier`.
@@ -220,7 +220,7 @@ class BayesianClassifier(Classifier):
         norms = norms_in_training(self.network) if self._settings["batch_statistics"] == "mean" and not in_transform() else ()
         if not norms:
             return self._checked(self._call(by_name, x), x)
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean), x[::_stride(len(x))])):
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::_stride(len(x))])):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):
@@ -229,9 +229,10 @@ class BayesianClassifier(Classifier):
     def _by_alias(self, by_name):
         return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
 
-    def _by_name(self, weights):
-        """{parameter name: view} of a draw (d,) and of the deterministic parameters."""
-        by_name = dict(zip(self._shapes, unflatten(weights, self._shapes.values(), self._work), strict=True))
+    def _by_name(self, weights, kept=True):
+        """{parameter name: view} of weights (d,), whose gradient comes in kept memory or not, and of the deterministic ones."""
+        views = unflatten(weights, self._shapes.values(), self._work if kept else None)
+        by_name = dict(zip(self._shapes, views, strict=True))
         if self.deterministic is not None:
             fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work_fixed)
             by_name |= zip(self._fixed_shapes, fixed, strict=True)
@@ -279,8 +280,8 @@ def _log_like(p, std):
 
 
 def _stride(num_images):
-    """A quarter of a batch tells the mean network's statistics, but no fewer than 16 images."""
-    return max(1, min(4, num_images // 16))
+    """An eighth of a batch tells the mean network's statistics, but no fewer than 16 images."""
+    return max(1, min(8, num_images // 16))
 
 
 def _scaled(scale):

@@ -82,7 +82,7 @@ class Method:
         "size there, such as share/10 (MOPED, arXiv 1906.05323).")
     kl_over: Literal["all", "last"] | None = flag("KL of all weights, or of the last layer as in the authors' code.")
     batch_statistics: Literal[BATCH_STATISTICS] | None = flag("by which BatchNorm normalises a batch in training: mean, of the "
-        "mean network on a quarter of it, so that training and prediction are one function, or draw, of the drawn network, as "
+        "mean network on a part of it, so that training and prediction are one function, or draw, of the drawn network, as "
         "the authors have it.")
     kl_warmup: _Share | None = flag("share of the training over which alpha rises from 0.")
     class_weights: Literal["balanced"] | list[_Factor] | None = flag("factors of the log-likelihood by class: balanced, as "

@@ -92,7 +92,10 @@ def in_transform():
 
 
 def unflatten(vector, shapes, buffers):
-    """The vector as views of the given shapes, in order; their gradients come back in one kept buffer."""
+    """The vector as views of the given shapes, in order; their gradients come back in one vector.
+
+    buffers: a `Buffers` that keeps it, or None for a new one, to which autograd then adds others without another vector.
+    """
     if torch.is_grad_enabled() and vector.requires_grad and not in_transform():
         return _Unflatten.apply(vector, shapes, buffers)
     return _views(vector, shapes)
@@ -116,7 +119,8 @@ class _Unflatten(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        gathered = ctx.buffers.take(ctx.like, sum(math.prod(shape) for shape in ctx.shapes))
+        size = sum(math.prod(shape) for shape in ctx.shapes)
+        gathered = ctx.like.new_empty(size) if ctx.buffers is None else ctx.buffers.take(ctx.like, size)
         for part, grad in zip(_views(gathered, ctx.shapes), grads, strict=True):
             part.zero_() if grad is None else part.copy_(grad)
         return gathered, None, None
@@ -126,11 +130,11 @@ class Buffers:
     """Flat work vectors that are handed out again once nobody else holds their memory.
 
     `take` never returns memory that a tensor, a view of one or an autograd graph still uses, so that the caller may
-    treat the result as fresh. At most five vectors are kept: a draw, its noise, the two gradients and that by the mean network.
+    treat the result as fresh. At most four vectors are kept: a draw, its noise and the two gradients.
     Copies of a `Buffers` start empty.
     """
 
-    _MOST_KEPT = 5
+    _MOST_KEPT = 4
 
     def __init__(self):
         self._kept = []
