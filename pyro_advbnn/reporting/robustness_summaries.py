@@ -1,11 +1,33 @@
 """The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
 from pyro_advbnn.cli.text_tables import counted, percent, share
+from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.reporting.curves import common, labels, settings
 from pyro_advbnn.reporting.paper import defense_name
 from pyro_advbnn.reporting.summary import Summary
 
 _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num_queries": "queries of Square",
            "num_examples": "images"}
+
+
+def answer(folder):
+    """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
+
+    It is of the worst case over several attacks where there is one, else of PGD; of the middle radius and the most draws.
+    """
+    worst = csv_tables.read(folder, "robust")
+    rows = worst or [row for row in csv_tables.read(folder, "accuracy") if row["epsilon"]]
+    if not rows:
+        return ""
+    radii = sorted({row["epsilon"] for row in rows})
+    kind = (rows[0]["dataset"], rows[0].get("norm"), radii[(len(radii) - 1) // 2])
+    rows = [row for row in rows if (row["dataset"], row.get("norm"), row["epsilon"]) == kind]
+    rows = {row["run"]: row for row in sorted(rows, key=lambda row: row["attack_samples"] or 1)}.values()
+    rows = sorted(rows, key=lambda row: -row["accuracy"])
+    names, attack = labels(rows), "the worst of several attacks on each image" if worst else "white-box PGD"
+    known = common(rows)
+    chosen = [known[name] for name in ("epsilon", "num_steps", "attack_samples", "num_examples") if name in known]
+    told = ", ".join(f"{names[row['run']]} on {percent(row, interval=True)} %" for row in rows)
+    return f"Under {attack} ({', '.join(chosen)}) these are right: {told}."
 
 
 def robust(rows, _):

@@ -174,6 +174,19 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
     assert any(EVIL in attributes.get("aria-label", "") for attributes in page.all("div"))
 
 
+def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_figure(folder):
+    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh", "accuracy": 0.1}
+    csv_tables.Table(folder, "accuracy").add([other, ACCURACY | {"attack_samples": 1, "accuracy": 0.8}])
+    page = report.write(folder).read_text()
+    assert ("Under white-box PGD (ε = 0.2, 20 PGD steps, 10 draws per gradient where random, 360 images) these are right: "
+            "Adv-BNN on 69.2 [64.2, 73.7] %, no defence on 10.0 [64.2, 73.7] %.") in page
+    assert page.index("Figure 1") < page.index("<main") < page.index("Figure 2")
+    worst = {name: ACCURACY.get(name) for name in csv_tables.TABLES["robust"]} | {
+        "attacks": "pgd square", "tried": "pgd square", "norm": "linf", "num_queries": 20, "accuracy": 0.55}
+    csv_tables.Table(folder, "robust").add([worst])
+    assert "Under the worst of several attacks on each image (" in report.write(folder).read_text()
+
+
 def test_a_figure_stands_in_the_page_as_it_was_drawn(folder):
     start = "data:image/svg+xml;base64,"
     sources = [attributes["src"] for attributes in write(folder).all("img") if attributes["src"].startswith(start)]
