@@ -31,7 +31,7 @@ def test_a_run_that_is_none_is_refused_before_any_work(tmp_path):
     assert process.returncode == 2 and process.stderr.endswith(", got adv,advbn\n") and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_the_check_keeps_what_tests_and_benchmark_say(tmp_path):
     process, steps, names = rehearsed("check", tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr

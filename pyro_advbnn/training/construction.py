@@ -79,7 +79,7 @@ def check_memory(architecture, defense, device):
 
     architecture: the arguments of `networks.build_network`; the weights are counted before they are there. Nothing is known of
     networks of the user's own code.
-    A posterior has mean and log std, each with a gradient and Adam's two moments, a draw and its gradient; a deterministic
+    A posterior takes ten times its weights: mean, log std and momentum, a draw and its noise, and gradients; a deterministic
     network the weights, a gradient and SGD's momentum.
     """
     if networks.is_imported(architecture[0]) or device.type != "cpu":
