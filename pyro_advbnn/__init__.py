@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 __all__ = [
     "APGD", "DEFENSES", "PGD", "AdditiveNoise", "AveragedClassifier", "BayesianClassifier", "CarliniWagner", "Classifier",
     "Examination", "InputError", "Mixture", "NaturalGradient", "Note", "RandomNoise", "Selection", "Square", "Through",
-    "add_noise", "build_classifier", "checks", "datasets", "eval_mode", "fgsm", "load", "negative_elbo", "networks",
+    "add_noise", "build_classifier", "checks", "datasets", "eval_mode", "fgsm", "fit", "load", "negative_elbo", "networks",
     "objective", "pgd", "predict", "priors", "robust_accuracy", "save", "surrogate", "train_step", "uncertainty",
     "worst_case_accuracy",
 ]
@@ -35,6 +35,7 @@ _HOMES = {
     "system.errors": ("InputError", "Note"),
     "training.algorithm1": ("train_step",),
     "training.checkpoints": ("load", "save"),
+    "training.fitting": ("fit",),
     "training.natural_gradient": ("NaturalGradient",),
 }
 _MODULES = {"checks": "evaluation", "datasets": "", "networks": "", "priors": "bayes", "uncertainty": "evaluation"}

@@ -1,4 +1,4 @@
-"""Data sets that are stored as arrays: digits, cifar10, stl10, npz.
+"""Data sets that are arrays, stored or in memory: digits, cifar10, stl10, npz, and the caller's own.
 
 Every reader takes the folder (or file) and the split, and returns (images, labels, class_names): uint8 (N, C, H, W),
 int64 (N,) in [0, number of classes), tuple of str. It opens the files of that split only and executes nothing that they
@@ -73,6 +73,28 @@ def read_npz(path, split):
     images = _channels_first(images, f"{path}: x_{split}")
     labels = _checked_labels(labels, len(images), num_classes, f"{path}: y_{split}")
     return images, labels, tuple(str(label) for label in range(num_classes))
+
+
+def read_arrays(x, y):
+    """The caller's own: images x, uint8 (N, H, W, C) with C 1 or 3 or floats (N, C, H, W) in [0, 1], and labels y (N,) from 0.
+
+    Floats stay floats, in float32. The number of classes is the largest label + 1.
+    Raises InputError for another shape or type, numbers out of [0, 1] and labels that are no integers from 0.
+    """
+    images = _unit_floats(x) if np.issubdtype(x.dtype, np.floating) else _channels_first(x, "x")
+    labels = _checked_labels(y, len(images), MAX_CLASSES, "y")
+    return images, labels, tuple(map(str, range(labels.max() + 1)))
+
+
+def _unit_floats(x):
+    """`x` (N, C, H, W) as contiguous float32."""
+    if x.ndim != 4 or not x.size or x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        raise InputError(f"x must be floats of shape (N, C, H, W), or uint8 (N, H, W, C), got {x.dtype} {x.shape}")
+    low, high = x.min(), x.max()
+    if not (low >= 0 and high <= 1):                     # true for NaN too
+        raise InputError(f"x must lie in [0, 1] where it is floats, it reaches from {low:g} to {high:g}; normalisation is the "
+                         f"network's first layer")
+    return np.ascontiguousarray(x, np.float32)
 
 
 def _root(published, data_dir, name, layouts):

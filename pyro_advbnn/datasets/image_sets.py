@@ -38,7 +38,7 @@ class ImageSet:
 class Images(ImageSet):
     """A labelled set of images.
 
-    images: uint8 (N, C, H, W). labels: int64 (N,) in [0, num_classes), on the same device. class_names: one per class.
+    images: uint8 (N, C, H, W), of the caller's own arrays also float32 in [0, 1]. labels: int64 (N,) in [0, num_classes), on the same device. class_names: one per class.
     """
 
     images: torch.Tensor

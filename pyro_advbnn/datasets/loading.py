@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pyro_advbnn.datasets import decoding
-from pyro_advbnn.datasets.arrays import read_cifar10, read_digits, read_npz, read_stl10
+from pyro_advbnn.datasets.arrays import read_arrays, read_cifar10, read_digits, read_npz, read_stl10
 from pyro_advbnn.datasets.folders import list_folder, read_imagenet143
 from pyro_advbnn.datasets.image_sets import Images, ImageSet, ImageView
 from pyro_advbnn.datasets.names import DATASETS, LOADINGS, SPLITS
@@ -37,6 +37,20 @@ def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers
         return _folder(*list_folder(data_dir, split), image_size, loading, workers, device)
     read = {"cifar10": read_cifar10, "stl10": read_stl10, "imagenet143": read_imagenet143, "npz": read_npz}[name]
     return _images(*read(data_dir, split))
+
+
+def from_arrays(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor) -> Images:
+    """Images of your own in memory, on the CPU, for `batches`.
+
+    x: uint8 (N, H, W, C) with C 1 or 3, or floats (N, C, H, W) in [0, 1]. y: class numbers (N,) from 0, integers.
+
+    Raises InputError for arrays of another shape, type or range.
+    """
+    return _images(*read_arrays(_array(x), _array(y)))
+
+
+def _array(values):
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _check(name, split, data_dir, image_size, loading, workers):

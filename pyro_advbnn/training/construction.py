@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from pyro_advbnn import networks
+from pyro_advbnn import datasets, networks
 from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes import batch_norm
 from pyro_advbnn.bayes.build import build_classifier
@@ -25,11 +25,14 @@ _TRIED = 8                                               # images: not every one
 _CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over", "batch_statistics")
 
 
-def build(config, images):
-    """The Training that config describes, at its start; config gains the classifier's own settings."""
+def build(config, images, network=None):
+    """The Training that config describes, at its start; config gains the classifier's own settings.
+
+    network: an nn.Module on the CPU, to be trained itself, in place of the one that config names.
+    """
     settings = config["settings"]
     torch.manual_seed(config["seed"])
-    network = _network(config, images)
+    network = _tried_out(_named_network(config, images) if network is None else network, config, images)
     classifier = build_classifier(config["defense"], network, class_weights=_class_weights(settings["class_weights"], images),
                                   **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     tried = copy.deepcopy(classifier) if settings["weight_averaging"] else classifier    # the average is a copy, which must do
@@ -59,19 +62,16 @@ def _class_weights(choice, images):
     return (weights * len(images) / (weights @ counts)).tolist()
 
 
-def _network(config, images):
-    """The network that config describes, tried out, with the norms that the training needs."""
-    settings, device = config["settings"], images.device
+def _named_network(config, images):
+    """The network that config describes."""
     architecture = config["network"], config["num_classes"], config["in_channels"], config["width"]
-    check_memory(architecture, config["defense"], device)
+    check_memory(architecture, config["defense"], images.device)
     network = networks.build_network(*architecture)
     trainable_parameters(network)
-    recipes.initialize_(network, settings["initialization"])
+    recipes.initialize_(network, config["settings"]["initialization"])
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
-    _check_parts(len(images), settings["batch_size"])
-    _try_out(network, images, settings["batch_size"], config["micro_batch"])
-    return batch_norm.synchronise(network, device.type) if config["batch_norm"] == "sync" else network
+    return network
 
 
 def check_memory(architecture, defense, device):
@@ -104,16 +104,22 @@ def _start_from(network, name, run):
         raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
 
 
-def _try_out(network, images, batch_size, micro_batch):
-    """One image through the network, so that one that does not fit is refused before any work."""
+def _tried_out(network, config, images):
+    """The network with the norms that the training needs, refused before any work where it does not fit one image."""
+    batch_size, micro_batch = config["settings"]["batch_size"], config["micro_batch"]
+    _check_parts(len(images), batch_size)
     image = _few(images, 1)[0]
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
-    checked_logits(logits, 1, images.num_classes)
+    num_classes = checked_logits(logits, 1, config["num_classes"]).shape[1]
+    if num_classes < images.num_classes:
+        raise InputError(f"labels must lie between 0 and {num_classes - 1}, as the network tells {num_classes} classes apart, "
+                         f"they reach to {images.num_classes - 1}")
     if 1 in _sizes_together(len(images), batch_size, micro_batch):           # BatchNorm refuses a single image of 1x1 features
         micro = f" with --micro_batch {micro_batch}" if micro_batch else ""
         _logits(copied(network).train(), image, f"--batch_size {batch_size}{micro} leaves one of the {len(images)} images "
                 f"alone in the network, which cannot be trained on it")
     network.train()
+    return batch_norm.synchronise(network, images.device.type) if config["batch_norm"] == "sync" else network
 
 
 def _sizes_together(num_images, batch_size, micro_batch):
@@ -180,7 +186,7 @@ def _unreached_in_training(classifier, x, y):
 def _few(images, number):
     """The first images as (x (B, C, H, W) in [0, 1], y (B,)) on the CPU."""
     few = images.take(list(range(min(number, len(images))))).in_memory()
-    return few.images.cpu().float() / 255, few.labels.cpu()
+    return datasets.unit_range(few.images.cpu()), few.labels.cpu()
 
 
 @torch.no_grad()

@@ -1,0 +1,67 @@
+"""Tests of training from arrays in one call: it is what the command trains, and what it refuses."""
+import numpy as np
+import pytest
+import torch
+from tiny_runs import content, equal
+
+import pyro_advbnn as ab
+from pyro_advbnn.train import train
+
+Y = np.random.default_rng(0).integers(0, 3, 60)
+X = np.random.default_rng(1).integers(0, 60, (60, 8, 8, 1), dtype=np.uint8) + (90 * Y[:, None, None, None]).astype(np.uint8)
+FLOATS = X.transpose(0, 3, 1, 2) / 255
+SMALL = {"epsilon": 0.05, "epochs": 1, "batch_size": 30, "device": "cpu"}
+
+
+def network(num_classes=3):
+    torch.manual_seed(1)
+    return ab.networks.convnet(num_classes, width=4)
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv"])
+def test_arrays_are_trained_as_the_command_trains_them(tmp_path, defense):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
+    train(dataset="npz", data_dir=tmp_path / "a.npz", network="convnet", defense=defense, validation=0, seed=3, out=tmp_path / "run",
+          **SMALL)
+    classifier = ab.fit(X, Y, network="convnet", defense=defense, seed=3, **SMALL)
+    assert equal(dict(classifier.state_dict()), content(tmp_path / "run")["state"]) and not classifier.training
+
+
+def test_bytes_of_numpy_and_floats_of_torch_give_the_same_classifier_and_leave_network_and_generator_as_they_were():
+    given, same = network(), network()
+    torch.manual_seed(5)
+    first = ab.fit(X, Y, network=given, **SMALL)
+    other = ab.fit(torch.from_numpy(FLOATS).float(), torch.from_numpy(Y), network=given, **SMALL)
+    assert equal(dict(first.state_dict()), dict(other.state_dict()))
+    assert equal(dict(given.state_dict()), dict(same.state_dict())) and given.training
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_a_network_may_tell_more_classes_apart_than_the_labels_have():
+    assert ab.fit(X, Y, network=network(5), **SMALL)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    with pytest.raises(ab.InputError, match=r"labels must lie between 0 and 1, as the network tells 2 classes apart"):
+        ab.fit(X, Y, network=network(2), **SMALL)
+
+
+@pytest.mark.parametrize("x, y, says", [
+    (X.transpose(0, 3, 1, 2), Y, r"x must be uint8 of shape \(N, H, W, C\).*got uint8 \(60, 1, 8, 8\)"),
+    (X / 255, Y, r"x must be floats of shape \(N, C, H, W\).*got float64 \(60, 8, 8, 1\)"),
+    (X.astype(int), Y, "x must be uint8 of shape.*got int64"), (X[..., 0], Y, r"x must be uint8 of shape.*got uint8 \(60, 8, 8\)"),
+    (255 * FLOATS, Y, r"x must lie in \[0, 1\].*to 239"), (FLOATS - 0.5, Y, r"x must lie in \[0, 1\].*from -0.5"),
+    (FLOATS * np.nan, Y, "x must lie in"), (X, Y[:5], "y: expected one label for each of 60 images, got 5"),
+    (X, np.eye(3)[Y], r"y: labels must be integers of shape \(N,\), got float64 \(60, 3\)"), (X, Y - 1, "y: labels must be from 0")])
+def test_arrays_of_another_kind_are_refused_in_a_line(x, y, says):
+    with pytest.raises(ab.InputError, match=says):
+        ab.fit(x, y, network="convnet", **SMALL)
+
+
+@pytest.mark.parametrize("given, says", [
+    ({"epsilon": 8}, r"epsilon must be a number in \[0, 1\], got 8"), ({"defense": "pgd"}, "defense must be one of none, adv"),
+    ({"epochs": 0}, "epochs must be an integer"), ({"network": "resnet"}, "network must be one of vgg11"),
+    ({"network": ab.networks.convnet}, "the network must be an nn.Module, got function"),
+    ({"network": ab.networks.vgg11(3, 1, 2)}, "the network takes images of 32 or more pixels a side, got 8x8")])
+def test_arguments_out_of_range_and_networks_that_do_not_fit_are_refused_in_a_line(given, says):
+    with pytest.raises(ab.InputError, match=says):
+        ab.fit(X, Y, **{"network": network(), **SMALL, **given})
