@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied
 from pyro_advbnn.system.errors import InputError
 
@@ -21,24 +22,32 @@ class AdditiveNoise(nn.Module):
     `fix(seed)` makes the noise the same for every call with the same shape, and for every image of a batch.
     """
 
-    def __init__(self, std):
+    def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
-        self.seed = None
+        self.seed: int | None = None
+        self._kept: dict = {}
         self.drawn = False                               # whether a call has come through
 
-    def fix(self, seed):
-        self.seed = seed
+    def fix(self, seed: int) -> None:
+        self.seed, self._kept = seed, {}
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.drawn = True
         if self.seed is None:
             return x + self.std * torch.randn_like(x)
+        return x + self.std * self._fixed(x)
+
+    def _fixed(self, x):
+        """The fixed noise of x, kept from its first call on: torch.export follows no generator."""
+        kind = x.shape[1:], x.device, x.dtype
+        if kind in self._kept:
+            return self._kept[kind]
         generator = torch.Generator(x.device).manual_seed(self.seed)
         noise = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
-        return x + self.std * noise
+        return noise if in_transform() else self._kept.setdefault(kind, noise)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"std={self.std}"
 
 
@@ -61,7 +70,7 @@ class NoisyLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def add_noise(network, first_std=0.2, inner_std=0.1):
+def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1) -> nn.Module:
     """A copy of `network` with noise before its first convolution (first_std) and before each other one (inner_std).
 
     Convolutions are taken in the order in which the network registers them; without any, linear layers are, but for those
@@ -76,7 +85,7 @@ def add_noise(network, first_std=0.2, inner_std=0.1):
     layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
     if not layers:
         raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
-    made = {}
+    made: dict = {}
     for name, layer in layers:
         parent, _, child = name.rpartition(".")
         noise = AdditiveNoise(inner_std if made else first_std)

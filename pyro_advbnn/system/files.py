@@ -5,6 +5,16 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyro_advbnn.system.errors import InputError, as_path
+
+
+def file_to_write(path):
+    """`path` as a Path.   Raises InputError for what is none, and for a folder's."""
+    path = as_path("path", path)
+    if path.is_dir():
+        raise InputError(f"path must be that of a file, got the folder {path}")
+    return path
+
 
 @contextmanager
 def replacing(path, prove=None):

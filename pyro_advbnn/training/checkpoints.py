@@ -3,9 +3,13 @@ import errno
 import json
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pyro.distributions import Distribution
+from torch import nn
 
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
@@ -14,13 +18,13 @@ from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system.errors import InputError, as_path, reason
-from pyro_advbnn.system.files import replacing
+from pyro_advbnn.system.files import file_to_write, replacing
 from pyro_advbnn.system.memory import is_out_of_memory
 
 FORMAT = 5
 
 
-def save(path, classifier, config=None, **more):
+def save(path: str | Path, classifier: Classifier, config: Mapping | None = None, **more: Any) -> None:
     """Write classifier and config to `path`, in one step: a crash leaves the old file or the new one.
 
     The new file takes the old one's place only after it has been read back from the disk and its sums have been right.
@@ -31,7 +35,7 @@ def save(path, classifier, config=None, **more):
     Raises InputError for what is no Classifier, a config of other values and a path that is none or a folder's, OSError where
     the file cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
     """
-    path = _file_to_write(path)
+    path = file_to_write(path)
     if not isinstance(classifier, Classifier):
         raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; the "
                          f"weights of another module are saved by torch.save(module.state_dict(), path)")
@@ -46,15 +50,8 @@ def save(path, classifier, config=None, **more):
 
 def save_state_dict(path, network):
     """Write the state dict of an nn.Module alone, for `network.load_state_dict(torch.load(path))`, in one step."""
-    with replacing(_file_to_write(path)) as file:
+    with replacing(file_to_write(path)) as file:
         _write(network.state_dict(), file)
-
-
-def _file_to_write(path):
-    path = as_path("path", path)
-    if path.is_dir():
-        raise InputError(f"path must be that of a file, got the folder {path}")
-    return path
 
 
 def _write(content, file):
@@ -83,7 +80,8 @@ def _check_sums(path):
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
-def load(path, network=None, *, prior=None, likelihood=None, device="cpu"):
+def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribution | None = None,
+         likelihood: Callable | None = None, device: str | torch.device = "cpu") -> Classifier:
     """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode; its dtype and what was frozen too.
 
     network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),

@@ -1,0 +1,71 @@
+"""Tests of exported files: they are run, and answer as the classifier does."""
+import pytest
+import torch
+
+import pyro_advbnn as ab
+from pyro_advbnn.evaluation import export
+
+X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+OTHER = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def classifier(defense="advbnn"):
+    torch.manual_seed(2)
+    network = ab.networks.convnet(3, width=2)
+    wide = {"init_std": 0.3} if defense == "advbnn" else {}
+    return ab.build_classifier(defense, network, **wide).eval()
+
+
+def run(path, x):
+    """The answer of an exported file to images x."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    program = onnxruntime.InferenceSession(path)
+    return torch.from_numpy(program.run(["probabilities"], {"images": x.numpy()})[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("ending, defense, draws", [
+    ("pt2", "rse", 2), ("pt2", "mixture", 0), ("onnx", "advbnn", 3)])
+def test_an_exported_file_answers_any_number_of_images_as_the_networks_it_was_made_of(tmp_path, ending, defense, draws):
+    if ending == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    given = ab.Mixture([classifier(), classifier("adv")]).eval() if defense == "mixture" else classifier(defense)
+    path = tmp_path / f"a.{ending}"
+    torch.manual_seed(7)
+    ab.export(given, path, X[:1], draws=draws)
+    torch.manual_seed(7)
+    networks = [given.draw() for _ in range(draws)] or [given.mean_network()]
+    for x in (OTHER, OTHER[:1]):
+        expected = torch.stack([network(x).softmax(-1) for network in networks]).mean(0)
+        torch.testing.assert_close(run(path, x), expected, rtol=0, atol=1e-5)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name, defense, more, says", [
+    ("a.pth", "adv", {}, r"path must end in \.onnx or \.pt2, got .*a\.pth"), ("", "adv", {}, "path must be that of a file"),
+    ("a.pt2", "rse", {}, "draws must be at least 1 for a classifier with noise"), ("a.pt2", "adv", {"draws": -1}, "draws must"),
+    ("a.pt2", "adv", {"x": X * 255}, r"images must lie in \[0, 1\]"), ("a.onnx", "adv", {}, "a.onnx needs the package onnx: ")])
+def test_what_cannot_be_exported_is_refused_in_a_line_and_writes_nothing(tmp_path, monkeypatch, name, defense, more, says):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(ab.InputError, match=says):
+        ab.export(classifier(defense), tmp_path / name, **{"x": X} | more)
+    assert not list(tmp_path.iterdir())
+
+
+class Branches(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1) if x.sum() > 0 else -x.flatten(1))
+
+
+def test_a_network_that_torch_cannot_follow_is_refused_and_the_old_file_stays(tmp_path):
+    (tmp_path / "a.pt2").write_text("old")
+    with pytest.raises(ab.InputError, match="the network cannot be exported: .*"):
+        ab.export(ab.Classifier(Branches()), tmp_path / "a.pt2", X)
+    assert (tmp_path / "a.pt2").read_text() == "old"
