@@ -17,6 +17,7 @@ torture: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check pyro_advbnn tests .ci/gpu
+	$(VENV)/bin/python -m mypy
 
 # On a machine with a GPU and the packages in PYTHON; nothing is installed.
 gpu:
@@ -33,5 +34,5 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find pyro_advbnn tests -name __pycache__ -type d -prune -exec rm -rf {} +

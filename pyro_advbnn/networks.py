@@ -10,17 +10,17 @@ from torch import fx, nn
 from pyro_advbnn.system.errors import InputError
 
 
-def vgg11(num_classes=10, in_channels=3, width=64):
+def vgg11(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
     """VGG11 with BatchNorm; see `vgg16`."""
     return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, width)
 
 
-def vgg13(num_classes=10, in_channels=3, width=64):
+def vgg13(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
     """VGG13 with BatchNorm; see `vgg16`."""
     return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, width)
 
 
-def vgg16(num_classes=10, in_channels=3, width=64):
+def vgg16(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
     """VGG16 with BatchNorm, global average pool and one linear layer: (B, in_channels, H, W) -> (B, num_classes).
 
     Five poolings: H and W at least 32. width is the number of channels of the first stage (the paper: 64).
@@ -29,12 +29,12 @@ def vgg16(num_classes=10, in_channels=3, width=64):
     return _vgg((2, 2, 3, 3, 3), num_classes, in_channels, width)
 
 
-def vgg19(num_classes=10, in_channels=3, width=64):
+def vgg19(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
     """VGG19 with BatchNorm; see `vgg16`."""
     return _vgg((2, 2, 4, 4, 4), num_classes, in_channels, width)
 
 
-def model_a(num_classes=10, in_channels=3, width=32):
+def model_a(num_classes: int = 10, in_channels: int = 3, width: int = 32) -> nn.Module:
     """The paper's "Model A" for STL-10: (B, in_channels, 96, 96) -> (B, num_classes); 2,166,282 parameters."""
     channels = [width, 2 * width, 4 * width, 8 * width]
     layers, previous = [], in_channels
@@ -45,7 +45,7 @@ def model_a(num_classes=10, in_channels=3, width=32):
     return _Network(layers, nn.AvgPool2d(2), nn.Linear(16 * width, num_classes), min_side=96, max_side=111)
 
 
-def convnet(num_classes=10, in_channels=1, width=32):
+def convnet(num_classes: int = 10, in_channels: int = 1, width: int = 32) -> nn.Module:
     """A small network for images of 8x8 to 32x32 pixels: (B, in_channels, H, W) -> (B, num_classes).
 
     Two stages of two convolutions (width, then 2 x width channels), each stage with a 2x2 max-pool.
@@ -60,7 +60,7 @@ NETWORKS = {
 }
 
 
-def build_network(name, num_classes, in_channels=3, width=None):
+def build_network(name: str, num_classes: int, in_channels: int = 3, width: int | None = None) -> nn.Module:
     """The network called `name`.
 
     A name of NETWORKS, "torchvision:NAME" (any torchvision classification model, untrained), or
@@ -83,7 +83,7 @@ def build_network(name, num_classes, in_channels=3, width=None):
     return _imported(package, function, num_classes)
 
 
-def is_imported(name):
+def is_imported(name: str) -> bool:
     """True where building `name` runs code of the user's own, which a checkpoint must not bring about by itself."""
     return name not in NETWORKS and not name.startswith("torchvision:")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
@@ -55,19 +56,19 @@ class APGD(Attack):
     norm: str = "linf"
     generator: torch.Generator | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ball(self.epsilon, self.norm)
         check_loss(**averaging_of(self))
         check_at_least("num_steps", self.num_steps, 1)
         check_at_least("restarts", self.restarts, 1)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """"apgd-" and the loss, with the average and the norm where these are not "gradient" and "linf"."""
         settings = ((self.average, "gradient"), (self.norm, "linf"))
         return "-".join(["apgd", loss_name(self.loss), *(setting for setting, usual in settings if setting != usual)])
 
-    def run(self, classifier, x, y):
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.epsilon == 0:
             return x.detach().clone()
         with eval_mode(classifier), frozen(classifier):

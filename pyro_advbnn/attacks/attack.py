@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.losses import Towards
 from pyro_advbnn.attacks.modes import gradients_possible
@@ -22,15 +23,20 @@ class Attack:
     Raises InputError for images, labels and a target that are not fit, and for a target of an attack that has no `loss`.
     """
 
-    def __call__(self, classifier, x, y, *, target=None):
+    def __call__(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
+                 target: torch.Tensor | None = None) -> torch.Tensor:
         attack, name = self, "labels"
         if target is not None:
             if not hasattr(self, "loss"):
                 raise InputError(f"{type(self).__name__} takes no target")
-            attack, y, name = replace(self, loss=Towards(self.loss)), target, "target"
+            attack, y, name = replace(self, loss=Towards(self.loss)), target, "target"  # type: ignore[type-var]
         y, bounds = checked_batch(x, y, name)
         with gradients_possible(), labels_within_classes(classifier, bounds, name):
             return attack.run(classifier, *(tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y)))
+
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x_adv, for images and labels that are known to be fit: what an attack is."""
+        raise NotImplementedError
 
 
 def unchecked(attack):

@@ -81,7 +81,7 @@ class L2Ball:
         return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
 
 
-BALLS = {"linf": LinfBall, "l2": L2Ball}
+BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
 def check_ball(epsilon, norm):

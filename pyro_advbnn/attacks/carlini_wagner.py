@@ -3,6 +3,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import L2Ball, per_image
@@ -40,7 +41,7 @@ class CarliniWagner(Attack):
     name = "cw"
     norm = "l2"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("epsilon", 0 if self.epsilon == math.inf else self.epsilon)
         check_number("confidence", self.confidence)
         for name in ("step_size", "initial_const"):
@@ -48,7 +49,7 @@ class CarliniWagner(Attack):
         for name in ("num_steps", "binary_search_steps", "attack_samples", "num_samples"):
             check_at_least(name, getattr(self, name), 1)
 
-    def run(self, classifier, x, y):
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x_adv = x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
             todo = (~self._breaks(classifier, x_adv, y)).nonzero().flatten()

@@ -1,7 +1,9 @@
 """The state that a classifier is attacked and measured in, and whether it is random at all."""
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from pyro_advbnn.system.random_streams import undisturbed
 
@@ -9,7 +11,7 @@ _ROUNDING_OF_LOGITS, _ROUNDING_OF_GRADIENTS = 1e-5, 1e-3           # of the larg
 
 
 @contextmanager
-def eval_mode(classifier):
+def eval_mode(classifier: nn.Module) -> Iterator[nn.Module]:
     """Every module in eval mode (BatchNorm still, no dropout) inside, each back in its own mode afterwards."""
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball
@@ -32,12 +33,12 @@ class RandomNoise(Attack):
 
     name = "noise"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ball(self.epsilon, self.norm)
         check_loss(**averaging_of(self))
         check_at_least("num_tries", self.num_tries, 1)
 
-    def run(self, classifier, x, y):
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ball = BALLS[self.norm](x, self.epsilon)
         draw = ball.random_border_point if self.border else ball.random_point
         x_adv = draw(self.generator)

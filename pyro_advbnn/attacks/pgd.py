@@ -5,11 +5,12 @@ A random network draws anew in every forward call, so each gradient is a sample 
 (Zimmermann, arXiv 1907.00895).
 """
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
@@ -18,7 +19,9 @@ from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least, check_number
 
 
-def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, random_start=False, generator=None, target=None):
+def pgd(classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *, epsilon: float, step_size: float, num_steps: int,
+        attack_samples: int = 1, random_start: bool = False, generator: torch.Generator | None = None,
+        target: torch.Tensor | None = None) -> torch.Tensor:
     """Projected gradient ascent on the cross-entropy in the l_inf ball around x (Eq. 2): the attacked images.
 
     x (B, C, H, W) in [0, 1], y (B,) true labels. Each of the num_steps >= 0 steps adds step_size * sign(gradient), goes
@@ -32,7 +35,7 @@ def pgd(classifier, x, y, *, epsilon, step_size, num_steps, attack_samples=1, ra
     return PGD(epsilon, step_size, num_steps, attack_samples, random_start, generator)(classifier, x, y, target=target)
 
 
-def fgsm(classifier, x, y, *, epsilon, attack_samples=1):
+def fgsm(classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *, epsilon: float, attack_samples: int = 1) -> torch.Tensor:
     """The fast gradient sign method (Goodfellow et al. 2015): `pgd` with one step of length epsilon."""
     return pgd(classifier, x, y, epsilon=epsilon, step_size=epsilon, num_steps=1, attack_samples=attack_samples)
 
@@ -60,7 +63,7 @@ class PGD(Attack):
     restarts: int = 1
     norm: str = "linf"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ball(self.epsilon, self.norm)
         check_at_least("num_steps", self.num_steps, 0)
         if self.step_size is None:
@@ -71,7 +74,7 @@ class PGD(Attack):
         check_at_least("restarts", self.restarts, 1)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """"pgd", with what is not as in the paper: the loss, the average, momentum, random start, restarts and the norm."""
         return "-".join(["pgd", *(setting for setting, default in (
             (loss_name(self.loss), "ce"), (self.average, "gradient"), ("momentum" if self.momentum else "", ""),
@@ -79,18 +82,18 @@ class PGD(Attack):
             if setting != default)])
 
     @property
-    def reaches_ball(self):
+    def reaches_ball(self) -> bool:
         """Whether num_steps steps can get from the centre to the border of the ball."""
-        return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)
+        return self.num_steps * self.step_size >= self.epsilon * (1 - 1e-6)  # type: ignore[operator]
 
-    def run(self, classifier, x, y):
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
         another_run = replace(self, random_start=True, restarts=1)
         for _ in range(self.restarts - 1):
             x_adv = keep_worse(classifier, x_adv, another_run.run(classifier, x, y), y, **averaging_of(self))
         return x_adv
 
-    def iterates(self, classifier, x, y):
+    def iterates(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_steps steps.
 
         Of several runs it is the first. Between two steps the classifier is in eval mode, its parameters require no gradient.
@@ -105,7 +108,7 @@ class PGD(Attack):
                     x_adv = ball.project_(x_adv + self.step_size * ball.ascent(velocity))
                 yield x_adv
 
-    def with_num_steps(self, num_steps):
+    def with_num_steps(self, num_steps: int) -> "PGD":
         """The same attack, its steps as long as before, but num_steps of them."""
         return replace(self, num_steps=num_steps)
 

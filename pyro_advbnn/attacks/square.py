@@ -4,10 +4,11 @@ It asks for answers alone, so that it also breaks what merely hides its gradient
 """
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import LinfBall, check_ball
@@ -43,17 +44,17 @@ class Square(Attack):
     name = "square"
     norm = "linf"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ball(self.epsilon, "linf")
         check_at_least("num_queries", self.num_queries, 0)
         check_loss(**averaging_of(self))
         check_number("p_init", self.p_init, high=1, above=True)
 
-    def run(self, classifier, x, y):
+    def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x_adv, = deque(self.iterates(classifier, x, y), maxlen=1)
         return x_adv
 
-    def iterates(self, classifier, x, y):
+    def iterates(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_queries queries."""
         x_adv = x.detach().clone()
         yield x_adv
@@ -64,7 +65,7 @@ class Square(Attack):
                 x_adv = keep_worse(classifier, x_adv, proposal, y, **averaging_of(self))
                 yield x_adv
 
-    def side(self, query, height, width):
+    def side(self, query: int, height: int, width: int) -> int:
         """The side of the square of query number `query` >= 1, from 1 to the shorter side of the image."""
         share = self.p_init / 2 ** sum(10_000 * query > at * self.num_queries for at in _HALVINGS)
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)

@@ -6,12 +6,15 @@ average over draws; what it finds must still be judged on the classifier.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from pyro_advbnn.attacks.modes import gradients_possible
 from pyro_advbnn.bayes.averaging import Pool
 from pyro_advbnn.system.errors import InputError
 
 
-def surrogate(classifier, source):
+def surrogate(classifier: nn.Module, source: str) -> nn.Module:
     """The module that `source` names: "self" the classifier, "mean" its mean network, "pool:m" a `Pool` of m >= 1 draws.
 
     The draws of a pool are taken from torch's global generator. "mean" and "pool:m" are independent of the classifier, in
@@ -24,8 +27,8 @@ def surrogate(classifier, source):
     if needed and not hasattr(classifier, needed):
         raise InputError(f"source {source} needs a classifier with {needed}(), which {type(classifier).__name__} lacks")
     if kind == "mean":
-        return classifier.mean_network().eval().requires_grad_(False)
-    return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier
+        return classifier.mean_network().eval().requires_grad_(False)  # type: ignore[operator]
+    return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Through:
     attack: Any
     source: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parse_source(self.source)
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f"{self.attack.name} on {self.source}"
 
-    def __call__(self, classifier, x, y, *, target=None):
+    def __call__(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
+                 target: torch.Tensor | None = None) -> torch.Tensor:
         led = {} if target is None else {"target": target}          # only our own attacks take one
         with gradients_possible():                       # or the surrogate's weights would have none
             return self.attack(surrogate(classifier, self.source), x, y, **led)

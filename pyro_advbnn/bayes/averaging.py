@@ -19,14 +19,14 @@ class AveragedClassifier(nn.Module):
     For attack libraries that expect a single answer; its softmax is the averaged prediction.
     """
 
-    def __init__(self, classifier, num_samples):
+    def __init__(self, classifier: nn.Module, num_samples: int) -> None:
         super().__init__()
         check_at_least("num_samples", num_samples, 1)
         self.classifier = classifier
         self.num_samples = num_samples
         self.training = classifier.training              # tools warn of a module in training mode
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
         return log_mean_probability(torch.stack(draws))
 

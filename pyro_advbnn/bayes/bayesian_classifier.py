@@ -2,6 +2,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pyro
@@ -26,7 +27,7 @@ from pyro_advbnn.bayes.parameters import (
     trainable_parameters,
 )
 from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior
-from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, initial_std, per_parameter_std
+from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, Std, initial_std, per_parameter_std
 from pyro_advbnn.system.errors import InputError
 
 STD_RANGE = (1e-8, 10.0)
@@ -57,8 +58,10 @@ class BayesianClassifier(Classifier):
     (`parameters.trainable_parameters`, recurrent layers, and parameters of several dtypes or on several devices).
     """
 
-    def __init__(self, network, prior_std=0.05, init_std=0.05, *, prior=None, deterministic=(), kl_over="all",
-                 batch_statistics="mean", likelihood=categorical, class_weights=None):
+    def __init__(self, network: nn.Module, prior_std: Std = 0.05, init_std: Std = 0.05, *,
+                 prior: str | dist.Distribution | None = None, deterministic: str | Iterable[str] = (), kl_over: str = "all",
+                 batch_statistics: str = "mean", likelihood: Callable = categorical,
+                 class_weights: Sequence[float] | torch.Tensor | None = None) -> None:
         prior = "normal" if prior is None else prior
         deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
         if isinstance(network, Classifier):
@@ -91,7 +94,7 @@ class BayesianClassifier(Classifier):
         self._work, self._work_fixed = Buffers(), Buffers()
         self._shared = shared_modules(network)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight.
 
         Where nothing requires a gradient, exp(log_std) is kept from call to call: change it in place, not through .data, of
@@ -108,24 +111,24 @@ class BayesianClassifier(Classifier):
         return self._checked(calls(calls.weights(tensors, owned=self._shapes), x), x)
 
     @property
-    def num_counted(self):
+    def num_counted(self) -> int:
         """The number of weights that the KL counts."""
         start, stop = self.prior.counted
         return stop - start
 
-    def posterior_distribution(self):
+    def posterior_distribution(self) -> MeanFieldNormal:
         """The guide's distribution over the flat vector (d,)."""
         return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
                                buffers=self._work)
 
-    def posterior(self):
+    def posterior(self) -> dict[str, dist.Normal]:
         """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
         means, stds = (unflatten(vector, self._shapes.values(), self._work)
                        for vector in (self.mean.detach(), self.log_std.detach().exp()))
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
 
-    def kl(self, weights=None, counted=None):
+    def kl(self, weights: torch.Tensor | None = None, counted: tuple[int, int] | None = None) -> torch.Tensor:
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6).
 
         Without a closed form the estimate of one draw, `weights` (d,) or a new one (Section 2 of the paper, after Eq. 6).
@@ -140,7 +143,7 @@ class BayesianClassifier(Classifier):
         weights = q.rsample() if weights is None else weights
         return q.log_prob(weights) - prior.log_prob(weights)
 
-    def kl_by_log_std(self):
+    def kl_by_log_std(self) -> Callable:
         """d kl() / d log_std as a function of a slice of (d,); that of a normal prior needs no whole vector of memory."""
         if isinstance(self.prior, NormalPrior):
             return partial(self.prior.kl_by_log_std, self.log_std.detach())
@@ -148,7 +151,7 @@ class BayesianClassifier(Classifier):
             slope, = torch.autograd.grad(self.kl(), self.log_std)
         return slope.__getitem__
 
-    def weights_and_kl(self):
+    def weights_and_kl(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         q = self.posterior_distribution()
         if isinstance(self.prior, NormalPrior):
             weights, kl = q.rsample_with_kl(self.prior)
@@ -157,30 +160,30 @@ class BayesianClassifier(Classifier):
             kl = self.kl(weights)
         return {"weights": weights}, kl
 
-    def parameter_groups(self):
+    def parameter_groups(self) -> list[dict]:
         others = [p for p in self.parameters() if p is not self.log_std]     # decay would pull every std towards 1
         return [{"params": others}, {"params": [self.log_std], "weight_decay": 0.0}]
 
-    def matrices(self, read):
+    def matrices(self, read: Callable) -> list[torch.Tensor]:
         vectors = [(self.mean, self._shapes)] + ([(self.deterministic, self._fixed_shapes)] if self._fixed_shapes else [])
         return [part for vector, shapes in vectors for part, shape in zip(
             read(vector).split([shape.numel() for shape in shapes.values()]), shapes.values(), strict=True) if len(shape) > 1]
 
     @torch.no_grad()
-    def constrain_(self):
+    def constrain_(self) -> None:
         """Clamp log_std to [log 1e-8, log 10], after an optimizer step."""
         self.log_std.clamp_(*LOG_STD_RANGE)
 
-    def exploded(self):
+    def exploded(self) -> torch.Tensor | None:
         """Whether a weight's std is at its upper bound of 10, or NaN; None where init_std or prior_std put it there."""
         return ~(self.log_std.detach().max() < LOG_STD_RANGE[1]) if self._may_explode else None
 
     @torch.no_grad()
-    def draw(self):
+    def draw(self) -> nn.Module:
         return self._with_weights(super().draw(), self.posterior_distribution().rsample())
 
     @torch.no_grad()
-    def mean_network(self):
+    def mean_network(self) -> nn.Module:
         return self._with_weights(super().mean_network(), self.mean)
 
     def _with_weights(self, network, weights):
@@ -193,26 +196,28 @@ class BayesianClassifier(Classifier):
                 place.register_parameter(leaf, parameters[name])
         return network
 
-    def release_buffers(self):
+    def release_buffers(self) -> None:
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
         super().release_buffers()
         self._work, self._work_fixed = Buffers(), Buffers()
 
-    def settings(self):
+    def settings(self) -> dict:
         kl = "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"
         return {**super().settings(), **self._settings, "kl": kl}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"weights={len(self.mean)}, prior_std={self._settings['prior_std']}, kl_over={self._settings['kl_over']}"
 
-    def unregistered_model(self, x, y, kl_weight=None, num_data=None):
+    def unregistered_model(self, x: torch.Tensor, y: torch.Tensor | None, kl_weight: float | None = None,
+                           num_data: int | None = None) -> torch.Tensor:
         of_weights, of_likelihood = site_scales(len(x), kl_weight, num_data)
         with _scaled(of_weights):
             weights = pyro.sample("weights", self.prior)
         by_name = self._by_name(weights)
         return self._observe(self._logits(by_name, x), x, y, of_likelihood, by_name)
 
-    def guide(self, x, y=None, kl_weight=None, *, num_data=None):
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None, kl_weight: float | None = None, *,
+              num_data: int | None = None) -> dict[str, torch.Tensor]:
         with _scaled(site_scales(len(x), kl_weight, num_data)[0]):
             return {"weights": pyro.sample("weights", self.posterior_distribution())}
 

@@ -1,13 +1,22 @@
 """The classifier of a defence around a network."""
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from pyro.distributions import Distribution
+from torch import nn
+
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.rse import add_noise
+from pyro_advbnn.bayes.settings import Std
 from pyro_advbnn.system.errors import InputError
 
 
-def build_classifier(defense, network, *, prior_std=0.05, init_std=0.05, prior=None, kl_over="all", deterministic=(),
-                     batch_statistics="mean", likelihood=categorical, class_weights=None):
+def build_classifier(defense: str, network: nn.Module, *, prior_std: Std = 0.05, init_std: Std = 0.05,
+                     prior: str | Distribution | None = None, kl_over: str = "all", deterministic: str | Iterable[str] = (),
+                     batch_statistics: str = "mean", likelihood: Callable = categorical,
+                     class_weights: Sequence[float] | torch.Tensor | None = None) -> Classifier:
     """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.
 
     The settings are those of BayesianClassifier; only the last two say something to the other kinds. Raises InputError.

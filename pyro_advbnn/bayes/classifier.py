@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 import warnings
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -36,9 +37,11 @@ class Classifier(nn.Module):
     kl_weight keeps its meaning. Predictions and attacks are not weighted.
     """
 
+    class_weights: torch.Tensor | None
     _numbers = itertools.count()
 
-    def __init__(self, network, *, likelihood=categorical, class_weights=None):
+    def __init__(self, network: nn.Module, *, likelihood: Callable = categorical,
+                 class_weights: Sequence[float] | torch.Tensor | None = None) -> None:
         check_network(network)
         super().__init__()
         self.network, self.likelihood = network, likelihood
@@ -48,7 +51,7 @@ class Classifier(nn.Module):
         self._kept = None
         self.unreached = None                            # by training, as the first step found: names of weights, shapes
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh randomness.
 
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
@@ -75,11 +78,12 @@ class Classifier(nn.Module):
             self._kept = state, self._lean_calls.weights(parameters)
         return self._kept[1]
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Classifier":
         self._kept = None
         return super().train(mode)
 
-    def model(self, x, y=None, kl_weight=None, *, num_data=None):
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None, kl_weight: float | None = None, *,
+              num_data: int | None = None) -> torch.Tensor:
         """The Pyro model: log p(w) + log p(y | x, w), the batch standing for num_data images; returns the logits.
 
         For `SVI`, `NUTS` and `Predictive`. x (B, C, H, W). y: (B,), or None, which samples it; with y Pyro's `Predictive`
@@ -93,36 +97,37 @@ class Classifier(nn.Module):
         pyro.module(self._pyro_name, self)
         return self.unregistered_model(x, y, kl_weight, num_data)
 
-    def guide(self, x, y=None, kl_weight=None, *, num_data=None):
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None, kl_weight: float | None = None, *,
+              num_data: int | None = None) -> dict[str, torch.Tensor]:
         """The Pyro guide with model's signature; {site: value}."""
         return {}
 
-    def kl(self):
+    def kl(self) -> torch.Tensor:
         """KL(posterior || prior) over the counted weights, a scalar (Eq. 6); 0 without a posterior."""
         return torch.zeros(())
 
-    def parameter_groups(self):
+    def parameter_groups(self) -> list[dict]:
         """All parameters for an optimizer of torch's, in groups: what weight decay must not pull at has a group without."""
         return [{"params": list(self.parameters())}]
 
-    def matrices(self, read):
+    def matrices(self, read: Callable) -> list[torch.Tensor]:
         """[tensor] of each parameter of two dimensions and more, as the network has it: a view of `read` of the parameter."""
         return [read(p) for p in self.parameters() if p.requires_grad and p.dim() > 1]
 
-    def constrain_(self):
+    def constrain_(self) -> None:
         """Bring the parameters back into their range, after an optimizer step."""
 
-    def exploded(self):
+    def exploded(self) -> torch.Tensor | None:
         """Whether a std has come to its upper bound, a bool scalar tensor; None where nothing can explode."""
         return None
 
-    def release_buffers(self):
+    def release_buffers(self) -> None:
         """Give back the work memory that calls keep; the next call takes it anew."""
         self._kept = None
         if "_lean_calls" in vars(self):
             self._lean_calls.release_buffers()
 
-    def draw(self):
+    def draw(self) -> nn.Module:
         """The network with one draw of its randomness fixed, an independent module."""
         network = copied(self.network)
         for module in network.modules():
@@ -130,15 +135,15 @@ class Classifier(nn.Module):
                 module.fix(int(torch.randint(2**63 - 1, ())))
         return network
 
-    def mean_network(self):
+    def mean_network(self) -> nn.Module:
         """The network at the posterior's mean, an independent module; a copy of the network where there is no posterior."""
         return copied(self.network)
 
-    def averaged(self, num_samples):
+    def averaged(self, num_samples: int) -> AveragedClassifier:
         """This classifier with every call answered by num_samples >= 1 draws; see `AveragedClassifier`."""
         return AveragedClassifier(self, num_samples)
 
-    def settings(self):
+    def settings(self) -> dict:
         """What a checkpoint must know, beside the network and the state, to build this classifier again."""
         weights = None if self.class_weights is None else self.class_weights.tolist()
         likelihood = None if self.likelihood is categorical else getattr(self.likelihood, "__qualname__", repr(self.likelihood))
@@ -146,13 +151,14 @@ class Classifier(nn.Module):
         return {"kind": "deterministic", "likelihood": likelihood, "class_weights": weights,
                 **({"noise_before": noise} if noise else {})}
 
-    def unregistered_model(self, x, y, kl_weight=None, num_data=None):
+    def unregistered_model(self, x: torch.Tensor, y: torch.Tensor | None, kl_weight: float | None = None,
+                           num_data: int | None = None) -> torch.Tensor:
         """`model` without registering parameters in Pyro's store, as `elbo.objective` runs it."""
         scale = site_scales(len(x), kl_weight, num_data)[1]
         weights = dict(self.network.named_parameters()) if self.unreached is None else {}
         return self._observe(self(x), x, y, scale, weights)
 
-    def weights_and_kl(self):
+    def weights_and_kl(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """({site: its value}, KL): one draw from the guide and `kl()`; ({}, None) where the guide is empty."""
         return {}, None
 

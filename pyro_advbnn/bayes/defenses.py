@@ -11,7 +11,7 @@ class Defense:
     in_paper: bool = True
 
     @property
-    def random(self):
+    def random(self) -> bool:
         """Whether two calls of the classifier differ, so that averaging over draws means something."""
         return self.kind != "deterministic"
 

@@ -3,10 +3,12 @@
 The draw comes with its KL in one pass, and nothing is computed that the loss does not need, nor read from a GPU.
 """
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
 
+from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.system.errors import InputError
 
 
@@ -24,7 +26,7 @@ class Objective:
     logits: torch.Tensor
 
 
-def negative_elbo(classifier, x, y, *, kl_weight):
+def negative_elbo(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, *, kl_weight: float) -> torch.Tensor:
     """Eq. (10) on one batch: mean cross-entropy under one draw + kl_weight * KL(posterior || prior), a scalar.
 
     x (B, C, H, W), y (B,). kl_weight >= 0: alpha / N for N training images. With an empty guide the loss is the
@@ -35,7 +37,7 @@ def negative_elbo(classifier, x, y, *, kl_weight):
     return objective(classifier, x, y, kl_weight=kl_weight).loss
 
 
-def objective(classifier, x, y, *, kl_weight):
+def objective(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, *, kl_weight: float) -> Objective:
     """`negative_elbo` with its parts, as an `Objective`."""
     weights, kl = classifier.weights_and_kl()
     try:
@@ -43,6 +45,7 @@ def objective(classifier, x, y, *, kl_weight):
     except InputError as error:                          # to which Pyro has added lines, the shapes of its trace
         raise error.__cause__ or error from None
     model.compute_log_prob(lambda name, site: name == "y")
-    nll = -model.nodes["y"]["log_prob_sum"]
+    nodes: Any = model.nodes
+    nll = -nodes["y"]["log_prob_sum"]
     kl = torch.zeros_like(nll) if kl is None else kl
-    return Objective(nll + kl_weight * kl, nll.detach(), kl.detach(), model.nodes["_RETURN"]["value"].detach())
+    return Objective(nll + kl_weight * kl, nll.detach(), kl.detach(), nodes["_RETURN"]["value"].detach())

@@ -1,4 +1,6 @@
 """A mixture of classifiers: one random classifier whose calls visit its components in turn."""
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class Mixture(nn.Module):
     Raises InputError for less than two components, and for one that is no `Classifier` of class numbers.
     """
 
-    def __init__(self, classifiers):
+    def __init__(self, classifiers: Iterable[Classifier]) -> None:
         super().__init__()
         classifiers = list(classifiers)
         fit = all(isinstance(each, Classifier) and each.likelihood is categorical for each in classifiers)
@@ -31,24 +33,25 @@ class Mixture(nn.Module):
         self.num_classes = None                          # as the first call finds it
         self.train(classifiers[0].training)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = checked_logits(self._next()(x), len(x), self.num_classes)
         self.num_classes = logits.shape[1]
         return logits
 
-    def train(self, mode=True):
-        self._left, self._visited = [], {}
+    def train(self, mode: bool = True) -> "Mixture":
+        self._left: list[int] = []
+        self._visited: dict[int, int] = {}
         return super().train(mode)
 
-    def draw(self):
+    def draw(self) -> nn.Module:
         """One component with one draw of its randomness fixed, an independent module; K draws in a row visit each once."""
         return self._next().draw()
 
-    def mean_network(self):
+    def mean_network(self) -> nn.Module:
         """The components' mean networks as one, an independent module in eval mode: the log of their mean probabilities."""
-        return Pool(each.mean_network() for each in self.classifiers)
+        return Pool(each.mean_network() for each in self.classifiers)  # type: ignore[operator]
 
-    def averaged(self, num_samples):
+    def averaged(self, num_samples: int) -> AveragedClassifier:
         """This mixture with every call answered by num_samples >= 1 draws; see `AveragedClassifier`."""
         return AveragedClassifier(self, num_samples)
 

@@ -6,6 +6,7 @@ otherwise a one-draw Monte-Carlo estimate (Section 2 of the paper, after Eq. 6).
 """
 import copy
 import math
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +16,7 @@ from torch.distributions.kl import register_kl
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal, kl_to_normal
 from pyro_advbnn.bayes.kernels.fused_draw import kl_by_log_std
-from pyro_advbnn.bayes.settings import PRIORS
+from pyro_advbnn.bayes.settings import PRIORS, Std
 from pyro_advbnn.system.errors import InputError
 
 
@@ -101,21 +102,21 @@ def _moved(distribution, device):
     return moved
 
 
-def scale_mixture(weights, stds):
+def scale_mixture(weights: Sequence[float], stds: Sequence[float]) -> dist.Distribution:
     """Mixture of zero-mean Normals with the given weights and stds (Blundell et al. 2015, Eq. 7)."""
-    weights, stds = torch.as_tensor(weights, dtype=torch.float32), torch.as_tensor(stds, dtype=torch.float32)
-    in_range = not (weights < 0).any() and abs(weights.sum() - 1) < 1e-4 and (stds > 0).all()
-    if weights.shape != stds.shape or weights.dim() != 1 or not in_range:
+    probs, scales = (torch.as_tensor(numbers, dtype=torch.float32) for numbers in (weights, stds))
+    in_range = not (probs < 0).any() and abs(probs.sum() - 1) < 1e-4 and (scales > 0).all()
+    if probs.shape != scales.shape or probs.dim() != 1 or not in_range:
         raise InputError("scale_mixture takes as many weights (>= 0, of sum 1) as stds (> 0)")
-    return dist.MixtureSameFamily(dist.Categorical(probs=weights), dist.Normal(torch.zeros_like(stds), stds))
+    return dist.MixtureSameFamily(dist.Categorical(probs=probs), dist.Normal(torch.zeros_like(scales), scales))
 
 
-def spike_and_slab(slab_std=1.0, spike_std=1e-3, slab_probability=0.5):
+def spike_and_slab(slab_std: float = 1.0, spike_std: float = 1e-3, slab_probability: float = 0.5) -> dist.Distribution:
     """Spike and slab with a narrow Normal for the spike, so that a density exists (Ishwaran and Rao 2005)."""
     return scale_mixture([slab_probability, 1 - slab_probability], [slab_std, spike_std])
 
 
-def named_prior(name, std):
+def named_prior(name: str, std: Std) -> dist.Distribution | None:
     """The distribution over one weight called `name`, with prior_std `std`; None for "normal".
 
     scale_mixture: half std, half std / 10. spike_and_slab: half std, half std / 100.
@@ -131,7 +132,7 @@ def named_prior(name, std):
             "spike_and_slab": lambda: spike_and_slab(std, std / 100)}[name]()
 
 
-def has_closed_form(prior):
+def has_closed_form(prior: NormalPrior | ElementwisePrior) -> bool:
     """True where the KL from a mean-field Normal to `prior` is computed exactly."""
     if isinstance(prior, NormalPrior):
         return True

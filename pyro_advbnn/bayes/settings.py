@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pyro_advbnn.system.errors import InputError
 
+Std = float | str | Mapping[str, float]                 # of each weight: see `per_parameter_std`
 PRIORS = ("normal", "scale_mixture", "spike_and_slab")
 KL_OVER = ("all", "last")
 BATCH_STATISTICS = ("mean", "draw")

@@ -11,7 +11,8 @@ _HOMES = {
     "subsets": ("balanced_subset", "hold_out", "most_held_out", "stratified_subset"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "from_arrays", "hold_out", "load", "stratified_subset"]
+__all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "from_arrays", "hold_out", "load",
+           "stratified_subset"]
 
 
 def __getattr__(name):

@@ -47,7 +47,7 @@ def resized_crop(x, generator=None):
 _BY_NAME = {"none": lambda x, generator=None: x, "crop_flip": crop_flip, "resized_crop": resized_crop}
 
 
-def augment(x, kind, generator=None):
+def augment(x: torch.Tensor, kind: str, generator: torch.Generator | None = None) -> torch.Tensor:
     """`x` (B, C, H, W), uint8 or float in [0, 1], with the augmentation `kind`, drawn anew for each image.
 
     kind: one of AUGMENTATIONS. All draws come from `generator`, a torch.Generator on the device of x; None is torch's

@@ -18,12 +18,26 @@ class ImageSet:
     stored: of a set in memory or mapped, the tensor that holds its images, maybe among others.
     """
 
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+    stored: torch.Tensor
+
+    def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        raise NotImplementedError
+
+    def take(self, indices) -> "ImageSet":
+        raise NotImplementedError
+
+    def view(self, indices) -> "ImageSet":
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.stored.shape[1:])
+        channels, height, width = self.stored.shape[1:]
+        return channels, height, width
 
     @property
     def device(self) -> torch.device:
@@ -38,7 +52,8 @@ class ImageSet:
 class Images(ImageSet):
     """A labelled set of images.
 
-    images: uint8 (N, C, H, W), of the caller's own arrays also float32 in [0, 1]. labels: int64 (N,) in [0, num_classes), on the same device. class_names: one per class.
+    images: uint8 (N, C, H, W), of the caller's own arrays also float32 in [0, 1]. labels: int64 (N,) in [0, num_classes), on
+    the same device. class_names: one per class.
     """
 
     images: torch.Tensor
@@ -46,7 +61,7 @@ class Images(ImageSet):
     class_names: tuple[str, ...]
 
     @property
-    def stored(self) -> torch.Tensor:
+    def stored(self) -> torch.Tensor:                    # type: ignore[override]
         return self.images
 
     def to(self, device) -> "Images":

@@ -2,6 +2,8 @@
 
 A data set is one uint8 tensor on one device, or a folder of files that are read as they are needed.
 """
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -16,7 +18,8 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.memory import available_memory
 
 
-def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers=None, device=None) -> ImageSet:
+def load(name: str, split: str, data_dir: str | Path | None = None, *, image_size: int | None = None, loading: str = "auto",
+         workers: int | None = None, device: str | torch.device | None = None) -> ImageSet:
     """One split of a data set, on the CPU; only the files of this split are read. imagenet143 is mapped, not read.
 
     name: one of DATASETS. split: "train" or "test".
@@ -34,7 +37,8 @@ def load(name, split, data_dir=None, *, image_size=None, loading="auto", workers
     if name == "digits":
         return _digits(split)
     if name == "folder":
-        return _folder(*list_folder(data_dir, split), image_size, loading, workers, device)
+        paths, labels, class_names = list_folder(data_dir, split)
+        return _folder(paths, labels, class_names, image_size, loading, workers, device)
     read = {"cifar10": read_cifar10, "stl10": read_stl10, "imagenet143": read_imagenet143, "npz": read_npz}[name]
     return _images(*read(data_dir, split))
 

@@ -6,7 +6,7 @@ from pyro_advbnn.datasets.image_sets import ImageSet
 from pyro_advbnn.system.errors import InputError, is_whole
 
 
-def balanced_subset(images, num, seed) -> ImageSet:
+def balanced_subset(images: ImageSet, num: int, seed: int) -> ImageSet:
     """`num` images chosen by `seed`, as many of each class as of any other (give or take one), in their stored order.
 
     Where a class is too small, all of it is taken and the other classes fill up. A smaller subset by the same seed is
@@ -18,7 +18,7 @@ def balanced_subset(images, num, seed) -> ImageSet:
     return images.take(_order(images, num, seed, balanced=True)[:num].sort().values)
 
 
-def stratified_subset(images, num, seed) -> ImageSet:
+def stratified_subset(images: ImageSet, num: int, seed: int) -> ImageSet:
     """`num` images chosen by `seed` in their stored order: of each class the share that it has of all (give or take one).
 
     The accuracy on them estimates that on all. Of classes of equal size they are those of `balanced_subset`.
@@ -29,7 +29,7 @@ def stratified_subset(images, num, seed) -> ImageSet:
     return images.take(_order(images, num, seed, balanced=False)[:num].sort().values)
 
 
-def hold_out(images, num, seed, *, balanced=False) -> tuple[ImageSet, ImageSet | None]:
+def hold_out(images: ImageSet, num: int, seed: int, *, balanced: bool = False) -> tuple[ImageSet, ImageSet | None]:
     """(rest, held_out): `num` images, chosen by `seed`, are set apart; num = 0 gives (images, None).
 
     Each class gives the same share of its images (give or take one), or where `balanced` the same number, and keeps one at

@@ -1,8 +1,10 @@
 """Averaged predictions and accuracy under attack, for any module that maps images to logits."""
 import itertools
 from collections import deque
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.modes import eval_mode, frozen
@@ -11,7 +13,7 @@ from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import InputError, check_at_least
 
 
-def predict(classifier, x, *, num_samples=20):
+def predict(classifier: nn.Module, x: torch.Tensor, *, num_samples: int = 20) -> torch.Tensor:
     """Class probabilities (B, classes): the mean softmax over num_samples >= 1 forward calls, in eval mode, float32.
 
     Raises InputError for images x that are none in [0, 1], for what is not logits (B, classes), and for predictions that are
@@ -50,7 +52,8 @@ def logits_of_draws(classifier, x, num_samples):
     return logits
 
 
-def robust_accuracy(target, batches, attack=None, *, source=None, num_samples=20, progress=None):
+def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], attack: Callable | None = None, *,
+                    source: nn.Module | None = None, num_samples: int = 20, progress: Callable | None = None) -> dict:
     """One row: the accuracy of target's averaged prediction on images attacked through `source` (default: target).
 
     batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)). attack: a callable (classifier, x, y) -> x_adv such as

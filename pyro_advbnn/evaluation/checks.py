@@ -14,7 +14,9 @@ from pyro_advbnn.attacks.apgd import APGD
 from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.attacks.noise import RandomNoise
+from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.square import Square
+from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.intervals import half_width, paired_difference_interval
 from pyro_advbnn.system.random_streams import separate_randomness
 
@@ -34,18 +36,18 @@ class Finding:
     expected: str
 
 
-def many_draws(examination):
+def many_draws(examination: Examination) -> list[PGD]:
     """The attack with each number of draws per gradient in COUNTS: what one draw hides (Zimmermann)."""
     return [replace(examination.attack, attack_samples=count) for count in (COUNTS if examination.is_random else (1,))]
 
 
-def large_radius(examination):
+def large_radius(examination: Examination) -> Finding:
     """Accuracy reaches about 0 at a large radius."""
     correct = examination.correct(_at_radius(examination, LARGE_RADIUS))
     return rarely(correct, f"{percent(correct)} at radius {LARGE_RADIUS:g}", f"at most {percent(NEAR_ZERO)}")
 
 
-def bigger_radius(examination):
+def bigger_radius(examination: Examination) -> Finding:
     """A bigger radius never helps the defender."""
     radii = [0.0, *(factor * examination.epsilon for factor in RADII if factor * examination.epsilon <= 1)]
     found = [examination.correct(_at_radius(examination, radius)) for radius in radii]
@@ -55,18 +57,18 @@ def bigger_radius(examination):
                    f"no rise by more than {100 * TOLERANCE:g} points")
 
 
-def more_steps(examination):
+def more_steps(examination: Examination) -> Finding:
     """Twice the steps change nothing."""
     twice = replace(examination.attack, num_steps=2 * examination.attack.num_steps)
     return _changes_nothing(examination, twice, f"{twice.num_steps} steps")
 
 
-def random_starts(examination):
+def random_starts(examination: Examination) -> Finding:
     """Random starts change nothing."""
     return _changes_nothing(examination, replace(examination.attack, random_start=True), "a random start")
 
 
-def one_draw(examination):
+def one_draw(examination: Examination) -> Finding:
     """The attack with one draw per gradient, as in the paper, is not weaker than that with many."""
     if not examination.is_random:
         return Finding(UNFIT, "nothing is random", "no loss by many draws")
@@ -78,7 +80,7 @@ def one_draw(examination):
     return no_loss(found[one], found[strongest], measured, comparisons=len(counts))
 
 
-def enough_draws(examination):
+def enough_draws(examination: Examination) -> Finding:
     """More draws per gradient than the attack takes change nothing."""
     if not examination.is_random:
         return Finding(UNFIT, "nothing is random", "no loss by more draws")
@@ -86,12 +88,12 @@ def enough_draws(examination):
     return _changes_nothing(examination, more, f"{_draws(more)} per gradient")
 
 
-def stronger_attack(examination):
+def stronger_attack(examination: Examination) -> Finding:
     """An attack that adapts its steps, on another loss (APGD-DLR), finds nothing more."""
     return _changes_nothing(examination, _adaptive(examination), _adaptive(examination).name)
 
 
-def papers_attack(examination):
+def papers_attack(examination: Examination) -> Finding:
     """The paper's attack (20 steps, one draw per gradient) finds as much as the strongest here."""
     strongest = _adaptive(examination)
     headline, ours = examination.correct(examination.papers_attack), examination.correct(strongest)
@@ -99,7 +101,7 @@ def papers_attack(examination):
                                    f"{_draws(examination.attack)} per gradient {percent(ours)}")
 
 
-def beats_transfer(examination):
+def beats_transfer(examination: Examination) -> Finding:
     """Attacking the classifier itself beats attacking a stand-in."""
     stand_in = examination.stand_in()
     if stand_in is None:
@@ -108,20 +110,20 @@ def beats_transfer(examination):
     return _beats(examination, transferred, "transferred")
 
 
-def beats_square(examination):
+def beats_square(examination: Examination) -> Finding:
     """Gradients beat a black-box search (Square)."""
     queries = examination.num_queries
     search = Square(examination.epsilon, queries, examination.attack.attack_samples)
     return _beats(examination, examination.correct(search), f"{'1 query' if queries == 1 else f'{queries} queries'} of Square")
 
 
-def beats_noise(examination):
+def beats_noise(examination: Examination) -> Finding:
     """Gradients beat random noise of the same radius."""
     noise = RandomNoise(examination.epsilon, num_tries=10)
     return _beats(examination, examination.correct(noise), "the worst of 10 noises")
 
 
-def fixed_draw(examination):
+def fixed_draw(examination: Examination) -> Finding:
     """A classifier with its draw fixed is no harder to break than the random one."""
     if not (examination.is_random and hasattr(examination.classifier, "draw")):
         return Finding(UNFIT, "there is no draw to fix", "no harder to break")
@@ -130,7 +132,7 @@ def fixed_draw(examination):
     return no_loss(base, fixed, f"a fixed draw {percent(fixed)}, the random classifier {percent(base)}", reverse=True)
 
 
-def gradients(examination):
+def gradients(examination: Examination) -> Finding:
     """Gradients neither vanish nor are the same for all images."""
     zeros, blind, constant = [], [], []
     classifier, loss = examination.classifier, examination.attack.loss
@@ -141,13 +143,13 @@ def gradients(examination):
         blind.append((gradient == 0).all(1))
         unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
         constant.append(torch.isclose(unit @ unit.roll(1, 0).T, torch.ones(())).diagonal() & ~blind[-1])
-    zeros, blind, constant = map(torch.cat, (zeros, blind, constant))
-    measured = (f"zero in every pixel for {percent(blind)} of the images, in {percent(zeros)} of all pixels; "
-                f"the same as another image's for {percent(constant)}")
-    return rarely(blind | constant, measured, f"lost for at most {percent(NEAR_ZERO)} of the images")
+    lost, same = torch.cat(blind), torch.cat(constant)
+    measured = (f"zero in every pixel for {percent(lost)} of the images, in {percent(torch.cat(zeros))} of all pixels; "
+                f"the same as another image's for {percent(same)}")
+    return rarely(lost | same, measured, f"lost for at most {percent(NEAR_ZERO)} of the images")
 
 
-def loss_goes_up(examination):
+def loss_goes_up(examination: Examination) -> Finding:
     """What the attack climbs, measured by the margin, which unlike its cross-entropy never saturates, is higher on its images.
 
     By fresh draws, the same for an image before and after.
@@ -172,7 +174,7 @@ CHECKS = {
 }
 
 
-def no_loss(base, other, measured, reverse=False, comparisons=1):
+def no_loss(base: torch.Tensor, other: torch.Tensor, measured: str, reverse: bool = False, comparisons: int = 1) -> Finding:
     """Whether accuracy under `other` is not below that under `base` (reverse: not above) by more than TOLERANCE.
 
     base, other: (N,), whether the same images are answered right. comparisons: of how many `other` is the most extreme.
@@ -183,19 +185,19 @@ def no_loss(base, other, measured, reverse=False, comparisons=1):
                    f"{'no more' if reverse else 'no loss of more'} than {100 * TOLERANCE:g} points")
 
 
-def rarely(found, measured, expected):
+def rarely(found: torch.Tensor, measured: str, expected: str) -> Finding:
     """Whether what was found of images, (N,) of booleans, is true of at most NEAR_ZERO of all."""
     share = found.float().mean().item()
     error = half_width(share, len(found))
     return Finding(verdict(share - error, share + error, NEAR_ZERO), measured, expected)
 
 
-def verdict(low, high, bound):
+def verdict(low: float, high: float, bound: float) -> str:
     """The verdict on the claim that a number is at most `bound`, by its 95% interval."""
     return HELD if high <= bound else FAILED if low > bound else UNKNOWN
 
 
-def percent(share):
+def percent(share: torch.Tensor | float) -> str:
     """A share of the images in words; of a tensor of booleans the share that is true."""
     return f"{100 * float(share.float().mean() if isinstance(share, torch.Tensor) else share):.1f} %"
 

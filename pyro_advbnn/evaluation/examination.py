@@ -1,5 +1,8 @@
 """What the checks of an evaluation look at: a classifier, images, and the attack whose figure is to be trusted."""
+from collections.abc import Callable, Iterable
+
 import torch
+from torch import nn
 
 from pyro_advbnn.attacks.modes import is_random
 from pyro_advbnn.attacks.pgd import PGD
@@ -23,8 +26,9 @@ class Examination:
     Raises InputError for settings out of range, and for images, labels and modules that are not fit (see `inputs`).
     """
 
-    def __init__(self, classifier, batches, *, epsilon, num_steps=20, attack_samples=20, num_samples=20, num_queries=500,
-                 transfer=None, paper_step=None, seed=0):
+    def __init__(self, classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, epsilon: float,
+                 num_steps: int = 20, attack_samples: int = 20, num_samples: int = 20, num_queries: int = 500,
+                 transfer: nn.Module | None = None, paper_step: float | None = None, seed: int = 0) -> None:
         for name, value in (("num_steps", num_steps), ("attack_samples", attack_samples), ("num_samples", num_samples),
                             ("num_queries", num_queries)):
             check_at_least(name, value, 1)
@@ -36,9 +40,10 @@ class Examination:
         self.num_classes, self.is_random = check_classifier(classifier, some_images), is_random(classifier, some_images)
         self.attack = PGD(epsilon, None, num_steps, attack_samples if self.is_random else 1)
         self.papers_attack = PGD(epsilon, paper_step, 20)
-        self._known = {}
+        self._known: dict = {}
 
-    def correct(self, attack, through=None, judge=None):
+    def correct(self, attack: Callable | None, through: nn.Module | None = None,
+                judge: nn.Module | None = None) -> torch.Tensor:
         """Whether the averaged prediction is right on each attacked image, a tensor (N,) of booleans.
 
         through: the classifier that is attacked; judge: the one that predicts; default for both: the one examined.
@@ -55,17 +60,17 @@ class Examination:
             self._known[attack, through, judge] = torch.cat(found)
         return self._known[attack, through, judge]
 
-    def accuracy(self, attack):
+    def accuracy(self, attack: Callable | None) -> dict:
         """The columns of a row that come out under an attack."""
         correct = self.correct(attack)
         return accuracy_fields(correct.sum().item(), len(correct))
 
-    def draw(self):
+    def draw(self) -> nn.Module:
         """The classifier with one draw fixed."""
         with separate_randomness(self.seed):
             return surrogate(self.classifier, "pool:1")
 
-    def stand_in(self):
+    def stand_in(self) -> nn.Module | None:
         """The classifier to transfer from, or None."""
         if self.transfer is not None:
             return self.transfer

@@ -4,10 +4,12 @@ Everything is computed from the log-probabilities (n, B, K) of n draws, so that 
 are in nats. Detection and rejection ask whether doubt tells wrong, attacked or foreign images from clean ones.
 """
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
@@ -21,23 +23,23 @@ _ROUNDING = 1e-12                                       # of an entropy in float
 _MEANS = ("nll", "brier", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
 
 
-def log_probabilities(classifier, x, *, num_samples=20):
+def log_probabilities(classifier: nn.Module, x: torch.Tensor, *, num_samples: int = 20) -> torch.Tensor:
     """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64; see
     `accuracy.logits_of_draws`."""
     return logits_of_draws(classifier, x, num_samples).double().log_softmax(-1)
 
 
-def predictive_entropy(draws):
+def predictive_entropy(draws: torch.Tensor) -> torch.Tensor:
     """H[mean_i p_i], (B,) in [0, log K]: all doubt about the label (Depeweg et al. 2018)."""
     return _entropy(log_mean_probability(draws))
 
 
-def expected_entropy(draws):
+def expected_entropy(draws: torch.Tensor) -> torch.Tensor:
     """mean_i H[p_i], (B,): the doubt that is left when the weights are known, called aleatoric."""
     return _entropy(draws).mean(0)
 
 
-def mutual_information(draws):
+def mutual_information(draws: torch.Tensor) -> torch.Tensor:
     """H[mean_i p_i] - mean_i H[p_i], (B,) in [0, log n]: the doubt that comes from the weights, called epistemic.
 
     0 where all draws agree, so for every deterministic network. Never above the predictive entropy.
@@ -46,24 +48,25 @@ def mutual_information(draws):
     return torch.where(information < _ROUNDING, 0.0, information)    # or images would be ranked by rounding
 
 
-def variation_ratio(draws):
+def variation_ratio(draws: torch.Tensor) -> torch.Tensor:
     """1 - the share of the draws that vote for their most frequent class, (B,)."""
     votes = F.one_hot(draws.argmax(-1), draws.shape[-1])
     return 1 - votes.double().mean(0).amax(-1)
 
 
-def negative_log_likelihood(draws, y):
+def negative_log_likelihood(draws: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """-log of the averaged probability of the label, (B,)."""
     return -log_mean_probability(draws).gather(1, y[:, None]).squeeze(1)
 
 
-def brier_score(draws, y):
+def brier_score(draws: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The squared distance of the averaged prediction from the label's one-hot vector, (B,) in [0, 2] (Brier 1950)."""
     probabilities = log_mean_probability(draws).exp()
     return (probabilities - F.one_hot(y, probabilities.shape[-1])).square().sum(-1)
 
 
-def scores(classifier, batches, attack=None, *, num_samples=20, progress=None):
+def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], attack: Callable | None = None, *,
+           num_samples: int = 20, progress: Callable | None = None) -> dict:
     """{name: float64 (N,) on the CPU} of all images: what is told of each.
 
     batches, attack, progress: as in `accuracy.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
@@ -96,14 +99,14 @@ def _scores(draws, y):
     return {name: values.cpu() for name, values in found.items()}
 
 
-def summary(scores):
+def summary(scores: dict[str, torch.Tensor]) -> dict:
     """The means over images of what `scores` tells, as columns of a row, with the accuracy and the calibration error."""
     accuracy = accuracy_fields(int(scores["correct"].sum()), len(scores["correct"]))
     return accuracy | {name: scores[name].mean().item() for name in _MEANS} | {
         "calibration_error": calibration_error(reliability(scores["confidence"], scores["correct"]))}
 
 
-def reliability(confidence, correct, num_bins=NUM_BINS):
+def reliability(confidence: torch.Tensor, correct: torch.Tensor, num_bins: int = NUM_BINS) -> list[dict]:
     """The bins of a reliability diagram that hold images: rows of left, right, num_in_bin, confidence and accuracy (Guo et
     al. 2017).
 
@@ -120,13 +123,13 @@ def reliability(confidence, correct, num_bins=NUM_BINS):
     return rows
 
 
-def calibration_error(bins):
+def calibration_error(bins: list[dict]) -> float:
     """The expected calibration error of the bins of `reliability`: mean |accuracy - confidence|, by images, in [0, 1]."""
     total = sum(row["num_in_bin"] for row in bins)
     return sum(row["num_in_bin"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / total
 
 
-def detection(clean, other):
+def detection(clean: torch.Tensor, other: torch.Tensor) -> dict:
     """How well a score tells `other` images, where it should be higher, from `clean` ones; both (N,).
 
     auroc: the chance that one of `other` has the higher score, ties as a half, with its 95% interval (`intervals`), as
@@ -146,7 +149,7 @@ def detection(clean, other):
                     "aupr": float(average_precision_score(labels, values))}
 
 
-def rejection(score, correct, rejected):
+def rejection(score: torch.Tensor, correct: torch.Tensor, rejected: Iterable[float]) -> list[dict]:
     """Rows of the accuracy on what is kept when the share `rejected` in [0, 1) of the highest scores is refused an answer.
 
     score, correct (N,). At least one image is kept. Where images tie at the border, the
@@ -176,10 +179,10 @@ class ConfidentError:
 
     confidence_weight: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("confidence_weight", self.confidence_weight)
 
-    def __call__(self, logits, y):
+    def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         log_p = logits.log_softmax(-1)
         of_label = log_p.gather(1, y[:, None]).squeeze(1)
         of_wrong = log_p.scatter(1, y[:, None], -math.inf).amax(-1)

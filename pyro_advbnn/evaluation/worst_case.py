@@ -10,6 +10,10 @@ import hashlib
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
 
 from pyro_advbnn.attacks.modes import draws_anew
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
@@ -22,7 +26,8 @@ CLEAN = "none"
 ENOUGH_DRAWS = 5
 
 
-def worst_case_accuracy(classifier, batches, attacks, *, num_samples=20, seed=0):
+def worst_case_accuracy(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+                        attacks: Mapping[str, Callable], *, num_samples: int = 20, seed: int = 0) -> dict:
     """The share of images that no attack breaks, as a row: accuracy in [0, 1] with its 95% Wilson interval, and the spread.
 
     batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)) that can be gone through again, in the same order. attacks:

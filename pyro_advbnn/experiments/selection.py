@@ -1,6 +1,6 @@
 """Which trained runs an evaluation is about, and on which images: flags that every verb of evaluate takes."""
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyro_advbnn.cli import python_calls
 from pyro_advbnn.cli.flag_types import BatchSize, Images, Seed
@@ -31,11 +31,12 @@ class Selection:
     seed: Seed = flag("of the weight draws and of the subset.", 0)
     device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         from pyro_advbnn.experiments.evaluated_runs import opened  # here, as torch takes seconds that flags need not wait for
 
-        object.__setattr__(self, "_opened", opened(self))
-        return self._opened.__enter__()
+        context = opened(self)
+        object.__setattr__(self, "_opened", context)
+        return context.__enter__()
 
-    def __exit__(self, *error):
-        return self._opened.__exit__(*error)
+    def __exit__(self, *error: Any) -> bool | None:
+        return vars(self)["_opened"].__exit__(*error)

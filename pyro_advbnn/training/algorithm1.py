@@ -1,12 +1,13 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 
 from pyro_advbnn.attacks.attack import checked_batch, labels_within_classes, unchecked
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.bayes.classifier import categorical
-from pyro_advbnn.bayes.elbo import objective
+from pyro_advbnn.bayes.classifier import Classifier, categorical
+from pyro_advbnn.bayes.elbo import Objective, objective
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
@@ -14,7 +15,9 @@ from pyro_advbnn.training.natural_gradient import NaturalGradient
 from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
 
-def train_step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0):
+def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, *, kl_weight: float,
+               attack: Callable | None = None, micro_batch: int | None = None, share: float | None = None,
+               awp: float = 0.0) -> Objective:
     """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
 
     kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean

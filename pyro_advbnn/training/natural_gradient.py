@@ -1,4 +1,7 @@
 """The natural gradient for the stds of a mean-field posterior, SGD with momentum for all else."""
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.optim.sgd import sgd
 
@@ -41,8 +44,9 @@ class NaturalGradient(torch.optim.Optimizer):
     Raises InputError for a classifier without a posterior, and for numbers out of range.
     """
 
-    def __init__(self, classifier, *, num_train, alpha, curvature="squares", lr=0.1, rho=0.005, momentum=0.9, max_step=0.1,
-                 weight_decay=0.0):
+    def __init__(self, classifier: BayesianClassifier, *, num_train: int, alpha: float, curvature: str = "squares",
+                 lr: float = 0.1, rho: float = 0.005, momentum: float = 0.9, max_step: float = 0.1,
+                 weight_decay: float = 0.0) -> None:
         if not isinstance(classifier, BayesianClassifier):
             raise InputError(f"the natural gradient needs a posterior, a BayesianClassifier, got a {type(classifier).__name__}")
         check_at_least("num_train", num_train, 1)
@@ -57,9 +61,10 @@ class NaturalGradient(torch.optim.Optimizer):
         check_number("max_step", max_step, above=True)
         mean, log_std = classifier.mean, classifier.log_std
         others = [p for p in classifier.parameters() if p is not mean and p is not log_std]
-        groups = [{"params": [mean], "weight_decay": 0.0}, {"params": others},
-                  {"params": [log_std], "rho": rho, "max_step": max_step, "effective_size": num_train / alpha,
-                   "curvature": curvature, "kl_weight": alpha / num_train}]
+        groups: list[dict] = [
+            {"params": [mean], "weight_decay": 0.0}, {"params": others},
+            {"params": [log_std], "rho": rho, "max_step": max_step, "effective_size": num_train / alpha,
+             "curvature": curvature, "kl_weight": alpha / num_train}]
         self._classifier = classifier
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -67,7 +72,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return super().__getstate__() | {"_classifier": self._classifier}
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None) -> Any:
         """One step by the gradients that are there, or those of closure(), whose result is returned; it waits for no GPU."""
         loss = None
         if closure is not None:

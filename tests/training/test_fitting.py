@@ -21,8 +21,8 @@ def network(num_classes=3):
 @pytest.mark.parametrize("defense", ["advbnn", "adv"])
 def test_arrays_are_trained_as_the_command_trains_them(tmp_path, defense):
     np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
-    train(dataset="npz", data_dir=tmp_path / "a.npz", network="convnet", defense=defense, validation=0, seed=3, out=tmp_path / "run",
-          **SMALL)
+    train(dataset="npz", data_dir=tmp_path / "a.npz", network="convnet", defense=defense, validation=0, seed=3,
+          out=tmp_path / "run", **SMALL)
     classifier = ab.fit(X, Y, network="convnet", defense=defense, seed=3, **SMALL)
     assert equal(dict(classifier.state_dict()), content(tmp_path / "run")["state"]) and not classifier.training
 
@@ -48,10 +48,12 @@ def test_a_network_may_tell_more_classes_apart_than_the_labels_have():
 @pytest.mark.parametrize("x, y, says", [
     (X.transpose(0, 3, 1, 2), Y, r"x must be uint8 of shape \(N, H, W, C\).*got uint8 \(60, 1, 8, 8\)"),
     (X / 255, Y, r"x must be floats of shape \(N, C, H, W\).*got float64 \(60, 8, 8, 1\)"),
-    (X.astype(int), Y, "x must be uint8 of shape.*got int64"), (X[..., 0], Y, r"x must be uint8 of shape.*got uint8 \(60, 8, 8\)"),
+    (X.astype(int), Y, "x must be uint8 of shape.*got int64"),
+    (X[..., 0], Y, r"x must be uint8 of shape.*got uint8 \(60, 8, 8\)"),
     (255 * FLOATS, Y, r"x must lie in \[0, 1\].*to 239"), (FLOATS - 0.5, Y, r"x must lie in \[0, 1\].*from -0.5"),
     (FLOATS * np.nan, Y, "x must lie in"), (X, Y[:5], "y: expected one label for each of 60 images, got 5"),
-    (X, np.eye(3)[Y], r"y: labels must be integers of shape \(N,\), got float64 \(60, 3\)"), (X, Y - 1, "y: labels must be from 0")])
+    (X, np.eye(3)[Y], r"y: labels must be integers of shape \(N,\), got float64 \(60, 3\)"),
+    (X, Y - 1, "y: labels must be from 0")])
 def test_arrays_of_another_kind_are_refused_in_a_line(x, y, says):
     with pytest.raises(ab.InputError, match=says):
         ab.fit(x, y, network="convnet", **SMALL)

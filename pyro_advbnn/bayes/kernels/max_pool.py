@@ -5,8 +5,8 @@ from torch import nn
 
 from pyro_advbnn.bayes.kernels.vectors import in_threads, in_transform
 
-try:
-    from pyro_advbnn.bayes.kernels import _max_pool  # compiled at installation, where there is a C compiler
+try:                                                     # compiled at installation, where there is a C compiler
+    from pyro_advbnn.bayes.kernels import _max_pool  # type: ignore[attr-defined]
 except ImportError:
     _max_pool = None
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.autograd.function import once_differentiable
 
-try:
-    from pyro_advbnn.bayes.kernels import _normals  # compiled at installation, where there is a C compiler
+try:                                                     # compiled at installation, where there is a C compiler
+    from pyro_advbnn.bayes.kernels import _normals  # type: ignore[attr-defined]
 except ImportError:
     _normals = None
 

@@ -1,0 +1,41 @@
+"""The public names and their homes, for type checkers and for __init__.py, which imports each from here on its first use."""
+from pyro_advbnn import datasets as datasets
+from pyro_advbnn import networks as networks
+from pyro_advbnn.attacks.apgd import APGD as APGD
+from pyro_advbnn.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+from pyro_advbnn.attacks.modes import eval_mode as eval_mode
+from pyro_advbnn.attacks.noise import RandomNoise as RandomNoise
+from pyro_advbnn.attacks.pgd import PGD as PGD
+from pyro_advbnn.attacks.pgd import fgsm as fgsm
+from pyro_advbnn.attacks.pgd import pgd as pgd
+from pyro_advbnn.attacks.square import Square as Square
+from pyro_advbnn.attacks.surrogates import Through as Through
+from pyro_advbnn.attacks.surrogates import surrogate as surrogate
+from pyro_advbnn.bayes import priors as priors
+from pyro_advbnn.bayes.averaging import AveragedClassifier as AveragedClassifier
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier as BayesianClassifier
+from pyro_advbnn.bayes.build import build_classifier as build_classifier
+from pyro_advbnn.bayes.classifier import Classifier as Classifier
+from pyro_advbnn.bayes.defenses import DEFENSES as DEFENSES
+from pyro_advbnn.bayes.elbo import negative_elbo as negative_elbo
+from pyro_advbnn.bayes.elbo import objective as objective
+from pyro_advbnn.bayes.mixture import Mixture as Mixture
+from pyro_advbnn.bayes.rse import AdditiveNoise as AdditiveNoise
+from pyro_advbnn.bayes.rse import add_noise as add_noise
+from pyro_advbnn.evaluation import checks as checks
+from pyro_advbnn.evaluation import uncertainty as uncertainty
+from pyro_advbnn.evaluation.accuracy import predict as predict
+from pyro_advbnn.evaluation.accuracy import robust_accuracy as robust_accuracy
+from pyro_advbnn.evaluation.examination import Examination as Examination
+from pyro_advbnn.evaluation.export import export as export
+from pyro_advbnn.evaluation.worst_case import worst_case_accuracy as worst_case_accuracy
+from pyro_advbnn.experiments.selection import Selection as Selection
+from pyro_advbnn.system.errors import InputError as InputError
+from pyro_advbnn.system.errors import Note as Note
+from pyro_advbnn.training.algorithm1 import train_step as train_step
+from pyro_advbnn.training.checkpoints import load as load
+from pyro_advbnn.training.checkpoints import save as save
+from pyro_advbnn.training.fitting import fit as fit
+from pyro_advbnn.training.natural_gradient import NaturalGradient as NaturalGradient
+
+__version__: str
