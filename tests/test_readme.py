@@ -258,6 +258,8 @@ def test_the_table_of_alphas_equals_the_records():
         measured = [record["last"][name] for name in ("clean", "pgd_1_draw", "pgd_10_draws")]
         assert row["clean / 1 / 10"] == " / ".join(map(percent, measured))
         assert (row["SNR"], row["KL"]) == (f"{record['course'][-1][3]:.3g}", f"{record['course'][-1][2]:.3g}")
+        assert row["pruned"] == percent(record["pruned_60"])
+        assert (row["calibration"], row["AUROC"]) == (f"{record['calibration_error']:.3f}", f"{record['auroc']:.3f}")
     assert not runs
 
 

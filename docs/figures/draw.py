@@ -7,8 +7,11 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from pyro_advbnn.reporting.figure_style import GREY, SERIES, STYLE
+
 HERE = Path(__file__).parent
 EPOCH, NLL, KL, SNR = range(4)                           # columns of a record's course
+RED, BLUE, GREEN = (color for color, _ in SERIES[:3])
 
 
 def records(name):
@@ -17,45 +20,48 @@ def records(name):
     return {record["run"]: record for record in map(json.loads, lines)}
 
 
-def course(axes, runs, column, label, scale="linear"):
-    for name, color, run in runs:
-        epochs, values = zip(*[(row[EPOCH], row[column]) for row in run["course"]])
-        axes.plot(epochs, values, label=name, color=color)
-    axes.set(xlabel="epoch", ylabel=label, yscale=scale)
-    axes.grid(alpha=0.3)
-
-
 def course_figure():
     runs = records("digits-defaults")
-    chosen = [("Adam, 60 epochs", "#c0504d", runs["adam-60-0"]), ("natural, 60", "#6fa0cf", runs["advbnn-60-0"]),
-              ("natural, 240", "#1f4e79", runs["advbnn-240-0"])]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3))
-    course(left, chosen, NLL, "nll in training")
-    course(middle, chosen, KL, "KL, nats per image")
-    course(right, chosen, SNR, "signal-to-noise", "log")
-    left.legend()
-    figure.tight_layout()
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3))
+    for axes, column, label, scale in zip(panels, (NLL, KL, SNR), (
+            "nll in training", "KL, nats per image", "signal-to-noise"), ("linear", "linear", "log")):
+        for name, color, run in (("Adam, 60 epochs", RED, "adam-60-0"), ("natural, 60", GREEN, "advbnn-60-0"),
+                                 ("natural, 240", BLUE, "advbnn-240-0")):
+            epochs, values = zip(*[(row[EPOCH], row[column]) for row in runs[run]["course"]])
+            axes.plot(epochs, values, label=name, color=color)
+        axes.set(xlabel="epoch", ylabel=label, yscale=scale)
+    panels[0].legend()
     figure.savefig(HERE / "course.svg", metadata={"Date": None})
 
 
 def alpha_figure():
     runs = sorted(records("digits-alpha").values(), key=lambda run: run["settings"]["alpha"])
     alphas = [run["settings"]["alpha"] for run in runs]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for name, color, key in (("clean", "#7f7f7f", "clean"), ("PGD, 1 draw", "#9ec5e3", "pgd_1_draw"),
-                             ("PGD, 10 draws", "#1f4e79", "pgd_10_draws")):
-        left.plot(alphas, [100 * run["last"][key] for run in runs], "o-", label=name, color=color)
-    left.axvline(next(run["settings"]["alpha"] for run in runs if run["flags"].get("alpha") is None), color="#c0504d", ls=":")
-    left.set(xscale="log", xlabel="alpha", ylabel="accuracy, %", ylim=(0, 101))
-    left.legend()
-    right.plot(alphas, [run["course"][-1][SNR] for run in runs], "o-", color="#1f4e79")
-    right.set(xscale="log", yscale="log", xlabel="alpha", ylabel="signal-to-noise")
-    nats = right.twinx()
-    nats.plot(alphas, [run["course"][-1][KL] for run in runs], "s--", color="#c0504d")
-    nats.set_ylabel("KL, nats per image", color="#c0504d")
-    figure.tight_layout()
+    default = next(run["settings"]["alpha"] for run in runs if run["flags"].get("alpha") is None)
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3))
+    accuracy, size, worth = panels
+
+    def draw(axes, name, values, color, line="o-"):
+        axes.plot(alphas, list(map(values, runs)), line, label=name, color=color)
+
+    draw(accuracy, "clean", lambda run: 100 * run["last"]["clean"], GREY)
+    draw(accuracy, "PGD, 1 draw", lambda run: 100 * run["last"]["pgd_1_draw"], RED)
+    draw(accuracy, "PGD, 10 draws", lambda run: 100 * run["last"]["pgd_10_draws"], BLUE)
+    draw(accuracy, "PGD, 10 draws, 60 % pruned", lambda run: 100 * run["pruned_60"], BLUE, "s--")
+    draw(size, "signal-to-noise", lambda run: run["course"][-1][SNR], BLUE)
+    draw(size, "KL, nats per image", lambda run: run["course"][-1][KL], RED, "s--")
+    draw(worth, "detection of attacks (AUROC)", lambda run: run["auroc"], BLUE)
+    draw(worth, "calibration error under attack", lambda run: run["calibration_error"], RED, "s--")
+    for axes in panels:
+        axes.axvline(default, color=GREY, ls=":")
+        axes.set(xscale="log", xlabel="alpha")
+        axes.legend()
+    accuracy.set(ylabel="accuracy, %", ylim=(0, 101))
+    size.set(yscale="log")
+    worth.set(ylim=(0, 1))
     figure.savefig(HERE / "alpha.svg", metadata={"Date": None})
 
 
-course_figure()
-alpha_figure()
+with plt.rc_context(STYLE):
+    course_figure()
+    alpha_figure()
