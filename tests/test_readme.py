@@ -216,6 +216,14 @@ def mean_percent(values):
     return percent(sum(values) / len(values))
 
 
+def apart(one, other):
+    """The mean of one minus other, which are right or wrong on the same images, and half its 95 % interval, in %."""
+    differences = [a - b for a, b in zip(one, other)]
+    mean = sum(differences) / len(differences)
+    half = 1.96 * (sum((value - mean) ** 2 for value in differences) / (len(differences) - 1) / len(differences)) ** 0.5
+    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+
+
 def test_the_table_of_lengths_is_the_mean_of_three_seeds():
     runs = digits_runs()
     for row in table("method.md", "epochs", "PGD apart"):
@@ -224,10 +232,7 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
             assert row[column] == " / ".join([mean_percent([run["last"]["clean"] for run in three]), *(
                 mean_percent(sum((correct(run, attack) for run in three), [])) for attack in ("pgd", "apgd-ce"))])
         for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
-            apart = [a - b for one, other in zip(ours, adv) for a, b in zip(correct(one, attack), correct(other, attack))]
-            mean = sum(apart) / len(apart)
-            half = 1.96 * (sum((value - mean) ** 2 for value in apart) / (len(apart) - 1) / len(apart)) ** 0.5
-            assert row[column] == f"{100 * mean:+.1f} ± {100 * half:.1f}"
+            assert row[column] == apart(*(sum((correct(run, attack) for run in three), []) for three in (ours, adv)))
         last = [run["course"][-1] for run in ours]
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
         assert row["KL"] == f"{sum(values[2] for values in last) / 3:.2f}"
@@ -241,6 +246,29 @@ def test_the_table_of_runs_equals_the_records():
             assert row[column] == f"{percent(record[column]['clean'])} / {percent(record[column]['pgd_10_draws'])}"
         assert row["APGD"] == mean_percent(correct(record, "apgd-ce"))
     assert list(runs) == ["adam-60-0"]                   # of the figure
+
+
+def test_the_table_of_60_epochs_on_cifar10_equals_the_records():
+    measured = [row for row in records("cifar10-60/evaluation/accuracy.csv") if row["num_examples"] == "2000"]
+    worst = records("cifar10-60/evaluation/robust.csv")
+    for row in table("method.md", "run", "checkpoint"):
+        run = {"adversarial training": "cifar60-adv", "Adv-BNN": "cifar60-advbnn"}[row["run"]]
+        checkpoint = f"{run}/{'best' if row['checkpoint'] == 'best' else 'checkpoint'}.pt"
+        clean = {found["accuracy"] for found in measured if (found["checkpoint"], float(found["epsilon"])) == (checkpoint, 0)}
+        assert {row["clean"]} == set(map(percent, clean))
+        for column, draws in (("PGD, 1 draw", "1"), ("PGD, 10 draws", "10")):
+            assert not row[column] or row[column] == percent(one(
+                measured, checkpoint=checkpoint, epsilon="0.031372549", attack_samples=draws)["accuracy"])
+        if row["APGD, 10 draws"]:
+            assert row["APGD, 10 draws"] == percent(one(worst, checkpoint=checkpoint, attacks="apgd-ce")["accuracy"])
+
+
+def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
+    adv, ours = (record["broken"] for record in records("cifar10-60/records.jsonl"))
+    told = re.search(r"by (\d+\.\d ± \d+\.\d) points \(PGD\) and (\d+\.\d ± \d+\.\d) \(APGD\).*?\+(\d+\.\d ± \d+\.\d) and "
+                     r"\+(\d+\.\d ± \d+\.\d)", PAGES["method.md"], re.DOTALL).groups()
+    pairs = [(ours["last"][attack], adv[when][attack]) for when in ("last", "best") for attack in ("pgd", "apgd-ce")]
+    assert list(told) == [apart([a == "0" for a in one], [b == "0" for b in other]).removeprefix("+") for one, other in pairs]
 
 
 def test_the_table_of_curvatures_equals_the_records():
