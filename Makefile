@@ -16,7 +16,7 @@ torture: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m torture
 
 lint: $(INSTALLED)
-	$(VENV)/bin/python -m ruff check pyro_advbnn tests .ci/gpu
+	$(VENV)/bin/python -m ruff check pyro_advbnn tests examples .ci/gpu
 	$(VENV)/bin/python -m mypy
 
 # On a machine with a GPU and the packages in PYTHON; nothing is installed.

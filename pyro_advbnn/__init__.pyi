@@ -28,6 +28,7 @@ from pyro_advbnn.evaluation.accuracy import predict as predict
 from pyro_advbnn.evaluation.accuracy import robust_accuracy as robust_accuracy
 from pyro_advbnn.evaluation.examination import Examination as Examination
 from pyro_advbnn.evaluation.export import export as export
+from pyro_advbnn.evaluation.weight_statistics import prune as prune
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy as worst_case_accuracy
 from pyro_advbnn.experiments.selection import Selection as Selection
 from pyro_advbnn.system.errors import InputError as InputError
@@ -37,5 +38,6 @@ from pyro_advbnn.training.checkpoints import load as load
 from pyro_advbnn.training.checkpoints import save as save
 from pyro_advbnn.training.fitting import fit as fit
 from pyro_advbnn.training.natural_gradient import NaturalGradient as NaturalGradient
+from pyro_advbnn.training.recipes import auto_alpha as auto_alpha
 
 __version__: str

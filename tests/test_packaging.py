@@ -90,8 +90,9 @@ def test_the_package_imports_nothing_that_is_not_declared_and_nothing_optional_a
     assert found > 100
 
 
-def test_the_tests_import_nothing_that_is_not_declared():
-    for path in sorted((ROOT / "tests").rglob("*.py")):
+@pytest.mark.parametrize("folder", ["tests", "examples"])
+def test_a_folder_beside_the_package_imports_nothing_that_is_not_declared(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
         for name, _ in imports(path):
             assert name in modules([*core(), *extras()]), f"{path.name} imports {name}"
 

@@ -114,7 +114,7 @@ def layer_rows(classifier):
 
 
 @torch.no_grad()
-def prune(classifier, fraction, by="signal_to_noise"):
+def prune(classifier: BayesianClassifier, fraction: float, by: str = "signal_to_noise") -> BayesianClassifier:
     """A copy of a BayesianClassifier without the given fraction of its weights (section 3.3).
 
     The weights that go are those of the lowest |mean| / std (Blundell et al. 2015), or by="std" of the largest std,

@@ -78,7 +78,7 @@ def resolve_step_size(step_size, epsilon, num_steps):
     return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
 
 
-def auto_alpha(num_train, num_weights):
+def auto_alpha(num_train: int, num_weights: int) -> float:
     """alpha of Eq. (10) by a budget: alpha / N times the KL is KL_BUDGET nats for each of num_train images at BUDGETED_SNR.
 
     Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
