@@ -9,6 +9,7 @@ from pyro_advbnn.training import recipes, run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
+_COLLAPSING = 0.5      # an snr: 5,000 images of CIFAR-10 train well at 0.9, digits at alpha 1/10 have lost a sixth at 0.4
 
 
 class Progress:
@@ -126,8 +127,8 @@ class Progress:
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
-        if row.get("snr", 1) < 1:
-            self.note(f"note: the weights hold more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
+        if row.get("snr", 1) < _COLLAPSING:
+            self.note(f"note: the weights hold much more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
                       f"where a posterior collapses to its prior; a smaller --alpha helps", about="collapse")
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
