@@ -1,4 +1,6 @@
 """The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
+from pathlib import Path
+
 from pyro_advbnn.cli.text_tables import counted, percent, share
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.reporting.curves import common, labels, settings
@@ -21,13 +23,15 @@ def answer(folder):
     radii = sorted({row["epsilon"] for row in rows})
     kind = (rows[0]["dataset"], rows[0].get("norm"), radii[(len(radii) - 1) // 2])
     rows = [row for row in rows if (row["dataset"], row.get("norm"), row["epsilon"]) == kind]
-    rows = {row["run"]: row for row in sorted(rows, key=lambda row: row["attack_samples"] or 1)}.values()
-    rows = sorted(rows, key=lambda row: -row["accuracy"])
+    rows = sorted(rows, key=lambda row: (row["attack_samples"] or 1, -row["accuracy"]))     # the strongest attack comes last
+    rows = sorted({(row["run"], row["checkpoint"]): row for row in rows}.values(), key=lambda row: -row["accuracy"])
     names, attack = labels(rows), "the worst of several attacks on each image" if worst else "white-box PGD"
     known = common(rows)
     chosen = [known[name] for name in ("epsilon", "num_steps", "attack_samples", "num_examples") if name in known]
-    told = ", ".join(f"{names[row['run']]} on {percent(row, interval=True)} %" for row in rows)
-    return f"Under {attack} ({', '.join(chosen)}) these are right: {told}."
+    several = len({row["checkpoint"] for row in rows}) > len(names)
+    subjects = [names[row["run"]] + f" ({Path(row['checkpoint']).name})" * several for row in rows]
+    told = [f"{subject} on {percent(row, interval=True)} %" for subject, row in zip(subjects, rows)]
+    return f"Under {attack} ({', '.join(chosen)}) these are right: {', '.join(told)}."
 
 
 def robust(rows, _):
