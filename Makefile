@@ -1,9 +1,9 @@
-# make demo | test | torture | lint | gpu | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
+# make demo | test | torture | lint | docs | gpu | clean; PYTHON=python3.12 chooses the interpreter, which must be 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test torture lint gpu gpu-check gpu-table1 clean
+.PHONY: demo test torture lint docs gpu gpu-check gpu-table1 clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m pyro_advbnn.demo
@@ -18,6 +18,10 @@ torture: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check pyro_advbnn tests examples .ci/gpu
 	$(VENV)/bin/python -m mypy
+
+# The pages of docs/ and the reference of all public names as a site; a broken link fails.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # On a machine with a GPU and the packages in PYTHON; nothing is installed.
 gpu:
@@ -34,5 +38,5 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find pyro_advbnn tests -name __pycache__ -type d -prune -exec rm -rf {} +

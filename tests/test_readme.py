@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pyro_advbnn as ab
 from pyro_advbnn import benchmark, demo, evaluate, reproduce, train
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import commands, help
@@ -128,6 +129,13 @@ def test_the_readme_links_every_page_and_every_page_says_its_purpose_first():
     for name, text in PAGES.items():
         assert name == "README.md" or f"(docs/{name}" in PAGES["README.md"], name
         assert re.match(r"# .+\n\n[A-Z]", text), name
+
+
+@pytest.mark.parametrize("module, prefix", [(ab, "ab"), (ab.datasets, "ab.datasets")])
+def test_every_public_name_is_in_the_reference_once(module, prefix):
+    blocks = [name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"^::: (.+)$", page.read_text(), re.M)]
+    named = [name for name in blocks if name.rpartition(".")[0] == prefix]
+    assert sorted(named) == sorted(f"{prefix}.{name}" for name in module.__all__ if f"{prefix}.{name}" != "ab.datasets")
 
 
 @pages
