@@ -70,23 +70,21 @@ def of_verbs(commands: dict[str, Command | str], under: str = "") -> str:
 
 
 def of_function(function: Command, verb: str = "") -> str:
-    """The help of one command: usage, docstring, and by group each flag with its type, default and description."""
+    """The help of one command: usage, docstring, and by group, those that matter first before, each flag with what it takes."""
     known, groups = parameters(function), groups_of(function)
     required = [f"--{name} ..." for name, parameter in known.items() if parameter.default is Parameter.empty]
     usage = " ".join([f"usage: {_program()}", *([verb] if verb else []), *required, "[--flag value ...]"])
     prose = re.split(r"^(?:Args|Returns|Raises):$", _doc(function), maxsplit=1, flags=re.MULTILINE)[0].strip()
-    own = {name: parameter for name, parameter in known.items() if name in inspect.signature(function).parameters}
-    sections = [_section("flags:", own, function)] if own or not groups else []
-    sections += [_section(f"{_doc(group).partition(chr(10))[0].rstrip('.')}:", parameters(group), group)
-                 for group in groups.values()]
-    return "\n\n".join([usage, *([prose] if prose else []), *sections])
-
-
-def _section(title: str, flags: dict[str, Parameter], owner: Command) -> str:
-    notes = _descriptions(_doc(owner))
-    if dataclasses.is_dataclass(owner):
-        notes |= {field.name: field.metadata["note"] for field in dataclasses.fields(owner) if field.metadata}
-    return "\n".join([title, *(_flag(parameter, notes.get(name, "")) for name, parameter in flags.items())])
+    fields = [field for group in groups.values() for field in dataclasses.fields(group)]
+    notes = {name: note for owner in (function, *groups.values()) for name, note in _descriptions(_doc(owner)).items()}
+    notes |= {field.name: field.metadata["note"] for field in fields if field.metadata}
+    first = {field.name for field in fields if field.metadata.get("first")}
+    titled = {"The flags that matter first:": first, "flags:": set(inspect.signature(function).parameters)}
+    titled |= {f"{_doc(group).partition(chr(10))[0].rstrip('.')}:": parameters(group).keys() - first
+               for group in groups.values()}
+    sections = ["\n".join([title, *(_flag(known[name], notes.get(name, "")) for name in known if name in names)])
+                for title, names in titled.items() if names & known.keys()]
+    return "\n\n".join([usage, *([prose] if prose else []), *(sections or ["flags:"])])
 
 
 def _program() -> str:

@@ -43,6 +43,6 @@ def flags(group: type) -> type:
     return dataclasses.dataclass(frozen=True, kw_only=True)(group)
 
 
-def flag(note: str, default: Any = None) -> Any:
-    """A field of such a dataclass.   note: what it is, for --help; default: where it is not given."""
-    return dataclasses.field(default=default, metadata={"note": note})
+def flag(note: str, default: Any = None, first: bool = False) -> Any:
+    """A field of such a dataclass.   note: what it is, for --help, which begins with it if first."""
+    return dataclasses.field(default=default, metadata={"note": note, "first": first})

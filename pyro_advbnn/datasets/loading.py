@@ -17,6 +17,13 @@ from pyro_advbnn.datasets.subsets import hold_out
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.memory import available_memory
 
+_WHAT_DATA_DIR_IS = {
+    "imagenet143": "the folder that holds train/<wnid>/ and val/<wnid>/; docs/data.md tells how to make them from "
+                   "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+    "folder": "the folder that holds train/<class>/ and val/<class>/",
+    "npz": "the file that holds x_train, y_train, x_test and y_test",
+}
+
 
 def load(name: str, split: str, data_dir: str | Path | None = None, *, image_size: int | None = None, loading: str = "auto",
          workers: int | None = None, device: str | torch.device | None = None) -> ImageSet:
@@ -61,8 +68,8 @@ def _check(name, split, data_dir, image_size, loading, workers):
     for argument, value, known in (("dataset", name, DATASETS), ("split", split, SPLITS), ("loading", loading, LOADINGS)):
         if value not in known:
             raise InputError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
-    if data_dir is None and name in ("imagenet143", "folder", "npz"):
-        raise InputError(f"dataset {name} needs --data_dir, the {'file' if name == 'npz' else 'folder'} that holds it")
+    if data_dir is None and name in _WHAT_DATA_DIR_IS:
+        raise InputError(f"dataset {name} needs --data_dir, {_WHAT_DATA_DIR_IS[name]}")
     if data_dir is not None and name == "digits":
         raise InputError("--data_dir means nothing for dataset digits, which comes with scikit-learn")
     given = {"--image_size": image_size is not None, "--loading stream": loading == "stream",

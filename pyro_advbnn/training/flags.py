@@ -30,12 +30,12 @@ class Run:
     """The run."""
 
     out: Path | None = flag("the new run folder; default runs/<dataset>-<defense>-<time>; to be given under torchrun, which "
-        "goes on with it when it starts the processes anew.")
+        "goes on with it when it starts the processes anew.", first=True)
     resume: Path | None = flag("run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, "
         "network, workers, precision, compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet "
-        "starts from the beginning.")
+        "starts from the beginning.", first=True)
     recipe: Literal["paper", "authors", "ours"] | None = flag("paper (Table 2, KL of all weights), authors (what their code "
-        "did), ours (the default; KL of all weights, made to train).")
+        "did), ours (the default; KL of all weights, made to train).", first=True)
     seed: flag_types.Seed | None = flag("of all random streams, default 0.")
     max_minutes: flag_types.Minutes | None = flag("stop after this time, resumable.")
     tensorboard: bool | None = flag("also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, "
@@ -48,8 +48,10 @@ class Data:
     """The images."""
 
     dataset: Literal[DATASETS] | None = flag("the images, default digits; cifar10, stl10, imagenet143, folder and npz read "
-        "data_dir.")
-    data_dir: Path | None = flag("folder of the data set (npz: the file); default data/ for cifar10 and stl10.")
+        "data_dir.", first=True)
+    data_dir: Path | None = flag("folder of the data set (npz: the file); default data/ for cifar10 and stl10. Of "
+        "imagenet143 it holds train/<wnid>/ and val/<wnid>/, made from the archives of ILSVRC-2012 as docs/data.md says.",
+        first=True)
     image_size: flag_types.Side | None = flag("side in pixels that the images of dataset folder are brought to.")
     num_train: flag_types.Images | None = flag("use a class-balanced subset of this size, from which the held-out images are "
         "then split off.")
@@ -67,14 +69,15 @@ class Method:
     """The defence, its network and its posterior."""
 
     defense: Literal[tuple(DEFENSES)] | None = flag("none, adv (PGD training), rse (noise), bnn (Bayesian), advbnn (Bayesian "
-        "and PGD training; the default), advrse (noise and PGD training).")
-    network: str | None = flag("vgg11, vgg13, vgg16, vgg19, model_a, convnet, torchvision:NAME or package.module:function.")
+        "and PGD training; the default), advrse (noise and PGD training).", first=True)
+    network: str | None = flag("vgg11, vgg13, vgg16, vgg19, model_a, convnet, torchvision:NAME or "
+        "package.module:function.", first=True)
     width: flag_types.Width | None = flag("base number of channels of our networks.")
     initialization: Literal["default", "authors"] | None = flag(
         "PyTorch's own, or the authors' (BatchNorm scale uniform in [0, 1]).")
     init_from: Path | None = flag("run folder whose trained network the posterior mean starts at.")
     alpha: _NotNegative | Literal["auto"] | None = flag("factor of the KL in Eq. (10); auto: by the number of weights and of "
-        "training images, so that the KL is 0.2 nats per image at a signal-to-noise of 20, at most 1.")
+        "training images, so that the KL is 0.2 nats per image at a signal-to-noise of 20, at most 1.", first=True)
     prior: Literal[PRIORS] | None = flag("normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and "
         "their KL is a Monte-Carlo estimate.")
     prior_std: _Std | None = flag("std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2.")
@@ -95,7 +98,7 @@ class Method:
 class Attack:
     """The attack in training."""
 
-    epsilon: _Share | None = flag("l_inf radius of the attack in training.")
+    epsilon: _Share | None = flag("l_inf radius of the attack in training.", first=True)
     step_size: _Share | Literal["auto"] | None = flag("PGD step; auto = 2.5 epsilon / num_steps; default 0.007 on cifar10, "
         "stl10 and imagenet143, else auto.")
     num_steps: flag_types.CountOrNone | None = flag("PGD steps in training.")
@@ -110,7 +113,7 @@ class Attack:
 class Schedule:
     """The schedule."""
 
-    epochs: flag_types.Epochs | None = flag("passes over the training set.")
+    epochs: flag_types.Epochs | None = flag("passes over the training set.", first=True)
     patience: flag_types.Epochs | None = flag("stop after this many epochs without a better held-out accuracy.")
     batch_size: flag_types.BatchSize | None = flag("images per step, of all processes together.")
     optimizer: Literal["adam", "sgd", "natural"] | None = flag("adam, sgd with momentum 0.9, or natural, for posteriors: the "

@@ -99,13 +99,13 @@ class Progress:
         if self._bar is None:
             epoch = f"epoch {self.training.epochs_done + 1}/{self.config['settings']['epochs']}"
             self._bar = tqdm(total=len(self.training.batches), initial=max(0, self.training.steps_done - 1), desc=epoch,
-                             leave=False, unit="step")
+                             leave=False, bar_format="{desc} {bar} {n_fmt}/{total_fmt} steps{postfix}")
         self._bar.update(1)
         if time.monotonic() - self._refreshed > _SECONDS_BETWEEN_REFRESHES:
             self._refreshed = time.monotonic()
             now = self.training.averages()
-            accuracy = "adversarial accuracy" if self.training.attack else "accuracy"
-            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['loss'] - now['nll']:.3g} per image, "
+            accuracy = "PGD" if self.training.attack else "clean"
+            self._bar.set_postfix_str(f"nll {now['nll']:.3f}, kl {now['loss'] - now['nll']:.3g}, "
                                       f"{accuracy} {100 * now['batch_accuracy']:.1f} %, "
                                       f"{self.images_per_second():.0f} images/s, {self._time_left()} left")
 

@@ -1,6 +1,7 @@
 """Tests of commands and their help: what a command takes, what it refuses, and that nothing starts before a refusal."""
 import errno
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+from pyro_advbnn import train as train_command
 from pyro_advbnn.cli import commands, help, python_calls
 from pyro_advbnn.cli.flag_types import Range
 from pyro_advbnn.system.errors import InputError, Note
@@ -304,6 +306,29 @@ def test_a_dataclass_stands_for_the_flags_that_are_its_fields(capsys):
     assert "--epsilons: " in own and "radii." in own and "--run" not in own
     assert "  --run: a path; required\n      the run folder.\n" in shared and "a step, of a length." in shared
     assert "  --fraction: a number in [0, 1]\n      of the whole." in shared
+
+
+@python_calls.flags
+class Marked:
+    """What comes later."""
+
+    deep: int = python_calls.flag("of little weight.", default=1)
+    main: int = python_calls.flag("of weight.", default=2, first=True)
+
+
+def marked(*, of: Marked = None, own: int = 0): ...
+
+
+@pytest.mark.parametrize("function, first, rest", [
+    (marked, "--main", "--own --deep"),
+    (train_command.train, "--out --resume --recipe --dataset --data_dir --defense --network --alpha --epsilon --epochs",
+     "--seed --max_minutes")])
+def test_the_help_begins_with_the_flags_that_matter_first_and_names_each_once(function, first, rest):
+    text = help.of_function(function)
+    leading, others = text.split("The flags that matter first:\n")[1].split("\n\n", 1)
+    assert re.findall(r"^  (--\w+):", leading, re.M) == first.split()
+    assert re.findall(r"^  (--\w+):", others, re.M)[:len(rest.split())] == rest.split()
+    assert sorted(re.findall(r"^  --(\w+):", text, re.M)) == sorted(help.parameters(function))
 
 
 @pytest.mark.parametrize(("words", "message"), [
