@@ -99,7 +99,7 @@ class Progress:
         if self._bar is None:
             epoch = f"epoch {self.training.epochs_done + 1}/{self.config['settings']['epochs']}"
             self._bar = tqdm(total=len(self.training.batches), initial=max(0, self.training.steps_done - 1), desc=epoch,
-                             leave=False, bar_format="{desc} {bar} {n_fmt}/{total_fmt} steps{postfix}")
+                             leave=False, bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}")
         self._bar.update(1)
         if time.monotonic() - self._refreshed > _SECONDS_BETWEEN_REFRESHES:
             self._refreshed = time.monotonic()
