@@ -5,6 +5,7 @@ django-static-mathjax. A block `::: ab.NAME` of the API reference becomes that o
 its docstring every line that begins with an argument and a colon begins a paragraph.
 """
 import importlib.util
+import inspect
 import os
 import re
 from pathlib import Path
@@ -22,7 +23,8 @@ LINK = re.compile(r"(\]\()(?!https?:|#)([^)#\s]+)")
 def on_files(files, config):
     mathjax = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])
     files.append(File.generated(config, "mathjax.js", abs_src_path=str(mathjax / "static/mathjax/es5/tex-svg.js")))
-    files.append(File.generated(config, "readme.md", abs_src_path=str(ROOT / "README.md")))
+    for path in ROOT.glob("*.md"):
+        files.append(File.generated(config, path.name.lower(), abs_src_path=str(path)))
     linked = {_in_site(file, link) for file in files.documentation_pages() for _, link in LINK.findall(file.content_string)}
     for name in sorted(linked):
         if not files.get_file_from_path(name) and (ROOT / name).is_file():
@@ -33,8 +35,8 @@ def on_files(files, config):
 def _in_site(file, link):
     """The path in the site of what the Markdown of a page links: docs/ is its root, and the rest lies as in the repository."""
     path = Path(os.path.normpath(Path(file.abs_src_path).parent / link))
-    if path == ROOT / "README.md":
-        return "readme.md"
+    if path.parent == ROOT and path.suffix == ".md":
+        return path.name.lower()
     return str(path.relative_to(ROOT)).removeprefix("docs/") if path.is_relative_to(ROOT) else link
 
 
@@ -46,14 +48,11 @@ def on_page_markdown(markdown, page, config, files):
 
 def _documented(block):
     """The block of mkdocstrings for a public name, under the heading by which one calls it."""
-    *rooms, name = block[1].removeprefix("ab.").split(".")
-    home = ab
-    for room in rooms:
-        home = getattr(home, room)
-    if name in home._HOME_OF:
-        path = f"{home.__name__}.{home._HOME_OF[name]}.{name}"
-    else:
-        path = getattr(home, name).__name__
+    room, _, name = block[1].removeprefix("ab.").rpartition(".")
+    home = getattr(ab, room) if room else ab
+    found = getattr(home, name)
+    within = f"{home.__name__}." if room else ""
+    path = found.__name__ if inspect.ismodule(found) else f"{within}{home._HOME_OF[name]}.{name}"
     return f"::: {path}\n    options:\n      heading: {block[1]}\n      toc_label: {block[1]}"
 
 
