@@ -2,7 +2,8 @@
 
 Files of the repository that a page links, the README among them, become files of the site. MathJax comes from the package
 django-static-mathjax. A block `::: ab.NAME` of the API reference becomes that of the module where the name is defined, and in
-its docstring every line that begins with an argument and a colon begins a paragraph.
+its docstring every line that begins with an argument and a colon begins a paragraph, whose lines go on without an indent
+(mkdocstrings would take them for a box).
 """
 import importlib.util
 import inspect
@@ -59,4 +60,6 @@ def _documented(block):
 class Paragraphs(griffe.Extension):
     def on_object(self, *, obj, **others):
         if obj.docstring:
-            obj.docstring.value = ARGUMENT.sub("\n\n", obj.docstring.value)
+            paragraphs = ARGUMENT.sub("\n\n", obj.docstring.value)
+            obj.docstring.value = re.sub(r"^[a-z].*(?:\n +\S.*)+", lambda found: re.sub(r"\n +", "\n", found[0]), paragraphs,
+                                         flags=re.MULTILINE)
