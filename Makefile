@@ -19,9 +19,9 @@ lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check pyro_advbnn tests examples .ci/gpu
 	$(VENV)/bin/python -m mypy
 
-# The pages of docs/ and the reference of all public names as a site; a broken link fails.
+# The pages of docs/ and the reference of all public names as a site; a broken link fails (not with --quiet).
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	$(VENV)/bin/python -m mkdocs build --strict
 
 # On a machine with a GPU and the packages in PYTHON; nothing is installed.
 gpu:
