@@ -279,6 +279,16 @@ def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
     assert list(told) == [apart([a == "0" for a in one], [b == "0" for b in other]).removeprefix("+") for one, other in pairs]
 
 
+def test_the_table_of_trials_is_the_mean_of_their_seeds():
+    runs = records("digits-trials/held-out.jsonl")
+    for row in table("defaults.md", "trial"):
+        of_run = [run for run in runs if run["run"] == row["trial"]]
+        assert row["nll"] == f"{sum(run['nll'] for run in of_run) / len(of_run):.3f}"
+        assert row["last"] == " / ".join(mean_percent([run["last"][name] for run in of_run]) for name in ("clean", "pgd"))
+        assert row["best"] == mean_percent([run["best"]["pgd"] for run in of_run])
+    assert {run["run"] for run in runs} == {row["trial"] for row in table("defaults.md", "trial")}
+
+
 def test_the_table_of_curvatures_equals_the_records():
     rows = records("digits-trials/curvature.jsonl")
     for row, record in zip(table("method.md", "curvature by"), rows, strict=True):
