@@ -5,10 +5,9 @@ stand in __init__.pyi, which type checkers and editors read, too (SPEC 1 of Scie
 """
 import ast
 from importlib import import_module
-from pathlib import Path
 
 __version__ = "0.1.0"
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text())
+_STUB = ast.parse(__spec__.loader.get_data(__file__.removesuffix(".py") + ".pyi"))
 _HOME_OF = {alias.name: line.module for line in _STUB.body if isinstance(line, ast.ImportFrom) for alias in line.names}
 __all__ = sorted(_HOME_OF)
 

@@ -51,7 +51,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None, *, image_siz
 
 
 def from_arrays(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor) -> Images:
-    """Images of your own in memory, on the CPU, for `batches`.
+    """Images of your own in memory, on the CPU, for `batches`; the memory of float32 x is not copied.
 
     x: uint8 (N, H, W, C) with C 1 or 3, or floats (N, C, H, W) in [0, 1]. y: class numbers (N,) from 0, integers.
 
@@ -61,7 +61,9 @@ def from_arrays(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor) -> I
 
 
 def _array(values):
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
+    return np.asarray(values)
 
 
 def _check(name, split, data_dir, image_size, loading, workers):

@@ -16,7 +16,7 @@ class Selection:
 
     run: Path | None = flag("run folder of a training.", first=True)
     runs: list[Path] | None = flag("several of them, as A,B,C; all of one data set.", first=True)
-    mixture: list[Path] | None = flag("several of them, likewise, as one: a mixture whose calls visit each in turn, in random "
+    mixture: list[Path] | None = flag("several runs, as A,B,C, as one: a mixture whose calls visit each in turn, in random "
         "order.")
     out: Path | None = flag("folder that takes evaluation/ and figures/; default the run itself, or the folder in which all "
         "the runs lie.")

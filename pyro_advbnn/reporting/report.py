@@ -13,7 +13,7 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
 from pyro_advbnn.reporting.figures import FIGURES
-from pyro_advbnn.reporting.robustness_summaries import answer
+from pyro_advbnn.reporting.robustness_summaries import headline
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError
@@ -40,7 +40,7 @@ def write(folder, runs=None):
     if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
         raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = _template().render(
-        configs=configs, log=log, answer=answer(folder), **_overview(configs), tables=summaries.summaries(folder),
+        configs=configs, log=log, headline=headline(folder), **_overview(configs), tables=summaries.summaries(folder),
         figures=_figures(folder),
         examples=_examples(folder), caveats=_caveats(folder, configs), times=_times(log),
         commands=[*_trainings(configs), *dict.fromkeys(f"python -m pyro_advbnn.{_command(line)}" for line in log)])

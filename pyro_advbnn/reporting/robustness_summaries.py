@@ -11,27 +11,36 @@ _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num
            "num_examples": "images"}
 
 
-def answer(folder):
+def headline(folder):
     """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
 
-    It is of the worst case over several attacks where there is one, else of PGD; of the middle radius and the most draws.
+    It is of the worst case over several attacks where there is one, else of PGD; of the first row's data set and norm, the
+    most images, the middle radius, and the longest attack with the most draws on each checkpoint.
     """
     worst = csv_tables.read(folder, "robust")
     rows = worst or [row for row in csv_tables.read(folder, "accuracy") if row["epsilon"]]
     if not rows:
         return ""
+    rows = _same(rows, lambda row: (row["dataset"], row.get("norm")), rows[0])
+    rows = _same(rows, lambda row: row["images"], max(rows, key=lambda row: row["num_examples"]))
     radii = sorted({row["epsilon"] for row in rows})
-    kind = (rows[0]["dataset"], rows[0].get("norm"), radii[(len(radii) - 1) // 2])
-    rows = [row for row in rows if (row["dataset"], row.get("norm"), row["epsilon"]) == kind]
-    rows = sorted(rows, key=lambda row: (row["attack_samples"] or 1, -row["accuracy"]))     # the strongest attack comes last
+    rows = [row for row in rows if row["epsilon"] == radii[(len(radii) - 1) // 2]]
+    rows = sorted(rows, key=lambda row: (row["num_steps"], row["attack_samples"] or 1, -row["accuracy"]))
     rows = sorted({(row["run"], row["checkpoint"]): row for row in rows}.values(), key=lambda row: -row["accuracy"])
-    names, attack = labels(rows), "the worst of several attacks on each image" if worst else "white-box PGD"
+    names, attack = labels(rows), "white-box PGD"
+    if worst:
+        attack = "the worst of several attacks on each image" if " " in rows[0]["attacks"] else rows[0]["attacks"]
+    norm = ", in the l2 norm" if rows[0].get("norm") == "l2" else ""
     known = common(rows)
     chosen = [known[name] for name in ("epsilon", "num_steps", "attack_samples", "num_examples") if name in known]
     several = len({row["checkpoint"] for row in rows}) > len(names)
     subjects = [names[row["run"]] + f" ({Path(row['checkpoint']).name})" * several for row in rows]
     told = [f"{subject} on {percent(row, interval=True)} %" for subject, row in zip(subjects, rows)]
-    return f"Under {attack} ({', '.join(chosen)}) these are right: {', '.join(told)}."
+    return f"Under {attack} ({', '.join(chosen)}{norm}) these are right: {', '.join(told)}."
+
+
+def _same(rows, of, example):
+    return [row for row in rows if of(row) == of(example)]
 
 
 def robust(rows, _):

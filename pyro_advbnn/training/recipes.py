@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.system.errors import check_at_least
 
 KL_BUDGET, BUDGETED_SNR = 0.2, 20                       # of `auto_alpha`: nats per image, and at what signal-to-noise
 
@@ -83,7 +84,11 @@ def auto_alpha(num_train: int, num_weights: int) -> float:
 
     Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
     ratio SNR = mean(mean^2) / mean(std^2). At most 1, the ELBO itself.
+
+    Raises InputError for a num_train or num_weights below 1.
     """
+    check_at_least("num_train", num_train, 1)
+    check_at_least("num_weights", num_weights, 1)
     return min(1.0, 2 * num_train * KL_BUDGET / (num_weights * math.log1p(BUDGETED_SNR)))
 
 

@@ -64,6 +64,19 @@ class Branches(torch.nn.Module):
         return self.layer(x.flatten(1) if x.sum() > 0 else -x.flatten(1))
 
 
+class Noisy(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1)) + torch.randn(3)
+
+
+def test_a_network_with_random_numbers_of_its_own_and_images_of_another_dtype_are_refused(tmp_path):
+    with pytest.raises(ab.InputError, match="the network draws random numbers of its own"):
+        ab.export(ab.Classifier(Noisy(64, 3)), tmp_path / "a.pt2", X)
+    with pytest.raises(ab.InputError, match="x must be torch.float64 on cpu, as the classifier is, got torch.float32 on cpu"):
+        ab.export(ab.Classifier(Branches().double()), tmp_path / "a.pt2", X)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_that_torch_cannot_follow_is_refused_and_the_old_file_stays(tmp_path):
     (tmp_path / "a.pt2").write_text("old")
     with pytest.raises(ab.InputError, match="the network cannot be exported: .*"):

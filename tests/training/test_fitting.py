@@ -30,8 +30,9 @@ def test_arrays_are_trained_as_the_command_trains_them(tmp_path, defense):
 def test_bytes_of_numpy_and_floats_of_torch_give_the_same_classifier_and_leave_network_and_generator_as_they_were():
     given, same = network(), network()
     torch.manual_seed(5)
-    first = ab.fit(X, Y, network=given, **SMALL)
+    first = ab.fit(X, Y, network=given, seed=np.int64(0), **SMALL | {"device": torch.device("cpu")})
     other = ab.fit(torch.from_numpy(FLOATS).float(), torch.from_numpy(Y), network=given, **SMALL)
+    assert all(parameter.grad is None for parameter in first.parameters())
     assert equal(dict(first.state_dict()), dict(other.state_dict()))
     assert equal(dict(given.state_dict()), dict(same.state_dict())) and given.training
     after = torch.rand(3)
@@ -60,6 +61,7 @@ def test_arrays_of_another_kind_are_refused_in_a_line(x, y, says):
 
 
 @pytest.mark.parametrize("given, says", [
+    ({"epsilon": None}, "epsilon must be given, got None"), ({"seed": None}, "seed must be given"),
     ({"epsilon": 8}, r"epsilon must be a number in \[0, 1\], got 8"), ({"defense": "pgd"}, "defense must be one of none, adv"),
     ({"epochs": 0}, "epochs must be an integer"), ({"network": "resnet"}, "network must be one of vgg11"),
     ({"network": ab.networks.convnet}, "the network must be an nn.Module, got function"),

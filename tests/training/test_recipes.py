@@ -166,6 +166,8 @@ def test_alpha_auto_makes_the_kl_a_fifth_of_a_nat_per_image_where_the_stds_are_a
     classifier.mean.data.fill_(math.sqrt(20 / 21))
     classifier.log_std.data.fill_(math.log(1 / 21) / 2)                     # mean^2 + std^2 is the prior's 1
     found = recipes.auto_alpha(num_train, classifier.num_counted)
+    with pytest.raises(ab.InputError, match="num_weights must be"):
+        recipes.auto_alpha(num_train, 0)
     assert found == pytest.approx(alpha, rel=0.03)
     if found < 1:
         assert found / num_train * classifier.kl().item() == pytest.approx(0.2, rel=1e-3)
