@@ -309,6 +309,17 @@ def test_the_table_of_alphas_equals_the_records():
     assert not runs
 
 
+def test_the_table_of_todays_defaults_equals_its_records():
+    for row in table("benchmark.md", "attack", "MiB"):
+        ours, floor = (one(records(f"benchmark-cpu/defaults/batch-{row['batch']}.csv"), contestant=name)
+                       for name in ("adv-bnn", "deterministic"))
+        assert row["CPU ratio"] == f"{float(ours['cpu_ratio']):.3f}"
+        assert row["MiB"] == f"{float(ours['peak_memory_bytes']) / 2**20:.0f}"
+        for part in ("attack", "update", "optimizer"):
+            added = (float(ours[f"{part}_s"]) - float(floor[f"{part}_s"])) / float(floor["wall_s"])
+            assert row[part] == f"{added:.3f}"
+
+
 def test_the_table_of_the_benchmark_equals_the_record():
     rows = records("benchmark-cpu/benchmark.csv")
     for row in table("benchmark.md", "contestant", "peak MiB"):
