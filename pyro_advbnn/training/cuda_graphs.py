@@ -21,7 +21,7 @@ def accelerate(training, config):
     if config["compile"]:
         x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
         with autocast(training.device, training.precision):
-            failure = compile_network(training.classifier, batch_format(x, training.precision), y)
+            failure = compile_network(training.classifier, batch_format(x, training.precision, training.classifier.network), y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
     if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
         training.attack = GraphedAttack(training.attack)

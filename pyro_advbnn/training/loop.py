@@ -183,6 +183,6 @@ def accuracies(classifier, images, settings, *, seed, batch_size=None, precision
     """
     batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
     with separate_randomness(distributed.own_seed(seed)), autocast(images.device, precision):
-        counts = [count_correct(classifier, ((batch_format(x, precision), y) for x, y in batches), attack,
+        counts = [count_correct(classifier, ((batch_format(x, precision, classifier.network), y) for x, y in batches), attack,
                                 num_samples=settings["num_samples"]) for attack in (None, build_attack(settings))]
     return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())
