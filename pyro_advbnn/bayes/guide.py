@@ -5,7 +5,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch.distributions import constraints, kl_divergence
 
-from pyro_advbnn.bayes.kernels.fused_draw import draw_with_kl
+from pyro_advbnn.bayes.kernels.posterior import draw_with_kl
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, normal_
 
 

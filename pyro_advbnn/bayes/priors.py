@@ -15,7 +15,7 @@ from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal, kl_to_normal
-from pyro_advbnn.bayes.kernels.fused_draw import kl_by_log_std
+from pyro_advbnn.bayes.kernels.posterior import kl_by_log_std
 from pyro_advbnn.bayes.settings import PRIORS, Std
 from pyro_advbnn.system.errors import InputError
 

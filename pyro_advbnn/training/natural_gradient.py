@@ -6,7 +6,9 @@ import torch
 from torch.optim.sgd import sgd
 
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.kernels.posterior import step_by_squares_
 from pyro_advbnn.bayes.kernels.vectors import chunks
+from pyro_advbnn.bayes.priors import NormalPrior
 from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
 
@@ -96,28 +98,23 @@ class NaturalGradient(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
     def _natural_step_(self, log_std, *, rho, max_step, effective_size, curvature, kl_weight, **_):
-        """On the CPU chunk by chunk, without a whole vector of work memory for each operation."""
+        """On the CPU piece by piece, without a whole vector of work memory for each operation."""
         rate = rho * effective_size / 2
         if rate == 0:
             return
         bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
-        pull = log_std.grad.__getitem__ if curvature == "draws" else self._pull_of_squares(log_std, rho, kl_weight)
+        if curvature == "squares":
+            self._step_by_squares_(log_std, rho, kl_weight=kl_weight, rate=rate, bound=bound)
+            return
         for part in chunks(0, len(log_std), log_std.device):
-            log_std[part].sub_(torch.clamp(pull(part), -bound, bound), alpha=rate)
+            log_std[part].sub_(torch.clamp(log_std.grad[part], -bound, bound), alpha=rate)
 
-    def _pull_of_squares(self, log_std, rho, kl_weight):
-        """G / lambda by curvature="squares", as a function of a slice, to be called once for each."""
-        by_log_std, state = self._classifier.kl_by_log_std(), self.state[log_std]
+    def _step_by_squares_(self, log_std, rho, **numbers):
+        state, prior = self.state[log_std], self._classifier.prior
         if not state:
             state["sums"] = log_std.new_zeros(2)
         sums = state["sums"]
         share = (sums[0] / sums[1]).nan_to_num(0, 0, 0).clamp(min=0)     # a 0 of torch.where would be copied to a GPU
-        sums.mul_(1 - rho)
-
-        def pull(part):
-            of_kl = by_log_std(part).mul_(kl_weight)
-            of_draws = log_std.grad[part] - of_kl
-            sums.add_(torch.stack([of_draws.sum(), of_draws.dot(of_draws)]), alpha=rho)
-            return of_kl.addcmul_(share * of_draws, of_draws)
-
-        return pull
+        pieces = prior.counted_pieces() if isinstance(prior, NormalPrior) else None
+        step_sums = step_by_squares_(log_std, log_std.grad, pieces, self._classifier.kl_by_log_std, share=share, **numbers)
+        sums.mul_(1 - rho).add_(step_sums, alpha=rho)

@@ -21,7 +21,7 @@ def seeded():
 def small_chunks(monkeypatch):
     """Vectors of a few hundred elements take many chunks and streams."""
     monkeypatch.setattr(vectors, "_CPU_CHUNK", 64)
-    monkeypatch.setattr(vectors, "_STREAM", 128)
+    monkeypatch.setattr(vectors, "SHARE", 128)
 
 
 def posterior(size=1000, **more):

@@ -1,4 +1,5 @@
 """The compiled generator; skipped where it was not compiled."""
+import itertools
 import math
 
 import pytest
@@ -11,53 +12,71 @@ from pyro_advbnn.bayes.kernels.vectors import normal_, standard_normal_
 normals = pytest.importorskip("pyro_advbnn.bayes.kernels._normals", reason="no C compiler at installation")
 
 
-def numbers(size, key, block=0):
+STREAM, LANES = 1 << 14, 32
+
+
+def numbers(size, key, stream=0):
     out = torch.full((size + 8,), 77.0)
-    normals.fill(out.data_ptr(), size, key, block, 0, 0)
+    normals.fill(out.data_ptr(), size, key, stream, 0, 0)
     assert (out[size:] == 77).all()
     return out[:size]
 
 
-@pytest.mark.parametrize(("counter", "key", "words"), [      # Random123's kat_vectors, as far as the counter has 64 bits
-    (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-])
-def test_words_are_the_published_ones(counter, key, words):
-    assert normals.words(counter, key) == words
+def mixed(z):
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
-def philox(counter, key):
-    """Philox4x32-10 in plain integers, after the paper."""
-    x = [counter & 0xFFFFFFFF, counter >> 32, 0, 0]
-    k = [key & 0xFFFFFFFF, key >> 32]
-    for _ in range(10):
-        a, b = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
-        x = [(b >> 32) ^ x[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ x[3] ^ k[1], a & 0xFFFFFFFF]
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return tuple(x)
+def splitmix(counter):
+    """The words of SplitMix64 in plain integers."""
+    while True:
+        counter = (counter + 0x9E3779B97F4A7C15) % 2**64
+        yield mixed(counter)
 
 
-@pytest.mark.parametrize("key", [1, 0xFEDCBA9876543210])
-@pytest.mark.parametrize("counter", [1, 31, 32, 1000, (1 << 32) - 1, 1 << 32, (1 << 40) + 5])
-def test_words_are_those_of_the_reference_for_every_counter_and_key(counter, key):
-    assert normals.words(counter, key) == philox(counter, key)
+def xoshiro(state):
+    """The words of xoshiro128++ in plain integers."""
+    def rotated(x, bits):
+        return (x << bits | x >> 32 - bits) % 2**32
+
+    a, b, c, d = state
+    while True:
+        yield (rotated((a + d) % 2**32, 7) + a) % 2**32
+        c, d, shifted = c ^ a, d ^ b, (b << 9) % 2**32
+        b, a = b ^ c, a ^ d
+        c, d = c ^ shifted, rotated(d, 11)
 
 
-def test_normals_are_box_muller_of_the_words():
-    got = numbers(128, key=5).double().view(4, 32)
-    for lane in range(32):
-        a, b, c, d = philox(lane, 5)
-        for (radius, angle), pair in (((a, b), got[:2, lane]), ((c, d), got[2:, lane])):
+def first(count, generator):
+    return list(itertools.islice(generator, count))
+
+
+def test_the_reference_gives_the_published_words():
+    assert first(3, splitmix(1234567)) == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert first(6, xoshiro((1, 2, 3, 4))) == [641, 1573767, 3222811527, 3517856514, 836907274, 4247214768]
+
+
+@pytest.mark.parametrize(("key", "stream"), [(5, 0), (2**63 - 2, 3)])
+def test_normals_are_box_muller_of_the_words(key, stream):
+    got = numbers(3 * 128, key, stream).double().view(3, 4, LANES)
+    seeds = [word >> 32 for word in first(4 * LANES, splitmix(mixed((key + stream) % 2**64)))]
+    for lane in range(LANES):
+        words = xoshiro(seeds[lane::LANES])
+        for block, half in itertools.product(range(3), range(2)):
+            radius, angle = next(words), next(words)
             r = math.sqrt(-2 * math.log(((radius >> 1) + 0.5) / 2**31))
             turn = 2 * math.pi * angle / 2**32
-            torch.testing.assert_close(pair, torch.tensor([r * math.cos(turn), r * math.sin(turn)], dtype=torch.float64),
-                                       rtol=2e-6, atol=2e-6)
+            torch.testing.assert_close(got[block, 2 * half:2 * half + 2, lane], torch.tensor(
+                [r * math.cos(turn), r * math.sin(turn)], dtype=torch.float64), rtol=2e-6, atol=2e-6)
 
 
 def test_numbers_depend_on_key_and_position_alone():
-    whole = numbers(1000, key=9)
-    assert torch.equal(numbers(1000 - 256, key=9, block=2), whole[256:])
+    whole = numbers(3 * STREAM + 1000, key=9)
+    assert torch.equal(numbers(STREAM + 1000, key=9, stream=2), whole[2 * STREAM:])
     assert torch.equal(numbers(130, key=9), whole[:130])
-    assert (numbers(1000, key=10) != whole).float().mean() > 0.99
+    assert (numbers(len(whole), key=17) != whole).float().mean() > 0.99
+    assert (whole[:STREAM] != whole[STREAM:2 * STREAM]).float().mean() > 0.99
 
 
 def test_they_are_standard_normal_and_independent():
@@ -67,7 +86,7 @@ def test_they_are_standard_normal_and_independent():
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((x**power).mean() - moment) < 4 * math.sqrt(variance / n)
     assert abs((x.abs() > 4).sum() - n * 2 * stats.norm.sf(4)) < 5 * math.sqrt(n * 2 * stats.norm.sf(4))
-    for lag in (1, 16, 32, 64, 128):
+    for lag in (1, 16, 32, 64, 128, STREAM):
         assert abs((x[lag:] * x[:-lag]).mean()) < 4 / math.sqrt(n)
         assert abs(((x[lag:]**2 - 1) * (x[:-lag]**2 - 1)).mean()) < 4 * 2 / math.sqrt(n)
 

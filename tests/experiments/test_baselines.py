@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.bayes.kernels import fused_draw, vectors
+from pyro_advbnn.bayes.kernels import posterior as passes
+from pyro_advbnn.bayes.kernels import vectors
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.training.algorithm1 import build_optimizer
 
@@ -37,7 +38,7 @@ def batch():
 @pytest.fixture
 def equal_draws(monkeypatch):
     """Every normal of every way to draw is 0.7."""
-    for module in (vectors, fused_draw):
+    for module in (vectors, passes):
         monkeypatch.setattr(module, "standard_normal_", lambda out: out.fill_(0.7))
     monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.7))
     monkeypatch.setattr(torch.distributions.normal, "_standard_normal",

@@ -1,9 +1,10 @@
-/* Standard normals from Philox4x32-10, several times as fast as the Mersenne twister and the Box-Muller of a CPU tensor.
+/* Standard normals from xoshiro128++ in lanes, several times as fast as the Mersenne twister and the Box-Muller of a CPU tensor.
 
-   Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box and Muller (1958). The
-   generator is counter-based: number i depends on the key and i alone, whatever the number of threads. Loops over LANES are
-   for the compiler to vectorize, in the widest registers that the machine turns out to have. With -ffp-contract=off every
-   operation is rounded alike on all of them, so that equal keys give equal numbers. */
+   Blackman and Vigna, "Scrambled linear pseudorandom number generators" (ACM TOMS 2021); Steele, Lea and Flood, "Fast
+   splittable pseudorandom number generators" (OOPSLA 2014), for the seeds; Box and Muller (1958). The numbers come in streams
+   of STREAM, each seeded by the key and its index alone, whatever the number of threads. Loops over LANES are for the compiler to
+   vectorize, in the widest registers that the machine turns out to have. With -ffp-contract=off every operation is rounded alike
+   on all of them, so that equal keys give equal numbers. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,69 +13,49 @@
 #include <string.h>
 
 #define LANES 32
-#define BLOCK (4 * LANES)                /* normals from one counter in each lane */
-#define ROUNDS 10
+#define BLOCK (4 * LANES)                /* normals from four words of each lane */
+#define STREAM (1 << 14)                 /* normals from one seed */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#define HAS_AVX512_VERSION
 #define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDEST
 #endif
 
 #define EACH_LANE for (size_t i = 0; i < LANES; i++)
+#define INLINE static inline __attribute__((always_inline))
 
-/* x[j][i]: word j of the block with counter LANES * block + i, as Random123's philox4x32 with ten rounds. The word is the lower
-   half of a lane; what is left in the upper half is never read, which spares the packing. */
-static void philox(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    uint64_t first = block * LANES;
-    EACH_LANE { x[0][i] = first + i; x[1][i] = first >> 32; x[2][i] = 0; x[3][i] = 0; }
-    for (int round = 0; round < ROUNDS; round++) {
-        EACH_LANE {
-            uint64_t a = (uint64_t)0xD2511F53u * (uint32_t)x[0][i], b = (uint64_t)0xCD9E8D57u * (uint32_t)x[2][i];
-            x[0][i] = (b >> 32) ^ x[1][i] ^ k0;
-            x[1][i] = b;
-            x[2][i] = (a >> 32) ^ x[3][i] ^ k1;
-            x[3][i] = a;
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
+/* The finaliser of SplitMix64. */
+INLINE uint64_t mixed(uint64_t z) {
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
 }
 
-#ifdef HAS_AVX512_VERSION
-/* The same with the one instruction for 32-bit factors, which compilers miss: their 64-bit product takes three times as long. */
-__attribute__((target("avx512f"))) static void philox_avx512(uint64_t x[4][LANES], uint64_t block, uint64_t key) {
-    const __m512i first_factor = _mm512_set1_epi64(0xD2511F53u), second_factor = _mm512_set1_epi64(0xCD9E8D57u);
-    for (size_t start = 0; start < LANES; start += 8) {
-        __m512i first = _mm512_add_epi64(_mm512_set1_epi64((int64_t)(block * LANES + start)),
-                                         _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-        __m512i x0 = first, x1 = _mm512_srli_epi64(first, 32), x2 = _mm512_setzero_si512(), x3 = x2;
-        uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-        for (int round = 0; round < ROUNDS; round++) {
-            __m512i a = _mm512_mul_epu32(x0, first_factor), b = _mm512_mul_epu32(x2, second_factor);
-            x0 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(b, 32), x1), _mm512_set1_epi64(k0));
-            x1 = b;
-            x2 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(a, 32), x3), _mm512_set1_epi64(k1));
-            x3 = a;
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
-        _mm512_storeu_si512(x[0] + start, x0);
-        _mm512_storeu_si512(x[1] + start, x1);
-        _mm512_storeu_si512(x[2] + start, x2);
-        _mm512_storeu_si512(x[3] + start, x3);
+/* The four words of each lane's state, from SplitMix64. */
+INLINE void seed(uint32_t state[4][LANES], uint64_t key, uint64_t stream) {
+    uint64_t counter = mixed(key + stream);
+    for (int word = 0; word < 4; word++)
+        EACH_LANE state[word][i] = (uint32_t)(mixed(counter += 0x9E3779B97F4A7C15u) >> 32);
+}
+
+INLINE uint32_t rotated(uint32_t x, int bits) { return x << bits | x >> (32 - bits); }
+
+/* The next word of each lane. */
+INLINE void next(uint32_t state[4][LANES], uint32_t words[LANES]) {
+    EACH_LANE {
+        uint32_t s0 = state[0][i], s1 = state[1][i], s2 = state[2][i] ^ s0, s3 = state[3][i] ^ s1;
+        words[i] = rotated(s0 + state[3][i], 7) + s0;
+        state[0][i] = s0 ^ s3;
+        state[1][i] = s1 ^ s2;
+        state[2][i] = s2 ^ s1 << 9;
+        state[3][i] = rotated(s3, 11);
     }
 }
-#endif
-
-static void (*best_philox)(uint64_t x[4][LANES], uint64_t block, uint64_t key) = philox;
 
 /* -2 ln u for u = (bits / 2 + 1/2) / 2^31 in (0, 1]; series of ln((1 + t) / (1 - t)), |t| < 0.172: error below 2 ulp. */
-static inline __attribute__((always_inline)) float minus_two_log(uint32_t bits) {
-    float u = (float)(int32_t)(bits >> 1) * 0x1p-31f + 0x1p-32f;
+INLINE float minus_two_log(uint32_t bits) {
+    float u = fmaf((float)(int32_t)(bits >> 1), 0x1p-31f, 0x1p-32f);
     int32_t word;
     memcpy(&word, &u, 4);
     int32_t exponent = (word - 0x3F3504F3) >> 23;        /* u = m 2^exponent, m in [sqrt(1/2), sqrt(2)) */
@@ -82,70 +63,57 @@ static inline __attribute__((always_inline)) float minus_two_log(uint32_t bits) 
     float m;
     memcpy(&m, &word, 4);
     float t = (m - 1.0f) / (m + 1.0f), s = t * t;
-    float series = 2.0f + s * (2.0f / 3 + s * (2.0f / 5 + s * (2.0f / 7 + s * (2.0f / 9))));
-    return -2.0f * ((float)exponent * 0.69314718f + t * series);
+    float series = fmaf(s, fmaf(s, fmaf(s, fmaf(s, 2.0f / 9, 2.0f / 7), 2.0f / 5), 2.0f / 3), 2.0f);
+    return -2.0f * fmaf((float)exponent, 0.69314718f, t * series);
 }
 
 /* Two normals: the square root of -2 ln u1 times the cosine and the sine of 2 pi u2. The angle is reduced to a quadrant by
    the two top bits, and what is left, at most pi / 4, goes into the Taylor series, whose error is below an ulp. */
-static inline __attribute__((always_inline)) void box_muller(uint32_t a, uint32_t b, float *first, float *second) {
+INLINE void box_muller(uint32_t a, uint32_t b, float *first, float *second) {
     float radius = sqrtf(minus_two_log(a));
     uint32_t quadrant = (b + (1u << 29)) >> 30;
     float angle = (float)(int32_t)(b - (quadrant << 30)) * (6.2831853f * 0x1p-32f), s = angle * angle;
-    float sine = angle * (1.0f + s * (-1.0f / 6 + s * (1.0f / 120 + s * (-1.0f / 5040 + s * (1.0f / 362880)))));
-    float cosine = 1.0f + s * (-0.5f + s * (1.0f / 24 + s * (-1.0f / 720 + s * (1.0f / 40320))));
+    float sine = angle * fmaf(s, fmaf(s, fmaf(s, fmaf(s, 1.0f / 362880, -1.0f / 5040), 1.0f / 120), -1.0f / 6), 1.0f);
+    float cosine = fmaf(s, fmaf(s, fmaf(s, fmaf(s, 1.0f / 40320, -1.0f / 720), 1.0f / 24), -0.5f), 1.0f);
     float x = quadrant & 1 ? sine : cosine, y = quadrant & 1 ? cosine : sine;
     *first = (quadrant + 1) & 2 ? -radius * x : radius * x;
     *second = quadrant & 2 ? -radius * y : radius * y;
 }
 
 /* Standard normals, or mean + std * normal where these are given. */
-WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint64_t block, const float *restrict mean,
+WIDEST static void normals(float *restrict out, int64_t size, uint64_t key, uint64_t stream, const float *restrict mean,
                            const float *restrict std) {
-    uint64_t x[4][LANES];
+    uint32_t state[4][LANES], a[LANES], b[LANES];
     float z[BLOCK];
-    for (int64_t start = 0; start < size; start += BLOCK, block++) {
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        if (start % STREAM == 0) seed(state, key, stream++);
+        for (int half = 0; half < BLOCK; half += BLOCK / 2) {
+            next(state, a);
+            next(state, b);
+            EACH_LANE box_muller(a[i], b[i], z + half + i, z + half + LANES + i);
+        }
         size_t count = size - start < BLOCK ? size - start : BLOCK;
-        best_philox(x, block, key);
-        EACH_LANE box_muller((uint32_t)x[0][i], (uint32_t)x[1][i], z + i, z + LANES + i);
-        EACH_LANE box_muller((uint32_t)x[2][i], (uint32_t)x[3][i], z + 2 * LANES + i, z + 3 * LANES + i);
         if (mean)
-            for (size_t i = 0; i < count; i++) out[start + i] = mean[start + i] + std[start + i] * z[i];
+            for (size_t i = 0; i < count; i++) out[start + i] = fmaf(std[start + i], z[i], mean[start + i]);
         else
             memcpy(out + start, z, count * sizeof(float));
     }
 }
 
-/* fill(address of float32 numbers, how many, key, index of the first block, address of their means and of their stds or 0) */
+/* fill(address of float32 numbers, how many, key, index of the first stream, address of their means and of their stds or 0) */
 static PyObject *fill(PyObject *module, PyObject *arguments) {
-    unsigned long long address, key, block, mean, std;
+    unsigned long long address, key, stream, mean, std;
     long long size;
-    if (!PyArg_ParseTuple(arguments, "KLKKKK", &address, &size, &key, &block, &mean, &std)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "KLKKKK", &address, &size, &key, &stream, &mean, &std)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    normals((float *)(uintptr_t)address, size, key, block, (float *)(uintptr_t)mean, (float *)(uintptr_t)std);
+    normals((float *)(uintptr_t)address, size, key, stream, (float *)(uintptr_t)mean, (float *)(uintptr_t)std);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-/* words(counter, key): the four words that the generator gives, for tests against published ones. */
-static PyObject *words(PyObject *module, PyObject *arguments) {
-    unsigned long long counter, key;
-    uint64_t x[4][LANES];
-    if (!PyArg_ParseTuple(arguments, "KK", &counter, &key)) return NULL;
-    philox(x, counter / LANES, key);
-    size_t i = counter % LANES;
-    return Py_BuildValue("IIII", (uint32_t)x[0][i], (uint32_t)x[1][i], (uint32_t)x[2][i], (uint32_t)x[3][i]);
-}
-
 static PyMethodDef methods[] = {
-    {"fill", fill, METH_VARARGS, "fill(address, size, key, block, mean, std): float32 normals, block by block of 128."},
-    {"words", words, METH_VARARGS, "words(counter, key): the four words of Philox4x32-10."},
+    {"fill", fill, METH_VARARGS, "fill(address, size, key, stream, mean, std): float32 normals, stream by stream of 2^14."},
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_normals", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__normals(void) {
-#ifdef HAS_AVX512_VERSION
-    if (__builtin_cpu_supports("avx512f")) best_philox = philox_avx512;
-#endif
-    return PyModule_Create(&definition);
-}
+PyMODINIT_FUNC PyInit__normals(void) { return PyModule_Create(&definition); }

@@ -16,13 +16,13 @@ except ImportError:
 
 _CPU_CHUNK = 1 << 17          # floats: large enough to share among threads, small enough for a second-level cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
-_STREAM = 1 << 20             # normals from one generator, or to one thread at a time
-_BLOCK = 128                  # normals that `_normals` makes from one value of its counter
+SHARE = 1 << 20               # floats to one thread at a time, normals from one of torch's generators
+_STREAM = 1 << 14             # normals that `_normals` makes from one seed
 
 
-def chunks(start, stop, device):
-    """Slices of at most one chunk that cover [start, stop)."""
-    size = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+def chunks(start, stop, device, size=None):
+    """Slices of at most `size` numbers, without it one chunk, that cover [start, stop)."""
+    size = size or (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
@@ -30,18 +30,18 @@ def standard_normal_(out):
     """Fill the contiguous tensor `out` with N(0, 1) draws and return it.
 
     All randomness comes from torch's global generator of out's device. A long CPU vector takes from it only the seed of
-    `_normals` (four times as fast) or, where that was not compiled, those of generators for streams of fixed length: the
+    `_normals` (six times as fast) or, where that was not compiled, those of generators for streams of fixed length: the
     numbers depend on the global state alone, whatever the number of threads.
     """
-    if out.device.type != "cpu" or out.numel() <= _STREAM:
+    if out.device.type != "cpu" or out.numel() <= SHARE:
         return out.normal_()
     vector = out.view(-1)
-    if _is_compiled_for(vector):
-        _fill(vector, None, None)
+    if _normals is not None and are_long(vector):
+        _fill(vector)
         return out
-    streams = vector.split(_STREAM)
-    seeds = torch.randint(2**63 - 1, (len(streams),)).tolist()
-    in_threads(lambda i: streams[i].normal_(generator=torch.Generator().manual_seed(seeds[i])), range(len(streams)))
+    pieces = vector.split(SHARE)
+    seeds = torch.randint(2**63 - 1, (len(pieces),)).tolist()
+    in_threads(lambda i: pieces[i].normal_(generator=torch.Generator().manual_seed(seeds[i])), range(len(pieces)))
     return out
 
 
@@ -51,7 +51,7 @@ def normal_(out, mean, std):
     mean: like out, contiguous. std: likewise, or a function of a slice of out that gives its part.
     """
     whole = not callable(std)
-    if whole and out.device.type == "cpu" and out.numel() > _STREAM and all(map(_is_compiled_for, (out, mean, std))):
+    if whole and _normals is not None and are_long(out, mean, std):
         return _fill(out, mean, std)
     standard_normal_(out)
     for part in chunks(0, len(out), out.device):
@@ -61,29 +61,35 @@ def normal_(out, mean, std):
 
 def how_normals_are_drawn():
     """For the records of a run: equal seeds give equal long draws only where these are made alike."""
-    return "torch" if _normals is None else "Philox4x32-10, compiled"
+    return "torch" if _normals is None else "xoshiro128++, compiled"
 
 
-def _is_compiled_for(vector):
-    return _normals is not None and vector.dtype == torch.float32 and vector.is_contiguous()
+def are_long(*vectors):
+    """Whether passes over them are worth several threads of compiled code, which takes contiguous float32 on the CPU alone."""
+    return len(vectors[0]) > SHARE and all(
+        (v.device.type, v.dtype, v.is_contiguous()) == ("cpu", torch.float32, True) for v in vectors)
 
 
-def _fill(vector, mean, std):
-    key, given = int(torch.randint(2**63 - 1, ())), mean is not None
+def addresses(start, *vectors):
+    """Where the number `start` of each vector is in memory."""
+    return [vector.data_ptr() + start * vector.element_size() for vector in vectors]
+
+
+def _fill(vector, *mean_and_std):
+    key = int(torch.randint(2**63 - 1, ()))
 
     def piece(start):
-        addresses = [t.data_ptr() + start * t.element_size() for t in ((vector, mean, std) if given else (vector,))]
-        size = min(_STREAM, len(vector) - start)
-        _normals.fill(addresses[0], size, key, start // _BLOCK, *(addresses[1:] or (0, 0)))
+        address, *given = addresses(start, vector, *mean_and_std)
+        _normals.fill(address, min(SHARE, len(vector) - start), key, start // _STREAM, *(given or (0, 0)))
 
-    in_threads(piece, range(0, len(vector), _STREAM))
+    in_threads(piece, range(0, len(vector), SHARE))
     return vector
 
 
 def in_threads(function, arguments):
-    """Call `function` with each argument, in as many threads as torch uses."""
+    """[function(argument), ...], in as many threads as torch uses."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(function, arguments))
+        return list(pool.map(function, arguments))
 
 
 def in_transform():
