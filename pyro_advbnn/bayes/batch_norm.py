@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from pyro_advbnn.bayes.kernels.frozen_calls import answering
 from pyro_advbnn.system import distributed
@@ -49,20 +50,46 @@ def norms_in_training(network):
 
 def _show(norm, shown, x):
     """x normalised by its own statistics, which move the running ones; they are added to those `shown` before."""
-    values = _exact(x)
     if distributed.world_size() > 1 and isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm):
-        mean, var, count = _joined_statistics(values)
+        mean, var, count = _joined_statistics(_exact(x))
+        normalised = _normalised(norm, x, mean, var)
     else:
-        var, mean = torch.var_mean(values, [0, *range(2, x.dim())], correction=0)
+        normalised, mean, var = _WithStatistics.apply(x, norm.weight, norm.bias, norm.eps)
         count = x.numel() // x.shape[1]
     _track(norm, mean.detach(), var.detach(), count)
     shown.append((mean, var))
-    return _normalised(norm, x, mean, var)
+    return normalised
 
 
 def _use(norm, shown, x):
     """x normalised by the first statistics `shown` that have not been used; by the running ones where there are none."""
     return _normalised(norm, x, *(shown.pop(0) if shown else (norm.running_mean, norm.running_var)))
+
+
+class _WithStatistics(torch.autograd.Function):
+    """(x normalised by its own statistics, their mean, their biased variance), differentiable in all three.
+
+    torch's kernel has them, but tells no gradient by the statistics; computed apart they would take as long again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        normalised, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.eps = eps
+        return normalised, mean, scale**-2 - eps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_mean, grad_var):
+        x, weight, mean, scale = ctx.saved_tensors
+        by_x, *by_others = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, scale, True, ctx.eps, ctx.needs_input_grad[:3])
+        count, shape = x.numel() // x.shape[1], (1, -1, *[1] * (x.dim() - 2))
+        slope = 2 / count * grad_var
+        if by_x is not None:
+            by_x.addcmul_(x, slope.view(shape)).add_((grad_mean / count - slope * mean).view(shape))
+        return by_x, *by_others, None
 
 
 def _normalised(norm, x, mean, var):

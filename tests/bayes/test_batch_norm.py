@@ -26,6 +26,7 @@ def conv(norm):
 
 
 NETWORKS = {"affine": (conv(nn.BatchNorm2d(3)), (12, 2, 4, 4)), "plain": (conv(nn.BatchNorm2d(3, affine=False)), (12, 2, 4, 4)),
+            "first": (nn.Sequential(nn.BatchNorm2d(2), conv(nn.BatchNorm2d(3))), (12, 2, 4, 4)),
             "cumulative": (conv(nn.BatchNorm2d(3, momentum=None)), (12, 2, 4, 4)), "twice": (Twice(), (12, 3))}
 
 
