@@ -31,7 +31,7 @@ gpu-check gpu-table1:
 	PYTHON=$(PYTHON) $(PYTHON) .ci/gpu $(@:gpu-%=%)
 
 # The stamp comes last, so that an installation that broke off is done again.
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard pyro_advbnn/bayes/kernels/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .

@@ -40,6 +40,24 @@ def test_bytes_of_numpy_and_floats_of_torch_give_the_same_classifier_and_leave_n
     assert torch.equal(torch.rand(3), after)
 
 
+class Viewing(torch.nn.Module):
+    """A forward that takes the activations of a convolution for contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.linear = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4 * 30 * 30, 3)
+
+    def forward(self, x):
+        x = self.convolution(x).relu()
+        return self.linear(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv"])
+def test_a_network_may_view_its_activations_as_contiguous(defense):
+    images = X.repeat(4, axis=1).repeat(4, axis=2)
+    assert ab.fit(images, Y, network=Viewing(), defense=defense, **SMALL)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+
+
 def test_a_network_may_tell_more_classes_apart_than_the_labels_have():
     assert ab.fit(X, Y, network=network(5), **SMALL)(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
     with pytest.raises(ab.InputError, match=r"labels must lie between 0 and 1, as the network tells 2 classes apart"):
