@@ -174,12 +174,12 @@ def _npz_arrays(path, names):
 
 
 def _channels_first(images, where, size=None):
-    """`images` (N, H, W, C) as a contiguous (N, C, H, W)."""
+    """`images` (N, H, W, C) as (N, C, H, W), with strides by which torch takes one channel too for contiguous."""
     expected = "(N, {}, {}, {})".format(*size) if size else "(N, H, W, C) with C 1 or 3"
     fits = images.ndim == 4 and images.size > 0 and (images.shape[1:] == size if size else images.shape[3] in (1, 3))
     if images.dtype != np.uint8 or not fits:
         raise InputError(f"{where} must be uint8 of shape {expected}, got {images.dtype} {images.shape}")
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images.transpose(0, 3, 1, 2).copy()
 
 
 def _checked_labels(labels, num_images, num_classes, where, first=0):

@@ -43,9 +43,9 @@ def test_bytes_of_numpy_and_floats_of_torch_give_the_same_classifier_and_leave_n
 class Viewing(torch.nn.Module):
     """A forward that takes the activations of a convolution for contiguous."""
 
-    def __init__(self):
+    def __init__(self, channels):
         super().__init__()
-        self.convolution, self.linear = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4 * 30 * 30, 3)
+        self.convolution, self.linear = torch.nn.Conv2d(channels, 4, 3), torch.nn.Linear(4 * 30 * 30, 3)
 
     def forward(self, x):
         x = self.convolution(x).relu()
@@ -53,9 +53,11 @@ class Viewing(torch.nn.Module):
 
 
 @pytest.mark.parametrize("defense", ["advbnn", "adv"])
-def test_a_network_may_view_its_activations_as_contiguous(defense):
-    images = X.repeat(4, axis=1).repeat(4, axis=2)
-    assert ab.fit(images, Y, network=Viewing(), defense=defense, **SMALL)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_may_view_its_activations_as_contiguous(channels, defense):
+    images = X.repeat(4, axis=1).repeat(4, axis=2).repeat(channels, axis=3)
+    classifier = ab.fit(images, Y, network=Viewing(channels), defense=defense, **SMALL)
+    assert classifier(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
 
 
 def test_a_network_may_tell_more_classes_apart_than_the_labels_have():
