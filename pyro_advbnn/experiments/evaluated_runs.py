@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from pyro_advbnn import datasets
@@ -22,7 +23,7 @@ from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.locks import locked
-from pyro_advbnn.system.precision import float32_products
+from pyro_advbnn.system.precision import batch_format, float32_products
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.training import run_folders
@@ -126,8 +127,9 @@ class EvaluatedRuns(list):
                                  f"so that an attack on one cannot be tried on the other")
 
     def batches(self, images):
-        """The images in batches, in their order."""
-        return datasets.batches(images, self.selection.batch_size)
+        """The images in batches, in their order, laid out in memory as suits the networks of all runs."""
+        networks = torch.nn.ModuleList(run.classifier for run in self)
+        return datasets.batches(images, self.selection.batch_size, prepare=batch_format("fp32", networks))
 
     @contextmanager
     def measuring(self, label, total):

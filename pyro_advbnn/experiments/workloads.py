@@ -82,7 +82,7 @@ class TrainingStep:
         settings = recipes.ours("cifar10", defense) | {"learning_rate": LEARNING_RATE, "weight_decay": 0.0, "alpha": 1.0}
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
-        self._x = batch_format(work.x, work.precision, classifier.network)
+        self._x = batch_format(work.precision, classifier.network)(work.x)
         self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else unchecked(work.attack())
         if work.compiled:
             with work.arithmetic():

@@ -59,8 +59,8 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def batch_format(x, precision, network):
-    """`x` as the convolutions of `network` like it best: channels last, or as it is.
+def batch_format(precision, network):
+    """A function of images x, which gives them as the convolutions of `network` like them best: channels last, or as they are.
 
     In bf16 channels last is for GPUs and for CPUs with AMX. In float32 on a CPU, for images of 32 pixels and more, it was
     measured to save 9 to 13 % of an attack on Model A and on a VGG16 of 16 base channels; a full VGG16 is slower so. A forward
@@ -68,13 +68,17 @@ def batch_format(x, precision, network):
     """
     import torch
 
-    if x.dim() != 4 or not all(type(module).__module__.startswith(_KNOWN) for module in network.modules()):
-        return x
-    if precision == "bf16":
-        likes = x.device.type == "cuda" or (x.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    else:
-        likes = x.device.type == "cpu" and x.shape[-1] >= 32 and not _is_wide(network)
-    return x.contiguous(memory_format=torch.channels_last) if likes else x
+    is_known = all(type(module).__module__.startswith(_KNOWN) for module in network.modules())
+    is_wide = _is_wide(network)
+
+    def prepare(x):
+        if precision == "bf16":
+            likes = x.device.type == "cuda" or (x.device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+        else:
+            likes = x.device.type == "cpu" and x.shape[-1] >= 32 and not is_wide
+        return x.contiguous(memory_format=torch.channels_last) if is_known and likes and x.dim() == 4 else x
+
+    return prepare
 
 
 def _is_wide(network):

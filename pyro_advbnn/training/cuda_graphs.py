@@ -4,7 +4,7 @@ import torch
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks.attack import unchecked
 from pyro_advbnn.system.errors import InputError, reason
-from pyro_advbnn.system.precision import autocast, batch_format
+from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.system.random_streams import undisturbed
 
 
@@ -19,9 +19,9 @@ def accelerate(training, config):
     """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
     notes = []
     if config["compile"]:
-        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
+        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time, prepare=training.batches.prepare)))
         with autocast(training.device, training.precision):
-            failure = compile_network(training.classifier, batch_format(x, training.precision, training.classifier.network), y)
+            failure = compile_network(training.classifier, x, y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
     if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
         training.attack = GraphedAttack(training.attack)

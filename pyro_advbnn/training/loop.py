@@ -181,8 +181,9 @@ def accuracies(classifier, images, settings, *, seed, batch_size=None, precision
     Collective: each process measures its part of the images. Draws from streams of its own, so that measuring changes no
     training. batch_size: None is that of the training. precision: see `precision.autocast`.
     """
-    batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
+    batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard(),
+                               prepare=batch_format(precision, classifier.network))
     with separate_randomness(distributed.own_seed(seed)), autocast(images.device, precision):
-        counts = [count_correct(classifier, ((batch_format(x, precision, classifier.network), y) for x, y in batches), attack,
-                                num_samples=settings["num_samples"]) for attack in (None, build_attack(settings))]
+        counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"])
+                  for attack in (None, build_attack(settings))]
     return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())

@@ -43,7 +43,7 @@ class Training:
         self._order_at_start = self._order.get_state()
         self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order,
                                         augmentation=augmentation, augment_with=self._augment,
-                                        shard=distributed.shard())
+                                        shard=distributed.shard(), prepare=batch_format(precision, classifier.network))
         self.images, self.seed = images, seed
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
@@ -108,8 +108,8 @@ class Training:
                 group["kl_weight"] = self.last_kl_weight
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
         with autocast(self.device, self.precision):
-            parts = step(self.classifier, self.optimizer, batch_format(x, self.precision, self.classifier.network), y,
-                         attack=self.attack, kl_weight=self.last_kl_weight, micro_batch=self.micro_batch, share=share,
+            parts = step(self.classifier, self.optimizer, x, y, attack=self.attack, kl_weight=self.last_kl_weight,
+                         micro_batch=self.micro_batch, share=share,
                          awp=self.settings["awp"] if self.progress >= self.settings["awp_start"] else 0.0)
         self._note(parts, y)
         if self.batch_norm == "broadcast":

@@ -91,15 +91,15 @@ def test_channels_last_is_for_bf16_where_the_cpu_multiplies_tiles(batch, monkeyp
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     x = torch.rand(2, 3, 4, 4)
     network = ab.networks.convnet(width=4)
-    assert batch_format(x, "bf16", network).is_contiguous(memory_format=torch.channels_last) == has_amx
-    assert batch_format(x, "fp32", network) is x and batch_format(x[0], "bf16", network).is_contiguous()
+    assert batch_format("bf16", network)(x).is_contiguous(memory_format=torch.channels_last) == has_amx
+    assert batch_format("fp32", network)(x) is x and batch_format("bf16", network)(x[0]).is_contiguous()
 
 
 @pytest.mark.parametrize(("network", "expected"), [("vgg16", True), ("model_a", True), ("wide vgg11", False)])
 def test_channels_last_is_for_narrow_networks_in_float32_on_the_cpu(network, expected):
     built = {"vgg16": lambda: ab.networks.vgg16(width=16), "model_a": ab.networks.model_a, "wide vgg11": ab.networks.vgg11}
     x = torch.rand(2, 3, 32, 32)
-    assert batch_format(x, "fp32", built[network]()).is_contiguous(memory_format=torch.channels_last) == expected
+    assert batch_format("fp32", built[network]())(x).is_contiguous(memory_format=torch.channels_last) == expected
 
 
 def test_losses_and_weights_of_a_bf16_step_are_float32(batch):
