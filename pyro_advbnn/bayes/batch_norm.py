@@ -10,7 +10,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from pyro_advbnn.bayes.kernels.frozen_calls import answering
 from pyro_advbnn.system import distributed
@@ -52,9 +51,10 @@ def _show(norm, shown, x):
     """x normalised by its own statistics, which move the running ones; they are added to those `shown` before."""
     if distributed.world_size() > 1 and isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm):
         mean, var, count = _joined_statistics(_exact(x))
-        normalised = _normalised(norm, x, mean, var)
+        normalised = _normalised(x, mean, var, norm.weight, norm.bias, norm.eps)
     else:
-        normalised, mean, var = _WithStatistics.apply(x, norm.weight, norm.bias, norm.eps)
+        with_statistics = _in_steps if norm.weight is None else _InOnePass.apply
+        normalised, mean, var = with_statistics(x, norm.weight, norm.bias, norm.eps)
         count = x.numel() // x.shape[1]
     _track(norm, mean.detach(), var.detach(), count)
     shown.append((mean, var))
@@ -63,26 +63,34 @@ def _show(norm, shown, x):
 
 def _use(norm, shown, x):
     """x normalised by the first statistics `shown` that have not been used; by the running ones where there are none."""
-    return _normalised(norm, x, *(shown.pop(0) if shown else (norm.running_mean, norm.running_var)))
+    mean, var = shown.pop(0) if shown else (norm.running_mean, norm.running_var)
+    return _normalised(x, mean, var, norm.weight, norm.bias, norm.eps)
 
 
-class _WithStatistics(torch.autograd.Function):
-    """(x normalised by its own statistics, their mean, their biased variance), differentiable in all three.
+def _in_steps(x, weight, bias, eps):
+    """(x normalised by its own statistics, their mean, their biased variance), differentiable in all three."""
+    var, mean = torch.var_mean(_exact(x), [0, *range(2, x.dim())], correction=0)
+    return _normalised(x, mean, var, weight, bias, eps), mean, var
 
-    torch's kernel has them, but tells no gradient by the statistics; computed apart they would take as long again.
-    """
+
+class _InOnePass(torch.autograd.Function):
+    """`_in_steps` by torch's kernel in half of the time: it has the statistics, but tells no gradient by them."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         normalised, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.save_for_backward(x, weight, bias, mean, scale)
         ctx.eps = eps
-        return normalised, mean, scale**-2 - eps
+        return normalised, mean, (scale**-2 - eps).clamp(min=0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, grad_mean, grad_var):
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, bias, mean, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():                      # create_graph=True: this gradient will be differentiated
+            needed = [t for t, needs in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needs]
+            found = iter(torch.autograd.grad(_in_steps(x, weight, bias, ctx.eps), needed, (grad, grad_mean, grad_var),
+                                             create_graph=True))
+            return *(next(found) if needs else None for needs in ctx.needs_input_grad[:3]), None
         by_x, *by_others = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, scale, True, ctx.eps, ctx.needs_input_grad[:3])
         count, shape = x.numel() // x.shape[1], (1, -1, *[1] * (x.dim() - 2))
@@ -92,17 +100,17 @@ class _WithStatistics(torch.autograd.Function):
         return by_x, *by_others, None
 
 
-def _normalised(norm, x, mean, var):
+def _normalised(x, mean, var, weight, bias, eps):
     """(x - mean) / sqrt(var + eps) x weight + bias, differentiable in all of them.
 
     Of torch's kernel for fixed statistics, which tells no gradient by these, weight and bias are given terms of 0 that have it.
     """
     still_mean, still_var = mean.detach().clone(), var.detach().clone()      # a later batch may move the running ones
-    weight = ((still_var + norm.eps) / (var + norm.eps)).sqrt()
-    weight = weight if norm.weight is None else weight * norm.weight
-    bias = (still_mean - mean) * weight * (still_var + norm.eps).rsqrt()
-    bias = bias if norm.bias is None else bias + norm.bias
-    return F.batch_norm(x, still_mean, still_var, weight, bias, False, 0.0, norm.eps)
+    factor = ((still_var + eps) / (var + eps)).sqrt()
+    factor = factor if weight is None else factor * weight
+    shift = (still_mean - mean) * factor * (still_var + eps).rsqrt()
+    shift = shift if bias is None else shift + bias
+    return F.batch_norm(x, still_mean, still_var, factor, shift, False, 0.0, eps)
 
 
 def _exact(x):

@@ -35,7 +35,7 @@ class AdditiveNoise(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.drawn = True
         if self.seed is None:
-            return x + self.std * torch.randn_like(x)
+            return x + self.std * torch.randn(x.shape, device=x.device, dtype=x.dtype)     # not by the order in memory
         return x + self.std * self._fixed(x)
 
     def _fixed(self, x):

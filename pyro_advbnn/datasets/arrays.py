@@ -87,14 +87,14 @@ def read_arrays(x, y):
 
 
 def _unit_floats(x):
-    """`x` (N, C, H, W) as contiguous float32."""
+    """`x` (N, C, H, W) as float32, with strides as of `_channels_first`."""
     if x.ndim != 4 or not x.size or x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         raise InputError(f"x must be floats of shape (N, C, H, W), or uint8 (N, H, W, C), got {x.dtype} {x.shape}")
     low, high = x.min(), x.max()
     if not (low >= 0 and high <= 1):                     # true for NaN too
         raise InputError(f"x must lie in [0, 1] where it is floats, it reaches from {low:g} to {high:g}; normalisation is the "
                          f"network's first layer")
-    return np.ascontiguousarray(x, np.float32)
+    return np.array(x, np.float32, order="C")
 
 
 def _root(published, data_dir, name, layouts):

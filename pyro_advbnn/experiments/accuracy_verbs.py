@@ -47,7 +47,7 @@ def accuracy(
 def white_box(runs, run, attack, num_samples, table="accuracy"):
     """The row of a run's accuracy under an attack on itself, from the table or computed and written to it."""
     num_samples = run.draws(num_samples)
-    compute = partial(robust_accuracy, run.classifier, runs.batches(run.images), attack, num_samples=num_samples)
+    compute = partial(robust_accuracy, run.classifier, runs.batches(run), attack, num_samples=num_samples)
     row, = runs.rows(table, f"{run.name} epsilon {attack.epsilon:g}", [run.settings(attack, num_samples=num_samples)],
                      lambda progress: [compute(progress=progress)])
     return row
@@ -92,7 +92,7 @@ def _from(runs, source, attack, num_samples):
     def compute(progress):
         clean = [_clean_accuracy(runs, target, draws[target.name]) for target in runs]
         rows = transfer_accuracies(source.classifier, {run.name: run.classifier for run in runs},
-                                   runs.batches(source.images), attack, num_samples=draws, progress=progress)
+                                   runs.batches(source), attack, num_samples=draws, progress=progress)
         return [row | {"accuracy_clean": known} for row, known in zip(rows.values(), clean, strict=True)]
 
     return runs.rows("transfer", f"from {source.name}", wanted, compute)
@@ -103,7 +103,7 @@ def _clean_accuracy(runs, run, num_samples):
     if known:
         return known[0]["accuracy_clean"]
     with runs.measuring(f"{run.name} clean", len(run.images)) as progress:
-        return robust_accuracy(run.classifier, runs.batches(run.images), num_samples=num_samples, progress=progress)["accuracy"]
+        return robust_accuracy(run.classifier, runs.batches(run), num_samples=num_samples, progress=progress)["accuracy"]
 
 
 def _with_rates(runs, rows):
@@ -143,7 +143,7 @@ def ensemble(
             pgd = attack.pgd(runs.dataset, epsilon, run.draws(attack_samples))
             rows += runs.rows("ensemble", f"{run.name} epsilon {epsilon:g}",
                               [run.settings(pgd, num_samples=count) for count in counts],
-                              partial(ensemble_accuracies, run.classifier, runs.batches(run.images), pgd, counts))
+                              partial(ensemble_accuracies, run.classifier, runs.batches(run), pgd, counts))
     finish(runs, "ensemble", rows, ["ensemble"])
 
 
@@ -178,5 +178,5 @@ def steps(
             pgd = PGD(epsilon, step, max(num_steps), draws)
             wanted = [run.settings(pgd.with_num_steps(count), num_samples=averaged) for count in sorted(set(num_steps))]
             rows += runs.rows("steps", f"{run.name} to step {max(num_steps)}", wanted, partial(
-                steps_accuracies, run.classifier, runs.batches(run.images), pgd, num_steps, num_samples=averaged))
+                steps_accuracies, run.classifier, runs.batches(run), pgd, num_steps, num_samples=averaged))
     finish(runs, "steps", rows, ["steps"])

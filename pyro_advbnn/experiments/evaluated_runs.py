@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from pyro_advbnn import datasets
@@ -126,10 +125,10 @@ class EvaluatedRuns(list):
                 raise InputError(f"--runs: {run.folder} and {self[0].folder} have other {self.selection.split} images, "
                                  f"so that an attack on one cannot be tried on the other")
 
-    def batches(self, images):
-        """The images in batches, in their order, laid out in memory as suits the networks of all runs."""
-        networks = torch.nn.ModuleList(run.classifier for run in self)
-        return datasets.batches(images, self.selection.batch_size, prepare=batch_format("fp32", networks))
+    def batches(self, run, images=None):
+        """A run's images, or others, in batches, in their order, laid out in memory as its network likes."""
+        return datasets.batches(run.images if images is None else images, self.selection.batch_size,
+                                prepare=batch_format("fp32", run.classifier))
 
     @contextmanager
     def measuring(self, label, total):

@@ -84,7 +84,7 @@ def _pruned(runs, run, by, fraction, attack, num_samples):
         for epsilon in dict.fromkeys((0.0, attack.epsilon)):
             tried = PGD(epsilon, attack.step_size, attack.num_steps, attack_samples)
             wanted = run.settings(tried, num_samples=draws, prune_by=by, fraction=fraction, prediction=prediction)
-            compute = partial(robust_accuracy, classifier, runs.batches(run.images), tried, num_samples=draws)
+            compute = partial(robust_accuracy, classifier, runs.batches(run), tried, num_samples=draws)
             try:
                 rows += runs.rows("pruning", label, [wanted], lambda progress, compute=compute: [compute(progress=progress)])
             except NotFiniteAnswer as error:              # as where a weight is divided by its norm
@@ -134,7 +134,7 @@ def _gradients(runs, run, counts):
         for draws in counts:
             wanted = run.fields | run.image_fields | {"split": split, "num_samples": draws, "num_examples": len(images),
                                                       "images": digest}
-            compute = partial(gradient_norms, run.classifier, runs.batches(images), num_samples=draws)
+            compute = partial(gradient_norms, run.classifier, runs.batches(run, images), num_samples=draws)
             rows += runs.rows("gradients", f"{run.name} {split}", [wanted],
                               lambda progress, compute=compute: [compute(progress=progress)])
     return rows

@@ -137,7 +137,7 @@ def _attacked(runs, run, attacks, settings, ends):
         return found if all(found) else None
 
     with runs.measuring(run.name, len(run.images)) as progress:
-        for name, found in worst_case.attacked(run.classifier, runs.batches(run.images), attacks,
+        for name, found in worst_case.attacked(run.classifier, runs.batches(run), attacks,
                                                num_samples=settings["num_samples"], seed=runs.seed, known=known,
                                                stop=lambda: ends and time.monotonic() > ends):
             if not known(name, [row["index"] for row in found]):
@@ -167,7 +167,7 @@ def _tell(run, rows, names, open_ones):
 
 def _examined(runs, run, settings):
     """The rows of all checks; those that are not in the table are measured and written, one by one."""
-    examination = Examination(run.classifier, runs.batches(run.images), seed=runs.seed,
+    examination = Examination(run.classifier, runs.batches(run), seed=runs.seed,
                               paper_step=recipes.default_step_size(runs.dataset), **settings)
     settings, rows, table = run.fields | run.image_fields | settings, [], runs.table("checks")
     with runs.measuring(run.name, len(checks.CHECKS)) as progress:

@@ -114,7 +114,8 @@ class _Doubt:
 
     def _scores(self, label, images, pgd=None):
         with self.runs.measuring(f"{self.run.name} {label}", len(images)) as progress:
-            return scores(self.run.classifier, self.runs.batches(images), pgd, num_samples=self.num_samples, progress=progress)
+            return scores(self.run.classifier, self.runs.batches(self.run, images), pgd, num_samples=self.num_samples,
+                          progress=progress)
 
     def _detections(self, wanted, positives):
         shared = {name: value for name, value in wanted.items() if name in self.runs.table("detection").columns}

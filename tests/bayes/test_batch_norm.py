@@ -113,3 +113,35 @@ def test_a_norm_that_the_user_keeps_still_or_has_given_a_forward_stays_as_it_is(
 def test_unknown_statistics_are_refused():
     with pytest.raises(ab.InputError, match="batch_statistics must be one of mean, draw, got 'batch'"):
         bayesian(conv(nn.BatchNorm2d(3)), 0.1, batch_statistics="batch")
+
+
+def test_a_gradient_by_the_images_may_be_differentiated_again():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Softplus(), nn.Flatten(), nn.Linear(12, 2)).to(DTYPE)
+    classifier, answers = ab.BayesianClassifier(network.train(), 1.0, 1e-8), []
+    for called, trained in ((classifier, [classifier.mean]), (network, network.parameters())):
+        x = images((12, 2, 4, 4)).requires_grad_()
+        slope, = torch.autograd.grad(called(x).logsumexp(1).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        answers.append((x.grad, torch.cat([p.grad.view(-1) for p in trained])))
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_statistics_of_bfloat16_activations_are_in_float32(affine):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine, momentum=1.0), nn.Flatten(), nn.Linear(144, 2))
+    classifier, x = ab.BayesianClassifier(network.train(), 1.0, 1e-8), torch.rand(16, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        classifier(x)
+        activations = network[0](x).float()
+    torch.testing.assert_close(classifier.network[1].running_mean, activations.mean([0, 2, 3]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(classifier.network[1].running_var, activations.var([0, 2, 3]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_channel_that_is_the_same_everywhere_has_no_negative_variance():
+    for eps in (0.03, 1e-5, 2e-6):
+        network = nn.Sequential(nn.BatchNorm2d(1, eps=eps, momentum=1.0), nn.Flatten(), nn.Linear(16, 2)).train()
+        classifier = ab.BayesianClassifier(network, 1.0, 0.01)
+        classifier(torch.full((12, 1, 4, 4), 0.5))
+        assert classifier.network[0].running_var.item() == pytest.approx(0, abs=1e-6) and classifier.network[0].running_var >= 0

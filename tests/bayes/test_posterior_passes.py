@@ -9,23 +9,24 @@ from pyro_advbnn.bayes.kernels.vectors import standard_normal_
 from pyro_advbnn.bayes.priors import NormalPrior
 
 pytest.importorskip("pyro_advbnn.bayes.kernels._posterior", reason="no C compiler at installation")
-SIZE = 5000                                              # ten blocks of sums, the last one short
-PRIORS = [NormalPrior([(0, SIZE, 0.1)]), NormalPrior([(0, 1300, 0.1), (1300, 1307, 3.0), (1307, SIZE, 0.7)], (200, 4321))]
+SIZE = 3 * vectors._STREAM + 1000                         # four pieces, the last one with a short block of sums
+PRIORS = [NormalPrior([(0, SIZE, 0.1)]),
+          NormalPrior([(0, 21300, 0.1), (21300, 21307, 3.0), (21307, SIZE, 0.7)], (200, SIZE - 4321))]
 
 
 @pytest.fixture(autouse=True)
 def long_vectors(monkeypatch):
-    """Vectors of a few hundred numbers are long."""
+    """Vectors longer than one stream of normals are long."""
     for module in (vectors, posterior):
-        monkeypatch.setattr(module, "SHARE", 600)
+        monkeypatch.setattr(module, "SHARE", vectors._STREAM)
 
 
-def both_ways(monkeypatch, function):
+def both_ways(monkeypatch, function, seed=0):
     """What function() gives by compiled passes and by torch's, which are not told apart by numbers drawn."""
     answers = []
     for compiled in (posterior._posterior, None):
         monkeypatch.setattr(posterior, "_posterior", compiled)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         answers.append(function())
     return answers
 
@@ -55,11 +56,11 @@ def test_they_are_used_for_long_vectors_of_float32_alone(monkeypatch):
             return lambda *arguments: calls.append(name) or 0.0
 
     monkeypatch.setattr(posterior, "_posterior", Counting())
-    for like in (torch.zeros(SIZE), torch.zeros(600), torch.zeros(SIZE, dtype=torch.float64)):
+    for like in (torch.zeros(SIZE), torch.zeros(vectors._STREAM), torch.zeros(SIZE, dtype=torch.float64)):
         weights, kl = MeanFieldNormal(like.clone().requires_grad_(), like.clone().requires_grad_()).rsample_with_kl(
             NormalPrior([(0, len(like), 0.1)]))
         (weights @ torch.ones_like(like) + kl).backward()
-    assert calls == ["draw"] * 9 + ["gradients"] * 9
+    assert calls == ["draw"] * 4 + ["gradients"] * 4
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=["one piece", "pieces, some not counted"])
@@ -77,25 +78,44 @@ def test_a_step_of_the_natural_gradient_is_that_of_torch(prior, monkeypatch):
 
 def test_trainings_are_those_of_torch(monkeypatch):
     """Three steps of Algorithm 1, in which the sums that one step leaves move the next one's stds."""
-    x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+    shares = []
 
     def run():
-        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 90), torch.nn.ReLU(), torch.nn.Linear(90, 10))
+        x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
         classifier = ab.BayesianClassifier(network, prior_std="fan_in", init_std="fan_in/30")
         optimizer = ab.NaturalGradient(classifier, num_train=8, alpha=0.1, rho=0.1)
         for _ in range(3):
             ab.train_step(classifier, optimizer, x, y, kl_weight=0.1 / 8)
+            shares.append(optimizer.state[classifier.log_std]["sums"][0])
         return classifier.state_dict()
 
-    torch.testing.assert_close(*both_ways(monkeypatch, run), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*both_ways(monkeypatch, run, seed=1), rtol=1e-4, atol=1e-5)
+    assert min(shares) > 0                               # where they are not, they move nothing
+
+
+def test_a_step_is_seen_by_those_who_keep_what_they_made_of_the_stds():
+    classifier = ab.BayesianClassifier(torch.nn.Linear(SIZE, 2), prior_std=0.1, init_std=0.01).eval()
+    optimizer = ab.NaturalGradient(classifier, num_train=10, alpha=0.1, lr=0.0, rho=1.0)
+    for parameter in classifier.parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
+    answers = []
+    for _ in range(2):
+        classifier.requires_grad_(False)                 # as in an attack, which keeps exp(log_std)
+        torch.manual_seed(0)
+        answers.append(classifier(torch.ones(1, SIZE)))
+        classifier.requires_grad_()
+        optimizer.step()
+    assert not torch.equal(*answers)
 
 
 def test_what_is_no_number_stays_where_it_is():
     log_std, grad = torch.full((SIZE,), -3.0), torch.zeros(SIZE)
     grad[777] = torch.nan
-    posterior.step_by_squares_(log_std, grad, [(slice(0, SIZE), 0.1)], None, kl_weight=1e-5, share=torch.tensor(1.0), rate=1.0,
-                               bound=1e-4)
-    assert log_std.isnan().nonzero().tolist() == [[777]]
+    grad[:100], grad[-100:] = torch.inf, -torch.inf
+    sums = posterior.step_by_squares_(log_std, grad, [(slice(0, SIZE), 0.1)], None, kl_weight=1e-5, share=torch.tensor(1.0),
+                                      rate=1.0, bound=1e-4)
+    assert log_std.isnan().nonzero().tolist() == [[777]] and sums.isnan().all()
     mean, log_std = torch.zeros(SIZE), torch.zeros(SIZE)
     log_std[5] = torch.nan
     weights, kl = posterior.draw_with_kl(mean, log_std, [(slice(0, SIZE), 0.1)], vectors.Buffers())

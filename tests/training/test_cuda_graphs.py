@@ -2,6 +2,7 @@ import json
 import resource
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -12,11 +13,13 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
+from pyro_advbnn.experiments.evaluated_runs import EvaluatedRuns
 from pyro_advbnn.system.devices import keep_freed_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
 from pyro_advbnn.training import cuda_graphs, recipes
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
+from pyro_advbnn.training.loop import accuracies
 from pyro_advbnn.training.trainer import Training
 
 CPU = torch.device("cpu")
@@ -100,6 +103,21 @@ def test_channels_last_is_for_narrow_networks_in_float32_on_the_cpu(network, exp
     built = {"vgg16": lambda: ab.networks.vgg16(width=16), "model_a": ab.networks.model_a, "wide vgg11": ab.networks.vgg11}
     x = torch.rand(2, 3, 32, 32)
     assert batch_format("fp32", built[network]())(x).is_contiguous(memory_format=torch.channels_last) == expected
+
+
+def test_batches_of_evaluations_and_of_held_out_images_are_laid_out_as_their_network_likes(monkeypatch):
+    network, layouts = ab.networks.vgg11(width=4), []
+    network.register_forward_pre_hook(
+        lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last)))
+    run = SimpleNamespace(images=datasets.Images(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), tuple("abc")),
+                          classifier=ab.Classifier(network))
+    for x, _ in EvaluatedRuns.batches(SimpleNamespace(selection=SimpleNamespace(batch_size=2)), run):
+        run.classifier(x)
+    assert layouts == [True, True]
+    settings = {"batch_size": 3, "num_samples": 1, "epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "attack_samples": 1}
+    accuracies(run.classifier, run.images, settings, seed=0)
+    assert all(layouts) and len(layouts) > 3
+    assert next(iter(datasets.batches(run.images, 2)))[0].is_contiguous()
 
 
 def test_losses_and_weights_of_a_bf16_step_are_float32(batch):

@@ -56,8 +56,9 @@ class Viewing(torch.nn.Module):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_network_may_view_its_activations_as_contiguous(channels, defense):
     images = X.repeat(4, axis=1).repeat(4, axis=2).repeat(channels, axis=3)
-    classifier = ab.fit(images, Y, network=Viewing(channels), defense=defense, **SMALL)
-    assert classifier(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
+    for x in (images, (images / 255).astype(np.float32).transpose(0, 3, 1, 2)):
+        classifier = ab.fit(x, Y, network=Viewing(channels), defense=defense, **SMALL)
+        assert classifier(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
 
 
 def test_a_network_may_tell_more_classes_apart_than_the_labels_have():

@@ -20,6 +20,9 @@
 #define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDEST
+#if defined(__x86_64__) && !defined(__FMA__)
+#error "in the registers of the first x86-64 torch's own loops are faster"
+#endif
 #endif
 
 #define EACH_LANE for (size_t i = 0; i < LANES; i++)

@@ -35,7 +35,7 @@ class _DrawWithKL(torch.autograd.Function):
         weights = buffers.take(mean)
         vectors = weights, shift, mean, log_std
         if _is_compiled_for(*vectors):
-            kl = mean.new_tensor(math.fsum(_in_pieces(_posterior.draw, vectors, prior_pieces)), dtype=torch.float64)
+            kl = mean.new_tensor(sum(_in_pieces(_posterior.draw, vectors, prior_pieces)), dtype=torch.float64)
         else:
             kl = _draw(*vectors, prior_pieces)
         ctx.save_for_backward(mean, log_std, shift)
@@ -90,7 +90,8 @@ def step_by_squares_(log_std, grad, prior_pieces, slope, *, kl_weight, share, ra
     """
     if prior_pieces is not None and _is_compiled_for(log_std, grad):
         sums = _in_pieces(_posterior.step, (log_std, grad), prior_pieces, kl_weight, share.item(), rate, bound)
-        return log_std.new_tensor([math.fsum(each) for each in zip(*sums, strict=True)])
+        torch.autograd.graph.increment_version(log_std)  # for those who keep what they made of it, as torch's step does
+        return log_std.new_tensor([sum(each) for each in zip(*sums, strict=True)])
     sums, slope = log_std.new_zeros(2), slope()
     for part in chunks(0, len(log_std), log_std.device):
         of_kl = slope(part).mul_(kl_weight)

@@ -16,8 +16,8 @@ except ImportError:
 
 _CPU_CHUNK = 1 << 17          # floats: large enough to share among threads, small enough for a second-level cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
-SHARE = 1 << 20               # floats to one thread at a time, normals from one of torch's generators
 _STREAM = 1 << 14             # normals that `_normals` makes from one seed
+SHARE = 64 * _STREAM          # floats to one thread at a time, normals from one of torch's generators
 
 
 def chunks(start, stop, device, size=None):
