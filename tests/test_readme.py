@@ -190,12 +190,24 @@ def test_the_large_table_of_results_equals_the_records():
             assert cell.strip("*") == accuracy_in_small(label, epsilon, draws.strip("*")), (label, epsilon)
 
 
-def test_the_table_of_digits_beyond_the_paper_equals_the_records():
-    rows = records("digits-beyond/evaluation/runs.csv")
+def test_the_table_of_the_kl_of_all_weights_equals_the_records():
+    rows = records("digits-kl/evaluation/runs.csv")
     for row in table("results.md", "run", "what it is"):
         for column, epsilon, draws in (("clean", "0", "1"), ("1 draw", "0.2", "1"), ("10 draws", "0.2", "10")):
-            assert not row[column] or row[column] == percent(
-                one(rows, run=row["run"], epsilon=epsilon, attack_samples=draws)["accuracy"]), (row, column)
+            assert row[column] == percent(one(rows, run=row["run"], epsilon=epsilon, attack_samples=draws)["accuracy"]), (
+                row, column)
+
+
+def test_the_table_of_gains_equals_the_records():
+    rows = records("digits-beyond/evaluation/gains.csv")
+    for row in table("results.md", "pair", "seed 0"):
+        of_pair = [one(rows, pair=row["pair"], seed=seed) for seed in "012"]
+        for column, name in (("adversarial training", "control_accuracy"), ("Adv-BNN", "accuracy")):
+            assert row[column] == mean_percent([float(each[name]) for each in of_pair]), (row, column)
+        for each in of_pair:
+            gain, low, high = (f"{100 * float(each[name]):+.1f}" for name in ("gain", "gain_low", "gain_high"))
+            assert row[f"seed {each['seed']}"] == f"{gain} [{low}, {high}]", row
+    assert {row["pair"] for row in table("results.md", "pair", "seed 0")} == {row["pair"] for row in rows}
 
 
 def test_the_table_of_the_worst_case_equals_the_records():
