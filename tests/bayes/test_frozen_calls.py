@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, foldable
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, fusible
 from pyro_advbnn.system.errors import Note
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -64,16 +64,32 @@ NETWORKS = {
 }
 
 
-def test_every_batch_norm_after_a_convolution_is_found():
-    assert len(foldable(ab.networks.vgg16())) == 13
-    assert len(foldable(ab.networks.model_a())) == 6
-    assert len(foldable(resnet18())) == 20
-    assert foldable(ab.networks.convnet())[0] == ("features.0", "features.1")
+def test_every_batch_norm_after_a_convolution_is_found_and_every_pooling_after_a_relu():
+    assert len(fusible(ab.networks.vgg16())) == 13 + 5
+    assert len(fusible(ab.networks.model_a())) == 6 + 4
+    assert len(fusible(resnet18())) == 20
+    assert {("features.0", "features.1"), ("features.5", "features.6")} < {*fusible(ab.networks.convnet())}
 
 
 def test_only_a_convolution_whose_output_nothing_else_reads_is_folded():
-    assert foldable(Branching()) == [("plain", "after_plain")]
-    assert foldable(DataDependent()) == []
+    assert fusible(Branching()) == [("plain", "after_plain")]
+    assert fusible(DataDependent()) == []
+
+
+def test_a_relu_whose_input_is_read_again_keeps_its_place():
+    """In place, it changes what others read."""
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
+            self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(4, 10)
+
+        def forward(self, x):
+            h = self.conv(x)
+            return self.fc(self.pool(self.relu(h)).mean((2, 3)) + h.mean((2, 3)))
+
+    assert fusible(Net()) == []
+    torch.testing.assert_close(ab.predict(Classifier(network := Net().eval()), X), network(X).softmax(-1))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -260,7 +276,7 @@ def test_a_network_that_does_more_than_its_modules_is_predicted_as_it_is(network
 
 
 def test_reading_attributes_is_no_reason_not_to_fold():
-    assert all(foldable(folded_once(layers, forward)) == [("conv", "bn")] for forward in (*ATTRIBUTES.values(), None))
+    assert all(fusible(folded_once(layers, forward)) == [("conv", "bn")] for forward in (*ATTRIBUTES.values(), None))
 
 
 UNSEEN = {                                               # no trace of it in the graph
@@ -275,7 +291,7 @@ UNSEEN = {                                               # no trace of it in the
 def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_note_says_so_once(forward, ready, wrap):
     network = folded_once(layers, forward, ready=ready)
     classifier = wrap(network)
-    assert foldable(network) == [("conv", "bn")]
+    assert fusible(network) == [("conv", "bn")]
     with pytest.warns(Note, match="the network answers otherwise") as told:
         first = ab.predict(classifier, X, num_samples=2)
     assert len(told) == 1 and issubclass(Note, UserWarning)

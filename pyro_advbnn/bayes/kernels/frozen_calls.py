@@ -2,7 +2,8 @@
 
 A BatchNorm that keeps still is an affine map of each channel: folded into the convolution before it, it costs one pass over
 that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype in memory
-that is kept; autocast itself would make that copy anew in every call. 2x2 max-poolings are done by a faster loop.
+that is kept; autocast itself would make that copy anew in every call. 2x2 max-poolings are done by a faster loop, and the
+ReLU before one with it.
 
 A forward may do what its modules do not tell. So both ways of calling are compared, once, and only where they agree is the
 cheaper one taken.
@@ -36,17 +37,31 @@ class LeanCalls:
     def __init__(self, network, shared=()):
         self.network = network
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
-        self._poolings = [name for name, module in network.named_modules() if max_pool.is_2x2(module)]
-        self._pairs = [pair for pair in foldable(network) if not set(shared) & set(pair)]
+        pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
+        relus = {second: first for first, second in pairs}
+        self._poolings = {name: relus.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
+        self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
         self._agree = None if self._pairs or self._poolings else True
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
         tensors, folded = weights
-        poolings = [module for module in map(self.network.get_submodule, self._poolings) if _is_plain(module)]
-        with answering(dict.fromkeys(folded, _same) | dict.fromkeys(poolings, max_pool.max_pool_2x2)):
+        with answering(dict.fromkeys(folded, _same) | self._pooled()):
             return self._full_call(tensors, x)
+
+    def _pooled(self):
+        """What poolings, and the ReLUs before them, are to answer."""
+        answers = {}
+        for pooling, relu in self._poolings.items():
+            pooling, relu = self.network.get_submodule(pooling), relu and self.network.get_submodule(relu)
+            if not _is_plain(pooling):
+                continue
+            if relu and _is_plain(relu):
+                answers |= {relu: _same, pooling: max_pool.max_pool_2x2_of_relu}
+            else:
+                answers[pooling] = max_pool.max_pool_2x2
+        return answers
 
     def _full_call(self, tensors, x):
         return functional_call(self.network, tensors, (x,), tie_weights=False)
@@ -151,11 +166,11 @@ def autocast_dtype(device):
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
-def foldable(network):
-    """[(name of a convolution, name of the BatchNorm that alone reads its output), ...], neither of which does anything else.
+def fusible(network):
+    """[(name of a module, name of the one that alone reads its output), ...], neither of which does anything else.
 
-    [] where torch.fx cannot trace the network, or may trace something else, as a module has a forward of its own. The weight
-    and bias of each convolution are read in its one call alone.
+    Convolutions with their BatchNorms, whose weight and bias are read in the one call alone, and ReLUs with their 2x2
+    max-poolings. [] where torch.fx cannot trace the network, or may trace something else, as a module has a forward of its own.
     """
     modules, tensors = dict(network.named_modules()), {id(t): t for t in (*network.parameters(), *network.buffers())}
     if any("forward" in vars(module) for module in modules.values()):
@@ -170,11 +185,17 @@ def foldable(network):
     except Exception:                                    # control flow that depends on the images, for one
         return []
     calls, reads = ([node.target for node in nodes if node.op == op] for op in ("call_module", "get_attr"))
-    pairs = [(node.args[0].target, node.target) for node in nodes if _alone_reads_a_module(node)]
-    return [(convolution, norm) for convolution, norm in pairs
-            if type(modules[convolution]) in _CONVOLUTIONS and type(modules[norm]) in _BATCH_NORMS
-            and calls.count(convolution) == calls.count(norm) == 1
-            and not {f"{convolution}.weight", f"{convolution}.bias"} & {*reads}]
+
+    def belong_together(first, second):
+        one, other = (modules[node.target] for node in (first, second))
+        if type(one) is nn.ReLU:                         # whose input, if changed in place, nobody else may read
+            return max_pool.is_2x2(other) and _alone_reads_a_module(first)
+        return (type(one) in _CONVOLUTIONS and type(other) in _BATCH_NORMS
+                and not {f"{first.target}.weight", f"{first.target}.bias"} & {*reads})
+
+    pairs = [(node.args[0], node) for node in nodes if _alone_reads_a_module(node)]
+    return [(first.target, second.target) for first, second in pairs
+            if belong_together(first, second) and calls.count(first.target) == calls.count(second.target) == 1]
 
 
 def _alone_reads_a_module(node):
