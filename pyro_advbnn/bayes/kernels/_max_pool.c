@@ -10,15 +10,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_widest.h"
+
 #define BLOCK 64
 #define LANES 16
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDEST
-#endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* The bits of a float as an integer of the same order: both zeros are equal, NaN is above all. */
 INLINE int32_t rank_of_float32(uint32_t bits) {

@@ -12,21 +12,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#define NEEDS_FMA
+#include "_widest.h"
+
 #define LANES 32
 #define BLOCK (4 * LANES)                /* normals from four words of each lane */
 #define STREAM (1 << 14)                 /* normals from one seed */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDEST
-#if defined(__x86_64__) && !defined(__FMA__)
-#error "in the registers of the first x86-64 torch's own loops are faster"
-#endif
-#endif
-
 #define EACH_LANE for (size_t i = 0; i < LANES; i++)
-#define INLINE static inline __attribute__((always_inline))
 
 /* The finaliser of SplitMix64. */
 INLINE uint64_t mixed(uint64_t z) {

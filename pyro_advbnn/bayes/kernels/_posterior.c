@@ -8,17 +8,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#define NEEDS_FMA
+#include "_widest.h"
+
 #define BLOCK 512                        /* numbers that are summed in float before they are in double */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDEST
-#if defined(__x86_64__) && !defined(__FMA__)
-#error "in the registers of the first x86-64 torch's own loops are faster"
-#endif
-#endif
-#define INLINE static inline __attribute__((always_inline))
 #define EACH_BLOCK for (int64_t start = 0, count; count = size - start < BLOCK ? size - start : BLOCK, start < size; start += BLOCK)
 #define IN_BLOCK for (int64_t i = start; i < start + count; i++)
 
