@@ -101,10 +101,8 @@ INLINE int32_t rank_of_bfloat16(uint32_t bits) { return rank_of_float32(bits << 
         for (; first < last; first++) {                                                                                      \
             BITS *window = x + (4 * (first / width) * width + 2 * (first % width)) * channels;                               \
             int64_t at = first * channels, i = 0;                                                                            \
-            for (; i + LANES <= channels; i += LANES) {                                                                      \
-                if (forward) NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, LANES, relu, 1);          \
-                else NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, LANES, relu, 0);                  \
-            }                                                                                                                \
+            for (; i + LANES <= channels; i += LANES)                                                                        \
+                NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, LANES, relu, forward);                 \
             if (i < channels)                                                                                                \
                 NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, channels - i, relu, forward);          \
         }                                                                                                                    \
