@@ -76,20 +76,53 @@ def test_only_a_convolution_whose_output_nothing_else_reads_is_folded():
     assert fusible(DataDependent()) == []
 
 
-def test_a_relu_whose_input_is_read_again_keeps_its_place():
-    """In place, it changes what others read."""
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
-            self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(4, 10)
+class Rectified(nn.Module):
+    """A convolution and a ReLU in a block, and a pooling; pooled: what it gives, from the network and images."""
 
+    def __init__(self, pooled):
+        super().__init__()
+        self.block, self.drop = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)), nn.Dropout(0.0)
+        self.pool, self.head, self.pooled = nn.MaxPool2d(2), nn.Linear(4, 10), pooled
+        self.eval()
+
+    def forward(self, x):
+        return self.head(self.pooled(self, x).mean((2, 3)))
+
+
+def read_again(net, x):
+    h = net.block[0](x)
+    return net.pool(net.block[1](h)) + h.mean((2, 3), keepdim=True)
+
+
+def read_again_as_another(net, x):
+    h = net.block[0](x)
+    return net.pool(net.block[1](net.drop(h))) + h.mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("pooled", [read_again, read_again_as_another, lambda net, x: net.pool(net.block(x))],
+                         ids=["its input is read again", "its input is another's", "a block is between"])
+def test_a_relu_keeps_its_place_where(pooled):
+    """A ReLU in place changes what others read; a block may get a hook."""
+    network = Rectified(pooled)
+    assert fusible(network) == []
+    torch.testing.assert_close(ab.predict(Classifier(network), X), network(X).softmax(-1))
+
+
+def test_a_relu_keeps_its_place_where_something_is_in_training_mode():
+    class Pooled(nn.Sequential):
         def forward(self, x):
-            h = self.conv(x)
-            return self.fc(self.pool(self.relu(h)).mean((2, 3)) + h.mean((2, 3)))
+            convolution, relu, pool, drop = self
+            h = relu(convolution(x))
+            return pool(h - 0.3 if drop.training else h)
 
-    assert fusible(Net()) == []
-    torch.testing.assert_close(ab.predict(Classifier(network := Net().eval()), X), network(X).softmax(-1))
+    network = Rectified(lambda net, x: net.block(x))
+    network.block = Pooled(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.0)).eval()
+    classifier = Classifier(network)
+    assert fusible(network) == [("block.1", "block.2")]
+    with frozen(classifier):
+        torch.testing.assert_close(classifier(X), network(X))
+        network.block[3].train()
+        torch.testing.assert_close(classifier(X), network(X))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

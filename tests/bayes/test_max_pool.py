@@ -102,6 +102,24 @@ def test_a_gradient_of_the_gradient_is_that_of_torch(memory_format, pool, expect
 
 
 @compiled
+@BOTH
+def test_an_infinite_gradient_that_shall_have_one_goes_to_one_place(pool, expected):
+    x = torch.tensor([[[[1.0, 2], [3, 4]]], [[[-1.0, -2], [-3, -4]]]], requires_grad=True)
+
+    def gradient(pool):
+        return torch.autograd.grad((pool(x) * float("inf")).sum(), x, create_graph=True)[0]
+
+    assert torch.equal(gradient(pool), gradient(expected))
+
+
+@compiled
+def test_another_default_device_is_not_that_of_what_was_pooled():
+    x = torch.rand(2, 3, 4, 4)
+    with torch.device("meta"):
+        assert torch.equal(max_pool_2x2(x), torchs(x))
+
+
+@compiled
 @FORMATS
 @pytest.mark.parametrize("pool", [max_pool_2x2, max_pool_2x2_of_relu])
 def test_the_number_of_threads_changes_nothing(memory_format, pool):

@@ -1,5 +1,6 @@
 /* 2x2 max-pooling and the way back of its gradient, several times as fast as torch's on a CPU, with a ReLU before it where one is
-   wanted. The largest of a window is chosen as torch does: the first of equals in reading order, and NaN over any number.
+   wanted. The largest of a window is chosen as torch does: the first of equals in reading order, and NaN over any number (of
+   several the first, where torch takes the last).
 
    The numbers of a pixel that lie together are its channels, in channels last; in contiguous planes each has one. There a window
    is two words, what is left and right in its upper row and in its lower row; windows are handled in blocks, whose words are
@@ -59,20 +60,20 @@ INLINE int32_t rank_of_bfloat16(uint32_t bits) { return rank_of_float32(bits << 
                                      int forward) {                                                                          \
         WORD upper[BLOCK], lower[BLOCK], half = 8 * sizeof(BITS);                                                            \
         BITS four[4][BLOCK], one[BLOCK] = {0};                                                                               \
-        uint8_t at[BLOCK] = {0};                                                                                             \
+        uint8_t place[BLOCK] = {0};                                                                                          \
         for (; first < last; first += BLOCK) {                                                                               \
             int64_t count = last - first < BLOCK ? last - first : BLOCK;                                                     \
             if (forward) {                                                                                                   \
                 NAME##_rows(x, upper, lower, first, count, width, 1);                                                        \
                 for (int i = 0; i < BLOCK; i++) four[0][i] = (BITS)upper[i], four[1][i] = (BITS)(upper[i] >> half);          \
                 for (int i = 0; i < BLOCK; i++) four[2][i] = (BITS)lower[i], four[3][i] = (BITS)(lower[i] >> half);          \
-                NAME##_choose(four, one, at, relu, BLOCK);                                                                   \
+                NAME##_choose(four, one, place, relu, BLOCK);                                                                \
                 memcpy(y + first, one, count * sizeof(BITS));                                                                \
-                memcpy(which + first, at, count);                                                                            \
+                memcpy(which + first, place, count);                                                                         \
             } else {                                                                                                         \
                 memcpy(one, y + first, count * sizeof(BITS));                                                                \
-                memcpy(at, which + first, count);                                                                            \
-                NAME##_spread(four, one, at, BLOCK);                                                                         \
+                memcpy(place, which + first, count);                                                                         \
+                NAME##_spread(four, one, place, BLOCK);                                                                      \
                 for (int i = 0; i < BLOCK; i++) upper[i] = four[0][i] | (WORD)four[1][i] << half;                            \
                 for (int i = 0; i < BLOCK; i++) lower[i] = four[2][i] | (WORD)four[3][i] << half;                            \
                 NAME##_rows(x, upper, lower, first, count, width, 0);                                                        \
@@ -81,11 +82,11 @@ INLINE int32_t rank_of_bfloat16(uint32_t bits) { return rank_of_float32(bits << 
     }                                                                                                                        \
     INLINE void NAME##_lanes(BITS *x, BITS *y, uint8_t *which, int64_t width, int64_t channels, int64_t count, int relu,     \
                              int forward) {                                                                                  \
-        BITS *at[4] = {x, x + channels, x + 2 * width * channels, x + (2 * width + 1) * channels};                           \
+        BITS *pixel[4] = {x, x + channels, x + 2 * width * channels, x + (2 * width + 1) * channels};                        \
         BITS four[4][BLOCK], one[LANES];                                                                                     \
         uint8_t place[LANES];                                                                                                \
         if (forward) {                                                                                                       \
-            for (int n = 0; n < 4; n++) memcpy(four[n], at[n], count * sizeof(BITS));                                        \
+            for (int n = 0; n < 4; n++) memcpy(four[n], pixel[n], count * sizeof(BITS));                                     \
             NAME##_choose(four, one, place, relu, LANES);                                                                    \
             memcpy(y, one, count * sizeof(BITS));                                                                            \
             memcpy(which, place, count);                                                                                     \
@@ -93,18 +94,18 @@ INLINE int32_t rank_of_bfloat16(uint32_t bits) { return rank_of_float32(bits << 
             memcpy(one, y, count * sizeof(BITS));                                                                            \
             memcpy(place, which, count);                                                                                     \
             NAME##_spread(four, one, place, LANES);                                                                          \
-            for (int n = 0; n < 4; n++) memcpy(at[n], four[n], count * sizeof(BITS));                                        \
+            for (int n = 0; n < 4; n++) memcpy(pixel[n], four[n], count * sizeof(BITS));                                     \
         }                                                                                                                    \
     }                                                                                                                        \
     WIDEST static void NAME##_channels_last(BITS *x, BITS *y, uint8_t *which, int64_t first, int64_t last, int64_t width,    \
                                             int64_t channels, int relu, int forward) {                                       \
         for (; first < last; first++) {                                                                                      \
             BITS *window = x + (4 * (first / width) * width + 2 * (first % width)) * channels;                               \
-            int64_t at = first * channels, i = 0;                                                                            \
+            int64_t start = first * channels, i = 0;                                                                         \
             for (; i + LANES <= channels; i += LANES)                                                                        \
-                NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, LANES, relu, forward);                 \
+                NAME##_lanes(window + i, y + start + i, which + start + i, width, channels, LANES, relu, forward);           \
             if (i < channels)                                                                                                \
-                NAME##_lanes(window + i, y + at + i, which + at + i, width, channels, channels - i, relu, forward);          \
+                NAME##_lanes(window + i, y + start + i, which + start + i, width, channels, channels - i, relu, forward);    \
         }                                                                                                                    \
     }                                                                                                                        \
 

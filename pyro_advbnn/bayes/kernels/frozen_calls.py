@@ -30,16 +30,17 @@ _CAST = (*_CONVOLUTIONS, nn.Linear)                      # whose weights autocas
 class LeanCalls:
     """Calls of a network with weights given by name, BatchNorm folded where it keeps still.
 
-    network: the structure, whose parameters and modes stay as they are. shared: names of modules that share weights; they,
-    modules with hooks or a forward of their own, and networks that torch.fx cannot trace are called as they are.
+    network: the structure, whose parameters and modes stay as they are. shared: names of modules that share weights; they and
+    modules with hooks or a forward of their own are called as they are, and of networks that torch.fx cannot trace all but
+    the poolings.
     """
 
     def __init__(self, network, shared=()):
         self.network = network
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
-        relus = {second: first for first, second in pairs}
-        self._poolings = {name: relus.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
+        before = {second: first for first, second in pairs}
+        self._poolings = {name: before.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
         self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
         self._agree = None if self._pairs or self._poolings else True
         self._buffers = Buffers()
@@ -51,13 +52,13 @@ class LeanCalls:
             return self._full_call(tensors, x)
 
     def _pooled(self):
-        """What poolings, and the ReLUs before them, are to answer."""
-        answers = {}
+        """What poolings, and the ReLUs before them, are to answer: these only in eval mode, in which the network was traced."""
+        answers, in_training = {}, any(module.training for module in self.network.modules())
         for pooling, relu in self._poolings.items():
             pooling, relu = self.network.get_submodule(pooling), relu and self.network.get_submodule(relu)
             if not _is_plain(pooling):
                 continue
-            if relu and _is_plain(relu):
+            if relu and _is_plain(relu) and not in_training:
                 answers |= {relu: _same, pooling: max_pool.max_pool_2x2_of_relu}
             else:
                 answers[pooling] = max_pool.max_pool_2x2
@@ -85,9 +86,9 @@ class LeanCalls:
                 answers.append(tree_leaves(call(given, x.clone())))        # a first layer may work in place
         agree = all(map(_is_close, *answers))
         if not agree:
-            warnings.warn("called more cheaply, with BatchNorm folded into convolutions or another loop for 2x2 max-pooling, "
-                          "the network answers otherwise, so its forward does what its modules do not tell: attacks and "
-                          "predictions call it as it is, which takes longer", Note, stacklevel=2)
+            warnings.warn("called more cheaply, with BatchNorm folded into convolutions, or another loop for 2x2 max-pooling "
+                          "and the ReLU before it, the network answers otherwise, so its forward does what its modules do not "
+                          "tell: attacks and predictions call it as it is, which takes longer", Note, stacklevel=2)
         return agree
 
     def release_buffers(self):
@@ -189,7 +190,9 @@ def fusible(network):
     def belong_together(first, second):
         one, other = (modules[node.target] for node in (first, second))
         if type(one) is nn.ReLU:                         # whose input, if changed in place, nobody else may read
-            return max_pool.is_2x2(other) and _alone_reads_a_module(first)
+            source = _alone_reads_a_module(first) and type(modules[first.args[0].target])
+            together = first.target.rpartition(".")[0] == second.target.rpartition(".")[0]     # no container's hook between
+            return max_pool.is_2x2(other) and source in (*_CONVOLUTIONS, *_BATCH_NORMS) and together
         return (type(one) in _CONVOLUTIONS and type(other) in _BATCH_NORMS
                 and not {f"{first.target}.weight", f"{first.target}.bias"} & {*reads})
 

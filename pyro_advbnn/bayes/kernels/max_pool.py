@@ -44,8 +44,8 @@ class _MaxPool2x2(torch.autograd.Function):
     def forward(ctx, x, relu):
         ctx.shape, ctx.format = x.shape, _format(x)
         shape = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-        y = torch.empty(shape, dtype=x.dtype, memory_format=ctx.format)
-        which = torch.empty(shape, dtype=torch.uint8, memory_format=ctx.format)      # the place in its window, or none
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=ctx.format)
+        which = torch.empty_like(y, dtype=torch.uint8)   # the place in its window, or none
         _in_parts(_max_pool.forward, x, y, which, relu)
         ctx.save_for_backward(which)
         return y
@@ -56,7 +56,7 @@ class _MaxPool2x2(torch.autograd.Function):
         if torch.is_grad_enabled():                      # the gradient shall have one itself
             return _spread(grad, which), None
         grad = grad.contiguous(memory_format=ctx.format)
-        x = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=ctx.format)
+        x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
         _in_parts(_max_pool.backward, x, grad, which)
         return x, None
 
@@ -89,6 +89,6 @@ def _in_parts(loop, x, y, which, relu=False):
 
 def _spread(grad, which):
     """The gradient by operations that autograd can follow."""
-    places = torch.arange(4, dtype=torch.uint8).view(2, 1, 2)          # row and column in the window
+    places = torch.arange(4, dtype=torch.uint8, device=which.device).view(2, 1, 2)         # row and column in the window
     chosen = which[..., :, None, :, None] == places
-    return (grad[..., :, None, :, None] * chosen).flatten(4, 5).flatten(2, 3)
+    return torch.where(chosen, grad[..., :, None, :, None], 0).flatten(4, 5).flatten(2, 3)
