@@ -131,8 +131,8 @@ def check_files(dist):
     with tarfile.open(sdist) as of_source, zipfile.ZipFile(wheel) as built:
         names, installed = {name.partition("/")[2] for name in of_source.getnames()}, built.namelist()
     for name in ("bayes/kernels/_normals.c", "bayes/kernels/_posterior.c", "bayes/kernels/_max_pool.c",
-                 "bayes/kernels/_widest.h", "reporting/report.css", "reporting/report.html.j2", "cli/commands.py", "datasets/imagenet143_wnids.txt",
-                 "__main__.py", "__init__.pyi", "py.typed"):
+                 "bayes/kernels/_widest.h", "reporting/report.css", "reporting/report.html.j2", "cli/commands.py",
+                 "datasets/imagenet143_wnids.txt", "__main__.py", "__init__.pyi", "py.typed"):
         assert f"pyro_advbnn/{name}" in names, name
         assert name.endswith((".c", ".h")) or f"pyro_advbnn/{name}" in installed, name
     return wheel
