@@ -16,6 +16,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import accuracy_verbs, verbs
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
+from pyro_advbnn.system.precision import batch_format
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints
@@ -250,6 +251,18 @@ def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     assert (row["dataset"], row["num_examples"]) == ("digits:held_out", "30")
     assert float(row["accuracy"]) == pytest.approx(metrics["held_out_accuracy"])
     assert metrics["held_out_accuracy"] > 0.3            # neither chance nor the test split's figure by accident
+
+
+def test_another_precision_is_what_networks_compute_in_and_stands_in_their_rows(run, capsys):
+    row, = accuracy(run, "--epsilons", "0.1", *QUICK, "--precision", "bf16")
+    classifier = checkpoints.load(run / "best.pt")
+    images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
+    batches = datasets.batches(images, 500, prepare=batch_format("bf16", classifier))
+    with separate_randomness(0), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        known = ab.robust_accuracy(classifier, batches, PGD(0.1, None, 2), num_samples=2)
+    assert (row["network"], float(row["accuracy"])) == ("convnet:bf16", known["accuracy"])
+    capsys.readouterr()
+    assert "needs a GPU" in refusal(capsys, "accuracy", "--run", run, "--precision=tf32", "--device=cpu")
 
 
 def test_held_out_images_of_a_run_without_any_are_refused(tmp_path, capsys):

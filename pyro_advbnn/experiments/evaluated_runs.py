@@ -22,7 +22,7 @@ from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.locks import locked
-from pyro_advbnn.system.precision import batch_format, float32_products
+from pyro_advbnn.system.precision import arithmetic, batch_format, resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.training import run_folders
@@ -93,6 +93,7 @@ class EvaluatedRuns(list):
     def __init__(self, selection, folders, configs, folder):
         self.selection, self.seed, self.folder, self.folders = selection, selection.seed, folder, folders
         self.device, self.dataset = resolve_device(selection.device), configs[0]["dataset"]
+        self.precision = resolve_precision(selection.precision, self.device)
         self.num_added, self.began = Counter(), time.perf_counter()
         self._images, self._tables = {}, {}
         found = list(map(self._load, folders, configs))
@@ -105,6 +106,7 @@ class EvaluatedRuns(list):
         classifier, config, path = run_folders.load_classifier(folder, self.selection.checkpoint, network, self.device)
         fields = run_folders.row_fields(config, path, digest(classifier.state_dict()))
         fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
+        fields["network"] += f":{self.precision}" if self.precision != "fp32" else ""
         images, images_digest = self._split(folder, config)
         image_fields = {"num_examples": len(images), "images": images_digest, "batch_size": self.selection.batch_size,
                         "seed": self.seed}
@@ -128,12 +130,12 @@ class EvaluatedRuns(list):
     def batches(self, run, images=None):
         """A run's images, or others, in batches, in their order, laid out in memory as its network likes."""
         return datasets.batches(run.images if images is None else images, self.selection.batch_size,
-                                prepare=batch_format("fp32", run.classifier))
+                                prepare=batch_format(self.precision, run.classifier))
 
     @contextmanager
     def measuring(self, label, total):
-        """The evaluation's own random stream, begun anew, float32 in full, and a progress callback; nothing outside changes."""
-        with separate_randomness(self.seed), float32_products("fp32"), _progress(label, total) as progress:
+        """The evaluation's own random stream, begun anew, its precision, and a progress callback; nothing outside changes."""
+        with separate_randomness(self.seed), arithmetic(self.device, self.precision), _progress(label, total) as progress:
             yield progress
 
     def table(self, name):
