@@ -16,9 +16,9 @@ from pyro_advbnn.system import json_files
 from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.precision import float32_products
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, recipes
+from pyro_advbnn.training import algorithm1, checkpoints, recipes
 from pyro_advbnn.training.algorithm1 import gradients
-from pyro_advbnn.training.cuda_graphs import GraphedAttack
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients
 from pyro_advbnn.training.nonfinite import NotFinite
 from pyro_advbnn.training.trainer import Training
 
@@ -166,13 +166,14 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
 @pytest.mark.parametrize(("defense", "optimizer"), [("adv", None), ("advbnn", "adam"), ("advbnn", "natural")])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
-    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 64, "num_steps": 2, "optimizer": optimizer,
-                                                              "weight_averaging": 0.9, "awp": 0.005, "awp_start": 0.0})
+    _, settings = recipes.resolve("ours", "digits", defense, {
+        "batch_size": 64, "num_steps": 2, "optimizer": optimizer, "alpha": 0.01, "weight_averaging": 0.9, "awp": 0.005,
+        "awp_start": 0.0})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     pyro.enable_validation(False)
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
                         augmentation="crop_flip", precision=precision)
-    training.attack = GraphedAttack(training.attack)
+    training.attack, training.gradients = GraphedAttack(training.attack), GraphedGradients()
     with float32_products(precision):
         for _ in training.epoch():                       # captures
             pass
@@ -184,12 +185,28 @@ def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
                 next(steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert training.attack.failure is None
+    assert training.attack.failure is None and training.gradients.failure is None
+
+
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+@pytest.mark.parametrize("kind", [ab.Classifier, ab.BayesianClassifier])
+def test_gradients_as_a_cuda_graph_are_those_without_one(kind, awp, batch):
+    pyro.enable_validation(False)
+    ends, batch = [], (batch[0].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), batch[1])
+    for by in (None, GraphedGradients()):
+        torch.manual_seed(0)
+        classifier = kind(ab.networks.convnet(width=4, in_channels=3)).cuda()
+        optimizer = torch.optim.SGD(classifier.parameters(), 0.1, fused=True)
+        parts = [algorithm1.step(classifier, optimizer, *batch, kl_weight=1e-4, awp=awp, by=by) for _ in range(4)]
+        ends.append((classifier.state_dict(), parts[-1].loss, torch.rand(1, device="cuda")))
+    assert by.failure is None and len(by._graphs) == 1 + bool(awp)
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)         # the same draws, and running statistics
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "natural"])
 def test_a_bad_step_on_the_gpu_is_named_when_the_training_asks(optimizer):
-    _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01})
+    _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01,
+                                                          "alpha": 0.01})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     pyro.enable_validation(False)
     training = Training(build_classifier("bnn", ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=False)
@@ -244,4 +261,4 @@ def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
     commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()
     assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
-        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs"}
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs", "gains"}

@@ -20,7 +20,7 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
 from pyro_advbnn.training import recipes
 from pyro_advbnn.training.algorithm1 import build_optimizer, step
-from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
 
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000
@@ -83,7 +83,9 @@ class TrainingStep:
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.precision, classifier.network)(work.x)
-        self._pgd = GraphedAttack(work.attack()) if work.cuda_graphs else unchecked(work.attack())
+        self._pgd, self._gradients = unchecked(work.attack()), None
+        if work.cuda_graphs:
+            self._pgd, self._gradients = GraphedAttack(self._pgd), GraphedGradients()
         if work.compiled:
             with work.arithmetic():
                 failure = compile_network(classifier, self._x, work.y)
@@ -93,7 +95,10 @@ class TrainingStep:
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
-            step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT)
+            step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT,
+                 by=self._gradients)
+        if failure := getattr(self._gradients, "failure", None):
+            raise InputError(f"--cuda_graphs on: {failure}")
         self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):

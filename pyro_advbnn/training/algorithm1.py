@@ -40,24 +40,24 @@ def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torc
         return step(classifier, optimizer, x, y, **options)
 
 
-def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0):
-    """`train_step` for images and labels that are known to be fit: it waits for no GPU."""
+def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0, by=None):
+    """`train_step` for images and labels that are known to be fit: it waits for no GPU.   by: what takes its `gradients`."""
     optimizer.zero_grad()                                # so that no gradient takes memory while the batch is attacked
     x = _attacked(classifier, x, y, attack, micro_batch)
     if awp:
         with buffers_kept(classifier.network):           # the perturbed weights' batch alone moves the running statistics
-            _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share)
+            _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share, by or gradients)
     with perturbed(classifier, awp) if awp else nullcontext():
-        parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share)
+        parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, by or gradients)
     optimizer.step()
     classifier.constrain_()
     return parts
 
 
-def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share):
+def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, by):
     """`gradients` of the joined batch of all processes, alone in the parameters' grad."""
     optimizer.zero_grad()
-    parts = gradients(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=1.0 if share is None else share)
+    parts = by(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=1.0 if share is None else share)
     if share is not None:
         distributed.sum_gradients_(optimizer)
     return parts

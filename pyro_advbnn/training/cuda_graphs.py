@@ -1,11 +1,16 @@
 """CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
+from dataclasses import replace
+
 import torch
 
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks.attack import unchecked
+from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.system.random_streams import undisturbed
+from pyro_advbnn.training.algorithm1 import gradients
+from pyro_advbnn.training.weight_perturbation import buffers_kept
 
 
 def use_cuda_graphs(choice, device):
@@ -23,8 +28,9 @@ def accelerate(training, config):
         with autocast(training.device, training.precision):
             failure = compile_network(training.classifier, x, y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
-    if training.attack and use_cuda_graphs(config["cuda_graphs"], training.device):
-        training.attack = GraphedAttack(training.attack)
+    if use_cuda_graphs(config["cuda_graphs"], training.device):
+        training.gradients = GraphedGradients()
+        training.attack = training.attack and GraphedAttack(training.attack)
     return notes
 
 
@@ -58,29 +64,89 @@ class GraphedAttack:
         return self._x_adv.clone()
 
     def _capture(self, classifier, x, y):
-        """What is allocated inside belongs to the graph; work memory is released so that nobody else comes to hold it."""
         self._classifier, self._x, self._y = classifier, x.clone(), y.clone()
-        if x.device.type != "cuda":
-            raise RuntimeError(f"the images are on {x.device.type}")
-        with undisturbed():                              # what is tried out draws nothing
-            stream = torch.cuda.Stream(x.device)
-            stream.wait_stream(torch.cuda.current_stream(x.device))
-            with torch.cuda.stream(stream):
-                for _ in range(3):                       # kernels are chosen and libraries loaded before the capture
-                    self._run(classifier, self._x, self._y)
-            torch.cuda.current_stream(x.device).wait_stream(stream)
+        self._graph, self._x_adv = captured(lambda: self._run(classifier, self._x, self._y), classifier, x.device)
+
+
+class GraphedGradients:
+    """`algorithm1.gradients` as CUDA graphs: forward, backward and all of Pyro's between, without the host.
+
+    One is captured for the first batch shape and each of its first two weights of the KL: with `awp` a step takes gradients
+    without the KL, too. The gradients lie where the graph has them, until it runs again. All else, micro-batches and parts of
+    a joined batch too, is done as usual. failure: as of `GraphedAttack`.
+    """
+
+    def __init__(self):
+        self.failure, self._graphs, self._x = None, {}, None
+
+    def __call__(self, classifier, x, y, *, kl_weight, micro_batch=None, share=1.0):
+        if micro_batch is None and share == 1 and self.failure is None:
+            try:
+                self._capture(classifier, x, y, kl_weight)
+            except RuntimeError as error:
+                self.failure = reason(error)
+        if (tuple(x.shape), kl_weight, micro_batch, share) not in self._graphs or self.failure is not None:
+            return gradients(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=share)
+        self._x.copy_(x)
+        self._y.copy_(y)
+        graph, (parts, found) = self._graphs[tuple(x.shape), kl_weight, micro_batch, share]
+        graph.replay()
+        for parameter, gradient in zip(_trained(classifier), found, strict=True):
+            parameter.grad = gradient
+        return parts
+
+    def _capture(self, classifier, x, y, kl_weight):
+        if self._x is None:
+            self._x, self._y = x.clone(), y.clone()
+        key = tuple(x.shape), kl_weight, None, 1.0
+        if key in self._graphs or len(self._graphs) == 2 or x.shape != self._x.shape:
+            return
+
+        def run():
+            parts = objective(classifier, self._x, self._y, kl_weight=kl_weight)
+            found = torch.autograd.grad(parts.loss, _trained(classifier), allow_unused=True)
+            return replace(parts, loss=parts.loss.detach()), list(map(_laid_out_like, found, _trained(classifier)))
+
+        with buffers_kept(classifier.network):           # what is tried out moves no running statistics
+            self._graphs[key] = captured(run, classifier, x.device)
+
+
+def _laid_out_like(gradient, parameter):
+    """The gradient in memory as its parameter is, which fused optimizers ask for."""
+    return None if gradient is None else torch.empty_like(parameter).copy_(gradient)
+
+
+def _trained(classifier):
+    return [p for p in classifier.parameters() if p.requires_grad]
+
+
+def captured(run, classifier, device):
+    """(a CUDA graph of run(), what it returned there).
+
+    What is allocated inside belongs to the graph; the classifier's work memory is released so that nobody else comes to hold
+    it.   Raises RuntimeError where run() is nothing for a graph.
+    """
+    if device.type != "cuda":
+        raise RuntimeError(f"the images are on {device.type}")
+    with undisturbed():                                  # what is tried out draws nothing
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):                           # kernels are chosen and libraries loaded before the capture
+                run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+    classifier.release_buffers()
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[device.index]
+    fresh = generator.clone_state()
+    try:                                                 # on the stream's device; other threads may copy and pin meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = run()
+    except RuntimeError:                                 # torch may leave the generator as if the capture still went on
+        generator.graphsafe_set_state(fresh)
+        raise
+    finally:
         classifier.release_buffers()
-        graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[x.device.index]
-        fresh = generator.clone_state()
-        try:                                             # on the stream's device; other threads may copy and pin meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                self._x_adv = self._run(classifier, self._x, self._y)
-        except RuntimeError:                             # torch may leave the generator as if the capture still went on
-            generator.graphsafe_set_state(fresh)
-            raise
-        finally:
-            classifier.release_buffers()
-        self._graph = graph
+    return graph, result
 
 
 def compile_network(classifier, x, y):

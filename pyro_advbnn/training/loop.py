@@ -105,8 +105,9 @@ class Course:
 
     def _show(self, num_images):
         self.progress.step(num_images)
-        if getattr(self.training.attack, "failure", None):
-            self.progress.note(f"--cuda_graphs: none: {self.training.attack.failure}", about="cuda_graphs")
+        for part in ("attack", "gradients"):
+            if failure := getattr(getattr(self.training, part), "failure", None):
+                self.progress.note(f"--cuda_graphs: none of the {part}: {failure}", about=f"cuda_graphs {part}")
 
     def _is_over(self):
         done, patience = self.training.epochs_done, self.config["patience"]

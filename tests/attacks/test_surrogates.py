@@ -170,7 +170,7 @@ def test_a_plain_network_has_no_surrogate_but_itself(source, method):
 def test_surrogates_live_on_their_classifiers_device(classifier, batch, source):
     x, y = (part.cuda() for part in batch)
     x_adv = Through(ATTACK, source)(classifier.cuda(), x, y)
-    assert x_adv.is_cuda and (x_adv - x).abs().max() == pytest.approx(0.1, abs=1e-6)
+    assert x_adv.is_cuda and (x_adv - x).abs().max().item() == pytest.approx(0.1, abs=1e-6)
 
 
 def test_an_attack_through_a_surrogate_is_held_to_the_ball_of_its_own_norm(bayesian, batch):

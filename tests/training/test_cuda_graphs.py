@@ -17,8 +17,8 @@ from pyro_advbnn.experiments.evaluated_runs import EvaluatedRuns
 from pyro_advbnn.system.devices import keep_freed_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
 from pyro_advbnn.train import train
-from pyro_advbnn.training import cuda_graphs, recipes
-from pyro_advbnn.training.cuda_graphs import GraphedAttack, compile_network
+from pyro_advbnn.training import algorithm1, cuda_graphs, recipes
+from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
 from pyro_advbnn.training.loop import accuracies
 from pyro_advbnn.training.trainer import Training
 
@@ -42,12 +42,25 @@ def test_without_a_gpu_a_graphed_attack_says_why_and_attacks_all_the_same(batch)
     assert graphed.num_steps == 3 and graphed.reaches_ball == attack.reaches_ball
 
 
+def test_without_a_gpu_graphed_gradients_say_why_and_are_taken_all_the_same(batch):
+    graphed, ends = GraphedGradients(), []
+    for by in (None, graphed):
+        torch.manual_seed(0)
+        classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1)
+        optimizer = torch.optim.SGD(classifier.parameters(), 0.1)
+        for _ in range(2):
+            algorithm1.step(classifier, optimizer, *batch, kl_weight=1e-4, by=by)
+        ends.append(classifier.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert graphed.failure == "the images are on cpu"
+
+
 def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "accelerate", lambda training, config: setattr(
         training, "attack", GraphedAttack(training.attack)) or [])
     commands.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     f"--out={tmp_path / 'run'}"])
-    assert capsys.readouterr().out.count("--cuda_graphs: none: the images are on cpu") == 1
+    assert capsys.readouterr().out.count("--cuda_graphs: none of the attack: the images are on cpu") == 1
 
 
 def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
