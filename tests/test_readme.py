@@ -164,30 +164,33 @@ def test_the_tables_name_all_that_there_is_to_choose(page, column, names):
     assert sorted(said) == sorted(names)
 
 
-def accuracy_in_small(label, epsilon, draws, folder="cifar10-small"):
-    """What a table has to say of a defence on the small CIFAR-10: our record, or what the source says that the label names."""
+def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
+    """What a table has to say of a defence: our record, or what the source says that the label names."""
     source, _, name = label.strip("*").partition(";")[0].rpartition(", ")
     if source:
-        return percent(paper.accuracy("cifar10", DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
+        return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     defense = DEFENSE_OF[name]
     return percent(one(records(f"{folder}/evaluation/accuracy.csv"), defense=defense, epsilon=epsilon,
                        attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
 
 
 def test_the_readmes_table_of_results_equals_the_records():
-    for row in table("README.md", "small CIFAR-10, in %"):
+    for row in table("README.md", "whole CIFAR-10, VGG16, in %"):
         label, *cells = row.items()
         for column, cell in cells:
             epsilon, draws = re.fullmatch(r"([\d.]+), (\d+) draws?", column.replace("clean", "0, 1 draw")).groups()
-            assert not cell or cell.strip("*") == accuracy_in_small(label[1], epsilon, draws, "cifar10-60"), (
+            assert not cell or cell.strip("*") == accuracy_of(label[1], epsilon, draws, "gpu/h100/cifar10"), (
                 label, column)
 
 
-def test_the_large_table_of_results_equals_the_records():
-    for row in table("results.md", "draws per gradient"):
+@pytest.mark.parametrize("title, folder, dataset", [
+    ("defence", "cifar10-small", "cifar10"), ("VGG16", "gpu/h100/cifar10", "cifar10")])
+def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
+    for row in table("results.md", title, "draws per gradient"):
         (_, label), (_, draws), *cells = row.items()
         for epsilon, cell in cells:
-            assert cell.strip("*") == accuracy_in_small(label, epsilon, draws.strip("*")), (label, epsilon)
+            epsilon = epsilon.replace("8/255", "0.031372549")
+            assert not cell or cell.strip("*") == accuracy_of(label, epsilon, draws.strip("*"), folder, dataset), (label, epsilon)
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
@@ -339,3 +342,14 @@ def test_the_table_of_the_benchmark_equals_the_record():
         assert row["ms"] == f"{1000 * float(record['wall_s']):.0f}" and row["to"] == record["floor"], row
         assert row["CPU ratio"] == f"{float(record['cpu_ratio']):.3f}", row
         assert row["peak MiB"] == f"{float(record['peak_memory_bytes']) / 2**20:.0f}", row
+
+
+def test_the_table_of_the_h100_equals_the_records():
+    now, before = (records(f"gpu/h100/{name}/benchmark.csv") for name in ("benchmark", "benchmark-before/graphs-auto"))
+    for row in table("benchmark.md", "of matmul %"):
+        ours, floor = (one(now, batch_size=row["batch"], contestant=name) for name in ("adv-bnn", "deterministic"))
+        then = one(before, batch_size=row["batch"], contestant="adv-bnn")
+        assert list(row.values())[1:] == [
+            f"{float(ours['images_per_second']):,.0f}", f"{float(floor['images_per_second']):,.0f}",
+            f"{float(ours['wall_ratio']):.3f}", f"{100 * float(ours['matmul_share']):.0f}",
+            f"{float(then['images_per_second']):,.0f}", f"{float(then['wall_ratio']):.3f}"], row
