@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).resolve().parents[1] / ".ci" / "gpu"
-TOY = ["--dataset=digits", "--network=convnet", "--width=4", "--num_train=100", "--epochs=1", "--min_epochs=1", "--runs=adv",
+TOY = ["--dataset=digits", "--network=convnet", "--width=4", "--num_train=100", "--epochs=2", "--min_epochs=1", "--runs=adv",
        "--batch_size=50", "--epsilons=0.1", "--batch_sizes=2", "--device=cpu", "--precision=fp32",
        "--cuda_graphs=off", "--slower=10", "--budget_seconds=5400"]
 

@@ -5,7 +5,6 @@ from typing import Any, Literal
 from pyro_advbnn.cli import python_calls
 from pyro_advbnn.cli.flag_types import BatchSize, Images, Seed
 from pyro_advbnn.cli.python_calls import flag
-from pyro_advbnn.system.precision import PRECISIONS
 
 
 @python_calls.flags
@@ -31,8 +30,8 @@ class Selection:
     network: str | None = flag("package.module:function once more, for runs that trained a network of your own.")
     seed: Seed = flag("of the weight draws and of the subset.", 0)
     device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
-    precision: Literal[PRECISIONS] = flag("in which networks compute: fp32, tf32 (GPUs only) or bf16; rows of another than "
-        "fp32 name it beside the network.", "fp32")
+    precision: Literal["fp32", "tf32", "bf16"] = flag("in which networks compute: fp32, tf32 (GPUs only) or bf16; rows of "
+        "another than fp32 name it beside the network.", "fp32")
 
     def __enter__(self) -> Any:
         from pyro_advbnn.experiments.evaluated_runs import opened  # here, as torch takes seconds that flags need not wait for
