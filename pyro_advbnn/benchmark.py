@@ -25,7 +25,7 @@ class Comparison:
     num_samples: Count = flag("draws averaged in predictions.", 20)
     repeats: Repeats = flag("repetitions of each measurement, after one that is not counted.", 3)
     device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
-    cuda_graphs: CudaGraphs = flag("attacks of adv-bnn and deterministic as CUDA graphs; auto = on cuda.", "auto")
+    cuda_graphs: CudaGraphs = flag("attacks and gradients of adv-bnn and deterministic as CUDA graphs; auto = on cuda.", "auto")
     compile: bool = flag("the networks of adv-bnn and deterministic through torch.compile.", False)
     out: Path | None = flag("a new folder for benchmark.csv and benchmark.json, brought up to date after every batch size.")
 

@@ -45,9 +45,11 @@ def test_table_1_trains_and_evaluates_and_a_second_call_goes_on_from_the_records
     process, steps, _ = rehearsed("table1", tmp_path, "--num_test", "0", "4", "4")             # evaluate refuses 0
     assert process.returncode == 1 and "1 evaluations are not done" in process.stdout, process.stdout + process.stderr
     assert [step["code"] for step in steps] == [0, 0, 2, 0]
-    process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4")
+    process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4", "--runs=adv,advbnn", "--jobs=2")
     assert process.returncode == 0, process.stdout + process.stderr
-    assert [step["step"] for step in steps[4:]] == ["adv 1 draws"]
-    assert {"epochs.json", "adv/config.json", "adv/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv"} <= names
-    assert not any(name.endswith(".pt") for name in names)
-    assert len(rehearsed("table1", tmp_path)[1]) == 5
+    assert {step["step"] for step in steps[4:]} == {"adv 1 draws", "advbnn train", *(
+        f"advbnn {name}" for name in ("1 draws", "20 draws", "apgd", "posterior"))}
+    assert {"epochs.json", "adv/config.json", "advbnn/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv",
+            "evaluation/layers.csv"} <= names
+    assert not any(".pt" in name for name in names)
+    assert len(rehearsed("table1", tmp_path)[1]) == len(steps)

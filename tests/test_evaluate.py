@@ -16,7 +16,6 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import accuracy_verbs, verbs
 from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
-from pyro_advbnn.system.precision import batch_format
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints
@@ -253,14 +252,17 @@ def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     assert metrics["held_out_accuracy"] > 0.3            # neither chance nor the test split's figure by accident
 
 
-def test_another_precision_is_what_networks_compute_in_and_stands_in_their_rows(run, capsys):
-    row, = accuracy(run, "--epsilons", "0.1", *QUICK, "--precision", "bf16")
-    classifier = checkpoints.load(run / "best.pt")
-    images = datasets.balanced_subset(datasets.load("digits", "test"), 50, 0)
-    batches = datasets.batches(images, 500, prepare=batch_format("bf16", classifier))
-    with separate_randomness(0), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        known = ab.robust_accuracy(classifier, batches, PGD(0.1, None, 2), num_samples=2)
-    assert (row["network"], float(row["accuracy"])) == ("convnet:bf16", known["accuracy"])
+def test_another_precision_is_what_networks_compute_in_and_stands_in_their_rows(run, capsys, monkeypatch):
+    computed_in = []
+
+    def spied(*given, **settings):
+        computed_in.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return ab.robust_accuracy(*given, **settings)
+
+    monkeypatch.setattr(accuracy_verbs, "robust_accuracy", spied)
+    networks = [accuracy(run, "--epsilons", "0.13", *QUICK, "--precision", precision)[0]["network"]
+                for precision in ("fp32", "bf16")]
+    assert networks == ["convnet", "convnet:bf16"] and computed_in == [torch.float32, torch.bfloat16]
     capsys.readouterr()
     assert "needs a GPU" in refusal(capsys, "accuracy", "--run", run, "--precision=tf32", "--device=cpu")
 

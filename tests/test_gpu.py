@@ -159,7 +159,7 @@ def test_an_attack_that_no_graph_can_hold_is_made_without_one_and_draws_on(batch
 
 def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
     graphed = GraphedAttack(ab.PGD(0.1, 0.03, 3))
-    classifier, _ = attacked(graphed, batch, steps=1)
+    classifier, _ = attacked(graphed, batch, steps=2)
     assert graphed(classifier, batch[0][:3], batch[1][:3]).shape == (3, 1, 8, 8) and graphed.failure is None
 
 
@@ -173,7 +173,7 @@ def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
     pyro.enable_validation(False)
     training = Training(build_classifier(defense, ab.networks.convnet(width=4)).cuda(), images, settings, adversarial=True,
                         augmentation="crop_flip", precision=precision)
-    training.attack, training.gradients = GraphedAttack(training.attack), GraphedGradients()
+    training.attack, training.take_gradients = GraphedAttack(training.attack), GraphedGradients()
     with float32_products(precision):
         for _ in training.epoch():                       # captures
             pass
@@ -185,7 +185,7 @@ def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
                 next(steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert training.attack.failure is None and training.gradients.failure is None
+    assert training.attack.failure is None and training.take_gradients.failure is None
 
 
 @pytest.mark.parametrize("awp", [0.0, 0.01])
@@ -193,13 +193,14 @@ def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
 def test_gradients_as_a_cuda_graph_are_those_without_one(kind, awp, batch):
     pyro.enable_validation(False)
     ends, batch = [], (batch[0].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), batch[1])
-    for by in (None, GraphedGradients()):
+    for take_gradients in (None, GraphedGradients()):
         torch.manual_seed(0)
         classifier = kind(ab.networks.convnet(width=4, in_channels=3)).cuda()
         optimizer = torch.optim.SGD(classifier.parameters(), 0.1, fused=True)
-        parts = [algorithm1.step(classifier, optimizer, *batch, kl_weight=1e-4, awp=awp, by=by) for _ in range(4)]
+        parts = [algorithm1.step(classifier, optimizer, *batch, kl_weight=1e-4, awp=awp, take_gradients=take_gradients)
+                 for _ in range(4)]
         ends.append((classifier.state_dict(), parts[-1].loss, torch.rand(1, device="cuda")))
-    assert by.failure is None and len(by._graphs) == 1 + bool(awp)
+    assert take_gradients.failure is None and len(take_gradients._graphs) == 1 + bool(awp)
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)         # the same draws, and running statistics
 
 

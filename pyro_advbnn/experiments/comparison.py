@@ -89,8 +89,11 @@ class _Compared:
         return replace(work, precision=precision, cuda_graphs=self.cuda_graphs, compiled=settings.compile)
 
     def _peak_memory(self, precision, name, batch_size):
-        """Of a call that is short, but long enough to hold all that longer ones do: two steps of an attack, two draws."""
-        work = self._workload(batch_size, precision, most=2)
+        """Of a call that is short, but long enough to hold all that longer ones do: two steps of an attack, two draws.
+
+        Without CUDA graphs, whose memory no counter tells from what others hold.
+        """
+        work = replace(self._workload(batch_size, precision, most=2), cuda_graphs=False)
         return peak_memory(lambda: MAKERS[name](self.network, work), self.device)
 
 

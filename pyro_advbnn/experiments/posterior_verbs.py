@@ -71,9 +71,10 @@ def posterior(
 
 def _describe(runs, run):
     """Write the density of log std and of signal-to-noise, and the summary by layer."""
+    fields = run.fields | {"network": run.config["network"]}               # in whatever precision it computes
     for table, described in (("density", weight_statistics.density_rows), ("layers", weight_statistics.layer_rows)):
-        if not runs.table(table).select(**run.fields):
-            runs.add(table, [run.fields | row for row in described(run.classifier)])
+        if not runs.table(table).select(**fields):
+            runs.add(table, [fields | row for row in described(run.classifier)])
 
 
 def _pruned(runs, run, by, fraction, attack, num_samples):

@@ -83,9 +83,9 @@ class TrainingStep:
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
         self._x = batch_format(work.precision, classifier.network)(work.x)
-        self._pgd, self._gradients = unchecked(work.attack()), None
+        self._pgd, self._take_gradients = unchecked(work.attack()), None
         if work.cuda_graphs:
-            self._pgd, self._gradients = GraphedAttack(self._pgd), GraphedGradients()
+            self._pgd, self._take_gradients = GraphedAttack(self._pgd), GraphedGradients()
         if work.compiled:
             with work.arithmetic():
                 failure = compile_network(classifier, self._x, work.y)
@@ -96,9 +96,10 @@ class TrainingStep:
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
             step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT,
-                 by=self._gradients)
-        if failure := getattr(self._gradients, "failure", None):
-            raise InputError(f"--cuda_graphs on: {failure}")
+                 take_gradients=self._take_gradients)
+        for function in (self._pgd, self._take_gradients):
+            if failure := getattr(function, "failure", None):
+                raise InputError(f"no CUDA graph, which --cuda_graphs off does without: {failure}")
         self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):
@@ -107,8 +108,6 @@ class TrainingStep:
 
     def _attack(self, classifier, x, y):
         x_adv = self._pgd(classifier, x, y)
-        if getattr(self._pgd, "failure", None):
-            raise InputError(f"--cuda_graphs on: {self._pgd.failure}")
         self.stopwatches[-1].lap("attack")
         return x_adv
 

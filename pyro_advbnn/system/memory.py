@@ -2,7 +2,8 @@
 import os
 from pathlib import Path
 
-_TOLD = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation")
+_TOLD = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation", "CUDA error: out of memory",
+         "ALLOC_FAILED")
 
 
 def available_memory():
@@ -36,6 +37,6 @@ def _left_by_control_groups(own, root):
 
 
 def is_out_of_memory(error):
-    """Whether Python, torch, or oneDNN beneath it, found no memory; on the CPU only the message tells."""
+    """Whether Python, torch, or oneDNN beneath it, found no memory; mostly the message alone tells."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"     # torch's, without importing it
     return named or any(text in str(error) for text in _TOLD)

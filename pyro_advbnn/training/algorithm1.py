@@ -40,24 +40,28 @@ def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torc
         return step(classifier, optimizer, x, y, **options)
 
 
-def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0, by=None):
-    """`train_step` for images and labels that are known to be fit: it waits for no GPU.   by: what takes its `gradients`."""
+def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=None, share=None, awp=0.0, take_gradients=None):
+    """`train_step` for images and labels that are known to be fit: it waits for no GPU.
+
+    take_gradients: in place of `gradients`, a `cuda_graphs.GraphedGradients`.
+    """
     optimizer.zero_grad()                                # so that no gradient takes memory while the batch is attacked
     x = _attacked(classifier, x, y, attack, micro_batch)
     if awp:
         with buffers_kept(classifier.network):           # the perturbed weights' batch alone moves the running statistics
-            _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share, by or gradients)
+            _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share, take_gradients)
     with perturbed(classifier, awp) if awp else nullcontext():
-        parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, by or gradients)
+        parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, take_gradients)
     optimizer.step()
     classifier.constrain_()
     return parts
 
 
-def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, by):
+def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, take_gradients):
     """`gradients` of the joined batch of all processes, alone in the parameters' grad."""
     optimizer.zero_grad()
-    parts = by(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=1.0 if share is None else share)
+    parts = (take_gradients or gradients)(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch,
+                                          share=1.0 if share is None else share)
     if share is not None:
         distributed.sum_gradients_(optimizer)
     return parts

@@ -1,5 +1,6 @@
 """CUDA graphs and torch.compile: the same computation with less work for the host. Both say why where they cannot help."""
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -29,86 +30,81 @@ def accelerate(training, config):
             failure = compile_network(training.classifier, x, y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []
     if use_cuda_graphs(config["cuda_graphs"], training.device):
-        training.gradients = GraphedGradients()
+        training.take_gradients = GraphedGradients()
         training.attack = training.attack and GraphedAttack(training.attack)
     return notes
 
 
-class GraphedAttack:
-    """`attack`, a callable (classifier, x, y) -> x_adv, as one CUDA graph that is captured at its first call.
+class _Graphs:
+    """What is done with batches (x, y), as CUDA graphs: one for each key that comes a second time, all for one batch shape.
 
-    A replay draws anew whatever the attack draws: the generator of the device moves on with each. The graph reads the
-    classifier's tensors where they lie, so these may change but not move. Batches of another shape are attacked as usual.
-    failure: why there is no graph, None as long as nothing went wrong.
+    What comes once, as the last batch of an epoch in the first, is no reason for a graph. Graphs read the classifier's tensors
+    where they lie, so these may change but not move; what they draw, they draw anew, as the device's generator moves on. All
+    else is done as usual. failure: why there are no graphs, None as long as nothing went wrong.
     """
 
+    def __init__(self):
+        self.failure, self._graphs, self._came, self._batch = None, {}, set(), None
+
+    def _replay(self, key, run, classifier, x, y):
+        """What run(classifier, x, y) returns, in memory that the next replay writes anew; None where there is no graph."""
+        key = classifier, tuple(x.shape), key
+        if key not in self._graphs:
+            again, fits = key in self._came, self._batch is None or x.shape == self._batch[0].shape
+            self._came.add(key)
+            if not again or not fits or self.failure is not None:
+                return None
+            self._batch = self._batch or (x.clone(), y.clone())
+            try:
+                self._graphs[key] = captured(lambda: run(classifier, *self._batch), classifier, x.device)
+            except RuntimeError as error:
+                self._graphs, self.failure = {}, reason(error)
+                return None
+        graph, result = self._graphs[key]
+        for kept, given in zip(self._batch, (x, y), strict=True):
+            kept.copy_(given)
+        graph.replay()
+        return result
+
+
+class GraphedAttack(_Graphs):
+    """`attack`, a callable (classifier, x, y) -> x_adv, as a CUDA graph."""
+
     def __init__(self, attack):
-        self.attack, self.failure = attack, None
+        super().__init__()
+        self.attack = attack
         self._run = unchecked(attack)                    # a check would wait for the device, which no capture can
-        self._graph = self._classifier = None
 
     def __getattr__(self, name):
         return getattr(self.__dict__["attack"], name)    # its settings, for the records
 
     def __call__(self, classifier, x, y):
-        if self._graph is None and self.failure is None:
-            try:
-                self._capture(classifier, x, y)
-            except RuntimeError as error:
-                self._graph, self.failure = None, reason(error)
-        if self.failure is not None or x.shape != self._x.shape or classifier is not self._classifier:
-            return self._run(classifier, x, y)
-        self._x.copy_(x)
-        self._y.copy_(y)
-        self._graph.replay()
-        return self._x_adv.clone()
-
-    def _capture(self, classifier, x, y):
-        self._classifier, self._x, self._y = classifier, x.clone(), y.clone()
-        self._graph, self._x_adv = captured(lambda: self._run(classifier, self._x, self._y), classifier, x.device)
+        x_adv = self._replay(None, self._run, classifier, x, y)
+        return self._run(classifier, x, y) if x_adv is None else x_adv.clone()
 
 
-class GraphedGradients:
-    """`algorithm1.gradients` as CUDA graphs: forward, backward and all of Pyro's between, without the host.
+class GraphedGradients(_Graphs):
+    """`algorithm1.gradients` of whole batches as CUDA graphs: forward, backward and Pyro's part, one for each weight of the KL.
 
-    One is captured for the first batch shape and each of its first two weights of the KL: with `awp` a step takes gradients
-    without the KL, too. The gradients lie where the graph has them, until it runs again. All else, micro-batches and parts of
-    a joined batch too, is done as usual. failure: as of `GraphedAttack`.
+    A step with `awp` has two. The gradients replace what lies in .grad; they and what is returned hold until the next call.
     """
 
-    def __init__(self):
-        self.failure, self._graphs, self._x = None, {}, None
-
     def __call__(self, classifier, x, y, *, kl_weight, micro_batch=None, share=1.0):
-        if micro_batch is None and share == 1 and self.failure is None:
-            try:
-                self._capture(classifier, x, y, kl_weight)
-            except RuntimeError as error:
-                self.failure = reason(error)
-        if (tuple(x.shape), kl_weight, micro_batch, share) not in self._graphs or self.failure is not None:
+        found = None
+        if micro_batch is None and share == 1:
+            found = self._replay(kl_weight, partial(_objective_and_gradients, kl_weight), classifier, x, y)
+        if found is None:
             return gradients(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch, share=share)
-        self._x.copy_(x)
-        self._y.copy_(y)
-        graph, (parts, found) = self._graphs[tuple(x.shape), kl_weight, micro_batch, share]
-        graph.replay()
-        for parameter, gradient in zip(_trained(classifier), found, strict=True):
+        for parameter, gradient in zip(_trained(classifier), found[1], strict=True):
             parameter.grad = gradient
-        return parts
+        return found[0]
 
-    def _capture(self, classifier, x, y, kl_weight):
-        if self._x is None:
-            self._x, self._y = x.clone(), y.clone()
-        key = tuple(x.shape), kl_weight, None, 1.0
-        if key in self._graphs or len(self._graphs) == 2 or x.shape != self._x.shape:
-            return
 
-        def run():
-            parts = objective(classifier, self._x, self._y, kl_weight=kl_weight)
-            found = torch.autograd.grad(parts.loss, _trained(classifier), allow_unused=True)
-            return replace(parts, loss=parts.loss.detach()), list(map(_laid_out_like, found, _trained(classifier)))
-
-        with buffers_kept(classifier.network):           # what is tried out moves no running statistics
-            self._graphs[key] = captured(run, classifier, x.device)
+def _objective_and_gradients(kl_weight, classifier, x, y):
+    trained = _trained(classifier)
+    parts = objective(classifier, x, y, kl_weight=kl_weight)
+    found = torch.autograd.grad(parts.loss, trained, allow_unused=True)
+    return replace(parts, loss=parts.loss.detach()), list(map(_laid_out_like, found, trained))
 
 
 def _laid_out_like(gradient, parameter):
@@ -128,7 +124,7 @@ def captured(run, classifier, device):
     """
     if device.type != "cuda":
         raise RuntimeError(f"the images are on {device.type}")
-    with undisturbed():                                  # what is tried out draws nothing
+    with undisturbed(), buffers_kept(classifier):        # what is tried out draws nothing and moves no running statistics
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):

@@ -139,8 +139,8 @@ class Machine:
     precision: Literal[PRECISIONS] | None = flag("fp32 (the default on a CPU), tf32 (GPUs only) or bf16 (the default on a "
         "GPU): autocast; weights, losses and the optimizer stay in float32.")
     compile: bool | None = flag("translate the network with torch.compile; where that fails, a line says why.")
-    cuda_graphs: flag_types.CudaGraphs | None = flag("capture the attack as one CUDA graph; auto = on a GPU. Where that "
-        "fails, a line says why.")
+    cuda_graphs: flag_types.CudaGraphs | None = flag("capture the attack as a CUDA graph, and the gradients of whole "
+        "batches in one process as another; auto = on a GPU. Where that fails, a line says why.")
     micro_batch: flag_types.BatchSize | None = flag("the most images in the network at a time, for a batch that does not fit "
         "into memory: the same draws and the same gradient, but for BatchNorm, which then normalises each part by itself.")
     batch_norm: Literal["sync", "broadcast"] | None = flag("of several processes: sync (statistics of the joined batch; the "

@@ -66,6 +66,8 @@ def _explanation(error, folder, config, training):
     if is_out_of_memory(error):
         tried = f"{training.images_at_a_time} images at a time{' in a process' if distributed.world_size() > 1 else ''}"
         together = distributed.world_size() > 1 and config["batch_norm"] == "sync"      # takes no micro-batches
+        if training.take_gradients and not together:
+            tried += ", which CUDA graphs hold more of (--cuda_graphs off)"
         if together or training.images_at_a_time == 1:
             return f"out of memory with {tried}; a new run with a smaller --batch_size, --width or --image_size may fit"
         return f"out of memory with {tried}; --resume {folder} with a smaller --micro_batch may fit"
@@ -105,8 +107,8 @@ class Course:
 
     def _show(self, num_images):
         self.progress.step(num_images)
-        for part in ("attack", "gradients"):
-            if failure := getattr(getattr(self.training, part), "failure", None):
+        for part, function in (("attack", self.training.attack), ("gradients", self.training.take_gradients)):
+            if failure := getattr(function, "failure", None):
                 self.progress.note(f"--cuda_graphs: none of the {part}: {failure}", about=f"cuda_graphs {part}")
 
     def _is_over(self):

@@ -5,7 +5,7 @@ from pyro_advbnn import datasets
 from pyro_advbnn.bayes.ema import MovingAverage
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, gradients, step
+from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, step
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
 from pyro_advbnn.training.recipes import learning_rate_factor
 
@@ -34,7 +34,7 @@ class Training:
         self.classifier, self.settings, self.precision = classifier, settings, precision
         self.batch_norm, self.micro_batch = batch_norm, micro_batch
         self.device = images.device
-        self.attack, self.gradients = build_attack(settings) if adversarial else None, gradients
+        self.attack, self.take_gradients = build_attack(settings) if adversarial else None, None
         self.optimizer = build_optimizer(classifier, settings, len(images))
         decay = settings["weight_averaging"]
         self._average = MovingAverage(classifier, decay) if decay else None
@@ -109,7 +109,7 @@ class Training:
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
         with autocast(self.device, self.precision):
             parts = step(self.classifier, self.optimizer, x, y, attack=self.attack, kl_weight=self.last_kl_weight,
-                         micro_batch=self.micro_batch, share=share, by=self.gradients,
+                         micro_batch=self.micro_batch, share=share, take_gradients=self.take_gradients,
                          awp=self.settings["awp"] if self.progress >= self.settings["awp_start"] else 0.0)
         self._note(parts, y)
         if self.batch_norm == "broadcast":

@@ -35,6 +35,8 @@ def _climb(weights, gradients, awp):
 def buffers_kept(network):
     """Afterwards every buffer, as BatchNorm's running statistics, is what it was before."""
     kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    yield
-    for buffer, before in kept:
-        buffer.copy_(before)
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)

@@ -181,7 +181,7 @@ def test_any_loss_can_be_raised(batch, loss):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_it_breaks_a_bayesian_classifier_on_a_gpu(batch):
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=1e-5).cuda()
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4, in_channels=2), init_std=1e-3).cuda()
     x = batch[0].cuda()
     y = ab.predict(classifier, x).argmax(1)
     attack = Square(0.3, 200, attack_samples=2, generator=torch.Generator("cuda").manual_seed(0))

@@ -16,11 +16,13 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments.evaluated_runs import EvaluatedRuns
 from pyro_advbnn.system.devices import keep_freed_memory
 from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
+from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.train import train
 from pyro_advbnn.training import algorithm1, cuda_graphs, recipes
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
 from pyro_advbnn.training.loop import accuracies
 from pyro_advbnn.training.trainer import Training
+from pyro_advbnn.training.weight_perturbation import buffers_kept
 
 CPU = torch.device("cpu")
 
@@ -36,31 +38,71 @@ def test_without_a_gpu_a_graphed_attack_says_why_and_attacks_all_the_same(batch)
     graphed = GraphedAttack(attack)
     torch.manual_seed(1)
     expected = attack(classifier, *batch)
-    torch.manual_seed(1)
-    assert torch.equal(graphed(classifier, *batch), expected)
+    for _ in range(2):                                   # what comes once is no reason for a graph
+        assert graphed.failure is None
+        torch.manual_seed(1)
+        assert torch.equal(graphed(classifier, *batch), expected)
     assert graphed.failure == "the images are on cpu"
     assert graphed.num_steps == 3 and graphed.reaches_ball == attack.reaches_ball
 
 
-def test_without_a_gpu_graphed_gradients_say_why_and_are_taken_all_the_same(batch):
-    graphed, ends = GraphedGradients(), []
-    for by in (None, graphed):
-        torch.manual_seed(0)
-        classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), init_std=0.1)
-        optimizer = torch.optim.SGD(classifier.parameters(), 0.1)
-        for _ in range(2):
-            algorithm1.step(classifier, optimizer, *batch, kl_weight=1e-4, by=by)
-        ends.append(classifier.state_dict())
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    assert graphed.failure == "the images are on cpu"
+class Rerun:
+    """In a CUDA graph's place: a replay runs the function once more, into the tensors of the first time."""
+
+    def __init__(self, run, classifier, device):
+        self.run = run
+        with undisturbed(), buffers_kept(classifier):
+            self.result = run()
+
+    def replay(self):
+        (parts, gradients), (new_parts, new_gradients) = self.result, self.run()
+        for kept, new in zip([*vars(parts).values(), *gradients], [*vars(new_parts).values(), *new_gradients], strict=True):
+            kept.copy_(new)
+
+
+def trained(batches, take_gradients, **options):
+    """The state and the last loss of a classifier, one parameter frozen, after a step on each of (x, y, weight of the KL)."""
+    torch.manual_seed(0)
+    network = ab.networks.vgg11(width=2)
+    network.classifier.bias.requires_grad_(False)
+    classifier = ab.BayesianClassifier(network, init_std=0.1)
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.01)
+    for x, y, kl_weight in batches:
+        parts = algorithm1.step(classifier, optimizer, x, y, kl_weight=kl_weight, take_gradients=take_gradients, **options)
+    return classifier.state_dict() | {"loss": parts.loss.detach()}
+
+
+@pytest.mark.parametrize("options, graphs", [({}, 1), ({"awp": 0.01}, 2), ({"micro_batch": 4}, 0), ({"share": 0.5}, 0)])
+def test_graphed_gradients_are_those_without_graphs(monkeypatch, options, graphs):
+    monkeypatch.setattr(cuda_graphs, "captured", lambda *given: (graph := Rerun(*given), graph.result))
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
+    warm_up = [(x, y, weight) for weight in (0.0, 1e-4, 2e-4)]   # weights that do not come again
+    batches = [*warm_up, *[(x.flip(3), y, 1e-3), (x[:5], y[:5], 1e-3), (x, y, 1e-3)] * 3]
+    graphed = GraphedGradients()
+    torch.testing.assert_close(trained(batches, graphed, **options), trained(batches, None, **options))
+    assert len(graphed._graphs) == graphs and graphed.failure is None
+
+
+def test_where_a_graph_fails_all_are_given_up_and_the_statistics_are_as_if_nothing_had_been_tried(monkeypatch):
+    def failing(run, classifier, device):
+        with undisturbed(), buffers_kept(classifier):
+            run()
+            raise RuntimeError("no graph\nof this")
+
+    monkeypatch.setattr(cuda_graphs, "captured", failing)
+    batches = [(torch.rand(8, 3, 32, 32), torch.arange(8), 1e-3)] * 3
+    graphed = GraphedGradients()
+    torch.testing.assert_close(trained(batches, graphed), trained(batches, None))
+    assert graphed.failure.startswith("no graph") and not graphed._graphs
 
 
 def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "accelerate", lambda training, config: setattr(
-        training, "attack", GraphedAttack(training.attack)) or [])
+    monkeypatch.setattr(cuda_graphs, "accelerate", lambda training, config: vars(training).update(
+        attack=GraphedAttack(training.attack), take_gradients=GraphedGradients()) or [])
     commands.run(train, ["--epochs=2", "--width=2", "--num_train=100", "--validation=0", "--device=cpu", "--num_steps=1",
                     f"--out={tmp_path / 'run'}"])
-    assert capsys.readouterr().out.count("--cuda_graphs: none of the attack: the images are on cpu") == 1
+    out = capsys.readouterr().out
+    assert all(out.count(f"--cuda_graphs: none of the {part}: the images are on cpu") == 1 for part in ("attack", "gradients"))
 
 
 def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
@@ -124,7 +166,7 @@ def test_batches_of_evaluations_and_of_held_out_images_are_laid_out_as_their_net
         lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last)))
     run = SimpleNamespace(images=datasets.Images(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), tuple("abc")),
                           classifier=ab.Classifier(network))
-    for x, _ in EvaluatedRuns.batches(SimpleNamespace(selection=SimpleNamespace(batch_size=2)), run):
+    for x, _ in EvaluatedRuns.batches(SimpleNamespace(selection=SimpleNamespace(batch_size=2), precision="fp32"), run):
         run.classifier(x)
     assert layouts == [True, True]
     settings = {"batch_size": 3, "num_samples": 1, "epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "attack_samples": 1}
