@@ -193,7 +193,8 @@ def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
         (_, label), (_, draws), *cells = row.items()
         for epsilon, cell in cells:
             epsilon, draws = epsilon.replace("8/255", "0.031372549"), draws.strip("*")
-            assert not cell or cell.strip("*") == accuracy_of(label, epsilon, draws, folder, dataset), (label, epsilon)
+            if cell or title == "defence":               # the others leave out what nobody measured
+                assert cell.strip("*") == accuracy_of(label, epsilon, draws, folder, dataset), (label, epsilon)
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():

@@ -67,7 +67,7 @@ def _explanation(error, folder, config, training):
         tried = f"{training.images_at_a_time} images at a time{' in a process' if distributed.world_size() > 1 else ''}"
         together = distributed.world_size() > 1 and config["batch_norm"] == "sync"      # takes no micro-batches
         if training.take_gradients and not together:
-            tried += ", which CUDA graphs hold more of (--cuda_graphs off)"
+            tried += " and CUDA graphs (--cuda_graphs off needs less)"
         if together or training.images_at_a_time == 1:
             return f"out of memory with {tried}; a new run with a smaller --batch_size, --width or --image_size may fit"
         return f"out of memory with {tried}; --resume {folder} with a smaller --micro_batch may fit"
