@@ -222,7 +222,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
 def test_damaged_runs_are_refused_in_one_line(run, tmp_path, capsys):
     config = (run / "config.json").read_bytes()
     (tmp_path / "config.json").write_bytes(config)
-    assert "has no checkpoint yet" in refusal(capsys, "accuracy", "--run", tmp_path)
+    assert "has no checkpoint" in refusal(capsys, "accuracy", "--run", tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
     assert "damaged or no checkpoint" in refusal(capsys, "accuracy", "--run", tmp_path)
     (tmp_path / "config.json").write_bytes(config[:100])

@@ -82,7 +82,9 @@ def _check_sums(path):
 
 def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribution | None = None,
          likelihood: Callable | None = None, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode; its dtype and what was frozen too.
+    """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode, with what was frozen.
+
+    It has the dtype that it was saved in, but for half precision, which makes a file small: that comes back as float32.
 
     network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
     for those that config cannot name. prior, likelihood: the same ones, for a classifier that was built with one of its own,
@@ -104,7 +106,8 @@ def classifier_of(content, path, network=None, *, prior=None, likelihood=None, d
         raise InputError(f"{path} is damaged: its settings build no classifier ({reason(error)})") from None
     try:
         for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers()):
-            tensor.data = tensor.data.to(content["state"].get(name, tensor).dtype)
+            dtype = content["state"].get(name, tensor).dtype
+            tensor.data = tensor.data.to(torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype)
         classifier.load_state_dict(content["state"])
     except (AttributeError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the network: {reason(error)}") from None

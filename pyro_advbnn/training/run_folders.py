@@ -146,7 +146,7 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     folder = Path(folder)
     config, path = read_config(folder), chosen(folder, checkpoint)
     if not path.exists():
-        raise InputError(f"{folder} has no checkpoint yet")
+        raise InputError(f"{folder} has no checkpoint")
     content = checkpoints.read(path)
     check_same_run(folder, config, path, content["config"])
     if checkpoint == "best" and path.name != "best.pt" and content.get("best"):
