@@ -50,7 +50,7 @@ class BayesianClassifier(Classifier):
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
     batch_statistics: those by which BatchNorm normalises a batch in training mode: "mean", of the mean network on an eighth of
-    the batch (at least 16 images), or "draw", of the drawn network, as in the authors' code. Predictions and attacks go by
+    the batch (at least 64 images), or "draw", of the drawn network, as in the authors' code. Predictions and attacks go by
     running averages: with "draw" these are another function, the more so the wider the posterior (docs/method.md).
     likelihood, class_weights: as of `Classifier`.
 
@@ -285,8 +285,8 @@ def _log_like(p, std):
 
 
 def _stride(num_images):
-    """An eighth of a batch tells the mean network's statistics, but no fewer than 16 images."""
-    return max(1, min(8, num_images // 16))
+    """An eighth of a batch tells the mean network's statistics, but no fewer than 64 images: their noise costs likelihood."""
+    return max(1, min(8, num_images // 64))
 
 
 def _scaled(scale):

@@ -12,7 +12,7 @@ from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.system.errors import check_at_least
 
-KL_BUDGET, BUDGETED_SNR = 0.2, 20                       # of `auto_alpha`: nats per image, and at what signal-to-noise
+KL_BUDGET, BUDGETED_SNR = 0.01, 20                      # of `auto_alpha`: nats per image, and at what signal-to-noise
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.

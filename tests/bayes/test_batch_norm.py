@@ -86,8 +86,8 @@ def test_training_and_prediction_are_one_function_of_a_draw_and_by_the_statistic
         assert apart < 0.02 if batch_statistics == "mean" else apart > 0.1       # the running variance is unbiased
 
 
-def test_an_eighth_of_a_batch_and_no_fewer_than_16_images_moves_the_running_statistics():
-    for num_images, stride in ((15, 1), (33, 2), (64, 4), (200, 8)):
+def test_an_eighth_of_a_batch_and_no_fewer_than_64_images_moves_the_running_statistics():
+    for num_images, stride in ((63, 1), (129, 2), (300, 4), (700, 8)):
         x, classifier = images((num_images, 2, 4, 4)), bayesian(conv(nn.BatchNorm2d(3, momentum=1.0)), 0.5)
         with torch.no_grad():
             classifier(x)
