@@ -328,6 +328,33 @@ def test_the_table_of_alphas_equals_the_records():
     assert not runs
 
 
+def cifar10_trials():
+    return {record["run"]: record for record in records("cifar10-trials/records.jsonl")}
+
+
+def test_the_table_of_images_equals_the_records_of_the_trials():
+    runs = {"16 images": "alpha-0.00035", "32 images": "images-32", "64 images: the default": "images-64", "128 images": "images-128",
+            "the draw, 128 images": "draw", "(adversarial training, 128 images)": "adv"}
+    rows = table("method.md", "statistics of")
+    assert [row["statistics of"] for row in rows] == list(runs)
+    for row in rows:
+        course = cifar10_trials()[runs[row["statistics of"]]]["course"]
+        for epoch in (1, 2):
+            known = [f"{course[epoch - 1][1]:.3f}", " / ".join(map(percent, course[epoch - 1][4:]))] if len(course) >= epoch else ["", ""]
+            assert [row[f"nll, epoch {epoch}"], row[f"held out, epoch {epoch}"]] == known
+
+
+def test_the_table_of_budgets_equals_the_records_of_the_trials():
+    rows = table("method.md", "alpha", "budget")
+    assert [row["alpha"] for row in rows] == ["0.007", "0.0014", "0.00035", "(adversarial training)"]
+    for row in rows:
+        record = cifar10_trials()["adv" if "training" in row["alpha"] else f"alpha-{row['alpha']}"]
+        _, nll, kl, snr, *held_out = record["course"][7]
+        assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
+        if snr:
+            assert [row["alpha"], row["SNR"], row["KL"]] == [f"{record['settings']['alpha']:.2g}", f"{snr:.2f}", f"{kl:.3f}"]
+
+
 def test_the_table_of_todays_defaults_equals_its_records():
     for row in table("benchmark.md", "attack", "MiB"):
         ours, floor = (one(records(f"benchmark-cpu/defaults/batch-{row['batch']}.csv"), contestant=name)
