@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fire
 import matplotlib.pyplot as plt
+import torch
 
 import pyro_advbnn as ab
 
@@ -18,7 +19,9 @@ NETWORKS = {"adversarial training": "cifar10-adv.pt", "Adv-BNN": "cifar10-advbnn
 
 def main(out="attack_a_robust_network.png", data_dir=None, radii=(0, 2, 4, 8, 12, 16), draws=(1, 10), num_test=200, seed=0):
     """radii: in steps of 1/255 of the brightness."""
-    tested = ab.datasets.batches(ab.datasets.balanced_subset(ab.datasets.load("cifar10", "test", data_dir), num_test, seed), 100)
+    images = ab.datasets.load("cifar10", "test", data_dir)
+    tested = ab.datasets.batches(ab.datasets.balanced_subset(images, num_test, seed), 100)
+    torch.manual_seed(seed)
     figure, axes = plt.subplots(figsize=(5.5, 3.4))
     for marker, (name, file) in zip("os", NETWORKS.items()):
         classifier = ab.load(ZOO / file)

@@ -10,10 +10,12 @@ import pytest
 
 import pyro_advbnn as ab
 from pyro_advbnn import benchmark, demo, evaluate, reproduce, train
+from pyro_advbnn.bayes.bayesian_classifier import statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import commands, help
 from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.reporting import paper
+from pyro_advbnn.training import flags, recipes
 from pyro_advbnn.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -333,26 +335,40 @@ def cifar10_trials():
 
 
 def test_the_table_of_images_equals_the_records_of_the_trials():
-    runs = {"16 images": "alpha-0.00035", "32 images": "images-32", "64 images: the default": "images-64", "128 images": "images-128",
-            "the draw, 128 images": "draw", "(adversarial training, 128 images)": "adv"}
+    names = {"16 images": "alpha-0.00035", "32 images": "images-32", "64 images: the default": "images-64",
+             "128 images": "images-128", "the draw, 128 images": "draw", "(adversarial training, 128 images)": "adv"}
     rows = table("method.md", "statistics of")
-    assert [row["statistics of"] for row in rows] == list(runs)
+    assert [row["statistics of"] for row in rows] == list(names)
     for row in rows:
-        course = cifar10_trials()[runs[row["statistics of"]]]["course"]
-        for epoch in (1, 2):
-            known = [f"{course[epoch - 1][1]:.3f}", " / ".join(map(percent, course[epoch - 1][4:]))] if len(course) >= epoch else ["", ""]
+        record = cifar10_trials()[names[row["statistics of"]]]
+        images = int(re.search(r"\d+", row["statistics of"])[0])
+        assert images == record["images_of_statistics"]
+        assert record["run"] == "adv" or record["settings"]["alpha"] == pytest.approx(0.00035, rel=0.01)
+        assert "the default" not in row["statistics of"] or images == record["settings"]["batch_size"] / statistics_stride(128)
+        for epoch, (_, nll, _, _, *held_out) in zip((1, 2), [*record["course"][:2], [0] * 6]):
+            known = [f"{nll:.3f}", " / ".join(map(percent, held_out))] if nll else ["", ""]
             assert [row[f"nll, epoch {epoch}"], row[f"held out, epoch {epoch}"]] == known
 
 
 def test_the_table_of_budgets_equals_the_records_of_the_trials():
+    epoch = int(re.search(r"was chosen on CIFAR-10\*\*: epoch (\d+) of", PAGES["method.md"])[1])
     rows = table("method.md", "alpha", "budget")
     assert [row["alpha"] for row in rows] == ["0.007", "0.0014", "0.00035", "(adversarial training)"]
     for row in rows:
         record = cifar10_trials()["adv" if "training" in row["alpha"] else f"alpha-{row['alpha']}"]
-        _, nll, kl, snr, *held_out = record["course"][7]
+        alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
         assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
-        if snr:
-            assert [row["alpha"], row["SNR"], row["KL"]] == [f"{record['settings']['alpha']:.2g}", f"{snr:.2f}", f"{kl:.3f}"]
+        assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
+        budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.KL_BUDGET
+        assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
+
+
+@pytest.mark.parametrize("page, words", [
+    ("method.md", "is a budget**: {:g} nats per image at SNR = 20"), ("training.md", "auto: {:g} nats per image at a signal"),
+    ("defaults.md", "a budget of {:g} nats per image;")])
+def test_the_pages_and_the_help_of_alpha_name_the_budget_of_the_code(page, words):
+    assert words.format(recipes.KL_BUDGET) in PAGES[page]
+    assert f"the KL is {recipes.KL_BUDGET:g} nats per image" in Path(flags.__file__).read_text()
 
 
 def test_the_table_of_todays_defaults_equals_its_records():

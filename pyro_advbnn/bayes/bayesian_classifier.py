@@ -50,8 +50,9 @@ class BayesianClassifier(Classifier):
     deterministic: name patterns ("*.bias") of parameters that are trained without a distribution.
     kl_over: "all", or "last" for the KL of the last layer alone, as in the authors' code.
     batch_statistics: those by which BatchNorm normalises a batch in training mode: "mean", of the mean network on an eighth of
-    the batch (at least 64 images), or "draw", of the drawn network, as in the authors' code. Predictions and attacks go by
-    running averages: with "draw" these are another function, the more so the wider the posterior (docs/method.md).
+    the batch (at least 64 images, all of a batch below 128), or "draw", of the drawn network, as in the authors' code.
+    Predictions and attacks go by running averages: with "draw" these are another function, the more so the wider the
+    posterior (docs/method.md).
     likelihood, class_weights: as of `Classifier`.
 
     Raises InputError for settings out of range, a pattern that matches nothing, and networks that cannot be Bayesian
@@ -225,7 +226,7 @@ class BayesianClassifier(Classifier):
         norms = norms_in_training(self.network) if self._settings["batch_statistics"] == "mean" and not in_transform() else ()
         if not norms:
             return self._checked(self._call(by_name, x), x)
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::_stride(len(x))])):
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::statistics_stride(len(x))])):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):
@@ -284,8 +285,8 @@ def _log_like(p, std):
     return std.log().to(p.dtype) if isinstance(std, torch.Tensor) else torch.full_like(p, math.log(std))
 
 
-def _stride(num_images):
-    """An eighth of a batch tells the mean network's statistics, but no fewer than 64 images: their noise costs likelihood."""
+def statistics_stride(num_images):
+    """One image in how many of a batch tells the mean network's statistics: 8, or fewer where 64 images would not be left."""
     return max(1, min(8, num_images // 64))
 
 

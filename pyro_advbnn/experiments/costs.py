@@ -5,7 +5,7 @@ Such a gradient takes two products in each layer, forward and by its input; othe
 import time
 
 from pyro_advbnn.attacks.pgd import pgd
-from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier, statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.system.precision import arithmetic, batch_format
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -57,7 +57,9 @@ def training(flags, num_train):
     settings = recipes.RECIPES[flags["recipe"]](flags["dataset"], defense)
     settings |= {name: flags[name] for name in settings if flags.get(name) is not None}
     attacked = attack(settings["attack_samples"], settings["num_steps"])
-    trained = num_train * (UPDATE + attacked * DEFENSES[defense].adversarial)
+    by_the_mean = DEFENSES[defense].kind == "bayesian" and settings["batch_statistics"] == "mean"
+    statistics = UPDATE / statistics_stride(settings["batch_size"]) if by_the_mean else 0
+    trained = num_train * (UPDATE + statistics + attacked * DEFENSES[defense].adversarial)
     measured = MEASURED_SETS * settings["validation"] * (attacked + 2 * prediction(settings["num_samples"]))
     return settings["epochs"] * (trained + measured)
 

@@ -75,8 +75,8 @@ def layers(rows, folder):
     counts = "; ".join(f"{name}: {count}, {'yes' if count == 2 else 'no'}" for name, count in modes.items())
     note = (f"{shared(rows)}. Log std: natural logarithm of the posterior's standard deviations; signal-to-noise: log10 of "
             f"|mean| / std. {claim('layers')} Modes of ours over all weights, and whether that agrees: {counts or NONE} "
-            f"(a mode: a maximum that stands 10 % of the highest above the valleys beside it, after averaging 5 bins). After few "
-            f"steps the stds are still those of the start, and layers of different size are modes of their own.")
+            f"(a mode: a maximum that stands 10 % of the highest above the valleys beside it, after averaging 5 bins). "
+            f"After few steps the stds are still those of the start, and layers of different size are modes of their own.")
     return [Summary("layers", "The posterior by layer (Fig. 4)", ["run", "parameter", "weights", "prior log std", "log std 5 %",
                                                                   "median", "95 %", "signal-to-noise"], lines, note)]
 

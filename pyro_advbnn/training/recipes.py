@@ -60,7 +60,7 @@ def ours(dataset, defense, optimizer=None):
     return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
 
 
-# Chosen on held-out images of digits (docs/defaults.md); the other data sets are not tuned.
+# Chosen on held-out images of digits (docs/defaults.md), KL_BUDGET on those of CIFAR-10.
 _OURS = {"digits": {"epochs": 16, "batch_size": 64}}
 _OUR_RATES = {"digits": {"adam": 5e-3}}
 RECIPES = {"paper": paper, "authors": authors, "ours": ours}
