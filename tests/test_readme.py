@@ -265,7 +265,7 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
             assert row[column] == apart(*(sum((correct(run, attack) for run in three), []) for three in (ours, adv)))
         last = [run["course"][-1] for run in ours]
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
-        assert row["KL"] == f"{sum(values[2] for values in last) / 3:.2f}"
+        assert row["KL"] == f"{sum(values[2] for values in last) / 3:.3f}"
 
 
 def test_the_table_of_runs_equals_the_records():
