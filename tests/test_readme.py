@@ -199,6 +199,19 @@ def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
                 assert cell.strip("*") == accuracy_of(label, epsilon, draws, folder, dataset), (label, epsilon)
 
 
+def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
+    text = " ".join(PAGES["results.md"].partition("## CIFAR-10, a narrow VGG16")[2].partition("\n## ")[0].split())
+    robust, runs = (records(f"cifar10-medium/evaluation/{name}.csv") for name in ("robust", "runs"))
+    left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}      # the whole ensemble, or APGD
+    assert (f"leaves {left['adv-tuned', False]} to adversarial training and, averaging 20 draws, "
+            f"{left['advbnn-tuned', False]} to Adv-BNN") in text
+    assert f"leaves {left['adv-tuned', True]} to adversarial training, {left['advbnn-tuned', True]} to Adv-BNN" in text
+    few = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in runs if row["num_examples"] == "500"}
+    told = ["{}, {} and {}".format(*(few[run, epsilon] for epsilon in ("0", "0.031372549", "0.035")))
+            for run in ("adv-tuned", "advbnn-tuned")]
+    assert f"adversarial training has {told[0]} (clean, 8/255, 0.035), Adv-BNN {told[1]} under one draw" in text
+
+
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
     rows = records("digits-kl/evaluation/runs.csv")
     for row in table("results.md", "run", "what it is"):
