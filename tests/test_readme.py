@@ -202,7 +202,7 @@ def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
 def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
     text = " ".join(PAGES["results.md"].partition("## CIFAR-10, a narrow VGG16")[2].partition("\n## ")[0].split())
     robust, runs = (records(f"cifar10-medium/evaluation/{name}.csv") for name in ("robust", "runs"))
-    left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}      # the whole ensemble, or APGD
+    left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}
     assert (f"leaves {left['adv-tuned', False]} to adversarial training and, averaging 20 draws, "
             f"{left['advbnn-tuned', False]} to Adv-BNN") in text
     assert f"leaves {left['adv-tuned', True]} to adversarial training, {left['advbnn-tuned', True]} to Adv-BNN" in text
