@@ -383,14 +383,18 @@ def test_the_table_of_images_equals_the_records_of_the_trials():
 def test_the_table_of_budgets_equals_the_records_of_the_trials():
     epoch = int(re.search(r"was chosen on CIFAR-10\*\*: epoch (\d+) of", PAGES["method.md"])[1])
     rows = table("method.md", "alpha", "budget")
-    assert [row["alpha"] for row in rows] == ["0.007", "0.0014", "0.00035", "(adversarial training)"]
+    names = {"0.007": "alpha-0.007", "0.0014": "alpha-0.0014", "0.00035": "alpha-0.00035", "0.00035, 64 images": "images-64",
+             "(adversarial training)": "adv"}
+    assert [row["alpha"] for row in rows] == list(names)
     for row in rows:
-        record = cifar10_trials()["adv" if "training" in row["alpha"] else f"alpha-{row['alpha']}"]
+        record = cifar10_trials()[names[row["alpha"]]]
         alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
         assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
         assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
         budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.KL_BUDGET
         assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
+    ours, adv = (cifar10_trials()[name]["course"][-1][1] for name in ("images-64", "adv"))
+    assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
 
 
 @pytest.mark.parametrize("page, words", [
