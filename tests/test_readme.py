@@ -367,10 +367,10 @@ def cifar10_trials():
 def test_the_table_of_images_equals_the_records_of_the_trials():
     names = {"16 images": "alpha-0.00035", "32 images": "images-32", "64 images: the default": "images-64",
              "128 images": "images-128", "the draw, 128 images": "draw", "(adversarial training, 128 images)": "adv"}
-    rows = table("method.md", "statistics of")
+    runs, rows = cifar10_trials(), table("method.md", "statistics of")
     assert [row["statistics of"] for row in rows] == list(names)
     for row in rows:
-        record = cifar10_trials()[names[row["statistics of"]]]
+        record = runs[names[row["statistics of"]]]
         images = int(re.search(r"\d+", row["statistics of"])[0])
         assert images == record["images_of_statistics"]
         assert record["run"] == "adv" or record["settings"]["alpha"] == pytest.approx(0.00035, rel=0.01)
@@ -382,18 +382,18 @@ def test_the_table_of_images_equals_the_records_of_the_trials():
 
 def test_the_table_of_budgets_equals_the_records_of_the_trials():
     epoch = int(re.search(r"was chosen on CIFAR-10\*\*: epoch (\d+) of", PAGES["method.md"])[1])
-    rows = table("method.md", "alpha", "budget")
+    runs, rows = cifar10_trials(), table("method.md", "alpha", "budget")
     names = {"0.007": "alpha-0.007", "0.0014": "alpha-0.0014", "0.00035": "alpha-0.00035", "0.00035, 64 images": "images-64",
              "(adversarial training)": "adv"}
     assert [row["alpha"] for row in rows] == list(names)
     for row in rows:
-        record = cifar10_trials()[names[row["alpha"]]]
+        record = runs[names[row["alpha"]]]
         alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
         assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
         assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
         budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.KL_BUDGET
         assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
-    ours, adv = (cifar10_trials()[name]["course"][-1][1] for name in ("images-64", "adv"))
+    ours, adv = (runs[name]["course"][-1][1] for name in ("images-64", "adv"))
     assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
 
 
