@@ -206,6 +206,14 @@ def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
     assert table.note.endswith("What a run is: its config.json, which does not lie here for all.")
 
 
+def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path):
+    run = run_fields("adv", "adv")
+    rows = [row(run | change, 70, draws=1, num_examples=count) for change, count in
+            (({}, 100), ({}, 200), ({"checkpoint": "adv/checkpoint.pt", "weights": "other"}, 200))]
+    assert [line["run"] for line in lines(summary_of(tmp_path, "runs", rows))] == [
+        "adv, 100 images, best.pt", "adv, 200 images, best.pt", "adv, 200 images, checkpoint.pt"]
+
+
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
     attacked = {"attacks": "noise pgd", "tried": "noise pgd", "norm": "linf", "epsilon": 0.2, "num_steps": 40, "seed": 0,
                 "attack_samples": 1, "num_samples": 1, "num_examples": 100, "images": "abc", "batch_size": 500,
