@@ -411,9 +411,11 @@ def refusal(capsys, *words):
 
 def test_a_run_that_was_trained_with_other_flags_is_not_taken_for_the_plans(whole):
     flags = json_files.read_json(whole / "runs" / "adv" / "config.json")["flags"]
-    reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"out": None})
-    with pytest.raises(InputError, match="was trained with --seed 0, not 1"):
-        reproduction._refuse_other_run(whole / "runs" / "adv", flags | {"seed": 1})
+    went_on = {"out": None, "micro_batch": 16, "workers": 2, "patience": 3, "cuda_graphs": "off"}      # as --resume takes them
+    reproduction._refuse_other_run(whole / "runs" / "adv", flags | went_on)
+    for name, value in (("seed", 1), ("epochs", 50), ("precision", "bf16")):
+        with pytest.raises(InputError, match=f"was trained with --{name} .*, not {value}"):
+            reproduction._refuse_other_run(whole / "runs" / "adv", flags | {name: value})
 
 
 def test_the_seeds_of_the_runs_beyond_the_paper_are_refused_where_one_comes_twice_and_elsewhere(tmp_path, monkeypatch, capsys):

@@ -15,9 +15,10 @@ NAMES = sorted(path.stem for path in ZOO.glob("*.pt"))
 
 
 def records(name, table):
-    dataset, _, defense = name.partition("-")
-    with open(ROOT / "runs" / f"{dataset}-medium" / "evaluation" / f"{table}.csv", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["defense"] == defense and "/best.pt" in row["checkpoint"]]
+    """The rows of a table about the network of that name, of whose run its card tells."""
+    folder, run = re.search(r"Records: `(runs/[\w-]+)/runs/([\w-]+)/`", (ZOO / f"{name}.md").read_text()).groups()
+    with open(ROOT / folder / "evaluation" / f"{table}.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["checkpoint"] == f"{run}/best.pt"]
 
 
 def test_each_network_has_a_card_and_all_are_small():

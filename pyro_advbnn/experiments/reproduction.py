@@ -21,6 +21,7 @@ from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.training import configuration, construction, run_folders
+from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
 
 
 def run(piece, wanted, programs, **more):
@@ -219,11 +220,12 @@ def _training_flags(step, deadline):
 
 
 def _refuse_other_run(folder, flags):
-    """Raises InputError where the run in `folder` was not begun with these flags; where and how long may differ."""
+    """Raises InputError where the run in `folder` has not these flags; what `--resume` may change may differ, but no result."""
+    free = {"out", *MAY_CHANGE_ON_RESUME} - {"epochs", "network", "precision"}
     for name, (began, now) in configuration.changed_flags(run_folders.read_config(folder), flags).items():
         if name == "init_from" and began and now and Path(began).name == Path(now).name:
             continue                                     # the folder of all runs has been moved
-        if name not in ("out", "device", "data_dir", "max_minutes", "tensorboard"):
+        if name not in free:
             raise InputError(f"{folder} was trained with --{name} {began}, not {now}; choose another --out")
 
 

@@ -147,7 +147,7 @@ def _trainings(configs):
     for name, config in configs.items():
         changes, folder = config.get("epochs_changed", []), shlex.quote(f"runs/{name}")
         flags = config.get("flags", {}) | ({"epochs": changes[0]["from"]} if changes else {})
-        words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items()]
+        words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items() if flag != "max_minutes"]
         yield " ".join(["python -m pyro_advbnn.train", *words, "--out", folder])
         for change in changes:
             yield (f"python -m pyro_advbnn.train --resume {folder} --epochs {change['to']}    "

@@ -173,4 +173,6 @@ def _check_patience(patience, held_out):
 
 
 def _text(value):
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))                 # as the command line takes it
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

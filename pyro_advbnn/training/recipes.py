@@ -38,7 +38,7 @@ def paper(dataset, defense, optimizer=None):
                 "initialization": "authors",
                 "prior_std": 0.05 if cifar10 else 0.15, "init_std": 0.05 if cifar10 else 0.15,
                 "alpha": _authors_alpha(defense, 1.0 if cifar10 else 1 / 50)}
-    return settings | {"epochs": sum(settings["stages"])}
+    return settings | {"epochs": sum(settings["stages"])} | _draws(defense)
 
 
 def authors(dataset, defense, optimizer=None):
@@ -57,7 +57,11 @@ def ours(dataset, defense, optimizer=None):
                 "schedule": "cosine", "prior_std": "fan_in", "init_std": "fan_in/30", "batch_statistics": "mean",
                 "alpha": "auto" if bayesian else 0.0}
     settings |= {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
-    return settings | ({} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1})
+    return settings | _draws(defense)
+
+
+def _draws(defense):
+    return {} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1}
 
 
 # Chosen on held-out images of digits (docs/defaults.md), KL_BUDGET on those of CIFAR-10.

@@ -28,7 +28,7 @@ CONFIG = {
     "recipe": "ours", "seed": 0, "precision": "fp32", "num_weights": 66026, "classifier": {"kind": "bayesian"},
     "settings": {"epochs": 16, "optimizer": "adam", "learning_rate": 0.005, "schedule": "cosine", "alpha": 0.1,
                  "prior": "normal", "prior_std": "fan_in", "epsilon": 0.2, "num_steps": 10, "step_size": 0.05,
-                 "attack_samples": 1}, "flags": {"dataset": "digits", "epochs": 16},
+                 "attack_samples": 1}, "flags": {"dataset": "digits", "max_minutes": 5.0, "epochs": 16},
     "environment": {"git_commit": "0123abcd-dirty", "versions": {"torch": "2.14.1"}, "device": "cpu, 1 threads"},
 }
 RUN = {"run": "advbnn", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": 0.1, "prior_std": "fan_in",

@@ -18,6 +18,7 @@ def few_of_class_1(folder, per_class=(30, 10, 20)):
 def test_class_weights_have_a_mean_of_1_over_the_training_set_and_are_recorded(tmp_path, given, expected, defense):
     config, training, _ = build(**few_of_class_1(tmp_path), class_weights=given, defense=defense)
     assert config["settings"]["class_weights"] == given
+    assert config["flags"]["class_weights"] == (given if given == "balanced" else ",".join(map(str, given)))
     assert config["classifier"]["class_weights"] == pytest.approx(expected)
     assert training.classifier.class_weights[training.images.labels].mean().item() == pytest.approx(1)
 

@@ -36,7 +36,8 @@ def test_the_papers_recipe_has_the_papers_numbers(dataset, defense):
     optimizer = BAYESIAN if DEFENSES[defense].kind == "bayesian" else DETERMINISTIC
     expected = PAPER[dataset] | optimizer | {
         "alpha": alpha, "num_steps": 10, "step_size": 0.007, "batch_size": 128, "kl_over": "all", "kl_warmup": 0.0,
-        "schedule": "stages", "initialization": "authors", "attack_samples": 1, "num_samples": 10}
+        "schedule": "stages", "initialization": "authors", "attack_samples": 1,
+        "num_samples": 10 if DEFENSES[defense].random else 1}
     own, settings = recipes.resolve("paper", dataset, defense, {})
     assert expected.items() <= settings.items() and settings == own
 
@@ -67,8 +68,9 @@ def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, datas
     assert settings["step_size"] == pytest.approx(expected)
 
 
-def test_ours_averages_the_draws_of_networks_that_draw_something():
-    samples = {name: recipes.resolve("ours", "digits", name, {})[1]["num_samples"] for name in DEFENSES}
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_a_recipe_averages_the_draws_of_networks_that_draw_something(recipe):
+    samples = {name: recipes.resolve(recipe, "digits", name, {})[1]["num_samples"] for name in DEFENSES}
     assert samples == {"none": 1, "adv": 1, "rse": 10, "bnn": 10, "advbnn": 10, "advrse": 10}
     assert {name for name, defense in DEFENSES.items() if defense.random} == {"rse", "bnn", "advbnn", "advrse"}
 
