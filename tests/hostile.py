@@ -11,8 +11,6 @@ from torchvision.datasets import CIFAR10
 
 from pyro_advbnn.cli import commands
 from pyro_advbnn.datasets import folders
-from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.train import train
 
@@ -119,17 +117,3 @@ def write_folder(root, layout=CATS_AND_DOGS, size=(8, 8)):
 def write_imagenet(root, monkeypatch):
     monkeypatch.setattr(folders, "_imagenet143_wnids", lambda: ("n01", "n02"))
     return write_folder(root, {"train/n01": 2, "train/n02": 2, "val/n01": 2, "val/n02": 2})
-
-
-def write_results(folder):
-    """A result folder with a table, a log, a drawing and a picture, for a report."""
-    row = dict.fromkeys(csv_tables.ROW_FIELDS, "x") | {
-        "alpha": 0.1, "epsilon": 0.2, "num_steps": 20, "step_size": 0.02, "attack_samples": 1, "num_samples": 1, "seed": 0,
-        "num_examples": 360, "batch_size": 500, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6,
-        "reaches_ball": True, "attack": "pgd", "dataset": "digits", "defense": "advbnn"}
-    csv_tables.Table(folder, "accuracy").add([row])
-    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [{"command": "python -m x", "seconds": 1.5, "rows": 1}])
-    (folder / "figures").mkdir()
-    (folder / "figures" / "accuracy.svg").write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>accuracy</text></svg>')
-    return folder

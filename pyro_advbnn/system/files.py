@@ -17,11 +17,8 @@ def file_to_write(path):
 
 
 @contextmanager
-def replacing(path, prove=None):
-    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one.
-
-    prove: a function of the new file's path, called when it is on the disk; what it raises leaves the old file.
-    """
+def replacing(path):
+    """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
@@ -31,9 +28,6 @@ def replacing(path, prove=None):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                _forget(file)
-            if prove:
-                prove(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
         finally:
@@ -66,9 +60,3 @@ def sync_folder(folder):
 def is_temporary(path):
     """Whether the name of `path` is that of a file which `replacing` was writing when its process ended."""
     return bool(re.fullmatch(r"\..+\.\d+\.tmp", Path(path).name))
-
-
-def _forget(file):
-    """Let what is read next come from the disk, not from the system's memory of what was written."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pyro_advbnn.system import distributed, files, json_files, locks
-from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import checkpoints, metrics, run_config
 from pyro_advbnn.training.run_config import check_same_run
 
@@ -91,22 +91,15 @@ def read_position(folder, config):
 
 def restore_position(folder, training, content):
     """Set `training` to where the content of checkpoint.pt stands; the best so far."""
-    try:
-        training.result.load_state_dict(content["state"])
-        training.load_state_dict(content["training"])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{Path(folder) / 'checkpoint.pt'} does not fit the run: {reason(error)}") from None
+    training.result.load_state_dict(content["state"])
+    training.load_state_dict(content["training"])
     return content["best"]
 
 
 def _position(folder, mmap=False):
     path = Path(folder) / "checkpoint.pt"
     content = checkpoints.read(path, mmap=mmap)
-    at, best = content.get("training"), content.get("best", "missing")
-    done = [at.get(name) for name in ("epochs_done", "steps_done")] if isinstance(at, dict) else [None]
-    accuracies = [best.get(name) for name in ("epoch", "accuracy", "robust_accuracy")] if isinstance(best, dict) else [None]
-    if not all(type(number) is int and number >= 0 for number in done) or best is not None and not all(
-            type(number) in (int, float) for number in accuracies):
+    if "training" not in content:
         raise InputError(f"{path} holds no training to go on with")
     return content
 

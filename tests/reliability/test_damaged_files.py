@@ -1,6 +1,5 @@
-"""Tests of rubbish: damaged, mislabelled and odd files are read right or refused in one line, and never changed."""
+"""Tests of rubbish: damaged, mislabelled and odd images are read right or refused in one line, and never changed."""
 import io
-import json
 import random
 import struct
 import zipfile
@@ -10,26 +9,13 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
-from hostile import (
-    copied,
-    digests,
-    refused,
-    write_cifar10,
-    write_folder,
-    write_imagenet,
-    write_npz,
-    write_results,
-    write_stl10,
-)
+from hostile import digests, refused, write_cifar10, write_folder, write_imagenet, write_npz, write_stl10
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from pyro_advbnn import datasets
-from pyro_advbnn.experiments.selection import Selection
-from pyro_advbnn.reporting import figures, report, summaries
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.training import checkpoints, configuration, run_folders
 
 MALFORMED = "malformed files refused or read right"
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -40,19 +26,6 @@ def is_sound(images):
     stored = images.in_memory()
     return (stored.images.dtype == torch.uint8 and stored.images.dim() == 4 and len(stored.images) == len(images.labels) > 0
             and 0 <= int(images.labels.min()) <= int(images.labels.max()) < images.num_classes)
-
-
-def read_or_refused(call, folder):
-    """The result of a call, or None where it refuses in one line; either way no file below the folder has changed."""
-    before = digests(folder)
-    try:
-        return call()
-    except InputError as error:
-        assert str(error).strip() and len(str(error).splitlines()) == 1
-        return None
-    finally:
-        after = digests(folder)
-        assert {path: after.get(path) for path in before} == before
 
 
 def cifar10(root, monkeypatch):
@@ -152,63 +125,6 @@ def test_odd_images_are_read_as_documented_in_memory_and_streamed(tmp_path, kind
     tally(MALFORMED)
 
 
-CONFIG_VALUES = [None, [], {}, "", "x", -1, 0, 0.5, 10**400, float("nan"), float("inf"), True, [None], ["a", 1], {"a": {}},
-                 "x" * 10**5]
-
-
-def resumed(run):
-    return configuration.resume(run, {"epochs": 2})
-
-
-def evaluated(run):
-    with Selection(run=run, num_test=10, device="cpu") as runs:
-        return runs
-
-
-def places(value, at=()):
-    """The keys that lead to every value in a JSON document."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield (*at, key)
-        yield from places(item, (*at, key))
-
-
-def replaced(document, place, value):
-    document = json.loads(json.dumps(document))
-    holder = document
-    for key in place[:-1]:
-        holder = holder[key]
-    if value is KeyError:
-        del holder[place[-1]]
-    else:
-        holder[place[-1]] = value
-    return document
-
-
-@pytest.mark.parametrize("name", ["format", "config", "settings", "state", "training", "best"])
-def test_a_checkpoint_with_any_part_missing_or_of_another_kind_is_refused(finished, tmp_path, name, tally):
-    run = copied(finished, tmp_path / "run")
-    content = checkpoints.read(run / "checkpoint.pt")
-    for value in (KeyError, *CONFIG_VALUES[:9], torch.ones(3)):
-        changed = {key: item for key, item in content.items() if key != name} | ({} if value is KeyError else {name: value})
-        torch.save(changed, run / "checkpoint.pt")
-        found = read_or_refused(lambda: resumed(run), run)
-        assert found is None or name == "config" or (name == "best" and value is None)
-        tally(MALFORMED)
-
-
-def spoil_tensors(value, chance):
-    """The content of a checkpoint with one of its tensors or values in a hundred replaced, and keys left out."""
-    if isinstance(value, dict):
-        return {key: spoil_tensors(item, chance) for key, item in value.items() if chance.random() > 0.01}
-    if isinstance(value, list | tuple):
-        return [spoil_tensors(item, chance) for item in value]
-    if chance.random() > 0.03:
-        return value
-    return chance.choice([None, "x", -1, 10**6, [], {}, torch.ones(2), torch.ones(0), torch.tensor(3),
-                          torch.full((1210,), torch.nan), torch.zeros(5056, dtype=torch.uint8)])
-
-
 def mutated(content, chance):
     """Bytes with one to eight changes: bits flipped, parts cut, doubled, swapped, filled or put in."""
     content = bytearray(content)
@@ -238,7 +154,7 @@ def mutated_records(content, chance):
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, "w") as copy:
         names = archive.namelist()
-        weak = chance.choice([name for name in names if name.endswith(("data.pkl", ".npy"))] * 5 + names)
+        weak = chance.choice([name for name in names if name.endswith(".npy")] * 5 + names)
         for name in names:
             part = archive.read(name)
             head = chance.choice((100, 10**9))
@@ -246,70 +162,25 @@ def mutated_records(content, chance):
     return file.getvalue()
 
 
-def mutated_json(content, chance):
-    if chance.random() < 0.3:
-        return mutated(content, chance)
-    lines = [json.loads(line) for line in content.decode().splitlines()] if content.count(b"\n{") else [json.loads(content)]
-    for _ in range(chance.choice((1, 1, 3))):
-        number = chance.randrange(len(lines))
-        found = list(places(lines[number]))
-        if found:
-            lines[number] = replaced(lines[number], chance.choice(found), chance.choice([KeyError, *CONFIG_VALUES]))
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-ODD_CELLS = ["", "nan", "-inf", "1e400", "-1", "x", "9" * 5000, "--5", "²", "\x00", "0", "3", "\"a\nb\"", "1.5", "true", "$",
-             "pgd", "self", "mean", "pool:3"]
-
-
-def mutated_csv(content, chance):
-    if chance.random() < 0.3:
-        return mutated(content, chance)
-    lines = [line.split(",") for line in content.decode().splitlines()]
-    for _ in range(chance.choice((1, 1, 4))):
-        line = chance.choice(lines[1:])
-        line[chance.randrange(len(line))] = chance.choice(ODD_CELLS)
-    return "\n".join(map(",".join, lines)).encode() + b"\n"
-
-
 def load_all(name, data_dir):
     found = [datasets.load(name, split, data_dir) for split in datasets.SPLITS]
     assert all(map(is_sound, found))
 
 
-def load_checkpoint(root):
-    run_folders.load_classifier(root / "run", "last")
-    resumed(root / "run")
-    run_folders.is_finished(root / "run")
-
-
-def reported(root):
-    report.write(root / "results", [root / "run"])
-    summaries.summaries(root / "results")
-    figures.draw(root / "results")
-
-
 FUZZ = {                                                     # the file, how it is changed, what reads it
     "npz": ("mine.npz", mutated_records, lambda root: load_all("npz", root / "mine.npz")),
-    "checkpoint": ("run/checkpoint.pt", mutated_records, load_checkpoint),
-    "config": ("run/config.json", mutated_json, lambda root: (resumed(root / "run"), evaluated(root / "run"))),
-    "metrics of a run that goes on": ("run/metrics.jsonl", mutated_json, lambda root: resumed(root / "run")),
-    "log": ("results/evaluation/log.jsonl", mutated_json, lambda root: report.write(root / "results", [root / "run"])),
-    "csv": ("results/evaluation/accuracy.csv", mutated_csv, reported),
     "png": ("folder/train/cat/0.png", mutated, lambda root: load_all("folder", root / "folder")),
     "stl10": ("stl10/stl10_binary/train_y.bin", mutated, lambda root: load_all("stl10", root / "stl10")),
     "cache": ("imagenet143/imagenet143-64-train.npy", mutated, lambda root: load_all("imagenet143", root / "imagenet143")),
 }
-WRITTEN = ("report.html", "accuracy.svg", "accuracy.png", "imagenet143-64-test.npy", "imagenet143-64-train.npy")
+WRITTEN = ("imagenet143-64-test.npy", "imagenet143-64-train.npy")
 
 
 @pytest.fixture(scope="module")
-def fuzzed(finished, tmp_path_factory):
-    """A folder with one of everything."""
+def fuzzed(tmp_path_factory):
+    """A folder with one of every data set."""
     root = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
-        copied(finished, root / "run")
-        write_results(root / "results")
         write_npz(root / "mine.npz")
         write_folder(root / "folder")
         write_stl10(root / "stl10")
@@ -356,13 +227,3 @@ def test_no_malformed_file_ends_in_anything_but_a_line(fuzzed, kind, seed, tally
 @given(seed=st.integers(0, 2**32))
 def test_none_of_thousands_of_malformed_files_ends_in_anything_but_a_line(fuzzed, kind, seed, tally):
     fuzz(fuzzed, kind, seed, tally)
-
-
-@pytest.mark.parametrize("num", [40, pytest.param(3000, marks=pytest.mark.torture)])
-def test_checkpoints_of_wrong_values_end_in_a_line(finished, tmp_path, num, tally):
-    run = copied(finished, tmp_path / "run")
-    content = checkpoints.read(run / "checkpoint.pt")
-    for seed in range(num):
-        torch.save(spoil_tensors(content, random.Random(seed)), run / "checkpoint.pt")
-        read_or_refused(lambda: load_checkpoint(tmp_path), run)
-        tally(MALFORMED)

@@ -10,9 +10,8 @@ from tiny_runs import TINY, assert_same_run, content, run, snapshot, words
 from pyro_advbnn import evaluate
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.system import files
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, loop, run_folders
+from pyro_advbnn.training import loop, run_folders
 
 FLAGS = TINY | {"defense": "advbnn"}
 FILES = {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
@@ -164,25 +163,3 @@ def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, 
     assert code == 2 and f"No such file or directory; {folder} holds no run any more" in err
     assert os.listdir(tmp_path) == []
     tally("vanished folders survived")
-
-
-def test_a_checkpoint_that_cannot_be_read_back_does_not_take_the_old_ones_place(tmp_path, capsys, monkeypatch, tally):
-    folder = run(tmp_path / "run", **FLAGS, max_minutes=1e-9)
-    before, real = (folder / "checkpoint.pt").read_bytes(), files.os.fsync
-
-    def fsync(handle):                                   # a disk that says yes and forgets a bit
-        real(handle)
-        if os.readlink(f"/proc/self/fd/{handle}").endswith(".pt." + f"{os.getpid()}.tmp"):
-            with open(f"/proc/self/fd/{handle}", "r+b") as file:
-                file.seek(20_000)
-                byte = file.read(1)
-                file.seek(20_000)
-                file.write(bytes([byte[0] ^ 1]))
-
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    code, err = outcome(capsys, train, "--resume", folder, "--max_minutes", 1e-9)
-    assert code == 2 and "what was written could not be read back" in err and "go on with --resume" in err
-    monkeypatch.undo()
-    assert (folder / "checkpoint.pt").read_bytes() == before
-    checkpoints.read(folder)
-    tally("checkpoints that were written wrongly and not taken")
