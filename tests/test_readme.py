@@ -383,7 +383,7 @@ def test_the_table_of_images_equals_the_records_of_the_trials():
 
 
 def test_the_table_of_budgets_equals_the_records_of_the_trials():
-    epoch = int(re.search(r"was chosen on CIFAR-10\*\*: epoch (\d+) of", PAGES["method.md"])[1])
+    epoch = int(re.search(r"smaller budget is better\*\*: epoch (\d+) of", PAGES["method.md"])[1])
     runs, rows = cifar10_trials(), table("method.md", "alpha", "budget")
     names = {"0.007": "alpha-0.007", "0.0014": "alpha-0.0014", "0.00035": "alpha-0.00035", "0.00035, 64 images": "images-64",
              "(adversarial training)": "adv"}
@@ -393,18 +393,47 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
         alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
         assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
         assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
-        budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.KL_BUDGET
+        budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.kl_share(49_000)
         assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
     ours, adv = (runs[name]["course"][-1][1] for name in ("images-64", "adv"))
     assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
 
 
+def test_the_table_of_budgets_on_stl10_equals_the_records():
+    places = {"0.01": "runs/advbnn-0.01", "0.11: the default": "runs/advbnn-0.11", "0.2": "runs/advbnn",
+              "(adversarial training)": "runs/adv"}
+    rows, of_five = table("method.md", "nats per image", "right in training"), []
+    assert [row["nats per image"] for row in rows] == list(places)
+    for row in rows:
+        folder = f"stl10-medium/{places[row['nats per image']]}"
+        config, course = json.loads((RUNS / folder / "config.json").read_text()), records(f"{folder}/metrics.jsonl")
+        last, best = course[-1], max(course, key=lambda epoch: epoch["held_out_robust_accuracy"])
+        told = [" / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
+                for split, epoch in (("train", last), ("held_out", best), ("held_out", last))]
+        assert [row[name] for name in ("nll", "right in training", "best", "last")] == [
+            f"{last['nll']:.3f}", told[0], f"{told[1]} ({best['epoch']})", told[2]]
+        if config["settings"]["alpha"]:
+            assert [row[name] for name in ("SNR", "KL")] == [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"]
+            share = config["settings"]["alpha"] / recipes.auto_alpha(4500, config["num_weights"]) * recipes.kl_share(4500)
+            assert float(row["nats per image"].partition(":")[0]) == pytest.approx(share, rel=0.02)
+        of_five.append(mean_percent([epoch["held_out_robust_accuracy"] for epoch in course[-5:]]))
+    assert "under attack are {}, {}, {} and {} %".format(*of_five) in PAGES["method.md"]
+
+
+def test_what_a_small_budget_costs_on_digits_equals_the_records():
+    few, adv = records("digits-trials/small-budget.jsonl"), [digits_runs()[f"adv-240-{seed}"] for seed in range(3)]
+    for attack, name in (("pgd", "PGD"), ("apgd-ce", "APGD")):
+        told = f"{apart(*(sum((correct(run, attack) for run in runs), []) for runs in (few, adv)))} ({name})"
+        assert told in PAGES["method.md"].partition("With a budget of 0.01 nats")[2].partition("\n- ")[0], told
+
+
 @pytest.mark.parametrize("page, words", [
-    ("method.md", "is a budget**: {:g} nats per image at SNR = 20"), ("training.md", "auto: {:g} nats per image at a signal"),
-    ("defaults.md", "a budget of {:g} nats per image;")])
+    ("method.md", "b = min({:g} / N, {:g})"), ("training.md", "auto: {:g} nats in all, at most {:g} per image, at a signal"),
+    ("defaults.md", "a budget of {:g} nats in all, at most {:g} per image;")])
 def test_the_pages_and_the_help_of_alpha_name_the_budget_of_the_code(page, words):
-    assert words.format(recipes.KL_BUDGET) in PAGES[page]
-    assert f"the KL is {recipes.KL_BUDGET:g} nats per image" in Path(flags.__file__).read_text()
+    budget = recipes.KL_BUDGET, recipes.LARGEST_SHARE
+    assert words.format(*budget) in PAGES[page]
+    assert "the KL is {:g} nats in all, at most {:g} per image".format(*budget) in Path(flags.__file__).read_text()
 
 
 def test_the_table_of_todays_defaults_equals_its_records():

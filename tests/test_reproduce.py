@@ -411,9 +411,9 @@ def refusal(capsys, *words):
 
 def test_a_run_that_was_trained_with_other_flags_is_not_taken_for_the_plans(whole):
     flags = json_files.read_json(whole / "runs" / "adv" / "config.json")["flags"]
-    went_on = {"out": None, "micro_batch": 16, "workers": 2, "patience": 3, "cuda_graphs": "off"}      # as --resume takes them
+    went_on = {"out": None, "micro_batch": 16, "workers": 2, "cuda_graphs": "off"}      # as --resume takes them
     reproduction._refuse_other_run(whole / "runs" / "adv", flags | went_on)
-    for name, value in (("seed", 1), ("epochs", 50), ("precision", "bf16")):
+    for name, value in (("seed", 1), ("epochs", 50), ("precision", "bf16"), ("patience", 3)):
         with pytest.raises(InputError, match=f"was trained with --{name} .*, not {value}"):
             reproduction._refuse_other_run(whole / "runs" / "adv", flags | {name: value})
 

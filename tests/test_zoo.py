@@ -15,7 +15,7 @@ NAMES = sorted(path.stem for path in ZOO.glob("*.pt"))
 
 
 def records(name, table):
-    """The rows of a table about the network of that name, of whose run its card tells."""
+    """The rows of `table` about the run that the network's card names."""
     folder, run = re.search(r"Records: `(runs/[\w-]+)/runs/([\w-]+)/`", (ZOO / f"{name}.md").read_text()).groups()
     with open(ROOT / folder / "evaluation" / f"{table}.csv", newline="") as file:
         return [row for row in csv.DictReader(file) if row["checkpoint"] == f"{run}/best.pt"]

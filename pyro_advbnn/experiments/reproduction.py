@@ -220,8 +220,8 @@ def _training_flags(step, deadline):
 
 
 def _refuse_other_run(folder, flags):
-    """Raises InputError where the run in `folder` has not these flags; what `--resume` may change may differ, but no result."""
-    free = {"out", *MAY_CHANGE_ON_RESUME} - {"epochs", "network", "precision"}
+    """Raises InputError where the run in `folder` was trained with other flags; those of where and how may differ."""
+    free = {"out", *MAY_CHANGE_ON_RESUME} - {"epochs", "network", "patience", "precision"}
     for name, (began, now) in configuration.changed_flags(run_folders.read_config(folder), flags).items():
         if name == "init_from" and began and now and Path(began).name == Path(now).name:
             continue                                     # the folder of all runs has been moved

@@ -82,11 +82,11 @@ def runs(rows, folder):
     configs = run_descriptions.read(run_descriptions.run_folders(folder))
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
+    told_elsewhere = ("attack_samples", "alpha", "prior_std", "weights")
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        last, told_elsewhere = curve.rows[-1], ("attack_samples", "alpha", "prior_std", "weights")
-        name = ", ".join([curve.label, *(text for name, text in curve.words.items() if name not in told_elsewhere)])
-        lines.append([name, defense_name(last), peculiar.get(last["run"]) or NONE, str(last["attack_samples"] or NONE),
-                      *_cells(curve, radii)])
+        last, words = curve.rows[-1], [text for name, text in curve.words.items() if name not in told_elsewhere]
+        lines.append([", ".join([curve.label, *words]), defense_name(last), peculiar.get(last["run"]) or NONE,
+                      str(last["attack_samples"] or NONE), *_cells(curve, radii)])
     told = ("Unlike most: settings that most of these runs have otherwise" if len(peculiar) == len(order) else
             "What a run is: its config.json, which does not lie here for all")
     note = f"{shared(rows, 'epsilon')}. {INTERVALS}; ε = 0: clean; {NONE}: not measured. {told}."

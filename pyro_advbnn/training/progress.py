@@ -67,7 +67,8 @@ class Progress:
             return ""
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
         asked = (self.config["recipe_settings"] | self.config["flags"])["alpha"]
-        budget = (f" (about {recipes.KL_BUDGET:g} nats per image at a signal-to-noise of {recipes.BUDGETED_SNR})"
+        share = recipes.kl_share(self.config["num_train"])
+        budget = (f" (about {share:.2g} nats per image at a signal-to-noise of {recipes.BUDGETED_SNR})"
                   if asked == "auto" and settings["alpha"] < 1 else "")
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:.2g} / N{budget}"
                 f"{warmup}, BatchNorm by the {settings['batch_statistics']}'s statistics, {settings['prior']} prior_std "

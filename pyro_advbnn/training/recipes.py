@@ -12,7 +12,7 @@ from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.system.errors import check_at_least
 
-KL_BUDGET, BUDGETED_SNR = 0.01, 20                      # of `auto_alpha`: nats per image, and at what signal-to-noise
+KL_BUDGET, LARGEST_SHARE, BUDGETED_SNR = 500, 0.2, 20    # of `kl_share`: nats in all and at most per image; at what SNR
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.
@@ -49,7 +49,7 @@ def authors(dataset, defense, optimizer=None):
 
 
 def ours(dataset, defense, optimizer=None):
-    """The KL of all weights, made to train: a budget of nats per image, the natural gradient of log std, BatchNorm as one
+    """The KL of all weights, made to train: a budget of nats, the natural gradient of log std, BatchNorm as one
     function, prior scaled by fan-in, small initial std. One-cycle cosine, and SGD where there is no posterior."""
     bayesian = DEFENSES[defense].kind == "bayesian"
     optimizer = optimizer or ("natural" if bayesian else "sgd")
@@ -61,10 +61,11 @@ def ours(dataset, defense, optimizer=None):
 
 
 def _draws(defense):
+    """One draw for what draws nothing."""
     return {} if DEFENSES[defense].random else {"attack_samples": 1, "num_samples": 1}
 
 
-# Chosen on held-out images of digits (docs/defaults.md), KL_BUDGET on those of CIFAR-10.
+# Chosen on held-out images of digits (docs/defaults.md); KL_BUDGET on those of CIFAR-10 and STL-10, LARGEST_SHARE on digits.
 _OURS = {"digits": {"epochs": 16, "batch_size": 64}}
 _OUR_RATES = {"digits": {"adam": 5e-3}}
 RECIPES = {"paper": paper, "authors": authors, "ours": ours}
@@ -83,8 +84,13 @@ def resolve_step_size(step_size, epsilon, num_steps):
     return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
 
 
+def kl_share(num_train):
+    """What each of num_train images pays for the KL by `auto_alpha`, in nats: its share of KL_BUDGET, at most LARGEST_SHARE."""
+    return min(KL_BUDGET / num_train, LARGEST_SHARE)
+
+
 def auto_alpha(num_train: int, num_weights: int) -> float:
-    """alpha of Eq. (10) by a budget: alpha / N times the KL is KL_BUDGET nats for each of num_train images at BUDGETED_SNR.
+    """alpha of Eq. (10) by a budget: alpha / N times the KL is `kl_share` nats for each of num_train images at BUDGETED_SNR.
 
     Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
     ratio SNR = mean(mean^2) / mean(std^2). At most 1, the ELBO itself.
@@ -93,7 +99,7 @@ def auto_alpha(num_train: int, num_weights: int) -> float:
     """
     check_at_least("num_train", num_train, 1)
     check_at_least("num_weights", num_weights, 1)
-    return min(1.0, 2 * num_train * KL_BUDGET / (num_weights * math.log1p(BUDGETED_SNR)))
+    return min(1.0, 2 * num_train * kl_share(num_train) / (num_weights * math.log1p(BUDGETED_SNR)))
 
 
 def default_step_size(dataset):

@@ -1,4 +1,4 @@
-"""Tests of rubbish: damaged, mislabelled and odd images are read right or refused in one line, and never changed."""
+"""Tests of rubbish: damaged, mislabelled and odd data files are read right or refused in one line, and never changed."""
 import io
 import random
 import struct
@@ -18,7 +18,6 @@ from pyro_advbnn import datasets
 from pyro_advbnn.system.errors import InputError
 
 MALFORMED = "malformed files refused or read right"
-pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def is_sound(images):
@@ -154,7 +153,7 @@ def mutated_records(content, chance):
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(file, "w") as copy:
         names = archive.namelist()
-        weak = chance.choice([name for name in names if name.endswith(".npy")] * 5 + names)
+        weak = chance.choice(names)
         for name in names:
             part = archive.read(name)
             head = chance.choice((100, 10**9))
