@@ -141,7 +141,7 @@ def test_a_network_that_a_run_names_is_not_imported(run, tmp_path, monkeypatch, 
     (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path(__file__).with_name('IT-RAN').mkdir()\n")
     monkeypatch.syspath_prepend(tmp_path)
     content, config = checkpoints.read(run / "checkpoint.pt"), json_files.read_json(run / "config.json")
-    for network in ("harmful:build", "harmful:__import__", "os:system", "torchvision:harmful", "../harmful:build", "", 5, None):
+    for network in ("harmful:build", "harmful:__import__", "os:system", "torchvision:harmful", "../harmful:build", ""):
         json_files.write_json(run / "config.json", config | {"network": network})
         for name in ("checkpoint.pt", "best.pt"):
             torch.save(content | {"config": content["config"] | {"network": network}}, run / name)
