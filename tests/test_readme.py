@@ -171,10 +171,10 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
     source, _, name = label.strip("*").partition(";")[0].rpartition(", ")
     if source:
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
-    name, _, recipe = name.partition(" (")
+    name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
     best = [row for row in records(f"{folder}/evaluation/accuracy.csv") if row["checkpoint"].endswith("/best.pt")
-            and (row["run"] == "authors") == (recipe == "authors)")]
+            and (row["run"] == run if run else row["run"] != "advbnn-0.11")]
     return percent(one(best, defense=defense, epsilon=epsilon,
                        attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
 
