@@ -89,7 +89,7 @@ def read_position(folder, config):
     return content
 
 
-def restore_position(folder, training, content):
+def restore_position(training, content):
     """Set `training` to where the content of checkpoint.pt stands; the best so far."""
     training.result.load_state_dict(content["state"])
     training.load_state_dict(content["training"])
