@@ -67,7 +67,7 @@ class Progress:
             return ""
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
         asked = (self.config["recipe_settings"] | self.config["flags"])["alpha"]
-        share = recipes.kl_share(self.config["num_train"])
+        share = recipes.budgeted_share(settings["alpha"], self.config["num_train"], self.training.classifier.num_counted)
         budget = (f" (about {share:.2g} nats per image at a signal-to-noise of {recipes.BUDGETED_SNR})"
                   if asked == "auto" and settings["alpha"] < 1 else "")
         return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:.2g} / N{budget}"

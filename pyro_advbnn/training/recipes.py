@@ -92,14 +92,22 @@ def kl_share(num_train):
 def auto_alpha(num_train: int, num_weights: int) -> float:
     """alpha of Eq. (10) by a budget: alpha / N times the KL is `kl_share` nats for each of num_train images at BUDGETED_SNR.
 
-    Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
-    ratio SNR = mean(mean^2) / mean(std^2). At most 1, the ELBO itself.
+    At most 1, the ELBO itself.
 
     Raises InputError for a num_train or num_weights below 1.
     """
     check_at_least("num_train", num_train, 1)
     check_at_least("num_weights", num_weights, 1)
-    return min(1.0, 2 * num_train * kl_share(num_train) / (num_weights * math.log1p(BUDGETED_SNR)))
+    return min(1.0, kl_share(num_train) / budgeted_share(1.0, num_train, num_weights))
+
+
+def budgeted_share(alpha, num_train, num_weights):
+    """alpha / N times the KL at BUDGETED_SNR, in nats.
+
+    Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
+    ratio SNR = mean(mean^2) / mean(std^2).
+    """
+    return alpha / num_train * num_weights / 2 * math.log1p(BUDGETED_SNR)
 
 
 def default_step_size(dataset):

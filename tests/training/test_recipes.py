@@ -177,11 +177,15 @@ def test_alpha_auto_makes_the_kl_500_nats_in_all_where_the_stds_are_a_twentieth_
 
 @pytest.mark.parametrize(("flags", "num_weights"), [
     ({}, 1206), ({"kl_over": "last"}, 90), ({"prior": "scale_mixture", "prior_std": 0.1}, 1206)])
-def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(tmp_path, capsys, flags, num_weights):
+def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(
+        tmp_path, capsys, monkeypatch, flags, num_weights):
     folder = run(tmp_path / "run", alpha="auto", epochs=1, **flags)
     config = json_files.read_config(folder)
     assert config["settings"]["alpha"] == recipes.auto_alpha(100, num_weights)
     assert config["flags"]["alpha"] == "auto"
-    assert f"x alpha {config['settings']['alpha']:.2g} / N (about 0.2 nats per image at a signal-to" in capsys.readouterr().out
+    told = f"x alpha {config['settings']['alpha']:.2g} / N (about 0.2 nats per image at a signal-to"
+    assert told in capsys.readouterr().out
+    monkeypatch.setattr(recipes, "KL_BUDGET", 5)         # as for a run made by another budget
     train(resume=folder, epochs=2)
+    assert told in capsys.readouterr().out
     assert json_files.read_config(folder)["settings"]["alpha"] == config["settings"]["alpha"]
