@@ -16,7 +16,7 @@ class Reproduction:
     dataset: Literal[DATASETS] = flag("digits comes with scikit-learn; the others read data_dir.", "digits")
     data_dir: Path | None = flag("folder of the data set, as in train.")
     scale: Literal["smoke", "small", "medium", "paper"] = flag("smoke (minutes, with digits), small (a subset and a narrow "
-        "network), medium (all images, VGG16 of 16 base channels in 15 epochs, or on stl10 model_a in 30: hours on two cores), "
+        "network), medium (all images, VGG16 of 16 base channels or on stl10 model_a, in 30 epochs: hours on two cores), "
         "paper (all images and the paper's network, in 30 epochs of one cycle with batches of 256).", "smoke")
     recipe: Literal["paper", "authors", "ours"] | None = flag("as in train; default ours, at scale paper authors.")
     network: str | None = flag("as in train; default by data set and scale.")
@@ -47,7 +47,7 @@ _SCALES = {
               "attack_samples": 10},
     "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
               "width": 12, "validation": 500, "attack_samples": 10},
-    "medium": {"recipe": "ours", "epochs": 15, "width": 16, "num_test": 2000, "attack_samples": 20, "num_few": 500,
+    "medium": {"recipe": "ours", "epochs": 30, "width": 16, "num_test": 2000, "attack_samples": 20, "num_few": 500,
                "num_many": 500, "num_honest": 100, "trial_epochs": 5, "num_worst": 500},
     "paper": {"recipe": "authors", "epochs": 30, "schedule": "cosine", "batch_size": 256, "attack_samples": 20,
               "num_honest": 500, "trial_epochs": 10, "num_worst": 1000},
@@ -58,7 +58,7 @@ _SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
 # has few images, large ones, for which Model A is as the paper has it.
 _OWN = {
     ("smoke", "digits"): {"num_train": None, "num_test": None, "width": None, "validation": None},
-    ("medium", "stl10"): {"epochs": 30, "width": None, "validation": 500, "num_test": 3000, "num_few": 200, "num_honest": 50,
+    ("medium", "stl10"): {"width": None, "validation": 500, "num_test": 3000, "num_few": 200, "num_honest": 50,
                           "trial_epochs": 10, "num_worst": 200},
 }
 

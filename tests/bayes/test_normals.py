@@ -126,5 +126,12 @@ def test_a_draw_is_mean_plus_std_times_the_standard_normals_of_the_same_seed(com
         torch.testing.assert_close(draw, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_draws_as_long_as_a_narrow_vgg16_come_from_it():
+    torch.manual_seed(0)
+    drawn = standard_normal_(torch.empty(924_186))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, numbers(924_186, key=int(torch.randint(2**63 - 1, ()))))
+
+
 def test_double_precision_draws_do_without_it():
     assert standard_normal_(torch.empty((1 << 20) + 1, dtype=torch.float64)).std().item() == pytest.approx(1, abs=0.01)

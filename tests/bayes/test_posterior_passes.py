@@ -17,6 +17,7 @@ PRIORS = [NormalPrior([(0, SIZE, 0.1)]),
 @pytest.fixture(autouse=True)
 def long_vectors(monkeypatch):
     """Vectors longer than one stream of normals are long."""
+    monkeypatch.setattr(vectors, "_LONG", vectors._STREAM)
     for module in (vectors, posterior):
         monkeypatch.setattr(module, "SHARE", vectors._STREAM)
 

@@ -81,10 +81,7 @@ def _in_parts(loop, x, y, which, relu=False):
         loop(*addresses, first, min(first + size, total), width, channels, x.element_size(), relu)
 
     size = max(_WINDOWS_PER_THREAD // channels, -(-total // torch.get_num_threads()))
-    if size >= total:
-        part(0)
-    else:
-        in_threads(part, range(0, total, size))
+    in_threads(part, range(0, total, size))
 
 
 def _spread(grad, which):

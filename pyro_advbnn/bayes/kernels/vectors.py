@@ -18,6 +18,7 @@ _CPU_CHUNK = 1 << 17          # floats: large enough to share among threads, sma
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
 _STREAM = 1 << 14             # normals that `_normals` makes from one seed
 SHARE = 64 * _STREAM          # floats to one thread at a time, normals from one of torch's generators
+_LONG = 8 * _STREAM           # floats from which on compiled code is worth its call
 
 
 def chunks(start, stop, device, size=None):
@@ -33,12 +34,12 @@ def standard_normal_(out):
     `_normals` (six times as fast) or, where that was not compiled, those of generators for streams of fixed length: the
     numbers depend on the global state alone, whatever the number of threads.
     """
-    if out.device.type != "cpu" or out.numel() <= SHARE:
-        return out.normal_()
     vector = out.view(-1)
     if _normals is not None and are_long(vector):
         _fill(vector)
         return out
+    if out.device.type != "cpu" or out.numel() <= SHARE:
+        return out.normal_()
     pieces = vector.split(SHARE)
     seeds = torch.randint(2**63 - 1, (len(pieces),)).tolist()
     in_threads(lambda i: pieces[i].normal_(generator=torch.Generator().manual_seed(seeds[i])), range(len(pieces)))
@@ -65,8 +66,8 @@ def how_normals_are_drawn():
 
 
 def are_long(*vectors):
-    """Whether passes over them are worth several threads of compiled code, which takes contiguous float32 on the CPU alone."""
-    return len(vectors[0]) > SHARE and all(
+    """Whether passes over them are worth compiled code, which takes contiguous float32 on the CPU alone."""
+    return len(vectors[0]) > _LONG and all(
         (v.device.type, v.dtype, v.is_contiguous()) == ("cpu", torch.float32, True) for v in vectors)
 
 
@@ -87,8 +88,12 @@ def _fill(vector, *mean_and_std):
 
 
 def in_threads(function, arguments):
-    """[function(argument), ...], in as many threads as torch uses."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    """[function(argument), ...], in at most as many threads as torch uses."""
+    arguments = list(arguments)
+    workers = min(torch.get_num_threads(), len(arguments))
+    if workers < 2:
+        return list(map(function, arguments))
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, arguments))
 
 
