@@ -46,7 +46,7 @@ def model_a(num_classes: int = 10, in_channels: int = 3, width: int = 32) -> nn.
 
 
 def convnet(num_classes: int = 10, in_channels: int = 1, width: int = 32) -> nn.Module:
-    """A small network for images of 8x8 to 32x32 pixels: (B, in_channels, H, W) -> (B, num_classes).
+    """A small network for images of 8x8 pixels and more: (B, in_channels, H, W) -> (B, num_classes).
 
     Two stages of two convolutions (width, then 2 x width channels), each stage with a 2x2 max-pool.
     """

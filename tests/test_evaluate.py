@@ -14,7 +14,7 @@ from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import accuracy_verbs, verbs
-from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.reporting import csv_tables, curves
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.train import train
@@ -182,6 +182,21 @@ def test_a_network_of_the_users_own_is_imported_only_where_the_flag_is_given_aga
     assert len(accuracy(tmp_path / "run", "--epsilons", 0, *QUICK, "--network", "own_evaluated:small")) == 1
     capsys.readouterr()
     assert "is not the run's" in refusal(capsys, "accuracy", "--run", tmp_path / "run", "--network", "os:getcwd")
+
+
+def test_a_network_that_is_random_by_itself_is_attacked_and_predicted_with_many_draws(tmp_path, monkeypatch):
+    (tmp_path / "own_random.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Dropping(nn.Module):\n    def forward(self, x):\n        return nn.functional.dropout(x, 0.3, True)\n"
+        "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), Dropping(), nn.Linear(64, num_classes))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"width": None, "epochs": 1, "network": "own_random:small", "defense": "none", "out": tmp_path / "run"}
+    train(**tiny("none", EVALUATED) | own)
+    rows = accuracy(tmp_path / "run", "--epsilons", 0.1, "--attack_samples", "1,4", "--num_test", 10, "--num_steps", 2,
+                    "--num_samples", 3, "--network", "own_random:small")
+    assert [(row["attack_samples"], row["num_samples"]) for row in rows] == [("1", "3"), ("4", "3")]
+    texts = [curves.settings(csv_row) for csv_row in csv_tables.read(tmp_path / "run", "accuracy")]
+    assert [text["attack_samples"] for text in texts] == ["1 draw per gradient", "4 draws per gradient"]
 
 
 @pytest.mark.parametrize(("given", "message"), [

@@ -278,9 +278,12 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
                 mean_percent(sum((correct(run, attack) for run in three), [])) for attack in ("pgd", "apgd-ce"))])
         for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
             assert row[column] == apart(*(sum((correct(run, attack) for run in three), []) for three in (ours, adv)))
+        from_image = [mean_percent([run["last"]["pgd_10_draws"] for run in three]) for three in (ours, adv)]
         last = [run["course"][-1] for run in ours]
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
         assert row["KL"] == f"{sum(values[2] for values in last) / 3:.3f}"
+    text = " ".join(PAGES["method.md"].split())
+    assert "starts at the image it has {} there and adversarial training {} (means".format(*from_image) in text
 
 
 def test_the_table_of_runs_equals_the_records():
@@ -407,7 +410,7 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
     for row in rows:
         folder = f"stl10-medium/{places[row['nats per image']]}"
         config, course = json.loads((RUNS / folder / "config.json").read_text()), records(f"{folder}/metrics.jsonl")
-        last, best = course[-1], max(course, key=lambda epoch: epoch["held_out_robust_accuracy"])
+        last, best = course[-1], max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
         told = [" / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
                 for split, epoch in (("train", last), ("held_out", best), ("held_out", last))]
         assert [row[name] for name in ("nll", "right in training", "best", "last")] == [
@@ -433,7 +436,7 @@ def test_what_a_small_budget_costs_on_digits_equals_the_records():
 def test_the_pages_and_the_help_of_alpha_name_the_budget_of_the_code(page, words):
     budget = recipes.KL_BUDGET, recipes.LARGEST_SHARE
     assert words.format(*budget) in PAGES[page]
-    assert "the KL is {:g} nats in all, at most {:g} per image".format(*budget) in Path(flags.__file__).read_text()
+    assert "alpha times the KL is {:g} nats in all, at most {:g} per image".format(*budget) in Path(flags.__file__).read_text()
 
 
 def test_the_table_of_todays_defaults_equals_its_records():

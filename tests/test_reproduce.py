@@ -157,6 +157,8 @@ def test_what_is_tried_stands_over_the_plans_settings_and_starts_from_runs_of_th
     assert len(runs) == 2 + tried                        # adv is that of table1
     assert (runs["kl-as-printed"]["recipe"], runs["kl-as-printed"]["epochs"]) == ("paper", 10)
     assert runs["kl-warm-start"]["init_from"] == runs["adv"]["out"] and runs["adv"]["recipe"] == "authors"
+    asked = plan("kl", scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000, epochs=3)
+    assert {step.flags["epochs"] for step in asked.steps if step.is_training} == {3}
     assert runs["advbnn-longer"]["init_from"] == runs["adv-tuned"]["out"]
     assert (runs["advbnn-longer"]["recipe"], runs["advbnn-longer"]["epochs"]) == ("ours", 30)
 

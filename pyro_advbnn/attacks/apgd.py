@@ -5,7 +5,8 @@ goes back to its best point, where too few steps since the checkpoint before rai
 nor the best loss changed between the two.
 
 On a random classifier a loss is that of the draws of one moment, and a best point that was merely lucky would never be left:
-there the best point is measured anew beside every new one, under the same draws.
+there the best point is measured anew beside every new one, under the same draws. Whether a step raised the loss, the first
+condition, is by the draws of both its gradients.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from torch import nn
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import (
-    LOSSES,
-    Towards,
+    NotingSuccess,
     averaging_of,
     check_loss,
+    is_worse,
     loss_and_gradient,
     loss_name,
     losses_together,
@@ -90,18 +91,18 @@ class APGD(Attack):
         return best
 
     def _at(self, classifier, x_adv, y):
-        noting = _Noting(self.loss)
+        noting = NotingSuccess(self.loss)
         losses, gradient = loss_and_gradient(classifier, x_adv, y, **averaging_of(self) | {"loss": noting})
         return _Points(x_adv, losses, gradient, noting.succeeded())
 
     def _better(self, classifier, now, best, y, is_random):
         """(the better of the two for each image, where that is `now`): success first, then the larger loss."""
         if is_random:
-            noting = _Noting(self.loss)
+            noting = NotingSuccess(self.loss)
             losses = losses_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self) | {"loss": noting})
             now, best = (points._replace(losses=loss, succeeded=succeeded) for points, loss, succeeded in
                          zip((now, best), losses, noting.succeeded().chunk(2), strict=True))
-        is_better = torch.where(now.succeeded == best.succeeded, now.losses > best.losses, now.succeeded)
+        is_better = is_worse(now.losses, now.succeeded, best.losses, best.succeeded)
         return _chosen(is_better, now, best), is_better
 
 
@@ -124,23 +125,6 @@ class _Points(NamedTuple):
     losses: torch.Tensor
     gradient: torch.Tensor
     succeeded: torch.Tensor
-
-
-class _Noting:
-    """A loss that notes the answers that it is given, for `succeeded` after all draws."""
-
-    def __init__(self, loss):
-        self._function, self._answers = LOSSES.get(loss, loss), []
-
-    def __call__(self, logits, y):
-        self._answers.append(logits.detach().softmax(-1))
-        self._y = y
-        return self._function(logits, y)
-
-    def succeeded(self):
-        """Where (B,) the mean softmax of all answers is largest for another class than the true one, or for the target."""
-        is_y = torch.stack(self._answers).mean(0).argmax(1) == self._y
-        return is_y if isinstance(self._function, Towards) else ~is_y
 
 
 class _Steps:

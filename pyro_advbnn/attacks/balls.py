@@ -26,7 +26,7 @@ class LinfBall:
 
     def random_border_point(self, generator=None):
         """Each pixel epsilon up or down at random, brought to [0, 1]."""
-        return (self.x + self.epsilon * (2 * (_uniform(self.x, generator) < 0.5) - 1)).clamp_(0, 1)
+        return (self.x + self.epsilon * (2 * (_uniform(self.x, generator) < 0.5).to(self.x.dtype) - 1)).clamp_(0, 1)
 
     @staticmethod
     def ascent(gradient):

@@ -16,7 +16,7 @@ STEPS_OF_CW = 5                                          # in each of its search
 _ANY, _LINF, _L2 = ("linf", "l2"), ("linf",), ("l2",)
 ATTACKS = {                                              # name: (norms, how it is made of a `Strength`)
     "noise": (_ANY, lambda s: RandomNoise(s.epsilon, s.norm, num_tries=10, attack_samples=s.attack_samples, average=s.average)),
-    "fgsm": (_ANY, lambda s: PGD(s.epsilon, s.epsilon, 1, s.attack_samples, norm=s.norm)),
+    "fgsm": (_ANY, lambda s: PGD(s.epsilon, s.epsilon, 1, s.attack_samples, average=s.average, norm=s.norm)),
     "pgd": (_ANY, lambda s: s.pgd()),
     "pgd-margin": (_ANY, lambda s: s.pgd(loss="margin")),
     "pgd-momentum": (_ANY, lambda s: s.pgd(momentum=0.9)),
@@ -24,7 +24,8 @@ ATTACKS = {                                              # name: (norms, how it 
     "apgd-ce": (_ANY, lambda s: s.apgd("ce")),
     "apgd-dlr": (_ANY, lambda s: s.apgd("dlr")),
     "square": (_LINF, lambda s: Square(s.epsilon, s.num_queries, s.attack_samples)),
-    "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples)),
+    "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples,
+                                        num_samples=s.attack_samples)),
 }
 OF_RANDOM = ("noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "square")
 

@@ -79,13 +79,37 @@ def losses_together(classifier, x, other, y, **averaging):
 
 
 def keep_worse(classifier, x_adv, other, y, **averaging):
-    """Of each image the one of its two attacked versions that has the larger averaged loss; (B, C, H, W).
+    """Of each image the one of its two attacked versions that is worse, by `is_worse`; (B, C, H, W).
 
     Both are measured anew by `losses_together`: that one had a lucky draw before does not count.
     """
+    noting = NotingSuccess(averaging.get("loss", "ce"))
     with eval_mode(classifier), frozen(classifier):
-        losses, losses_of_other = losses_together(classifier, x_adv, other, y, **averaging)
-    return torch.where(per_image(losses_of_other > losses, x_adv), other, x_adv)
+        losses = losses_together(classifier, x_adv, other, y, **averaging | {"loss": noting})
+    one, another = zip(losses, noting.succeeded().chunk(2), strict=True)
+    return torch.where(per_image(is_worse(*another, *one), x_adv), other, x_adv)
+
+
+def is_worse(losses, succeeded, other_losses, other_succeeded):
+    """Where (B,) an attacked image is worse than another: success first, then the larger loss."""
+    return torch.where(succeeded == other_succeeded, losses > other_losses, succeeded)
+
+
+class NotingSuccess:
+    """A loss that notes the answers that it is given, for `succeeded` after all draws."""
+
+    def __init__(self, loss):
+        self._function, self._answers = LOSSES.get(loss, loss), []
+
+    def __call__(self, logits, y):
+        self._answers.append(logits.detach().softmax(-1))
+        self._y = y
+        return self._function(logits, y)
+
+    def succeeded(self):
+        """Where (B,) the mean softmax of all answers is largest for another class than the true one, or for the target."""
+        is_y = torch.stack(self._answers).mean(0).argmax(1) == self._y
+        return is_y if isinstance(self._function, Towards) else ~is_y
 
 
 def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):

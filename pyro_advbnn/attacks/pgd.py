@@ -108,10 +108,6 @@ class PGD(Attack):
                     x_adv = ball.project_(x_adv + self.step_size * ball.ascent(velocity))
                 yield x_adv
 
-    def with_num_steps(self, num_steps: int) -> "PGD":
-        """The same attack, its steps as long as before, but num_steps of them."""
-        return replace(self, num_steps=num_steps)
-
     def _gradient(self, classifier, x_adv, y):
         if (self.loss, self.average) == ("ce", "gradient"):
             return input_gradient(classifier, x_adv, y, self.attack_samples)

@@ -17,7 +17,7 @@ from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.square import Square
 from pyro_advbnn.evaluation.examination import Examination
-from pyro_advbnn.evaluation.intervals import half_width, paired_difference_interval
+from pyro_advbnn.evaluation.intervals import paired_difference_interval, wilson_interval
 from pyro_advbnn.system.random_streams import separate_randomness
 
 HELD, FAILED, UNKNOWN, UNFIT = "held", "did not hold", "could not tell", "does not apply"
@@ -119,7 +119,7 @@ def beats_square(examination: Examination) -> Finding:
 
 def beats_noise(examination: Examination) -> Finding:
     """Gradients beat random noise of the same radius."""
-    noise = RandomNoise(examination.epsilon, num_tries=10)
+    noise = RandomNoise(examination.epsilon, num_tries=10, attack_samples=examination.attack.attack_samples)
     return _beats(examination, examination.correct(noise), "the worst of 10 noises")
 
 
@@ -133,19 +133,19 @@ def fixed_draw(examination: Examination) -> Finding:
 
 
 def gradients(examination: Examination) -> Finding:
-    """Gradients neither vanish nor are the same for all images."""
+    """Gradients are numbers that neither vanish nor are the same for all images."""
     zeros, blind, constant = [], [], []
     classifier, loss = examination.classifier, examination.attack.loss
     for number, (x, y) in enumerate(examination.batches):
         with separate_randomness(examination.seed + number), eval_mode(classifier), frozen(classifier):
             gradient = loss_and_gradient(classifier, x, y, loss=loss)[1].flatten(1)
         zeros.append((gradient == 0).float().mean(1))
-        blind.append((gradient == 0).all(1))
+        blind.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))       # the sign of NaN is 0
         unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        constant.append(torch.isclose(unit @ unit.roll(1, 0).T, torch.ones(())).diagonal() & ~blind[-1])
+        constant.append(((unit * unit.roll(1, 0)).sum(1) > 1 - 1e-5) & ~blind[-1] & (len(x) > 1))
     lost, same = torch.cat(blind), torch.cat(constant)
-    measured = (f"zero in every pixel for {percent(lost)} of the images, in {percent(torch.cat(zeros))} of all pixels; "
-                f"the same as another image's for {percent(same)}")
+    measured = (f"zero in every pixel, or no number, for {percent(lost)} of the images, zero in {percent(torch.cat(zeros))} of "
+                f"all pixels; the same as another image's for {percent(same)}")
     return rarely(lost | same, measured, f"lost for at most {percent(NEAR_ZERO)} of the images")
 
 
@@ -187,9 +187,7 @@ def no_loss(base: torch.Tensor, other: torch.Tensor, measured: str, reverse: boo
 
 def rarely(found: torch.Tensor, measured: str, expected: str) -> Finding:
     """Whether what was found of images, (N,) of booleans, is true of at most NEAR_ZERO of all."""
-    share = found.float().mean().item()
-    error = half_width(share, len(found))
-    return Finding(verdict(share - error, share + error, NEAR_ZERO), measured, expected)
+    return Finding(verdict(*wilson_interval(found.sum().item(), len(found)), NEAR_ZERO), measured, expected)
 
 
 def verdict(low: float, high: float, bound: float) -> str:

@@ -18,11 +18,6 @@ def wilson_interval(correct, total):
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def half_width(share, total):
-    """Half of the normal interval of a proportion, at least what `total` images that all agree leave open."""
-    return max(Z95 * math.sqrt(share * (1 - share) / total), _rule_of_three(total))
-
-
 def difference_interval(share, other, comparisons=1):
     """The interval of a proportion less another of other images; each is (share, low, high) with its Wilson interval.
 
@@ -34,19 +29,15 @@ def difference_interval(share, other, comparisons=1):
 
 
 def paired_difference_interval(lost, won, total, comparisons=1):
-    """The normal interval of a proportion less another of the same `total` images.
+    """The interval of a proportion less another of the same `total` images.
 
-    lost: how many count for the first alone, won: for the second alone. At least as wide as what images that all agree leave
-    open; times the `widening` for the number of comparisons.
+    lost: how many count for the first alone, won: for the second alone. Of Bonett and Price (2012), who add one image to each
+    of these; times the `widening` for the number of comparisons.
     """
+    lost, won, total = lost + 1, won + 1, total + 2
     mean = (lost - won) / total
-    half = max(widening(comparisons) * Z95 * math.sqrt(max(lost + won - total * mean**2, 0)) / total, _rule_of_three(total))
+    half = widening(comparisons) * Z95 * math.sqrt((lost + won) / total - mean**2) / math.sqrt(total)
     return mean - half, mean + half
-
-
-def _rule_of_three(total):
-    """What images that all agree leave open: 3 / total."""
-    return 3 / total
 
 
 def auroc_interval(auroc, num_positives, num_negatives):

@@ -4,6 +4,7 @@ Each batch draws from a stream of its own, and what is read off on the way leave
 whichever others are asked for with it.
 """
 import math
+from dataclasses import replace
 
 import torch
 
@@ -44,7 +45,7 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     counts = _checked(counts)
     if getattr(attack, "restarts", 1) > 1:
         raise InputError(f"the steps of an attack can be read off one run only, got restarts {attack.restarts}")
-    attacks = {count: attack.with_num_steps(count) for count in counts}
+    attacks = {count: replace(attack, num_steps=count) for count in counts}
 
     def predictions(x, y):
         for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):

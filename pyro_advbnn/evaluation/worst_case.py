@@ -3,8 +3,8 @@
 An image counts as broken only where the averaged prediction over fresh draws is wrong on it. Which of its attacked images
 stands for it is judged on one set of draws, and whether that one is broken is counted on another. So no attack gains by
 trying often on lucky draws, which is how AutoAttack's version for random networks errs. An image is
-removed from later attacks once the judging draws find it broken by two standard errors: to remove it on a toss-up would favour
-the defender. Less than ENOUGH_DRAWS draws of a random classifier are never sure.
+removed from later attacks once the judging draws find it broken by SURE standard errors: to remove it on a toss-up, which the
+counting draws may call standing, would favour the defender. Less than ENOUGH_DRAWS draws of a random classifier are never sure.
 """
 import hashlib
 import math
@@ -23,7 +23,7 @@ from pyro_advbnn.system.errors import check_at_least
 from pyro_advbnn.system.random_streams import separate_randomness
 
 CLEAN = "none"
-ENOUGH_DRAWS = 5
+ENOUGH_DRAWS, SURE = 5, 4
 
 
 def worst_case_accuracy(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
@@ -74,7 +74,7 @@ def judge(classifier, x, y, num_samples):
     """What num_samples >= 1 fresh draws say of images x (B, C, H, W) of labels y, each (B,).
 
     margin: the mean softmax's lead of the label over the best other class, in [-1, 1]. broken: whether the averaged
-    prediction is wrong. sure: broken by two standard errors of the margin, which one draw alone does not tell.
+    prediction is wrong. sure: broken by SURE standard errors of the margin, which one draw alone does not tell.
     wrong_draws: the share of draws that are wrong by themselves. predicted: the class of the averaged prediction.
 
     Raises InputError for num_samples below 1, and for what is not logits.
@@ -85,7 +85,7 @@ def judge(classifier, x, y, num_samples):
     leads = _of_class(draws, y) - _of_class(draws, best_other)
     margin, error = leads.mean(0), leads.std(0, correction=min(1, num_samples - 1)) / math.sqrt(num_samples)
     predicted = mean.argmax(-1)
-    return {"margin": margin, "broken": predicted != y, "sure": (predicted != y) & (margin + 2 * error <= 0),
+    return {"margin": margin, "broken": predicted != y, "sure": (predicted != y) & (margin + SURE * error <= 0),
             "wrong_draws": (draws.argmax(-1) != y).double().mean(0), "predicted": predicted}
 
 

@@ -1,4 +1,5 @@
 """Accuracy under white-box PGD and under attacks that are transferred: Table 1, Fig. 2, 3 and 5."""
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -176,7 +177,7 @@ def steps(
         averaged = run.draws(num_samples)
         for draws in run.counts(attack_samples):
             pgd = PGD(epsilon, step, max(num_steps), draws)
-            wanted = [run.settings(pgd.with_num_steps(count), num_samples=averaged) for count in sorted(set(num_steps))]
+            wanted = [run.settings(replace(pgd, num_steps=count), num_samples=averaged) for count in sorted(set(num_steps))]
             rows += runs.rows("steps", f"{run.name} to step {max(num_steps)}", wanted, partial(
                 steps_accuracies, run.classifier, runs.batches(run), pgd, num_steps, num_samples=averaged))
     finish(runs, "steps", rows, ["steps"])

@@ -5,12 +5,14 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from pyro_advbnn import datasets
+from pyro_advbnn.attacks.modes import draws_anew
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.mixture import Mixture
 from pyro_advbnn.evaluation.accuracy import attack_fields
@@ -65,10 +67,11 @@ class EvaluatedRun:
     def is_mixture(self):
         return isinstance(self.classifier, Mixture)
 
-    @property
+    @cached_property
     def is_random(self):
-        """Whether two forward passes differ, so that draws are worth averaging."""
-        return self.is_mixture or DEFENSES[self.config["defense"]].random
+        """Whether two forward passes differ, by the defense or by the network itself, so that draws are worth averaging."""
+        (x, _), *_ = datasets.batches(self.images.take([0]), 1)
+        return self.is_mixture or DEFENSES[self.config["defense"]].random or draws_anew(self.classifier, x)
 
     @property
     def is_bayesian(self):

@@ -130,7 +130,7 @@ class Plan:
     def _kl(self):
         """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
         for name, flags in ablations.KL_OF_ALL_WEIGHTS.items():
-            flags = {"epochs": self.settings.get("trial_epochs"), **flags}
+            flags = {"epochs": self.wanted.epochs or self.settings.get("trial_epochs"), **flags}
             self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):

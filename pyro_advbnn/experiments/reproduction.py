@@ -1,4 +1,5 @@
 """A reproduction at work: the steps of a plan that are not done yet, in turn or side by side, and how long they may take."""
+import itertools
 import shlex
 import time
 from contextlib import nullcontext
@@ -185,14 +186,23 @@ def write_gains(folder, pairs):
     """
     robust, examples = Table(folder, "robust"), Table(folder, "robust_examples")
 
-    def rows(run, epsilon):
-        result = robust.select(run=run, epsilon=epsilon)[-1]
-        return examples.select(**{name: result[name] for name in examples.columns if name in result})
+    def rows(pair):
+        """Those of both, by the newest results that are made alike."""
+        contender, control = ([row for row in reversed(robust.select(run=pair[role], epsilon=pair["epsilon"]))
+                               if row["tried"] == row["attacks"]] for role in ("contender", "control"))
+        results = next(both for both in itertools.product(contender, control) if len({_measured(row) for row in both}) == 1)
+        for result in results:
+            found = examples.select(**{name: result[name] for name in examples.columns if name in result})
+            yield [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
 
     comparisons = len({pair["pair"] for pair in pairs})
     with locks.locked(folder / "evaluation"):
-        Table(folder, "gains").add([pair | worst_case.gain(
-            *(rows(pair[role], pair["epsilon"]) for role in ("contender", "control")), comparisons) for pair in pairs])
+        Table(folder, "gains").add([pair | worst_case.gain(*rows(pair), comparisons) for pair in pairs])
+
+
+def _measured(row):
+    """What two rows of `evaluate robust` must share to be compared; an ensemble of one attack is another than one of many."""
+    return *(row[name] for name in ("network", "images", "norm", "num_steps", "num_queries")), " " in row["attacks"]
 
 
 def _run_step(step, deadline, programs):

@@ -35,8 +35,8 @@ def robust(
 ):
     """Accuracy in the worst case over an ensemble of attacks at one radius, image by image.
 
-    An image is broken where the averaged prediction over fresh draws is wrong; what is so by two standard errors leaves the
-    later attacks, and is counted on other draws. Rows per image go to evaluation/robust_examples.csv as they come, the
+    An image is broken where the averaged prediction over fresh draws is wrong; what is so by four standard errors leaves
+    the later attacks, and is counted on other draws. Rows per image go to evaluation/robust_examples.csv as they come, the
     result to evaluation/robust.csv; a command that was stopped goes on where it was.
 
     Args:

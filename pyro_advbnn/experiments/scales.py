@@ -24,7 +24,7 @@ class Reproduction:
     epochs: Epochs | None = flag("passes over the training set.")
     batch_size: BatchSize | None = flag("images per training step.")
     num_train: Images | None = flag("class-balanced subset of the training images.")
-    num_test: Images | None = flag("class-balanced subset of the test images, for all pieces alike.")
+    num_test: Images | None = flag("test images, each class by its share; what takes many passes may take fewer.")
     attack_samples: Count | None = flag("weight draws per gradient of the honest attack, which stands beside the paper's "
         "with one.")
     seed: Seed = flag("of all random streams.", 0)

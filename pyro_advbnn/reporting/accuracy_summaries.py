@@ -36,7 +36,7 @@ def _table1_of(rows, dataset, suffix):
 def _radii(rows, dataset):
     """The radii of the columns, and a sentence where not all fit: those of the paper's Table 1, else evenly chosen ones."""
     measured, wanted = sorted({row["epsilon"] for row in rows}), list(paper.epsilons(dataset))
-    if not set(wanted) & set(measured):
+    if not set(wanted) & set(measured) - {0.0}:
         count = min(len(measured), _MOST_RADII)
         wanted = [measured[round(i * (len(measured) - 1) / max(count - 1, 1))] for i in range(count)]
     left_out = len(set(measured) - set(wanted))

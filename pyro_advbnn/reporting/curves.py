@@ -158,8 +158,8 @@ def _where(rows, name):
 
 def is_random(row):
     """Whether the numbers of draws mean something for a row."""
-    known = DEFENSES.get(row["defense"])
-    return (known is None or known.random) and row.get("prediction") != "mean"
+    known, counts = DEFENSES.get(row["defense"]), (row.get(name) or 1 for name in ("attack_samples", "num_samples"))
+    return (known is None or known.random or max(counts) > 1) and row.get("prediction") != "mean"
 
 
 def _is_clean(row):

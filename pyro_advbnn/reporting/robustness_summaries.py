@@ -14,10 +14,12 @@ _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num
 def headline(folder):
     """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
 
-    It is of the worst case over several attacks where there is one, else of PGD; of the first row's data set and norm, the
-    most images, the middle radius, and the longest attack with the most draws on each checkpoint.
+    It is of the worst case over several attacks where there is one, of one attack whose points were judged likewise, else of
+    PGD; of the first row's data set and norm, the most images, the middle radius, and the longest attack with the most draws
+    on each checkpoint. What was stopped before all attacks had seen all images is left out.
     """
-    worst = csv_tables.read(folder, "robust")
+    worst = [row for row in csv_tables.read(folder, "robust") if row["tried"] == row["attacks"]]
+    worst = [row for row in worst if " " in row["attacks"]] or worst
     rows = worst or [row for row in csv_tables.read(folder, "accuracy") if row["epsilon"]]
     if not rows:
         return ""

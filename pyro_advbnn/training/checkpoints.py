@@ -68,7 +68,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribut
     for those that config cannot name. prior, likelihood: the same ones, for a classifier that was built with one of its own,
     and only for that.
 
-    Raises InputError for files that are missing, damaged, no checkpoints, of another format or of another network.
+    Raises InputError for files that are missing, no checkpoints, of another format or of another network, and for those that
+    torch cannot read; the numbers in them are not checked.
     """
     path = as_path("path", path)
     return classifier_of(read(path), path, network, prior=prior, likelihood=likelihood, device=device)

@@ -25,11 +25,11 @@ def test_names_build_their_attacks_in_order_with_the_shared_settings():
 
 def test_what_a_row_says_of_an_ensemble_holds_for_each_of_its_attacks():
     strength = Strength(0.1, num_steps=7, attack_samples=3, average="probability")
-    attacks = build(["noise", "pgd", "apgd-ce", "square"], strength)
+    attacks = build(["noise", "fgsm", "pgd", "apgd-ce", "square"], strength)
     assert {(attack.attack_samples, attack.average, attack.norm) for attack in attacks.values()} == {(3, "probability", "linf")}
     assert (attacks["pgd"].num_steps, attacks["apgd-ce"].num_steps) == (7, 7)
     cw, = build(["cw"], Strength(0.5, num_steps=7, attack_samples=3, norm="l2")).values()
-    assert (cw.num_steps, cw.attack_samples, cw.norm) == (5 * 7, 3, "l2")
+    assert (cw.num_steps, cw.attack_samples, cw.num_samples, cw.norm) == (5 * 7, 3, 3, "l2")
 
 
 def test_an_attack_on_a_stand_in_takes_one_draw_for_the_stand_in_has_nothing_to_draw():

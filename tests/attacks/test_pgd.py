@@ -261,15 +261,20 @@ def test_steps_in_the_l2_ball_go_along_the_gradient_and_stay_in_it(classifier, b
     torch.testing.assert_close(step.flatten(1), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_more_restarts_never_lower_the_loss(batch):
+def test_more_restarts_never_mend_an_image_nor_lower_its_loss(batch):
     x, y = batch
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
     network[1].weight.data *= 20                         # many summits
-    losses = []
+    losses, wrong = [], []
     for restarts in (1, 4, 8):
         attack = ab.PGD(0.2, 0.05, 4, restarts=restarts, generator=torch.Generator().manual_seed(2))
-        losses.append(expected_loss(network, attack(network, x, y), y))
-    assert (losses[1] >= losses[0]).all() and (losses[2] >= losses[1]).all() and (losses[2] > losses[0]).any()
+        x_adv = attack(network, x, y)
+        losses.append(expected_loss(network, x_adv, y))
+        wrong.append(network(x_adv).argmax(1) != y)
+    for fewer, more in ((0, 1), (1, 2)):
+        assert (wrong[more] >= wrong[fewer]).all()
+        assert ((losses[more] >= losses[fewer]) | (wrong[more] > wrong[fewer])).all()
+    assert (losses[2] > losses[0]).any()
 
 
 def test_restarts_begin_at_points_of_their_own_and_the_first_where_a_single_run_does(batch):
@@ -300,6 +305,17 @@ def test_two_versions_of_an_image_are_measured_under_the_same_draws():
     low[1], high[1] = 0.9, 0.2
     worse = keep_worse(LuckyOnce(), low, high, y, loss="margin")
     assert torch.equal(worse, torch.maximum(low, high))
+
+
+def test_a_wrong_answer_is_worse_than_a_right_one_of_a_larger_loss():
+    class Two(nn.Module):                                # of dark images wrong with loss 1.05, of bright ones right with 1.20
+        def forward(self, x):
+            dark, bright = torch.tensor([0.35, 0.4, 0.15, 0.1]).log(), torch.tensor([0.3, 0.25, 0.25, 0.2]).log()
+            return torch.where((x.flatten(1).mean(1) < 0.5)[:, None], dark, bright)
+
+    dark, bright, y = torch.full((2, 1, 4, 4), 0.2), torch.full((2, 1, 4, 4), 0.9), torch.zeros(2, dtype=torch.long)
+    assert torch.equal(keep_worse(Two(), dark, bright, y), dark)
+    assert torch.equal(keep_worse(Two(), bright, dark, y), dark)
 
 
 @pytest.mark.parametrize("norm", BALLS)

@@ -11,6 +11,7 @@ from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, no_loss,
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
 from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
 
 EPSILON = 0.1
@@ -180,8 +181,26 @@ def test_gradients_that_are_alike_for_all_images_are_found(batches):
     alike = [(x, torch.zeros_like(y)) for x, y in batches]
     found = examine(Constant(), alike, ["gradients"])["gradients"]
     assert found.verdict == FAILED
-    assert found.measured == "zero in every pixel for 0.0 % of the images, in 0.0 % of all pixels; the same as another " \
-                             "image's for 100.0 %"
+    assert found.measured == "zero in every pixel, or no number, for 0.0 % of the images, zero in 0.0 % of all pixels; the " \
+                             "same as another image's for 100.0 %"
+    with autocast(torch.device("cpu"), "bf16"):
+        assert examine(Constant(), alike, ["gradients"])["gradients"].verdict == FAILED
+    single = [(x[:1], y[:1]) for x, y in alike]
+    assert "another image's for 0.0 %" in examine(Constant(), single, ["gradients"])["gradients"].measured
+
+
+def test_gradients_that_are_no_numbers_are_found(batches):
+    """As behind a division by the std of an image, where that is 0."""
+    class ByStd(nn.Module):
+        def forward(self, x):
+            scaled = x / x.flatten(1).std(1).clamp_min(1e-5)[:, None, None, None]
+            return torch.stack([scaled.mean((1, 2, 3)), torch.zeros(len(x))], 1)
+    (x, y), = batches[:1]
+    x = x.clone()
+    x[20:] = 0.5                                         # the first are fine
+    found = examine(ByStd(), [(x, torch.zeros_like(y))], ["gradients"])["gradients"]
+    assert found.verdict == FAILED and found.measured.startswith(
+        f"zero in every pixel, or no number, for {100 * (len(x) - 20) / len(x):.1f} %")
 
 
 def test_the_curve_over_draws_is_measured_for_random_networks_alone(fragile, batches):

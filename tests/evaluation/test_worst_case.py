@@ -95,13 +95,21 @@ def test_an_image_leaves_only_where_the_draws_are_sure_that_it_is_broken():
     assert not (found["sure"] & ~found["broken"]).any()
     wrong = found["wrong_draws"]
     error = 2 * (wrong * (1 - wrong) / 15) ** 0.5        # the lead is +1 or -1
-    assert torch.equal(found["sure"], 1 - 2 * wrong + 2 * error <= 1e-6)
+    assert torch.equal(found["sure"], 1 - 2 * wrong + 4 * error <= 1e-6)
 
     class Weak(Coin):
         def forward(self, x):
             return torch.where(x[:, :1, 0, 0] > 0.5, torch.tensor([[0.0, 20.0]]), super().forward(x))
     row = worst_case_accuracy(Weak(0.5), [(x, y)], {"nothing": lambda classifier, x, y: x, "light": to(1.0)}, num_samples=16)
     assert row["accuracy"] < 0.06                        # left on a toss-up, 25 % would seem to stand
+
+
+def test_what_leaves_hardly_ever_stands_by_the_draws_that_count():
+    """Of images that are wrong in 13 of 20 draws some are counted as standing; these have seen all attacks, but for a few."""
+    x, y = torch.zeros(4000, 1, 2, 2), torch.zeros(4000, dtype=torch.int64)
+    rows = [row for _, found in attacked(Coin(0.35), [(x, y)], {}) for row in found]
+    stand = [row["leaves"] for row in rows if not row["broken"]]
+    assert len(stand) > 100 and sum(stand) < 0.1 * len(stand)
 
 
 def test_the_draws_tell_the_lead_of_the_averaged_prediction():

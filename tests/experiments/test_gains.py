@@ -1,16 +1,20 @@
 """Tests of the verdict by rule: paired on images, above 0 in every seed, at a level that the contenders share."""
 import pytest
 
+from pyro_advbnn.evaluation import intervals
 from pyro_advbnn.experiments import reproduction
 from pyro_advbnn.reporting import csv_tables, summaries
 
 RUN = {"dataset": "digits", "network": "convnet", "defense": "adv", "epsilon": 0.2, "num_samples": 20, "num_examples": 100}
 
 
+RESULT = {"attacks": "pgd", "tried": "pgd", "accuracy": 0, "accuracy_low": 0, "accuracy_high": 1}
+
+
 def attacked(folder, run, broken, *, weights="w", **more):
     """The rows that `evaluate robust` leaves of a run of which these of 100 images are broken."""
     own = RUN | {"run": run, "checkpoint": f"{run}/best.pt", "weights": weights} | more
-    csv_tables.Table(folder, "robust").add([own | {"attacks": "pgd", "accuracy": 0, "accuracy_low": 0, "accuracy_high": 1}])
+    csv_tables.Table(folder, "robust").add([own | RESULT])
     csv_tables.Table(folder, "robust_examples").add([
         own | {"attack": attack, "index": index, "judged_margin": margin, "broken": int(attack == "pgd" and index in broken)}
         for attack, margin in (("none", 0.9), ("pgd", -0.1)) for index in range(100)])
@@ -53,13 +57,12 @@ def test_the_difference_is_that_of_the_same_images(tmp_path):
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"], row["num_examples"]) == (0.5, 0.6, 100)
-    half = 1.959964 * (30 - 100 * 0.1**2) ** 0.5 / 100
-    assert [row["gain_low"], row["gain_high"]] == pytest.approx([0.1 - half, 0.1 + half], rel=1e-4)
+    assert [row["gain_low"], row["gain_high"]] == pytest.approx(intervals.paired_difference_interval(20, 10, 100), rel=1e-4)
 
 
 def test_contenders_share_the_error_so_that_one_among_four_needs_a_larger_gain(tmp_path):
-    (alone, _), note = judged(tmp_path / "alone", (5, 5))
-    (among_four, *_), shared = judged(tmp_path / "four", (5, 5), others=["perturbed", "longer", "mixture"])
+    (alone, _), note = judged(tmp_path / "alone", (6, 6))
+    (among_four, *_), shared = judged(tmp_path / "four", (6, 6), others=["perturbed", "longer", "mixture"])
     assert "interval of 95 %" in note and "interval of 98.75 %" in shared and "by 4 contenders" in shared
     assert alone["gain_low"] > 0 > among_four["gain_low"] and alone["gain"] == among_four["gain"]
     assert "tuned: a gain" in note and "tuned: no gain, above 0 in 0 of 2 seeds." in shared
@@ -71,6 +74,18 @@ def test_rows_of_another_attack_or_of_other_weights_are_not_counted(more, tmp_pa
         attacked(tmp_path, name, set(range(100)), **more)
         attacked(tmp_path, name, set(range(50)))
     attacked(tmp_path, "adv-tuned-0", set(range(100)), epsilon=0.3)
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
+    row, = csv_tables.read(tmp_path, "gains")
+    assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
+
+
+def test_the_newest_results_that_are_whole_and_made_alike_are_compared(tmp_path):
+    for name in ("adv-tuned-0", "advbnn-tuned-0"):
+        attacked(tmp_path, name, set(range(50)))
+    attacked(tmp_path, "adv-tuned-0", set(range(100)), network="convnet:bf16")               # the other only in float32
+    stopped = RUN | RESULT | {"run": "adv-tuned-0", "checkpoint": "adv-tuned-0/best.pt", "weights": "w", "images": "others",
+                              "attacks": "pgd square"}
+    csv_tables.Table(tmp_path, "robust").add([stopped])
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)

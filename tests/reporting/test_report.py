@@ -175,7 +175,8 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
 
 
 def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_figure(folder):
-    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh", "accuracy": 0.1}
+    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh",
+                        "attack_samples": 1, "num_samples": 1, "accuracy": 0.1}
     csv_tables.Table(folder, "accuracy").add([other, ACCURACY | {"attack_samples": 1, "accuracy": 0.8}])
     page = report.write(folder).read_text()
     assert ("Under white-box PGD (ε = 0.2, 20 PGD steps, 10 draws per gradient where random, 360 images) these are right: "
@@ -186,7 +187,8 @@ def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_fig
     csv_tables.Table(folder, "robust").add([worst, worst | {"attacks": "pgd", "accuracy": 0.6}, worst | {
         "checkpoint": "advbnn/checkpoint.pt", "accuracy": 0.5}, worst | {"epsilon": 0.1}, worst | {"epsilon": 0.3},
         *({**worst, "norm": "l2", "epsilon": radius, "accuracy": 0.2} for radius in (0.4, 0.5, 0.6)),
-        worst | {"num_examples": 20, "images": "few", "accuracy": 0.1}, worst | {"num_steps": 1, "accuracy": 0.3}])
+        worst | {"num_examples": 20, "images": "few", "accuracy": 0.1}, worst | {"num_steps": 1, "accuracy": 0.3},
+        worst | {"run": "stopped", "attacks": "pgd square", "tried": "pgd", "accuracy": 0.9}])
     assert ("Under the worst of several attacks on each image (ε = 0.2, 20 PGD steps, 10 draws per gradient, 360 images) these "
             "are right: Adv-BNN (best.pt) on 55.0 [64.2, 73.7] %, Adv-BNN (checkpoint.pt) on 50.0 [64.2, 73.7] %."
             ) in report.write(folder).read_text()

@@ -94,6 +94,12 @@ def test_many_radii_off_the_papers_are_thinned_and_the_note_counts_those_left_ou
     assert "Without 9 more radii" in table.note
 
 
+def test_where_none_of_the_papers_radii_was_attacked_the_columns_are_those_that_were(tmp_path):
+    rows = [row(ADV, 500, epsilon) for epsilon in (0, 8 / 255)]
+    table = summary_of(tmp_path, "table1", rows, "accuracy")
+    assert table.columns[3:] == ["ε = 0", "ε = 0.0313725"] and "more radii" not in table.note
+
+
 def test_two_data_sets_have_a_table_1_each(tmp_path):
     rows = accuracy_rows(ADV, (1,)) + accuracy_rows(ADV | {"dataset": "cifar10:held_out"}, (1,))
     names = [each.name for each in summaries.summaries(folder_of(tmp_path, {"accuracy": rows}))]
