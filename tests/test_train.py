@@ -3,6 +3,7 @@ import html
 import json
 import os
 import sys
+import warnings
 from importlib import metadata
 
 import numpy as np
@@ -30,7 +31,7 @@ from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
-from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, configuration, construction, loop, run_folders
 from pyro_advbnn.training.progress import Progress
@@ -425,6 +426,13 @@ def test_a_run_starts_at_a_network_of_the_users_own(tmp_path, own_network):
     _, training, _ = build(defense="advbnn", init_from=source, **flags)
     same_architecture = training.classifier.mean_network()
     assert_starts_at(training.classifier, checkpoints.load(source / "best.pt", same_architecture).network)
+
+
+def test_a_start_from_a_network_that_has_learnt_from_held_out_images_is_noted(finished):
+    with pytest.warns(Note, match="held-out accuracies may be too high"):
+        build(init_from=finished, seed=1)
+    with warnings.catch_warnings(action="error"):
+        build(init_from=finished)
 
 
 @pytest.mark.parametrize("flags", [{"width": 5}, {"network": "vgg16", "dataset": "npz"}], ids=["width", "network"])

@@ -1,4 +1,4 @@
-"""What commands do at Ctrl-C and at SIGTERM: they stop at once, or finish what must not be left half done."""
+"""What commands do at Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): they stop at once, or finish what must be whole."""
 import os
 import signal
 import sys
@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 class Interrupted(KeyboardInterrupt):

@@ -35,7 +35,7 @@ def read_imagenet143(data_dir, split):
 
 
 def list_folder(data_dir, split):
-    """Your own images in `data_dir/train/<class>/` and `data_dir/val/<class>/` (or `test/<class>/`), not opened yet.
+    """Your own images in `data_dir/train/<class>/` and `data_dir/test/<class>/`, without that `val/<class>/`, not opened yet.
 
     Returns (paths, labels, class_names): the names of train's folders, sorted.
     Raises InputError for missing, empty or differing class folders.
@@ -43,7 +43,7 @@ def list_folder(data_dir, split):
     data_dir = Path(data_dir)
     layout = "one folder of images per class"
     class_names = _class_folders(_split_folder(data_dir, ["train"], layout))
-    folder = _split_folder(data_dir, ["train"] if split == "train" else ["val", "test"], layout)
+    folder = _split_folder(data_dir, ["train"] if split == "train" else ["test", "val"], layout)
     if split == "test":
         _refuse_different_classes(data_dir / "train", class_names, folder, _class_folders(folder))
     return *_list_images(folder, class_names), class_names

@@ -2,6 +2,7 @@
 
 A data set is one uint8 tensor on one device, or a folder of files that are read as they are needed.
 """
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def _folder(paths, labels, class_names, image_size, loading, workers, device):
 
 
 def _fits(num, image_size, device):
-    needed, room = num * 3 * image_size * image_size, available_memory()
+    needed = num * 3 * image_size * image_size
+    room = available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # which processes of torchrun share
     if device is not None and torch.device(device).type == "cuda":
         room = min(room, torch.cuda.mem_get_info(device)[0] / 2)
     return needed <= room

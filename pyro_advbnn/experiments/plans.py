@@ -162,9 +162,8 @@ class Plan:
         runs = [self._runs[name] for name in FIVE if name in self._runs]
         if not runs or set(pieces) & set(BEYOND_THE_PAPER):
             runs = list(self._runs.values())
-        figures = ["figures"] * bool(set(pieces) & set(PIECES))
         self._evaluate("report", runs, ["gains"] * bool(self.pairs), len(runs) * (attack() + 2 * prediction()),
-                       num_images=costs.REPORTED_EXAMPLES, leaves=("report.html", "tables", *figures))
+                       num_images=costs.REPORTED_EXAMPLES, leaves=("report.html", "tables"))
 
     # Steps
 

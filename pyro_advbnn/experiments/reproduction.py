@@ -85,10 +85,15 @@ class Journal:
             json_files.write_jsonl(self.path, [{"settings": self.plan.identity}])
 
     def waiting(self):
-        """The steps of the plan that are not done, or whose results are lost."""
-        return [step for step in self.plan.steps
-                if self._name(step) not in self._done or not all(path.exists() for path in step.leaves)
-                or step.is_training and not run_folders.is_finished(step.flags["out"])]      # one that was made longer since
+        """The steps of the plan that are not done, whose results are lost, or whose runs are to be trained."""
+        waiting, to_train = [], set()
+        for step in self.plan.steps:
+            longer = step.is_training and not run_folders.is_finished(step.flags["out"])         # made so since
+            lost = not all(path.exists() for path in step.leaves)
+            if self._name(step) not in self._done or lost or longer or to_train & _needed(step):
+                waiting.append(step)
+                to_train |= {step.flags["out"]} if step.is_training else set()
+        return waiting
 
     def note(self, step, seconds):
         """The step is done, which took `seconds`."""
@@ -163,9 +168,13 @@ def _next(waiting, at_work):
     """The first of the waiting steps whose runs are all trained, or None; the report comes last of all."""
     unfinished = {step.flags["out"] for step in [*waiting, *at_work] if step.is_training}
     for step in waiting:
-        needed = step.flags.get("runs") or step.flags.get("mixture") or [step.flags.get("init_from")]
-        if not unfinished & set(needed) and (len(waiting) == 1 and not at_work or step.program != "evaluate report"):
+        if not unfinished & _needed(step) and (len(waiting) == 1 and not at_work or step.program != "evaluate report"):
             return step
+
+
+def _needed(step):
+    """The run folders that a step reads."""
+    return {*(step.flags.get("runs") or step.flags.get("mixture") or [step.flags.get("init_from")])}
 
 
 def _log(step):
@@ -187,11 +196,12 @@ def write_gains(folder, pairs):
     robust, examples = Table(folder, "robust"), Table(folder, "robust_examples")
 
     def rows(pair):
-        """Those of both, by the newest results that are made alike."""
-        contender, control = ([row for row in reversed(robust.select(run=pair[role], epsilon=pair["epsilon"]))
-                               if row["tried"] == row["attacks"]] for role in ("contender", "control"))
-        results = next(both for both in itertools.product(contender, control) if len({_measured(row) for row in both}) == 1)
-        for result in results:
+        """Those of both, by the newest results that are made alike, with the most draws per gradient."""
+        contender, control = (sorted(
+            (row for row in reversed(robust.select(run=pair[role], epsilon=pair["epsilon"])) if row["tried"] == row["attacks"]),
+            key=lambda row: -(row["attack_samples"] or 1)) for role in ("contender", "control"))
+        for result in next(both for both in itertools.product(contender, control)
+                           if len({_measured(row) for row in both}) == 1):
             found = examples.select(**{name: result[name] for name in examples.columns if name in result})
             yield [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
 
@@ -202,7 +212,7 @@ def write_gains(folder, pairs):
 
 def _measured(row):
     """What two rows of `evaluate robust` must share to be compared; an ensemble of one attack is another than one of many."""
-    return *(row[name] for name in ("network", "images", "norm", "num_steps", "num_queries")), " " in row["attacks"]
+    return *(row[name] for name in ("dataset", "network", "images", "norm", "num_steps", "num_queries")), " " in row["attacks"]
 
 
 def _run_step(step, deadline, programs):
@@ -255,7 +265,8 @@ def _print(plan, waiting, trained, evaluated):
         return step.gradients * (trained if step.is_training else evaluated)
 
     jobs = plan.wanted.jobs
-    total = sum(seconds(step) / (jobs if step.is_training else 1) for step in waiting)
+    at_once = jobs if resolve_device(plan.wanted.device).type == "cpu" else 1         # a GPU is shared
+    total = sum(seconds(step) / (at_once if step.is_training else 1) for step in waiting)
     side_by_side = f", {jobs} trainings at once on {counted(torch.get_num_threads(), 'thread')} each" if jobs > 1 else ""
     print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about {duration(total)} on "
           f"this machine{side_by_side}, by a measurement of single batches")

@@ -100,4 +100,8 @@ def table(rows):
 def sentences(compared):
     """`comparisons` in words, one line each."""
     return "\n".join(f"batch {row['batch_size']}, {row['precision']}: {row['contestant']} is {row['wall_ratio']:.2f} times as "
-                     f"fast as {row['other']} (CPU time {row['cpu_ratio']:.2f})" for row in compared)
+                     f"fast as {row['other']}{_in_float32(row)} (CPU time {row['cpu_ratio']:.2f})" for row in compared)
+
+
+def _in_float32(row):
+    return " in fp32" if row["other"] == "authors" and row["precision"] != "fp32" else ""

@@ -40,7 +40,8 @@ def sweep(name, rows, _):
         lines.append([curve.text or "all runs", *(", ".join(cell) or NONE for cell in cells), *check(curve.rows)])
     note = (f"{shared(rows, x)}. Accuracy in %, by {words}. {claim(name)} {asked} Changes are in points with a 95 % interval, "
             f"as if the two accuracies were of different images{agreement.count_agreeing(lines)}.")
-    heads = [value if isinstance(value, str) else fraction(value) if x == "alpha" else f"{value:g}" for value in values]
+    heads = [NONE if value is None else value if isinstance(value, str) else fraction(value) if x == "alpha" else f"{value:g}"
+             for value in values]
     return [Summary(name, title, ["curve", *heads, "change", "agrees"], lines, note)]
 
 

@@ -52,6 +52,23 @@ def labels(rows):
     return {run: name if runs.count(run) == names.count(name) == 1 and "+" not in run else run for run, name in pairs}
 
 
+def named(rows, *shown, names=None):
+    """(the run's name, and the settings in which the rows of the run differ, but for those in `shown`; row) for each row.
+
+    names: {run: name}, default `labels(rows)`.
+    """
+    names, of_run = names or labels(rows), {}
+    for row in rows:
+        of_run.setdefault(row["run"], []).append(settings(row))
+    for row in rows:
+        own = of_run[row["run"]]
+        differ = {name for each in own for name in each if len({other[name] for other in own if name in other}) > 1}
+        if len({each["checkpoint"] for each in own}) == len({each["weights"] for each in own}):
+            differ -= {"weights"}                        # the checkpoint already tells them
+        yield ", ".join([names[row["run"]], *(text for name, text in settings(row).items()
+                                              if name in differ and name not in shown)]), row
+
+
 def _labels_of_many(rows):
     """{run: label} for curves over many runs: at most the defence names them."""
     several = len({row["defense"] for row in rows}) > 1
@@ -74,7 +91,7 @@ def _points(rows, x):
     """Rows by x, one each of a run: a clean accuracy measured twice, beside two attacks, is one point."""
     points = {}
     for row in rows:
-        points.setdefault((place(row[x]), row["run"], row["checkpoint"], row["weights"]), row)
+        points[place(row[x]), row["run"], row["checkpoint"], row["weights"]] = row        # the newest
     return [row for key, row in sorted(points.items(), key=lambda item: (item[0][0], str(item[0])))]
 
 
@@ -158,8 +175,8 @@ def _where(rows, name):
 
 def is_random(row):
     """Whether the numbers of draws mean something for a row."""
-    known, counts = DEFENSES.get(row["defense"]), (row.get(name) or 1 for name in ("attack_samples", "num_samples"))
-    return (known is None or known.random or max(counts) > 1) and row.get("prediction") != "mean"
+    known = DEFENSES.get(row["defense"])
+    return (known is None or known.random or (row.get("num_samples") or 1) > 1) and row.get("prediction") != "mean"
 
 
 def _is_clean(row):

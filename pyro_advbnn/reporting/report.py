@@ -144,7 +144,7 @@ def _command(line):
 
 def _trainings(configs):
     """The command that began each run, and one for each time that it went on with another number of epochs."""
-    for name, config in configs.items():
+    for name, config in sorted(configs.items(), key=lambda item: bool(item[1].get("init_from"))):
         changes, folder = config.get("epochs_changed", []), shlex.quote(f"runs/{name}")
         flags = config.get("flags", {}) | ({"epochs": changes[0]["from"]} if changes else {})
         words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items() if flag != "max_minutes"]

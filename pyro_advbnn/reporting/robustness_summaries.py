@@ -3,7 +3,7 @@ from pathlib import Path
 
 from pyro_advbnn.cli.text_tables import counted, percent, share
 from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.reporting.curves import common, labels, settings
+from pyro_advbnn.reporting.curves import common, labels, named, settings
 from pyro_advbnn.reporting.paper import defense_name
 from pyro_advbnn.reporting.summary import Summary
 
@@ -15,15 +15,19 @@ def headline(folder):
     """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
 
     It is of the worst case over several attacks where there is one, of one attack whose points were judged likewise, else of
-    PGD; of the first row's data set and norm, the most images, the middle radius, and the longest attack with the most draws
-    on each checkpoint. What was stopped before all attacks had seen all images is left out.
+    PGD; of test images where there are any, the first row's norm, the newest weights, the most images, the middle radius, and
+    the longest attack with the most draws on each checkpoint. What was stopped before all attacks had seen all images is left
+    out.
     """
     worst = [row for row in csv_tables.read(folder, "robust") if row["tried"] == row["attacks"]]
     worst = [row for row in worst if " " in row["attacks"]] or worst
     rows = worst or [row for row in csv_tables.read(folder, "accuracy") if row["epsilon"]]
     if not rows:
         return ""
+    rows = [row for row in rows if ":" not in row["dataset"]] or rows                 # test images, else those held out
     rows = _same(rows, lambda row: (row["dataset"], row.get("norm")), rows[0])
+    newest = {(row["run"], row["checkpoint"]): row["weights"] for row in rows}
+    rows = [row for row in rows if row["weights"] == newest[row["run"], row["checkpoint"]]]
     rows = _same(rows, lambda row: row["images"], max(rows, key=lambda row: row["num_examples"]))
     radii = sorted({row["epsilon"] for row in rows})
     rows = [row for row in rows if row["epsilon"] == radii[(len(radii) - 1) // 2]]
@@ -47,9 +51,11 @@ def _same(rows, of, example):
 
 def robust(rows, _):
     """Accuracy in the worst case over several attacks, one line per ensemble."""
-    lines = [[row["run"], defense_name(row), row["norm"], f"{row['epsilon']:g}", percent(row, interval=True),
+    lines = [[name, defense_name(row), row["norm"], f"{row['epsilon']:g}", percent(row, interval=True),
               share(row["single_draw_accuracy"]), share(row["undecided"]), str(row["attack_samples"]),
-              f"{row['num_examples']:,}", attacks(row)] for row in rows]
+              f"{row['num_examples']:,}", attacks(row)]
+             for name, row in named(rows, "epsilon", "attack_samples", "num_examples",
+                                    names={row["run"]: row["run"] for row in rows})]
     note = (f"{_settings(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
             "worst case over the attacks, image by image; one draw: the mean accuracy of single draws on the same images; "
             "draws differ: % of the images on which they do not agree.")
@@ -79,8 +85,7 @@ def _verdict(pair, above):
 
 def checks(rows, _):
     """The verdicts on the signs of a broken evaluation, one line per check."""
-    names = labels(rows)
-    lines = [[names[row["run"]], row["check"], row["verdict"], row["measured"], row["expected"]] for row in rows]
+    lines = [[name, row["check"], row["verdict"], row["measured"], row["expected"]] for name, row in named(rows)]
     note = f"{_settings(rows)}. Judged by 95 % intervals; after arXiv 1902.06705, 1802.00420 and 1907.00895."
     return [Summary("checks", "Signs of a broken evaluation", ["run", "check", "verdict", "measured", "expected"], lines, note)]
 

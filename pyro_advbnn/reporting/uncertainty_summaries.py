@@ -1,10 +1,8 @@
 """The tables of uncertainty: likelihood, calibration and doubt, and how well doubt tells attacked and foreign images."""
 from pyro_advbnn.cli.text_tables import NONE, decimal, percent
-from pyro_advbnn.reporting.curves import common, labels, settings
+from pyro_advbnn.reporting.curves import named
 from pyro_advbnn.reporting.summary import Summary, shared
 from pyro_advbnn.reporting.uncertainty_figures import detected
-
-_SHOWN = ("epsilon", "attack", "score", "network", "alpha", "prior_std", "checkpoint")
 
 
 def uncertainty(rows, _):
@@ -14,7 +12,7 @@ def uncertainty(rows, _):
                "variation ratio": "variation_ratio"}
     lines = [[name, _images(row), percent(row, interval=True),
               *(decimal(row[column], 4 if column == "mutual_information" else 3) for column in numbers.values())]
-             for name, row in _named(rows)]
+             for name, row in named(rows, "epsilon", "attack", "score")]
     note = (f"{shared(rows)}. Of the averaged prediction: accuracy in % with its 95 % Wilson interval, negative "
             "log-likelihood, Brier score (0 to 2), expected calibration error (15 bins, largest probability), entropy. "
             "Entropies in nats; mutual information: entropy less the mean entropy of single draws; variation ratio: share of "
@@ -27,7 +25,7 @@ def detection(rows, _):
     """How well doubt tells images from clean ones, one line per row."""
     lines = [[name, detected(row), row["score"].replace("_", " "), _interval(row), decimal(row["aupr"], 3),
               decimal(row["mean_clean"], 4), decimal(row["mean_other"], 4), f"{row['num_positives']:,}"]
-             for name, row in _named(rows)]
+             for name, row in named(rows, "epsilon", "attack", "score")]
     note = (f"{shared(rows)}. AUROC: the chance that such an image has the higher doubt of it and a clean one, with its "
             "95 % interval (Newcombe 2006), as if of different images; AUPR: average precision, by chance the share "
             "of these among all images; where wrong: only the attacked images that the averaged prediction gets wrong. "
@@ -35,16 +33,6 @@ def detection(rows, _):
             "published.")
     return [Summary("detection", "Detection of attacked and foreign images by doubt",
                     ["run", "images", "doubt", "AUROC", "AUPR", "mean, clean", "mean, these", "number"], lines, note)]
-
-
-def _named(rows):
-    """(the run and the settings in which not all rows are alike, row) for each row."""
-    names, alike = labels(rows), common(rows)
-    versions = {run: len({row["weights"] for row in rows if row["run"] == run}) for run in names}
-    for row in rows:
-        hidden = {*alike, *_SHOWN, *(("weights",) if versions[row["run"]] == 1 else ())}
-        words = [text for name, text in settings(row).items() if name not in hidden]
-        yield ", ".join([names[row["run"]], *words]), row
 
 
 def _images(row):

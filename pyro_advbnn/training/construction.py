@@ -71,6 +71,7 @@ def _named_network(config, images):
     recipes.initialize_(network, config["settings"]["initialization"])
     if config["init_from"]:
         _start_from(network, config["network"], config["init_from"])
+        _warn_of_known_images(config)
     return network
 
 
@@ -102,6 +103,15 @@ def _start_from(network, name, run):
         network.load_state_dict(source.mean_network().state_dict())
     except RuntimeError:
         raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
+
+
+def _warn_of_known_images(config):
+    """Of the same data set, the run that is started from may have held out other images than this one does."""
+    before, names = run_folders.read_config(config["init_from"]), ("seed", "subset", "num_held_out")
+    differ = any(before[name] != config[name] for name in names)
+    if config["num_held_out"] and before["dataset"] == config["dataset"] and differ:
+        warnings.warn(f"{config['init_from']} was trained with another --seed, --num_train or --validation: it has learnt from "
+                      f"images that are held out here, and held-out accuracies may be too high", Note, stacklevel=2)
 
 
 def _tried_out(network, config, images):

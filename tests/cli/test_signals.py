@@ -26,7 +26,7 @@ from pyro_advbnn.training.trainer import Training
 
 ENDLESS = TINY | {"epochs": 100_000, "schedule": "constant"}
 ROOT = Path(__file__).parents[2]
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 
 

@@ -432,6 +432,12 @@ def test_who_has_no_test_images_may_train_all_the_same(tmp_path):
     assert len(load("npz", "train", path)) == 4
 
 
+def test_where_there_are_test_images_those_for_validation_are_no_test_images(tmp_path):
+    write_folder(tmp_path, {f"{split}/{name}": count for split, count in (("train", 2), ("val", 3), ("test", 5))
+                            for name in ("cat", "dog")})
+    assert len(load("folder", "test", tmp_path)) == 10
+
+
 @pytest.mark.parametrize("test_name", ["val", "test"])
 def test_a_folder_is_read_class_by_class_in_sorted_order(tmp_path, test_name):
     write_folder(tmp_path, {"train/dog": 2, "train/cat": 1, f"{test_name}/cat": 1, f"{test_name}/dog": 3})
@@ -500,7 +506,7 @@ def test_a_broken_image_is_named(tmp_path, image_size):
 
 @pytest.mark.parametrize("layout, split, message", [
     ({"val/a": 1}, "train", "{root}: there is no train/ in it"),
-    ({"train/a": 1}, "test", "{root}: there is no val/ or test/ in it"),
+    ({"train/a": 1}, "test", "{root}: there is no test/ or val/ in it"),
     ({"train": 1}, "train", "{root}/train: there are no class folders in it"),
     ({"train/a": 1, "train/b": 0}, "train", "{root}/train/b: there are no images in this class folder"),
     ({"train/a": 1, "val/a": 1, "train/b": 1}, "test",

@@ -129,6 +129,14 @@ def test_auto_streams_what_does_not_fit_in_the_memory(folder, monkeypatch):
         assert isinstance(load("folder", "train", folder, image_size=8), kind)
 
 
+def test_processes_of_torchrun_share_the_memory(folder, monkeypatch):
+    needed = 51 * 3 * 8 * 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for available, kind in ((2 * needed, Images), (2 * needed - 1, StreamedImages)):
+        monkeypatch.setattr(loading, "available_memory", partial(int, available))
+        assert isinstance(load("folder", "train", folder, image_size=8), kind)
+
+
 def test_auto_streams_what_does_not_fit_in_half_of_the_devices_memory(folder, monkeypatch):
     needed = 51 * 3 * 8 * 8
     for free, kind in ((2 * needed, Images), (2 * needed - 1, StreamedImages)):

@@ -89,3 +89,11 @@ def test_the_newest_results_that_are_whole_and_made_alike_are_compared(tmp_path)
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
+
+
+def test_a_weaker_attack_that_came_later_is_not_what_counts(tmp_path):
+    for name, draws in (("adv-tuned-0", 1), ("advbnn-tuned-0", 20)):
+        attacked(tmp_path, name, set(range(50)), attack_samples=draws)
+    attacked(tmp_path, "advbnn-tuned-0", set(), attack_samples=1)
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
+    assert csv_tables.read(tmp_path, "gains")[0]["gain"] == 0

@@ -43,6 +43,7 @@ def test_comparisons_tell_speed_over_other_ways_to_write_it():
         ("fp32", "plain-pyro", 1.5), ("fp32", "authors", 2.5), ("bf16", "plain-pyro", 2.5), ("bf16", "authors", 5.0)]
     assert timings.sentences(compared).splitlines()[0] == (
         "batch 32, fp32: adv-bnn is 1.50 times as fast as plain-pyro (CPU time 1.50)")
+    assert "bf16: adv-bnn is 5.00 times as fast as authors in fp32 (CPU" in timings.sentences(compared)
 
 
 def test_a_prediction_is_compared_with_forwards_and_normals_together():

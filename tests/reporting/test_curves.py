@@ -46,6 +46,11 @@ def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_show
     assert " to " not in checks_note([random, certain]).partition(". Judged")[0]
 
 
+def test_of_two_rows_for_one_point_the_newest_is_drawn():
+    curve, = curves.curves([row(ADV, 400, images="few"), row(ADV, 500, images="others")], "epsilon")
+    assert [point["accuracy"] for point in curve.rows] == [0.5]
+
+
 def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():
     two = run_fields("advbnn-2", "advbnn")
     assert curves.labels([ADV, ADVBNN, two]) == {"adv": "adversarial training", "advbnn": "advbnn", "advbnn-2": "advbnn-2"}

@@ -174,6 +174,11 @@ def test_the_prior_agrees_where_the_highest_and_lowest_accuracy_are_alike(tmp_pa
     assert line["agrees"] == verdict and line["change"].endswith("0.05 to 0.1") and line["fan_in"] == "50.5"
 
 
+def test_a_run_without_a_prior_has_a_column_of_its_own(tmp_path):
+    rows = [row(ADV, 480), *(row(run_fields(f"p{std}", "advbnn", prior_std=std), 500) for std in ("0.05", "fan_in"))]
+    assert summary_of(tmp_path, "prior_std", rows).columns[1:-2] == ["0.05", "fan_in", "-"]
+
+
 @pytest.mark.parametrize(("by", "verdict"), [("std", "yes"), ("signal_to_noise", "-")])     # the paper speaks of the std
 def test_pruning_says_up_to_where_no_loss_is_seen(tmp_path, by, verdict):
     rows = [row(BNN, correct, epsilon, fraction=f, prune_by=by, prediction="posterior") for epsilon in (0.0, 0.035)
@@ -226,6 +231,12 @@ def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_p
                 "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "single_draw_accuracy": 0.55, "undecided": 0.0}
     found = summary_of(tmp_path, "robust", [run_fields("adv-tuned", "adv") | attacked])
     assert found.columns[:2] == ["run", "defence"] and found.rows[0][:2] == ["adv-tuned", "adversarial training"]
+    run = run_fields("adv-tuned", "adv")
+    several = [run | attacked | more for more in ({}, {"network": "vgg16:bf16"}, {"dataset": "cifar10:held_out"}, {
+        "checkpoint": "adv-tuned/checkpoint.pt", "weights": "others"})]
+    assert [cells[0] for cells in summary_of(tmp_path / "several", "robust", several).rows] == [
+        "adv-tuned, CIFAR-10, vgg16, best.pt", "adv-tuned, CIFAR-10, vgg16:bf16, best.pt",
+        "adv-tuned, cifar10:held_out, vgg16, best.pt", "adv-tuned, CIFAR-10, vgg16, checkpoint.pt"]
 
 
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):
