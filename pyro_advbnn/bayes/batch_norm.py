@@ -47,6 +47,11 @@ def norms_in_training(network):
             and module.track_running_stats and "forward" not in vars(module)]
 
 
+def processes_joined(norms):
+    """Of how many processes the images together tell the statistics of `norms`."""
+    return distributed.world_size() if any(isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm) for norm in norms) else 1
+
+
 def _show(norm, shown, x):
     """x normalised by its own statistics, which move the running ones; they are added to those `shown` before."""
     if distributed.world_size() > 1 and isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm):
@@ -120,6 +125,8 @@ def _exact(x):
 @torch.no_grad()
 def _track(norm, mean, var, count):
     """Move the running statistics of a norm by those of a batch, var the biased variance."""
+    if count == 1:
+        raise ValueError("BatchNorm in training needs more than 1 value per channel, got 1")
     norm.num_batches_tracked += 1
     momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
-from pyro_advbnn.bayes.batch_norm import norms_in_training, statistics_of
+from pyro_advbnn.bayes.batch_norm import norms_in_training, processes_joined, statistics_of
 from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
@@ -28,6 +28,7 @@ from pyro_advbnn.bayes.parameters import (
 )
 from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior, has_closed_form, named_prior
 from pyro_advbnn.bayes.settings import BATCH_STATISTICS, KL_OVER, Std, initial_std, per_parameter_std
+from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError
 
 STD_RANGE = (1e-8, 10.0)
@@ -124,7 +125,7 @@ class BayesianClassifier(Classifier):
 
     def posterior(self) -> dict[str, dist.Normal]:
         """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
-        means, stds = (unflatten(vector, self._shapes.values(), self._work)
+        means, stds = (unflatten(vector, self._shapes.values(), None)
                        for vector in (self.mean.detach(), self.log_std.detach().exp()))
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
@@ -150,7 +151,7 @@ class BayesianClassifier(Classifier):
             return partial(self.prior.kl_by_log_std, self.log_std.detach())
         with torch.enable_grad():
             slope, = torch.autograd.grad(self.kl(), self.log_std)
-        return slope.__getitem__
+        return (distributed.sum_(slope) / distributed.world_size()).__getitem__          # each process has drawn its own
 
     def weights_and_kl(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         q = self.posterior_distribution()
@@ -226,7 +227,8 @@ class BayesianClassifier(Classifier):
         norms = norms_in_training(self.network) if self._settings["batch_statistics"] == "mean" and not in_transform() else ()
         if not norms:
             return self._checked(self._call(by_name, x), x)
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::statistics_stride(len(x))])):
+        stride = statistics_stride(len(x) * processes_joined(norms))
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride])):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):
@@ -249,8 +251,9 @@ class BayesianClassifier(Classifier):
         if self.log_std.requires_grad or in_transform():
             self._kept = None
             return None
-        if self._kept is None or self._kept[0] != self.log_std._version:
-            self._kept = self.log_std._version, torch.exp(self.log_std, out=self._work.take(self.log_std))
+        version = self.log_std._version, self.log_std.data_ptr()
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, torch.exp(self.log_std, out=self._work.take(self.log_std))
         return self._kept[1]
 
     def _pieces(self, value_of):

@@ -75,7 +75,8 @@ class Classifier(nn.Module):
         versions = [(t._version, t.data_ptr()) for t in (*parameters.values(), *self.network.buffers())]
         state = versions, [module.training for module in self.network.modules()], autocast_dtype(x.device)
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._lean_calls.weights(parameters)
+            with torch.inference_mode(False):            # a later call may take gradients with them
+                self._kept = state, self._lean_calls.weights(parameters)
         return self._kept[1]
 
     def train(self, mode: bool = True) -> "Classifier":

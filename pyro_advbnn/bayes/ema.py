@@ -20,7 +20,8 @@ class MovingAverage:
     def update(self, classifier, step):
         """Follow `classifier`, one of the same architecture.   step: how many updates came before this one."""
         average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
-        pairs = list(zip(self.classifier.state_dict().values(), classifier.state_dict().values(), strict=True))
+        ours, theirs = ([*each.parameters(), *each.buffers()] for each in (self.classifier, classifier))     # shared ones once
+        pairs = list(zip(ours, theirs, strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         average(*map(list, zip(*floats, strict=True)), None)                # how many came before is not used by it
         for ours, theirs in pairs:

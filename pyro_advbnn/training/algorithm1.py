@@ -52,6 +52,9 @@ def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=Non
             _summed_gradients(classifier, optimizer, x, y, 0.0, micro_batch, share, take_gradients)
     with perturbed(classifier, awp) if awp else nullcontext():
         parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, take_gradients)
+    for group in optimizer.param_groups:
+        if "kl_weight" in group:
+            group["kl_weight"] = kl_weight
     optimizer.step()
     classifier.constrain_()
     return parts
@@ -99,7 +102,11 @@ def build_optimizer(classifier, settings, num_train=None):
     choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
     if settings["optimizer"] == "adam":
         return torch.optim.Adam(parameters, **choice)
-    return torch.optim.SGD(parameters, momentum=0.9, **choice)
+    optimizer = torch.optim.SGD(parameters, momentum=0.9, **choice)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:                # the fused step wants one of each, or none at all
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def build_attack(settings):

@@ -36,7 +36,8 @@ def backward_in_pieces(classifier, x, y, kl_weight, size, factor=1.0):
 def _under_equal_draws(classifier, x, y, size):
     """The pieces of a batch; weights, which come from the global generators, are drawn alike for each.
 
-    Noise belongs to the images, not to the weights, and differs from piece to piece.
+    Noise belongs to the images, not to the weights, and differs from piece to piece; but where weights are drawn, dropout and
+    the like are drawn alike with them.
     """
     pieces = list(zip(x.split(size), y.split(size), strict=True))
     for i, piece in enumerate(pieces, 1):

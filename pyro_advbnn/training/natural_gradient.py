@@ -37,8 +37,8 @@ class NaturalGradient(torch.optim.Optimizer):
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
     no optimizer should say otherwise: theirs falls for ever, as with Adam, but ever more slowly, like 1 / sqrt(steps).
 
-    num_train: N >= 1 training images. alpha > 0: of the whole training. curvature: "squares" or "draws"; w is alpha /
-    num_train, or in a warm-up what "kl_weight" of log_std's group is set to. lr >= 0: of mean and deterministic parameters;
+    num_train: N >= 1 training images. alpha > 0: of the whole training. curvature: "squares" or "draws"; w is "kl_weight" of
+    log_std's group, alpha / num_train or what `train_step` was given last. lr >= 0: of mean and deterministic parameters;
     schedules move it, in each group. rho in [0, 1]: the rate of log_std, which averages the curvature over some 1 / rho steps.
     momentum: in [0, 1]. max_step > 0: the most that log_std moves in a step. weight_decay >= 0: of deterministic parameters
     alone, since the prior is the mean's.

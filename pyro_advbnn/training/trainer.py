@@ -104,8 +104,6 @@ class Training:
         self.last_learning_rate, self.last_kl_weight = self.learning_rate, self.kl_weight
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
-            if "kl_weight" in group:
-                group["kl_weight"] = self.last_kl_weight
         share = None if distributed.world_size() == 1 else len(y) / self._num_images()
         with autocast(self.device, self.precision):
             parts = step(self.classifier, self.optimizer, x, y, attack=self.attack, kl_weight=self.last_kl_weight,

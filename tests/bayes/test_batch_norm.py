@@ -145,3 +145,11 @@ def test_a_channel_that_is_the_same_everywhere_has_no_negative_variance():
         classifier = ab.BayesianClassifier(network, 1.0, 0.01)
         classifier(torch.full((12, 1, 4, 4), 0.5))
         assert classifier.network[0].running_var.item() == pytest.approx(0, abs=1e-6) and classifier.network[0].running_var >= 0
+
+
+def test_one_value_per_channel_is_refused_before_a_statistic_moves():
+    norm = nn.BatchNorm1d(4)
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), norm)).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        classifier(torch.rand(1, 1, 4, 4))
+    assert classifier.network[2].num_batches_tracked == 0

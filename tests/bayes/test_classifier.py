@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 import pyro_advbnn as ab
+from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import Note
 
 
@@ -425,3 +426,22 @@ def test_a_network_that_uses_all_its_weights_is_told_of_nothing(defense):
     assert classifier.unreached == []
     classifier.network.named_parameters = None                       # later steps do not look again
     assert ab.train_step(classifier, optimizer, x, torch.arange(4), kl_weight=0.0).loss.isfinite()
+
+
+def test_a_kept_std_is_that_of_the_parameter_that_is_there():
+    x = torch.rand(2, 1, 4, 4)
+    classifier, other = (ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), init_std=std).eval()
+                         for std in (0.01, 1.0))
+    classifier.requires_grad_(False)(x)
+    classifier.load_state_dict(other.state_dict(), assign=True)
+    torch.manual_seed(0)
+    drawn = classifier(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(drawn, other(x).detach())
+
+
+def test_the_slope_of_an_estimated_kl_is_the_mean_of_all_processes(monkeypatch):
+    classifier = ab.BayesianClassifier(nn.Linear(4, 3), prior="scale_mixture", prior_std=0.1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "sum_", lambda tensor: tensor.fill_(8.0))
+    assert (classifier.kl_by_log_std()(slice(0, 15)) == 2).all()

@@ -63,3 +63,14 @@ def test_a_training_that_starts_from_an_averaged_run_starts_at_its_average(tmp_p
     kept = torch.cat([value.flatten() for name, value in content(first, "best.pt")["state"].items()
                       if value.is_floating_point() and "running" not in name])
     assert torch.allclose(content(second)["state"]["mean"], kept, atol=1e-6)
+
+
+def test_what_has_two_names_is_averaged_once():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    network[1].weight = network[0].weight
+    classifier = ab.Classifier(network)
+    average, before = MovingAverage(classifier, 0.75), network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    average.update(classifier, 100)
+    torch.testing.assert_close(average.classifier.network[0].weight.detach(), before + 0.25)

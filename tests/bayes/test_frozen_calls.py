@@ -13,6 +13,7 @@ from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, fusible
 from pyro_advbnn.system.errors import Note
+from pyro_advbnn.system.precision import autocast
 
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -361,7 +362,7 @@ def test_numbers_that_are_not_finite_in_both_are_no_difference(value):
         network.fc.bias[0] = value
     classifier = Classifier(network)
     with frozen(classifier), warnings.catch_warnings(action="error"):
-        assert not classifier(X)[:, 0].isfinite().any() and classifier._lean_calls._agree
+        assert not classifier(X)[:, 0].isfinite().any() and classifier._lean_calls._agree[None]
 
 
 def test_nothing_is_compared_in_training_mode_which_would_move_the_running_statistics():
@@ -374,3 +375,50 @@ def test_nothing_is_compared_in_training_mode_which_would_move_the_running_stati
         with frozen(classifier):
             classifier(X)
         assert norm.num_batches_tracked == before + 1
+
+
+class Float32Head(nn.Module):
+    """Its last layer leaves autocast, as numerically delicate parts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        features = self.body(x).mean((2, 3))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(features.float())
+
+
+@pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier])
+def test_a_part_that_leaves_autocast_is_attacked_as_it_is_called(wrap):
+    classifier = wrap(Float32Head()).eval()
+    ab.predict(classifier, X)                            # in float32 nothing stands in the way
+    with autocast(torch.device("cpu"), "bf16"), warnings.catch_warnings(action="ignore", category=Note):
+        x_adv = ab.pgd(classifier, X, torch.zeros(3, dtype=torch.int64), epsilon=0.1, step_size=0.1, num_steps=1)
+    assert not torch.equal(x_adv, X)
+
+
+def test_looking_for_what_can_be_folded_draws_nothing():
+    class Resizing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = ab.networks.convnet(in_channels=3, width=4)
+
+        def forward(self, x):
+            return self.network(x * torch.rand(()))
+
+    network = Resizing().eval()
+    before = torch.get_rng_state()
+    fusible(network)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_that_were_kept_in_inference_mode_give_gradients_later():
+    classifier = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))).eval()
+    classifier.requires_grad_(False)
+    with torch.inference_mode():
+        classifier(X)
+    x = X.clone().requires_grad_()
+    classifier(x).sum().backward()
+    assert x.grad.abs().sum() > 0

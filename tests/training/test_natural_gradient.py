@@ -265,3 +265,10 @@ def test_a_training_tells_it_the_weight_of_the_kl_in_each_step_of_a_warm_up():
     training.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[-1]["kl_weight"]))
     list(training.epoch())
     assert seen[0] == 0 < seen[1] < seen[-1] == training.last_kl_weight < 0.5 / 100
+
+
+def test_a_step_by_hand_tells_it_the_weight_of_the_kl():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), prior_std=0.1, init_std=0.01).train()
+    optimizer = ab.NaturalGradient(classifier, num_train=100, alpha=0.5)
+    ab.train_step(classifier, optimizer, torch.rand(6, 1, 8, 8), torch.arange(6), kl_weight=0.001)
+    assert optimizer.param_groups[-1]["kl_weight"] == 0.001

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from tiny_runs import assert_same_run, interrupt_after, run
+from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.train import train
@@ -42,3 +43,16 @@ def test_a_training_with_weight_decay_goes_on_bit_for_bit(optimizer, tmp_path, m
     monkeypatch.undo()
     train(resume=tmp_path / "stopped")
     assert_same_run(whole, tmp_path / "stopped")
+
+
+def test_a_parameter_may_get_its_first_gradient_in_a_later_step():
+    """As an expert to which the first batch sent no image."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = build_optimizer(nn.ModuleList([first, second]), {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0})
+    for modules in ([first], [first, second]):
+        optimizer.zero_grad()
+        for p in (p for module in modules for p in module.parameters()):
+            p.grad = torch.ones_like(p)
+        before = second.weight.detach().clone()
+        optimizer.step()
+    torch.testing.assert_close(second.weight.detach(), before - 0.1)

@@ -42,7 +42,7 @@ class LeanCalls:
         before = {second: first for first, second in pairs}
         self._poolings = {name: before.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
         self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
-        self._agree = None if self._pairs or self._poolings else True
+        self._agree = {}                                 # by the dtype of autocast
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
@@ -72,23 +72,29 @@ class LeanCalls:
 
         tensors: parameters by name, None for the network's own. torch's global generators stand where they stood.
         """
-        if self._agree is None and not any(module.training for module in self.network.modules()):
-            self._agree = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
-        return bool(self._agree)
+        dtype = autocast_dtype(x.device)
+        if not (self._pairs or self._poolings or dtype and self._cast):
+            return True
+        if dtype not in self._agree and not any(module.training for module in self.network.modules()):
+            self._agree[dtype] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
+        return self._agree.get(dtype, False)
 
     @torch.no_grad()
     def _compare(self, x, tensors):
-        answers = []
         for (_, name), _, norm in self._still_pairs():
             tensors = tensors | _moved(name, norm)
-        for call, given in ((self, self.weights(tensors)), (self._full_call, tensors)):
+        with undisturbed():
+            full = tree_leaves(self._full_call(tensors, x.clone()))        # a first layer may work in place
+        try:
             with undisturbed():
-                answers.append(tree_leaves(call(given, x.clone())))        # a first layer may work in place
-        agree = all(map(_is_close, *answers))
+                agree = all(map(_is_close, tree_leaves(self(self.weights(tensors), x.clone())), full))
+        except RuntimeError:                             # a part that leaves autocast meets weights of its dtype
+            agree = False
         if not agree:
-            warnings.warn("called more cheaply, with BatchNorm folded into convolutions, or another loop for 2x2 max-pooling "
-                          "and the ReLU before it, the network answers otherwise, so its forward does what its modules do not "
-                          "tell: attacks and predictions call it as it is, which takes longer", Note, stacklevel=2)
+            warnings.warn("called more cheaply, with BatchNorm folded into convolutions, weights in autocast's dtype, or "
+                          "another loop for 2x2 max-pooling and the ReLU before it, the network answers otherwise, so its "
+                          "forward does what its modules do not tell: attacks and predictions call it as it is, which takes "
+                          "longer", Note, stacklevel=2)
         return agree
 
     def release_buffers(self):
@@ -177,7 +183,7 @@ def fusible(network):
     if any("forward" in vars(module) for module in modules.values()):
         return []
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), undisturbed():
             structure = copied(network, tensors).eval()  # tensors are looked at, so need no copies
             for module in structure.modules():
                 if type(module) in _CONVOLUTIONS:        # a skeleton has None there, and None leaves no trace
