@@ -187,7 +187,8 @@ def no_loss(base: torch.Tensor, other: torch.Tensor, measured: str, reverse: boo
 
 def rarely(found: torch.Tensor, measured: str, expected: str) -> Finding:
     """Whether what was found of images, (N,) of booleans, is true of at most NEAR_ZERO of all."""
-    return Finding(verdict(*wilson_interval(found.sum().item(), len(found)), NEAR_ZERO), measured, expected)
+    low, high = wilson_interval(found.sum().item(), len(found))
+    return Finding(verdict(low, high, NEAR_ZERO), measured, expected)
 
 
 def verdict(low: float, high: float, bound: float) -> str:
