@@ -365,11 +365,13 @@ def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_
 
 def test_a_run_that_is_gone_is_trained_and_evaluated_anew(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
-    made = Plan(["fig4"], Reproduction(epochs=1, num_train=100, num_test=20, width=4, attack_samples=2, out=out), 1437, 360)
-    journal = reproduction.Journal(made)
+    made = Plan(PIECES, Reproduction(epochs=1, num_train=100, num_test=20, width=4, attack_samples=2, out=out), 1437, 360)
+    journal, lost = reproduction.Journal(made), out / "runs" / "advbnn"
     assert not journal.waiting()
-    shutil.rmtree(out / "runs" / "advbnn")
-    assert [step.program for step in journal.waiting()] == ["train", "evaluate posterior", "evaluate report"]
+    shutil.rmtree(lost)
+    waiting = journal.waiting()
+    assert [step for step in made.steps if lost in (step.flags["out"], *step.flags.get("runs", ()))] == waiting
+    assert {"train", "evaluate posterior", "evaluate report"} < {step.program for step in waiting}
 
 
 def test_killed_at_several_points_and_started_again_it_ends_with_the_same_records(tmp_path):

@@ -70,8 +70,10 @@ class EvaluatedRun:
     @cached_property
     def is_random(self):
         """Whether two forward passes differ, by the defense or by the network itself, so that draws are worth averaging."""
-        (x, _), *_ = datasets.batches(self.images.take([0]), 1)
-        return self.is_mixture or DEFENSES[self.config["defense"]].random or draws_anew(self.classifier, x)
+        if self.is_mixture or DEFENSES[self.config["defense"]].random:
+            return True
+        (x, _), = datasets.batches(self.images.take([0]), 1)
+        return draws_anew(self.classifier, x)
 
     @property
     def is_bayesian(self):

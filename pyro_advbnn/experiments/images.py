@@ -2,6 +2,7 @@
 import hashlib
 
 from pyro_advbnn import datasets
+from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.configuration import images_of
 
@@ -17,8 +18,9 @@ def evaluated_images(config, selection):
         if images is None:
             raise InputError("--split held_out: the run held no images out")
     else:
-        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"],
-                               loading=config["loading"])                   # not by today's memory: their digest depends on it
+        loading = "stream" if config["loading"] == "stream" else "auto"     # not by today's memory: their digest depends on it
+        images = datasets.load(config["dataset"], "test", data_dir, image_size=config["image_size"], loading=loading,
+                               device=resolve_device(selection.device))
     if selection.num_test and selection.num_test > len(images):
         raise InputError(f"--num_test {selection.num_test} is more than the {len(images)} {selection.split} images of "
                          f"{config['dataset']}")
