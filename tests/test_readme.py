@@ -209,9 +209,16 @@ def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
             f"{left['advbnn-tuned', False]} to Adv-BNN") in text
     assert f"leaves {left['adv-tuned', True]} to adversarial training, {left['advbnn-tuned', True]} to Adv-BNN" in text
     few = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in runs if row["num_examples"] == "500"}
-    told = ["{}, {} and {}".format(*(few[run, epsilon] for epsilon in ("0", "0.031372549", "0.035")))
-            for run in ("adv-tuned", "advbnn-tuned")]
-    assert f"adversarial training has {told[0]} (clean, 8/255, 0.035), Adv-BNN {told[1]} under one draw" in text
+    shorter = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in
+               records("cifar10-medium/epochs-15/evaluation/accuracy.csv") if row["num_examples"] == "2000"}
+    (adv, ours), (short_adv, short_ours) = (
+        ["{}, {} and {}".format(*(found[run, epsilon] for epsilon in ("0", "0.031372549", "0.035")))
+         for run in ("adv-tuned", "advbnn-tuned")] for found in (few, shorter))
+    assert f"adversarial training has {adv} (clean, 8/255, 0.035), Adv-BNN {ours} under one draw" in text
+    assert f"After 15 epochs adversarial training had {short_adv}, Adv-BNN {short_ours} under one draw" in text
+    nll = [records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1]["nll"] for run in ("advbnn-tuned", "adv-tuned")]
+    assert "training {:.2f}, Adv-BNN {:.2f}".format(*nll[::-1]) in text
+    assert f"after 30 epochs {nll[0] - nll[1]:.3f};" in " ".join(PAGES["method.md"].split())
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
