@@ -90,7 +90,8 @@ class Journal:
         for step in self.plan.steps:
             longer = step.is_training and not run_folders.is_finished(step.flags["out"])         # made so since
             lost = not all(path.exists() for path in step.leaves)
-            if self._name(step) not in self._done or lost or longer or to_train & _needed(step):
+            anew = not step.is_training and to_train & _needed(step)
+            if self._name(step) not in self._done or lost or longer or anew:
                 waiting.append(step)
                 to_train |= {step.flags["out"]} if step.is_training else set()
         return waiting
@@ -200,8 +201,12 @@ def write_gains(folder, pairs):
         contender, control = (sorted(
             (row for row in reversed(robust.select(run=pair[role], epsilon=pair["epsilon"])) if row["tried"] == row["attacks"]),
             key=lambda row: -(row["attack_samples"] or 1)) for role in ("contender", "control"))
-        for result in next(both for both in itertools.product(contender, control)
-                           if len({_measured(row) for row in both}) == 1):
+        pairs_of_rows = itertools.product(contender, control)
+        alike = next((both for both in pairs_of_rows if len({_measured(row) for row in both}) == 1), ())
+        if not alike:
+            raise InputError(f"{folder} holds no results of evaluate robust that were made alike for {pair['contender']} and "
+                             f"{pair['control']}")
+        for result in alike:
             found = examples.select(**{name: result[name] for name in examples.columns if name in result})
             yield [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
 
@@ -212,7 +217,8 @@ def write_gains(folder, pairs):
 
 def _measured(row):
     """What two rows of `evaluate robust` must share to be compared; an ensemble of one attack is another than one of many."""
-    return *(row[name] for name in ("dataset", "network", "images", "norm", "num_steps", "num_queries")), " " in row["attacks"]
+    columns = ("dataset", "network", "images", "norm", "num_steps", "num_queries")
+    return *(row[name] for name in columns), Path(row["checkpoint"]).name, " " in row["attacks"]
 
 
 def _run_step(step, deadline, programs):

@@ -46,11 +46,11 @@ def test_a_paired_difference_is_as_uncertain_as_its_images_differ():
 
 
 @pytest.mark.parametrize(("n", "lost", "won"), [(40, 0.02, 0.02), (40, 0.1, 0.02), (100, 0.01, 0.0), (60, 0.4, 0.3)])
-def test_an_interval_of_a_paired_difference_holds_it_in_95_of_100_cases(n, lost, won):
+def test_an_interval_of_a_paired_difference_holds_it_in_about_95_of_100_cases(n, lost, won):
     cases = [(i, j) for i in range(n + 1) for j in range(n + 1 - i)]
     likely = stats.multinomial.pmf([(i, j, n - i - j) for i, j in cases], n, [lost, won, 1 - lost - won])
     held = [low <= lost - won <= high for low, high in (paired_difference_interval(*case, n) for case in cases)]
-    assert 0.94 <= sum(likely[held]) <= 1
+    assert 0.94 <= sum(likely[held]) and (lost < 0.3 or sum(likely[held]) <= 0.97)       # more where few images differ
 
 
 def test_the_most_extreme_of_several_differences_has_the_interval_that_holds_for_all():

@@ -4,6 +4,7 @@ import pytest
 from pyro_advbnn.evaluation import intervals
 from pyro_advbnn.experiments import reproduction
 from pyro_advbnn.reporting import csv_tables, summaries
+from pyro_advbnn.system.errors import InputError
 
 RUN = {"dataset": "digits", "network": "convnet", "defense": "adv", "epsilon": 0.2, "num_samples": 20, "num_examples": 100}
 
@@ -97,3 +98,10 @@ def test_a_weaker_attack_that_came_later_is_not_what_counts(tmp_path):
     attacked(tmp_path, "advbnn-tuned-0", set(), attack_samples=1)
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     assert csv_tables.read(tmp_path, "gains")[0]["gain"] == 0
+
+
+def test_where_no_results_are_alike_the_pair_is_named(tmp_path):
+    attacked(tmp_path, "adv-tuned-0", set(range(50)))
+    attacked(tmp_path, "advbnn-tuned-0", set(range(50)), network="convnet:bf16")
+    with pytest.raises(InputError, match="made alike for advbnn-tuned-0 and adv-tuned-0"):
+        reproduction.write_gains(tmp_path, [pair("tuned", 0)])
