@@ -24,7 +24,7 @@ from pyro_advbnn.attacks.losses import (
     is_worse,
     loss_and_gradient,
     loss_name,
-    losses_together,
+    outcomes_together,
 )
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least
@@ -98,10 +98,9 @@ class APGD(Attack):
     def _better(self, classifier, now, best, y, is_random):
         """(the better of the two for each image, where that is `now`): success first, then the larger loss."""
         if is_random:
-            noting = NotingSuccess(self.loss)
-            losses = losses_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self) | {"loss": noting})
-            now, best = (points._replace(losses=loss, succeeded=succeeded) for points, loss, succeeded in
-                         zip((now, best), losses, noting.succeeded().chunk(2), strict=True))
+            outcomes = outcomes_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self))
+            now, best = (points._replace(losses=losses, succeeded=succeeded)
+                         for points, (losses, succeeded) in zip((now, best), outcomes, strict=True))
         is_better = is_worse(now.losses, now.succeeded, best.losses, best.succeeded)
         return _chosen(is_better, now, best), is_better
 

@@ -81,13 +81,18 @@ def losses_together(classifier, x, other, y, **averaging):
 def keep_worse(classifier, x_adv, other, y, **averaging):
     """Of each image the one of its two attacked versions that is worse, by `is_worse`; (B, C, H, W).
 
-    Both are measured anew by `losses_together`: that one had a lucky draw before does not count.
+    Both are measured anew by `outcomes_together`: that one had a lucky draw before does not count.
     """
-    noting = NotingSuccess(averaging.get("loss", "ce"))
     with eval_mode(classifier), frozen(classifier):
-        losses = losses_together(classifier, x_adv, other, y, **averaging | {"loss": noting})
-    one, another = zip(losses, noting.succeeded().chunk(2), strict=True)
+        one, another = outcomes_together(classifier, x_adv, other, y, **averaging)
     return torch.where(per_image(is_worse(*another, *one), x_adv), other, x_adv)
+
+
+def outcomes_together(classifier, x_adv, other, y, *, loss="ce", **averaging):
+    """For x_adv, and for other, (the losses of `losses_together`, whether the averaged answer is a success), each (B,)."""
+    noting = NotingSuccess(loss)
+    losses = losses_together(classifier, x_adv, other, y, loss=noting, **averaging)
+    return zip(losses, noting.succeeded().chunk(2), strict=True)
 
 
 def is_worse(losses, succeeded, other_losses, other_succeeded):

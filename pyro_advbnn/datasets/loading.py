@@ -2,7 +2,6 @@
 
 A data set is one uint8 tensor on one device, or a folder of files that are read as they are needed.
 """
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from pyro_advbnn.datasets.image_sets import Images, ImageSet, ImageView
 from pyro_advbnn.datasets.names import DATASETS, LOADINGS, SPLITS
 from pyro_advbnn.datasets.streaming import StreamedImages, default_workers
 from pyro_advbnn.datasets.subsets import hold_out
+from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.memory import available_memory
 
@@ -99,7 +99,7 @@ def _folder(paths, labels, class_names, image_size, loading, workers, device):
 
 def _fits(num, image_size, device):
     needed = num * 3 * image_size * image_size
-    room = available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # which processes of torchrun share
+    room = available_memory() / distributed.local_world_size()
     if device is not None and torch.device(device).type == "cuda":
         room = min(room, torch.cuda.mem_get_info(device)[0] / 2)
     return needed <= room

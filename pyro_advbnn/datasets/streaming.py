@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from pyro_advbnn.datasets import decoding
 from pyro_advbnn.datasets.cache import update_with_names
 from pyro_advbnn.datasets.image_sets import Images, ImageSet
+from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError
 
 BATCHES_AHEAD = 2                                        # of each worker
@@ -98,7 +99,7 @@ class StreamedImages(ImageSet):
 def default_workers():
     """As many workers as this process has cores, shared out among the processes of torchrun; from 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(8, cores // distributed.local_world_size()))
 
 
 def one_ahead(batches, device):

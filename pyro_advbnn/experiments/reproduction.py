@@ -39,7 +39,7 @@ def run(piece, wanted, programs, **more):
         with nullcontext() if wanted.dry_run else locks.locked(plan.out):
             journal = Journal(plan)                      # as it is now that nobody else writes it
             with process_settings(_share(wanted.jobs)):
-                _print(plan, journal.waiting(), *_seconds_per_gradient(plan, images, device))
+                _print(plan, journal.waiting(), device, *_seconds_per_gradient(plan, images, device))
             if one_thread:
                 print("on one thread: put OMP_NUM_THREADS=1 before a command to have the same by hand")
             if not wanted.dry_run:
@@ -265,13 +265,13 @@ def _seconds_per_gradient(plan, images, device):
     return evaluated if plan.precision == "fp32" else costs.seconds_per_gradient(network, images, plan.precision), evaluated
 
 
-def _print(plan, waiting, trained, evaluated):
+def _print(plan, waiting, device, trained, evaluated):
     """The plan, with the time that each step may take.   trained, evaluated: seconds of a gradient."""
     def seconds(step):
         return step.gradients * (trained if step.is_training else evaluated)
 
     jobs = plan.wanted.jobs
-    at_once = jobs if resolve_device(plan.wanted.device).type == "cpu" else 1         # a GPU is shared
+    at_once = jobs if device.type == "cpu" else 1        # a GPU is shared
     total = sum(seconds(step) / (at_once if step.is_training else 1) for step in waiting)
     side_by_side = f", {jobs} trainings at once on {counted(torch.get_num_threads(), 'thread')} each" if jobs > 1 else ""
     print(f"{len(plan.steps)} steps to {plan.out}, {len(plan.steps) - len(waiting)} of them done; about {duration(total)} on "

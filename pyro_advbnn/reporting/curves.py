@@ -57,16 +57,16 @@ def named(rows, *shown, names=None):
 
     names: {run: name}, default `labels(rows)`.
     """
-    names, of_run = names or labels(rows), {}
-    for row in rows:
-        of_run.setdefault(row["run"], []).append(settings(row))
-    for row in rows:
-        own = of_run[row["run"]]
-        differ = {name for each in own for name in each if len({other[name] for other in own if name in other}) > 1}
+    names, told = names or labels(rows), {}
+    for run in names:
+        own = [settings(row) for row in rows if row["run"] == run]
+        told[run] = {name for each in own for name in each
+                     if name not in shown and len({other[name] for other in own if name in other}) > 1}
         if len({each["checkpoint"] for each in own}) == len({each["weights"] for each in own}):
-            differ -= {"weights"}                        # the checkpoint already tells them
-        yield ", ".join([names[row["run"]], *(text for name, text in settings(row).items()
-                                              if name in differ and name not in shown)]), row
+            told[run] -= {"weights"}                     # the checkpoint already tells them
+    for row in rows:
+        words = [text for name, text in settings(row).items() if name in told[row["run"]]]
+        yield ", ".join([names[row["run"]], *words]), row
 
 
 def _labels_of_many(rows):

@@ -30,6 +30,11 @@ def launched():
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
+def local_world_size():
+    """How many processes of torchrun share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def job():
     """torchrun's name for this job (--rdzv-id), the same after a restart of its processes; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID") if launched() else None

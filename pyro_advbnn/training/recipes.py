@@ -12,7 +12,7 @@ from pyro_advbnn.attacks.pgd import auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.system.errors import check_at_least
 
-KL_BUDGET, LARGEST_SHARE, BUDGETED_SNR = 500, 0.2, 20    # of `kl_share`: nats in all and at most per image; at what SNR
+KL_BUDGET, LARGEST_SHARE, BUDGETED_SNR = 500, 0.2, 20    # of `auto_alpha`: nats in all and at most per image; at what SNR
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.
@@ -84,13 +84,8 @@ def resolve_step_size(step_size, epsilon, num_steps):
     return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
 
 
-def kl_share(num_train):
-    """What each of num_train images pays for the KL by `auto_alpha`, in nats: its share of KL_BUDGET, at most LARGEST_SHARE."""
-    return min(KL_BUDGET / num_train, LARGEST_SHARE)
-
-
 def auto_alpha(num_train: int, num_weights: int) -> float:
-    """alpha of Eq. (10) by a budget: alpha / N times the KL is `kl_share` nats for each of num_train images at BUDGETED_SNR.
+    """alpha of Eq. (10) by a budget: alpha times the KL is KL_BUDGET nats, at most LARGEST_SHARE per image, at BUDGETED_SNR.
 
     At most 1, the ELBO itself.
 
@@ -98,7 +93,7 @@ def auto_alpha(num_train: int, num_weights: int) -> float:
     """
     check_at_least("num_train", num_train, 1)
     check_at_least("num_weights", num_weights, 1)
-    return min(1.0, kl_share(num_train) / budgeted_share(1.0, num_train, num_weights))
+    return min(1.0, min(KL_BUDGET / num_train, LARGEST_SHARE) / budgeted_share(1.0, num_train, num_weights))
 
 
 def budgeted_share(alpha, num_train, num_weights):
