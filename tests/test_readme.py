@@ -457,6 +457,15 @@ def test_the_table_of_todays_defaults_equals_its_records():
             assert row[part] == f"{added:.3f}"
 
 
+def test_the_readme_tells_what_a_step_costs_as_the_records_do():
+    cpu = [100 * float(one(records(f"benchmark-cpu/defaults/batch-{batch}.csv"), contestant="adv-bnn")["cpu_ratio"]) - 100
+           for batch in (128, 32)]
+    gpu = sorted(100 * float(row["wall_ratio"]) - 100 for row in records("gpu/h100/benchmark/benchmark.csv")
+                 if row["contestant"] == "adv-bnn")
+    assert ("costs {:.0f} % more than one of adversarial training at batch 128 on a CPU, {:.0f} % at 32, {:.0f} to {:.0f} % on "
+            "an H100").format(*cpu, gpu[0], gpu[-1]) in PAGES["README.md"]
+
+
 def test_the_table_of_the_benchmark_equals_the_record():
     rows = records("benchmark-cpu/benchmark.csv")
     for row in table("benchmark.md", "contestant", "peak MiB"):

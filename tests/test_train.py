@@ -27,7 +27,9 @@ from tiny_runs import (
 )
 
 from pyro_advbnn import datasets, networks
+from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
+from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
 from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
@@ -53,7 +55,6 @@ SOON = 1e-9                                              # minutes
     {"defense": "advbnn", "weight_averaging": 0.9},
     {"defense": "advbnn", "weight_averaging": 0.9, "optimizer": "natural"},
     {"defense": "adv", "weight_averaging": 0.5},
-    {"defense": "advbnn", "batch_statistics": "mean"},
     {"defense": "advrse", "awp": 0.01, "awp_start": 0.4},
     {"defense": "advbnn", "awp": 0.01, "micro_batch": 10},
 ], ids=lambda flags: "-".join(map(str, flags.values())))
@@ -626,6 +627,16 @@ def test_a_torchvision_network_trains_on_images_of_ones_own(tmp_path):
     folder = run(tmp_path / "run", **flags, num_train=None, validation=4, batch_size=10, epochs=1, num_steps=1)
     assert json_files.read_json(folder / "config.json")["num_weights"] == 11_177_538
     assert len(metrics(folder)) == 1
+
+
+def test_batches_and_held_out_images_are_attacked_by_pgd_as_the_settings_say():
+    flags = {"epsilon": 0.5, "step_size": 0.2, "num_steps": 5}
+    assert build(**flags, attack_samples=3)[1].attack == PGD(0.5, 0.2, 5, 3)
+    _, training, held_out = build(defense="adv", **flags)
+    images, linear = held_out.in_memory(), Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    told = datasets.Images(images.images, linear(images.images / 255).argmax(-1), images.class_names)
+    clean, robust = loop.accuracies(linear, told, training.settings, seed=0)
+    assert clean == 1 and robust == 0
 
 
 @pytest.mark.parametrize(("flags", "named"), [

@@ -125,7 +125,7 @@ def _exact(x):
 @torch.no_grad()
 def _track(norm, mean, var, count):
     """Move the running statistics of a norm by those of a batch, var the biased variance."""
-    if count == 1:
+    if isinstance(count, int) and count == 1:            # that of several processes is on the device, for which nobody waits
         raise ValueError("BatchNorm in training needs more than 1 value per channel, got 1")
     norm.num_batches_tracked += 1
     momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
@@ -175,7 +175,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
 def _joined_statistics(x):
     """(mean (C,), biased variance (C,), count) over all processes; in two passes, as one would lose digits."""
     dims = [0, *range(2, x.dim())]
-    sums = distributed.Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() // x.shape[1]])]))
+    sums = distributed.Sum.apply(torch.cat([x.sum(dims), x.new_full((1,), x.numel() // x.shape[1])]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
     deviations = x - mean.view(1, -1, *[1] * (x.dim() - 2))

@@ -1,6 +1,7 @@
 """Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -18,7 +19,7 @@ from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, *, kl_weight: float,
                attack: Callable | None = None, micro_batch: int | None = None, share: float | None = None,
                awp: float = 0.0) -> Objective:
-    """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch.
+    """One step of Algorithm 1; returns its `elbo.Objective` on the attacked batch, detached.
 
     kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean
     training. Gradients, optimizer state, parameters and BatchNorm statistics change; the statistics see the attacked batch
@@ -76,7 +77,7 @@ def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, sha
     if micro_batch is None or micro_batch >= len(y):
         parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
         (parts.loss if share == 1 else parts.loss * share).backward()
-        return parts
+        return replace(parts, loss=parts.loss.detach())  # a graph that lives on would stop the capture of a CUDA graph
     return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch, share)
 
 

@@ -40,15 +40,20 @@ class _Graphs:
 
     What comes once, as the last batch of an epoch in the first, is no reason for a graph. Graphs read the classifier's tensors
     where they lie, so these may change but not move; what they draw, they draw anew, as the device's generator moves on. All
-    else is done as usual. failure: why there are no graphs, None as long as nothing went wrong.
+    else is done as usual. failure: why there are no graphs, None as long as nothing went wrong. A capture that fails, of
+    whichever of them, leaves the device another generator (`captured`), of which graphs that are there do not know.
     """
 
+    captures_failed = 0
+
     def __init__(self):
-        self.failure, self._graphs, self._came, self._batch = None, {}, set(), None
+        self.failure, self._graphs, self._came, self._batch, self._made_after = None, {}, set(), None, 0
 
     def _replay(self, key, run, classifier, x, y):
         """What run(classifier, x, y) returns, in memory that the next replay writes anew; None where there is no graph."""
         key = classifier, tuple(x.shape), key
+        if self._made_after != _Graphs.captures_failed:
+            self._graphs, self._made_after = {}, _Graphs.captures_failed
         if key not in self._graphs:
             again, fits = key in self._came, self._batch is None or x.shape == self._batch[0].shape
             self._came.add(key)
@@ -58,7 +63,8 @@ class _Graphs:
             try:
                 self._graphs[key] = captured(lambda: run(classifier, *self._batch), classifier, x.device)
             except RuntimeError as error:
-                self._graphs, self.failure = {}, reason(error)
+                self.failure = reason(error)
+                _Graphs.captures_failed += 1
                 return None
         graph, result = self._graphs[key]
         for kept, given in zip(self._batch, (x, y), strict=True):
@@ -135,7 +141,7 @@ def captured(run, classifier, device):
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[device.index]
     fresh = generator.clone_state()
     try:                                                 # on the stream's device; other threads may copy and pin meanwhile
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = run()
     except RuntimeError:                                 # torch may leave the generator as if the capture still went on
         generator.graphsafe_set_state(fresh)

@@ -1,11 +1,12 @@
 """Tests of Auto-PGD: its schedule, known answers, random classifiers, and the same strength as another implementation."""
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks.apgd import APGD, checkpoints
+from pyro_advbnn.attacks.apgd import APGD, _Steps, checkpoints
 from pyro_advbnn.attacks.balls import BALLS
 from pyro_advbnn.attacks.losses import AVERAGES, expected_loss, loss_and_gradient
 from pyro_advbnn.attacks.modes import frozen
@@ -216,19 +217,30 @@ def test_it_breaks_as_many_images_from_the_same_start_as_another_implementation(
     assert same.float().mean() > 0.75
 
 
-def test_an_answer_is_wrong_where_that_averaged_over_the_draws_is():
-    class Alternating(nn.Module):
-        """Wrong in its first draw by a little, right in its second by much."""
+@pytest.mark.parametrize(("margins", "wrong"), [((0.1, -3), False), ((2, 2, -7), True)])    # the second's mean logit is right
+@pytest.mark.parametrize("average", ["gradient", "probability"])
+def test_an_answer_is_wrong_where_the_mean_probability_of_the_draws_is(margins, wrong, average):
+    class InTurn(nn.Module):
+        """By how much its draws are wrong, one after the other."""
+
+        turn = itertools.cycle(margins)
 
         def forward(self, x):
-            self.calls = getattr(self, "calls", 0) + 1
-            margin = (0.1 if self.calls % 2 else -3) + 0 * x.flatten(1).mean(1)
+            margin = next(self.turn) + 0 * x.flatten(1).mean(1)
             return torch.stack([torch.zeros_like(margin), margin], 1)
 
     x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
-    for average in ("gradient", "probability"):
-        points = APGD(0.1, attack_samples=2, average=average)._at(Alternating(), x, y)
-        assert not points.succeeded.any()
+    points = APGD(0.1, attack_samples=len(margins), average=average)._at(InTurn(), x, y)
+    assert points.succeeded.tolist() == [wrong, wrong]
+
+
+def test_a_step_size_is_halved_after_too_few_rises_or_where_neither_it_nor_the_best_loss_has_changed():
+    steps, seen = _Steps(3, 1.0, 20, torch.zeros(())), []
+    for k in range(1, 13):                               # the second rises in 3 of the first 5, the third finds nothing better
+        halved = steps.count(k, torch.tensor([True, k not in (4, 5), True]), torch.tensor([True, True, False]))
+        seen += [] if halved is None else [(k, halved.tolist(), steps.sizes.tolist())]
+    assert seen == [(5, [False, True, False], [1, 0.5, 1]), (9, [False, False, True], [1, 0.5, 0.5]),
+                    (12, [False, False, False], [1, 0.5, 0.5])]
 
 
 @pytest.mark.gpu

@@ -72,8 +72,9 @@ def test_labels_of_int32_and_inference_mode_change_nothing(batch, name, defense)
 @pytest.mark.parametrize("compiled", [torch.jit.script, lambda network: torch.jit.trace(network, torch.rand(2, 1, 8, 8))])
 def test_networks_of_torch_script_are_attacked_too(batch, compiled):
     network = compiled(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10)))
-    for attack in (ATTACKS[name] for name in ATTACKS if name != "Through"):       # a surrogate needs a classifier
-        assert (attack(network, *batch) - batch[0]).abs().max() < 0.51
+    for name in ATTACKS.keys() - {"Through"}:            # a surrogate needs a classifier
+        moved = (ATTACKS[name](network, *batch) - batch[0]).abs().max()
+        assert moved < 0.51 and (moved > 0 or name == "CarliniWagner"), name       # which leaves what is wrong as it is
 
 
 def test_a_training_step_on_another_likelihood_than_that_of_classes_takes_any_numbers():

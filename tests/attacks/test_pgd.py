@@ -148,14 +148,14 @@ def test_many_draws_per_gradient_break_what_one_draw_cannot(batch):
 
     class Drowned(nn.Module):
         def forward(self, x):
-            signal, noise = x.flatten(1).sum(1), (x.flatten(1) * 30 * torch.randn(64)).sum(1)
+            signal, noise = x.flatten(1).sum(1), (x.flatten(1) * 10 * torch.randn(64)).sum(1)
             margin = signal + noise - noise.detach() - 30
             return torch.stack([margin, -margin], 1)
 
     x, y = torch.full((8, 1, 8, 8), 0.6), torch.zeros(8, dtype=torch.long)
     drop = [(x - ab.pgd(Drowned(), x, y, epsilon=0.2, step_size=0.2, num_steps=1, attack_samples=m)).mean()
             for m in (1, 500)]
-    assert drop[0] < 0.08 and drop[1] > 0.09 and drop[1] > drop[0]
+    assert drop[0] < 0.12 and drop[1] > 0.17        # each by four standard errors
 
 
 def test_fgsm_is_one_step_of_length_epsilon(batch):

@@ -1,4 +1,6 @@
 """Tests of the worst case over attacks: who is broken, who leaves, and that luck gains nothing."""
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -109,6 +111,7 @@ def test_what_leaves_hardly_ever_stands_by_the_draws_that_count():
     x, y = torch.zeros(4000, 1, 2, 2), torch.zeros(4000, dtype=torch.int64)
     rows = [row for _, found in attacked(Coin(0.35), [(x, y)], {}) for row in found]
     stand = [row["leaves"] for row in rows if not row["broken"]]
+    assert sum(row["leaves"] for row in rows) > 100      # by the binomial distribution 178 ± 13
     assert len(stand) > 100 and sum(stand) < 0.1 * len(stand)
 
 
@@ -122,6 +125,30 @@ def test_the_draws_tell_the_lead_of_the_averaged_prediction():
     assert found["predicted"].tolist() == [1, 0, 0]
     with pytest.raises(InputError, match="num_samples must be at least 1"):
         judge(Threshold(), x, y, 0)
+
+
+def test_the_averaged_prediction_is_that_of_probabilities_and_not_of_logits():
+    class InTurn(nn.Module):
+        turn = itertools.cycle([(2.0, 0.0), (2.0, 0.0), (0.0, 7.0)])
+
+        def forward(self, x):
+            return torch.tensor(next(self.turn)).expand(len(x), -1)
+
+    found = judge(InTurn(), *batch([0.5], [0]), 3)
+    assert found["predicted"].tolist() == [0] and not found["broken"].any()
+    right = torch.tensor([2.0, 2.0, -7.0]).sigmoid().mean().item()
+    assert found["margin"].item() == pytest.approx(2 * right - 1)
+
+
+def test_every_attack_on_every_batch_has_a_stream_of_its_own():
+    drawn = []
+
+    def noting(classifier, x, y):
+        drawn.append(torch.rand(3))
+        return x
+
+    list(attacked(Threshold(), 2 * [batch([0.9], [1])], {"a": noting, "b": noting}, num_samples=1))
+    assert len(torch.stack(drawn).unique(dim=0)) == 4
 
 
 def test_what_is_known_is_not_computed_and_what_comes_after_is_the_same():

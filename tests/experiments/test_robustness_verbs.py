@@ -3,7 +3,6 @@ import csv
 import shutil
 
 import pytest
-import torch
 
 from pyro_advbnn import evaluate
 from pyro_advbnn.attacks import catalogue
@@ -149,4 +148,4 @@ def test_the_report_shows_the_worst_case_and_the_checks(run, monkeypatch):
     commands.run(evaluate.VERBS, ["report", "--run", str(run), "--num_images=0"])
     page = (run / "report.html").read_text()
     assert "Accuracy in the worst case over several attacks" in page and "Signs of a broken evaluation" in page
-    assert (run / "tables" / "robust.md").exists() and torch.get_num_threads() > 0
+    assert (run / "tables" / "robust.md").exists()

@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 import sys
 import warnings
 from types import SimpleNamespace
@@ -96,6 +97,36 @@ def test_where_a_graph_fails_all_are_given_up_and_the_statistics_are_as_if_nothi
     assert graphed.failure.startswith("no graph") and not graphed._graphs
 
 
+def test_a_capture_that_fails_makes_earlier_graphs_of_others_anew(monkeypatch):
+    """As it leaves the device another generator than that from which they draw."""
+    made = []
+
+    def sometimes(run, classifier, device):
+        made.append(run)
+        if len(made) == 2:
+            raise RuntimeError("no graph")
+        return (graph := Rerun(run, classifier, device)), graph.result
+
+    monkeypatch.setattr(cuda_graphs, "captured", sometimes)
+    monkeypatch.setattr(Rerun, "replay", lambda self: None)
+    classifier, x, y = Classifier(ab.networks.convnet(width=2)), torch.rand(8, 1, 8, 8), torch.arange(8)
+    attack, take_gradients = GraphedAttack(ab.PGD(0.1, num_steps=1)), GraphedGradients()
+    for _ in range(4):
+        attack(classifier, x, y)
+        take_gradients(classifier, x, y, kl_weight=0.0)
+    assert len(made) == 3 and attack.failure is None and take_gradients.failure == "no graph"
+
+
+def test_a_step_leaves_no_graph_of_autograd_behind():
+    """For its nodes, which hold the stream of the step, would be in the way of a capture."""
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2))
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.1)
+    for micro_batch in (None, 4):
+        parts = ab.train_step(classifier, optimizer, torch.rand(8, 1, 8, 8), torch.arange(8), kl_weight=0.1,
+                              micro_batch=micro_batch)
+        assert not any(value.requires_grad for value in vars(parts).values())
+
+
 def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "accelerate", lambda training, config: vars(training).update(
         attack=GraphedAttack(training.attack), take_gradients=GraphedGradients()) or [])
@@ -105,6 +136,7 @@ def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypa
     assert all(out.count(f"--cuda_graphs: none of the {part}: the images are on cpu") == 1 for part in ("attack", "gradients"))
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
     classifier = Classifier(ab.networks.convnet(width=2))
     expected, state = classifier.eval()(batch[0]).detach(), {k: v.clone() for k, v in classifier.state_dict().items()}
@@ -238,4 +270,4 @@ def faults_without_and_with_memory_kept():
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_memory_that_was_freed_is_used_again_without_new_pages():
     before, kept = in_a_process(faults_without_and_with_memory_kept)       # for it cannot be taken back
-    assert kept < 100 and before > 80_000                # a page of 4 KiB each
+    assert kept < 100 < before

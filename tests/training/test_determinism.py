@@ -109,7 +109,6 @@ def test_a_resumption_on_another_device_or_with_other_threads_says_that_bits_wil
 
 LOOKING = {
     "more draws in held-out predictions": {"num_samples": 5},
-    "tensorboard": {"tensorboard": True},
     "patience": {"patience": 2},
     "time": {"max_minutes": 1000},
 }
@@ -122,8 +121,6 @@ def plain(request, tmp_path_factory):
 
 @pytest.mark.parametrize("flags", LOOKING.values(), ids=LOOKING)
 def test_looking_at_a_training_in_another_way_leaves_its_bits(plain, flags, tmp_path):
-    if "tensorboard" in flags:
-        pytest.importorskip("tensorboard")
     defense = json_files.read_json(plain / "config.json")["defense"]
     other = run(tmp_path / "other", defense=defense, augmentation="crop_flip", **flags)
     assert equal(weights(plain), weights(other)) and equal(content(plain)["training"]["rng"], content(other)["training"]["rng"])

@@ -263,8 +263,10 @@ def test_a_training_tells_it_the_weight_of_the_kl_in_each_step_of_a_warm_up():
     config, training, _ = build(optimizer="natural", alpha=0.5, kl_warmup=0.5)
     seen = []
     training.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[-1]["kl_weight"]))
-    list(training.epoch())
-    assert seen[0] == 0 < seen[1] < seen[-1] == training.last_kl_weight < 0.5 / 100
+    for _ in range(2):                                   # of four steps each
+        list(training.epoch())
+    assert seen == pytest.approx([0.5 / 100 * share for share in (0, 0.25, 0.5, 0.75, 1, 1, 1, 1)])
+    assert training.last_kl_weight == seen[-1]
 
 
 def test_a_step_by_hand_tells_it_the_weight_of_the_kl():

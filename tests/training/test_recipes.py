@@ -123,6 +123,13 @@ def test_evaluation_is_at_the_radii_of_table_1_but_of_digits_at_larger_ones(data
     assert protocol.default_epsilons(dataset) == epsilons and recipes.default_step_size(dataset) == step_size
 
 
+def test_figures_3_and_5_are_measured_as_in_the_authors_scripts():
+    sets = ("cifar10", "stl10", "imagenet143", "digits")
+    assert [protocol.default_transfer_epsilon(name) for name in sets] == [0.06, 0.06, 0.02, 0.2]
+    assert [protocol.default_ensemble_epsilons(name) for name in sets] == 3 * [(0, 0.01, 0.02)] + [(0, 0.1, 0.2)]
+    assert len(protocol.FIGURE_5_STEPS) == 17 and (protocol.FIGURE_5_STEPS[0], protocol.FIGURE_5_STEPS[-1]) == (3, 1000)
+
+
 @pytest.mark.parametrize(("side", "name"), [(8, "convnet"), (28, "convnet"), (32, "vgg16"), (96, "vgg16")])
 def test_images_of_ones_own_get_a_network_that_takes_them(side, name):
     assert recipes.default_network(side) == name

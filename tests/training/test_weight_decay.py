@@ -49,6 +49,7 @@ def test_a_parameter_may_get_its_first_gradient_in_a_later_step():
     """As an expert to which the first batch sent no image."""
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = build_optimizer(nn.ModuleList([first, second]), {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0})
+    start = first.weight.detach().clone()
     for modules in ([first], [first, second]):
         optimizer.zero_grad()
         for p in (p for module in modules for p in module.parameters()):
@@ -56,3 +57,4 @@ def test_a_parameter_may_get_its_first_gradient_in_a_later_step():
         before = second.weight.detach().clone()
         optimizer.step()
     torch.testing.assert_close(second.weight.detach(), before - 0.1)
+    torch.testing.assert_close(first.weight.detach(), start - 0.1 - 0.1 * (1 + 0.9))

@@ -20,6 +20,7 @@ from pyro_advbnn.bayes.kernels import max_pool
 from pyro_advbnn.bayes.kernels.vectors import Buffers
 from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.system.errors import Note
+from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.random_streams import undisturbed
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -88,8 +89,8 @@ class LeanCalls:
         try:
             with undisturbed():
                 agree = all(map(_is_close, tree_leaves(self(self.weights(tensors), x.clone())), full))
-        except RuntimeError:                             # a part that leaves autocast meets weights of its dtype
-            if autocast_dtype(x.device) is None:
+        except RuntimeError as error:                    # a part that leaves autocast meets weights of its dtype
+            if autocast_dtype(x.device) is None or is_out_of_memory(error):
                 raise
             agree = False
         if not agree:
