@@ -98,7 +98,7 @@ def test_on_an_adversarially_trained_network_no_check_fails(robust, fragile):
     found = verdicts(robust, batches)
     without = {name for name, verdict in found.items() if verdict == UNFIT}
     assert without == {"beats transfer", "one draw", "enough draws", "fixed draw"}     # nothing to transfer from, or to draw
-    assert FAILED not in found.values() and list(found.values()).count(HELD) >= 8    # of ten; what rounds otherwise leaves doubts
+    assert FAILED not in found.values() and list(found.values()).count(HELD) >= 8    # of ten; rounding may leave doubts
     assert found["gradients"] == found["beats noise"] == HELD
     assert verdicts(robust, batches, ["beats transfer"], transfer=fragile) == {"beats transfer": HELD}
 
