@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
@@ -104,14 +103,10 @@ class PGD(Attack):
         with eval_mode(classifier), frozen(classifier):
             for _ in range(self.num_steps):
                 if self.epsilon > 0:
-                    velocity = self._velocity(self._gradient(classifier, x_adv, y), velocity)
+                    _, gradient = loss_and_gradient(classifier, x_adv, y, **averaging_of(self))
+                    velocity = self._velocity(gradient, velocity)
                     x_adv = ball.project_(x_adv + self.step_size * ball.ascent(velocity))
                 yield x_adv
-
-    def _gradient(self, classifier, x_adv, y):
-        if (self.loss, self.average) == ("ce", "gradient"):
-            return input_gradient(classifier, x_adv, y, self.attack_samples)
-        return loss_and_gradient(classifier, x_adv, y, **averaging_of(self))[1]
 
     def _velocity(self, gradient, before):
         if not self.momentum:
@@ -124,15 +119,3 @@ class PGD(Attack):
 def auto_step_size(epsilon, num_steps):
     """2.5 * epsilon / num_steps: enough to cross the ball and turn round (Madry et al. 2018)."""
     return 2.5 * epsilon / max(num_steps, 1)
-
-
-def input_gradient(classifier, x, y, attack_samples=1):
-    """The sum over attack_samples draws of the gradient of the images' cross-entropies by x; (B, C, H, W)."""
-    x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
-    total = None
-    for _ in range(attack_samples):
-        with torch.enable_grad():
-            loss = F.cross_entropy(classifier(x.clone()).float(), y, reduction="sum")
-        gradient, = torch.autograd.grad(loss, x)
-        total = gradient if total is None else total + gradient    # gradients may be expanded views
-    return total

@@ -29,7 +29,7 @@ class ImageSet:
         raise NotImplementedError
 
     def view(self, indices) -> "ImageSet":
-        raise NotImplementedError
+        return self.take(indices)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,9 +115,6 @@ class ImageView(ImageSet):
     def take(self, indices) -> "ImageView":
         indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         return ImageView(self.stored, self.rows[indices], self.labels[indices], self.class_names)
-
-    def view(self, indices) -> "ImageView":
-        return self.take(indices)
 
     def in_memory(self) -> Images:
         return Images(self.images, self.labels, self.class_names)

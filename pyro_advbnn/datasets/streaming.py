@@ -61,9 +61,6 @@ class StreamedImages(ImageSet):
         indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         return replace(self, rows=self.rows[indices], labels=self.labels[indices])
 
-    def view(self, indices) -> "StreamedImages":
-        return self.take(indices)
-
     def in_memory(self) -> Images:
         """All of them, read now by this process, on the device."""
         images = torch.from_numpy(decoding.decode(self._paths_at(self.rows), self.image_size))

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from pyro_advbnn.attacks.losses import loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.attacks.pgd import input_gradient
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, predict, sums_of_draws
 from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, fit_batches
 from pyro_advbnn.evaluation.intervals import Z95
@@ -100,7 +100,8 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     norms = []
     for x, y in fit_batches(batches, [classifier]):
         with eval_mode(classifier), frozen(classifier):
-            norms.append(input_gradient(classifier, x, y, num_samples).double().abs().flatten(1).sum(1) / num_samples)
+            _, gradient = loss_and_gradient(classifier, x, y, attack_samples=num_samples)
+            norms.append(gradient.double().abs().flatten(1).sum(1))
         if progress:
             progress(sum(map(len, norms)), 0)
     if not norms:

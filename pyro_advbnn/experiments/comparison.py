@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pyro_advbnn import networks
 from pyro_advbnn.experiments import timings
 from pyro_advbnn.experiments.workloads import MAKERS, TrainingStep, necessary_flops, random_workload, wait
+from pyro_advbnn.reporting import csv_tables
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
@@ -167,7 +168,7 @@ class _Report:
         self.rows += rows
         if self.settings.out is not None:
             self.settings.out.mkdir(parents=True, exist_ok=True)
-            timings.write_csv(self.settings.out / "benchmark.csv", self.rows)
+            csv_tables.write(self.settings.out / "benchmark.csv", timings.FIELDS, self.rows)
             json_files.write_json(self.settings.out / "benchmark.json", {
                 "settings": self.described | {"out": str(self.settings.out)}, "num_weights": self.num_weights,
                 "rows": self.rows, "comparisons": timings.comparisons(self.rows), "environment": environment()})

@@ -1,10 +1,7 @@
-"""The rows of a benchmark: from times to medians, ratios and shares; as text and as csv. No tensors here."""
-import csv
-import io
+"""The rows of a benchmark: from times to medians, ratios and shares; as text. No tensors here."""
 import statistics
 
 from pyro_advbnn.cli import text_tables
-from pyro_advbnn.system import files
 
 CONTESTANTS = {name: (name,) for name in ("adv-bnn", "deterministic", "plain-pyro", "authors")} | {
     "prediction": ("prediction", "bare forwards", "normals")}                                          # the rows of each
@@ -68,16 +65,6 @@ def comparisons(rows):
                     **{f"{clock}_ratio": sum(each[f"{clock}_s"] for each in other) / row[f"{clock}_s"]
                        for clock in ("wall", "cpu")}})
     return found
-
-
-def write_csv(path, rows):
-    """Replace the csv file by `rows`, in one step; an empty cell is what was not measured."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with files.replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def table(rows):

@@ -2,7 +2,6 @@
 bytes. No torch here."""
 import warnings
 from pathlib import Path
-from unicodedata import category
 
 from pyro_advbnn.cli.text_tables import fraction
 from pyro_advbnn.reporting import csv_tables, figure_style, paper
@@ -44,7 +43,6 @@ def _write(folder, name, drawing, rows):
         import matplotlib.figure
     except ImportError:
         raise InputError("figures need matplotlib: pip install pyro_advbnn[evaluation]") from None
-    rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "constrained_layout not applied")          # names of hundreds of letters
@@ -59,14 +57,6 @@ def _write(folder, name, drawing, rows):
             with files.replacing(path) as file:
                 figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
-
-
-def _drawable(value):
-    """A text without what no SVG may hold, control characters and surrogates, and without what matplotlib takes for TeX."""
-    if not isinstance(value, str):
-        return value
-    shown = "".join("\N{REPLACEMENT CHARACTER}" if category(letter) in ("Cc", "Cs") else letter for letter in value)
-    return shown.replace("$", r"\$")
 
 
 def _accuracy(rows):

@@ -11,7 +11,7 @@ from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
-from pyro_advbnn.training import construction, metrics, recipes, run_config, run_folders
+from pyro_advbnn.training import construction, metrics, recipes, run_folders
 from pyro_advbnn.training.cuda_graphs import use_cuda_graphs
 from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME, check_meaning, check_optimizer
 
@@ -45,7 +45,7 @@ def configure(flags):
     _check_patience(flags.get("patience"), held_out)
     settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
     config = {
-        "format": run_config.FORMAT, "dataset": dataset, "data_dir": _text(flags.get("data_dir")),
+        "format": run_folders.FORMAT, "dataset": dataset, "data_dir": _text(flags.get("data_dir")),
         "image_size": flags.get("image_size"),
         "loading": "stream" if isinstance(images, StreamedImages) else "memory", "workers": flags.get("workers"),
         "subset": flags.get("num_train"), "num_train": len(images), "num_held_out": len(held_out) if held_out else 0,
@@ -143,7 +143,6 @@ def resume(folder, flags):
         metrics.require_tensorboard()
     device = resolve_device(flags.get("device", config["device"]))
     config |= _how_to_compute(config | flags, device) | _place(device)
-    metrics.read(folder)
     images, held_out = images_of(config, device)
     training = construction.build(config | ({"init_from": None} if position else {}), images)
     best = run_folders.restore_position(training, position) if position else None

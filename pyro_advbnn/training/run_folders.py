@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pyro_advbnn.system import distributed, files, json_files, locks
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.training import checkpoints, metrics, run_config
-from pyro_advbnn.training.run_config import check_same_run
+from pyro_advbnn.training import checkpoints, metrics
+
+FORMAT = 4                                               # of config.json; another one is refused
 
 
 def create(folder, config):
@@ -59,7 +60,9 @@ def check_writable(folder):
 def read_config(folder):
     """The config of a run folder.   Raises InputError where it is none."""
     config = json_files.read_config(folder)
-    run_config.check(config, Path(folder) / "config.json")
+    if config.get("format") != FORMAT:
+        raise InputError(f"{Path(folder) / 'config.json'} is of format {config.get('format', 0)!r:.100}; this version reads "
+                         f"format {FORMAT} alone")
     return config
 
 
@@ -85,7 +88,6 @@ def read_position(folder, config):
             raise InputError(f"{folder} has trained, but its checkpoint.pt is gone; move it back, or train in another --out")
         return None
     content = _position(folder)
-    check_same_run(folder, config, Path(folder) / "checkpoint.pt", content["config"])
     return content
 
 
@@ -141,7 +143,6 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     if not path.exists():
         raise InputError(f"{folder} has no checkpoint")
     content = checkpoints.read(path)
-    check_same_run(folder, config, path, content["config"])
     if checkpoint == "best" and path.name != "best.pt" and content.get("best"):
         print(f"note: {folder} has lost its best.pt; its last checkpoint is taken")
     return checkpoints.classifier_of(content, path, network, device=device), config, path

@@ -4,6 +4,7 @@ import csv
 import pytest
 
 from pyro_advbnn.experiments import timings
+from pyro_advbnn.reporting import csv_tables
 
 
 def row(contestant, wall, precision="fp32", batch_size=32, **known):
@@ -53,7 +54,7 @@ def test_a_prediction_is_compared_with_forwards_and_normals_together():
 
 
 def test_the_csv_has_a_line_per_row_and_empty_cells_for_what_was_not_measured(tmp_path):
-    timings.write_csv(tmp_path / "b.csv", [row("adv-bnn", 0.1, parts={"attack": 0.05}), row("normals", 0.2)])
+    csv_tables.write(tmp_path / "b.csv", timings.FIELDS, [row("adv-bnn", 0.1, parts={"attack": 0.05}), row("normals", 0.2)])
     with (tmp_path / "b.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == timings.FIELDS

@@ -95,15 +95,6 @@ def test_measured_norms_and_examples_are_results(tmp_path):
         assert table.find(row | wanted) and not table.find(row | {"seed": 2})
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
-    path = tmp_path / "evaluation" / "accuracy.csv"
-    path.mkdir(parents=True)
-    assert refusal(tmp_path).startswith(f"{path} cannot be read: ")
-    path.rmdir()
-    path.write_bytes(b"\xff\xfe")
-    assert refusal(tmp_path).startswith(f"{path} cannot be read: ")
-
-
 def test_rows_are_selected_by_some_of_their_cells(tmp_path):
     table = Table(tmp_path, "accuracy")
     table.add([ROW, ROW | {"seed": 1}, ROW | {"seed": 2, "alpha": None}])
@@ -122,50 +113,13 @@ HEADER = ",".join(csv_tables.ROW_FIELDS).encode() + b"\n"
 WAY_ON = "; move the file away, and what wrote it computes its rows again"
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (b"", ", line 0: its columns are not those of a table of this version"),
-    (b"a,b\n1,2\n", ", line 1: its columns are not those of a table of this version"),
-    (b"\n", ", line 1: its columns are not those of a table of this version"),
-    (HEADER[:-9], ", line 1: its columns are not those of a table of this version"),
-    (HEADER[:-1], ", line 1: cut short, as no line break ends it"),
-    (HEADER + b"1,2\n", ", line 2: it has not 23 cells"),
-    (HEADER + b"x," * 27 + b"\n", ", line 2: it has not 23 cells"),
-    (HEADER + b"x," * 22 + b"x\n", ", line 2: alpha must be a finite number, got 'x'"),
-])
-def test_a_foreign_or_damaged_file_is_refused_with_the_way_on_and_unchanged(tmp_path, content, told):
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\n", HEADER[:-9]])
+def test_a_foreign_file_is_refused_with_the_way_on_and_unchanged(tmp_path, content):
     path = tmp_path / "evaluation" / "accuracy.csv"
     path.parent.mkdir()
     path.write_bytes(content)
-    assert refusal(tmp_path) == f"{path}{told}{WAY_ON}"
+    assert refusal(tmp_path) == f"{path}: its columns are not those of a table of this version{WAY_ON}"
     assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize(("name", "cell", "told"), [
-    ("accuracy", "", "it has no accuracy"),
-    ("accuracy", "nan", "accuracy must be a finite number, got 'nan'"),
-    ("defense", "", "it has no defense"),
-    ("epsilon", "inf", "epsilon must be a finite number, got 'inf'"),
-    ("num_steps", "9" * 400, f"num_steps must be a finite number, got '{'9' * 40}'"),
-])
-def test_a_value_that_cannot_be_is_refused_with_its_line(tmp_path, name, cell, told):
-    table = Table(tmp_path, "accuracy")
-    table.add([ROW, ROW | {"seed": 1}])
-    with table.path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    with table.path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, csv_tables.ROW_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([lines[0], lines[1] | {name: cell}])
-    assert refusal(tmp_path) == f"{table.path}, line 3: {told}{WAY_ON}"
-
-
-def test_a_table_that_is_cut_anywhere_in_its_last_line_is_refused(tmp_path):
-    table = Table(tmp_path, "accuracy")
-    table.add([ROW, ROW | {"seed": 1}])
-    whole = table.path.read_bytes()
-    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
-        table.path.write_bytes(whole[:-cut])
-        assert refusal(tmp_path).startswith(f"{table.path}, line 3: ") and refusal(tmp_path).endswith(WAY_ON)
 
 
 def refusal(folder):

@@ -15,6 +15,7 @@ from pyro_advbnn.experiments import protocol
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
 from pyro_advbnn.training import recipes
+from pyro_advbnn.training.flags import ANNOTATIONS
 
 BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
 DETERMINISTIC = {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4}
@@ -27,6 +28,10 @@ PAPER = {  # Table 2, and the schedules of the authors' code
     "imagenet143": {"epsilon": 0.01, "prior_std": 0.15, "alpha": 1 / 50, "network": "vgg16", "stages": (30, 20, 20, 10),
                     "epochs": 80},
 }
+
+
+def test_the_recipes_of_the_flag_are_those_that_there_are():
+    assert ANNOTATIONS["recipe"].__args__[0].__args__ == tuple(recipes.RECIPES)
 
 
 @pytest.mark.parametrize("dataset", PAPER)
