@@ -1,7 +1,7 @@
 """Images that a classifier has not learnt: noise, its own images with their pixels permuted, another data set's."""
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from pyro_advbnn import datasets
 from pyro_advbnn.datasets import DATASETS, Images
@@ -9,7 +9,6 @@ from pyro_advbnn.system.errors import InputError
 
 MADE = ("noise", "permuted")
 NAMES = (*MADE, *DATASETS)
-_GREY = (0.299, 0.587, 0.114)                            # ITU-R BT.601, as Pillow weighs colours
 
 
 def check(names, dataset, data_dir):
@@ -51,19 +50,6 @@ def _unlabelled(images, name, like):
 
 def _reshaped(images, shape):
     """uint8 (N, C, H, W) in the colours and the size of `shape`."""
-    if images.shape[1:] == torch.Size(shape):
-        return images
-    return torch.cat([_reshaped_part(part, shape) for part in images.split(1024)])
-
-
-def _reshaped_part(images, shape):
-    x = images.float()
-    if (x.shape[1], shape[0]) == (3, 1):
-        x = (x * torch.tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
-    elif x.shape[1] == 1:
-        x = x.expand(-1, shape[0], -1, -1)
-    elif x.shape[1] != shape[0]:
-        raise InputError(f"images of {x.shape[1]} channels cannot be brought to {shape[0]}")
-    if x.shape[2:] != torch.Size(shape[1:]):
-        x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
-    return x.round().clamp(0, 255).to(torch.uint8)
+    if images.shape[1] != shape[0]:
+        images = rgb_to_grayscale(images, shape[0])
+    return torch.cat([resize(part, list(shape[1:])) for part in images.split(1024)])

@@ -17,7 +17,7 @@ except ImportError:
 _CPU_CHUNK = 1 << 17          # floats: large enough to share among threads, small enough for a second-level cache
 _GPU_CHUNK = 1 << 26          # a GPU wants few large kernels
 _STREAM = 1 << 14             # normals that `_normals` makes from one seed
-SHARE = 64 * _STREAM          # floats to one thread at a time, normals from one of torch's generators
+SHARE = 64 * _STREAM          # floats to one thread at a time
 _LONG = 8 * _STREAM           # floats from which on compiled code is worth its call
 
 
@@ -31,19 +31,13 @@ def standard_normal_(out):
     """Fill the contiguous tensor `out` with N(0, 1) draws and return it.
 
     All randomness comes from torch's global generator of out's device. A long CPU vector takes from it only the seed of
-    `_normals` (six times as fast) or, where that was not compiled, those of generators for streams of fixed length: the
-    numbers depend on the global state alone, whatever the number of threads.
+    `_normals` (six times as fast), where that was compiled; the numbers do not depend on the number of threads.
     """
     vector = out.view(-1)
     if _normals is not None and are_long(vector):
         _fill(vector)
         return out
-    if out.device.type != "cpu" or out.numel() <= SHARE:
-        return out.normal_()
-    pieces = vector.split(SHARE)
-    seeds = torch.randint(2**63 - 1, (len(pieces),)).tolist()
-    in_threads(lambda i: pieces[i].normal_(generator=torch.Generator().manual_seed(seeds[i])), range(len(pieces)))
-    return out
+    return out.normal_()
 
 
 def normal_(out, mean, std):
