@@ -174,7 +174,7 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
     best = [row for row in records(f"{folder}/evaluation/accuracy.csv") if row["checkpoint"].endswith("/best.pt")
-            and (row["run"] == run if run else row["run"] != "advbnn-0.11")]
+            and (row["run"] == run if run else row["run"] != "authors")]
     return percent(one(best, defense=defense, epsilon=epsilon,
                        attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
 
@@ -219,6 +219,20 @@ def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
     nll = [records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1]["nll"] for run in ("advbnn-tuned", "adv-tuned")]
     assert "training {:.2f}, Adv-BNN {:.2f}".format(*nll[::-1]) in text
     assert f"after 30 epochs {nll[0] - nll[1]:.3f};" in " ".join(PAGES["method.md"].split())
+
+
+def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
+    text = " ".join(PAGES["results.md"].partition("## STL-10, whole")[2].partition("\n## ")[0].split())
+    left = {row["run"]: percent(row["accuracy"]) for row in records("stl10-medium/evaluation/robust.csv")}
+    assert f"leaves {left['adv']} to adversarial training and, averaging 20 draws, {left['advbnn']} to Adv-BNN" in text
+    few = records("stl10-medium/evaluation/runs.csv")
+    assert {row["run"] for row in few} == {"adv"} and {row["num_examples"] for row in few} == {"500"}
+    *first, last = (percent(row["accuracy"]) for row in sorted(few, key=lambda row: float(row["epsilon"])))
+    assert f"images are right in {', '.join(first)} and {last} % (0 to 0.07)" in text
+    rows = records("stl10-medium/before/evaluation/accuracy.csv")
+    before = [" / ".join(percent(one(rows, epsilon=epsilon, attack_samples=draws)["accuracy"])
+                         for epsilon in ("0", "0.035", "0.07")) for draws in ("1", "20")]
+    assert "{} under one draw (0, 0.035, 0.07), {} under twenty".format(*before) in text
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
@@ -410,7 +424,7 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
 
 
 def test_the_table_of_budgets_on_stl10_equals_the_records():
-    places = {"0.01": "runs/advbnn-0.01", "0.11: the default": "runs/advbnn-0.11", "0.2": "runs/advbnn",
+    places = {"0.01": "runs/advbnn-0.01", "0.11: the default": "runs/advbnn", "0.2": "before/runs/advbnn",
               "(adversarial training)": "runs/adv"}
     rows, of_five = table("method.md", "nats per image", "right in training"), []
     assert [row["nats per image"] for row in rows] == list(places)
