@@ -1,7 +1,6 @@
 """Images that a classifier has not learnt: noise, its own images with their pixels permuted, another data set's."""
 import numpy as np
 import torch
-from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from pyro_advbnn import datasets
 from pyro_advbnn.datasets import DATASETS, Images
@@ -50,6 +49,9 @@ def _unlabelled(images, name, like):
 
 def _reshaped(images, shape):
     """uint8 (N, C, H, W) in the colours and the size of `shape`."""
-    if images.shape[1] != shape[0]:
-        images = rgb_to_grayscale(images, shape[0])
-    return torch.cat([resize(part, list(shape[1:])) for part in images.split(1024)])
+    from torchvision.transforms.v2.functional import resize, rgb_to_grayscale  # takes a second
+
+    def reshaped(part):
+        part = part.float() if part.shape[1] == shape[0] else rgb_to_grayscale(part.float(), shape[0])
+        return resize(part, list(shape[1:])).round().clamp(0, 255).to(torch.uint8)
+    return torch.cat([reshaped(part) for part in images.split(1024)])

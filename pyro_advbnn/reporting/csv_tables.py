@@ -128,7 +128,7 @@ def read(folder, name):
 def _read(path, columns):
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != columns:
             raise InputError(f"{path}: its columns are not those of a table of this version; {_WAY_ON}")

@@ -21,7 +21,7 @@ _FEW = 30                                               # epochs, each with a ma
 def draw(folder, names=None):
     """Draw the figures `names` (default: all of FIGURES) whose csv files, or metrics.jsonl, `folder` holds; the paths written.
 
-    Each becomes folder/figures/<name>.svg and .png. Raises InputError for a damaged file, and where matplotlib is missing.
+    Each becomes folder/figures/<name>.svg and .png. Raises InputError for files of another version and without matplotlib.
     """
     paths = []
     for name, (csv_name, drawing) in FIGURES.items():

@@ -31,7 +31,7 @@ def write(folder, runs=None):
     folder: a result folder or a run folder, with evaluation/ and figures/. runs: run folders, by default all of
     folder/runs, or the folder itself where it is one. The same records give the same bytes.
 
-    Raises InputError where there is nothing to report, or a record cannot be read.
+    Raises InputError where there is nothing to report, and for records of another version.
     """
     folder = Path(folder)
     configs = run_descriptions.read(run_descriptions.run_folders(folder) if runs is None else [Path(run) for run in runs])

@@ -29,7 +29,7 @@ _MAKERS = {                                              # functions of (rows, f
 
 
 def summaries(folder):
-    """The summaries of all csv files in folder/evaluation that have rows, a list.   Raises InputError for a damaged one."""
+    """The summaries of all csv files in folder/evaluation that have rows, a list.   Raises InputError for other columns."""
     found = []
     for name, makers in _MAKERS.items():
         rows = csv_tables.read(folder, name)

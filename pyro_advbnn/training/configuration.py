@@ -132,7 +132,7 @@ def resume(folder, flags):
     `flags.MAY_CHANGE_ON_RESUME` may differ from the run's.
     """
     config = run_folders.read_config(folder)
-    position = run_folders.read_position(folder, config)
+    position = run_folders.read_position(folder)
     _check_resume_flags(folder, config, flags)
     epochs_before = config["settings"]["epochs"]
     config["settings"]["epochs"] = flags.get("epochs", epochs_before)

@@ -78,17 +78,16 @@ def has_checkpoint(folder):
     return (Path(folder) / "checkpoint.pt").exists()
 
 
-def read_position(folder, config):
+def read_position(folder):
     """The content of a run's checkpoint.pt, None where there is none yet.
 
-    Raises InputError where it is not config's, and where it is gone: by its rows the run has been past its first epoch.
+    Raises InputError where it is gone: by its rows the run has been past its first epoch.
     """
     if not has_checkpoint(folder):
         if any(row["epoch"] > 1 for row in metrics.read(folder)):
             raise InputError(f"{folder} has trained, but its checkpoint.pt is gone; move it back, or train in another --out")
         return None
-    content = _position(folder)
-    return content
+    return _position(folder)
 
 
 def restore_position(training, content):

@@ -65,7 +65,7 @@ def test_every_attack_stays_in_its_ball_and_leaves_a_bayesian_network_as_it_was(
 
 @pytest.mark.parametrize("attack", [ab.PGD(0.0, 0.1, 3), ab.PGD(0.0, 0.1, 0, random_start=True), ab.APGD(0.0),
                                     ab.CarliniWagner(0), ab.RandomNoise(0.0)])
-def test_nothing_changes_in_a_ball_of_no_size_or_without_a_query(batch, attack):
+def test_nothing_changes_in_a_ball_of_no_size(batch, attack):
     x_adv = attack(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), *batch)
     assert torch.equal(x_adv, batch[0]) and x_adv is not batch[0]
 

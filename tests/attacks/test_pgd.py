@@ -186,17 +186,6 @@ def test_a_network_that_works_in_place_on_its_input_can_be_attacked(batch):
     assert torch.equal(ab.pgd(network, x, y, **SETTINGS), ab.pgd(plain, x, y, **SETTINGS))
 
 
-@pytest.mark.parametrize("random_start", [False, True])
-def test_options_at_their_defaults_change_no_bit(classifier, batch, random_start):
-    """The general way through `loss_and_gradient` gives what the short one for the cross-entropy gives."""
-    attacks = [ab.PGD(0.1, 0.03, 5, 2, random_start, loss=loss) for loss in ("ce", LOSSES["ce"])]
-    results = []
-    for attack in attacks:
-        torch.manual_seed(3)
-        results.append((attack(classifier, *batch), torch.rand(2)))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-
-
 def test_pgd_equals_that_of_another_library(batch):
     foolbox = pytest.importorskip("foolbox")
     x, y = batch

@@ -19,9 +19,8 @@ def seeded():
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Vectors of a few hundred elements take many chunks and streams."""
+    """Vectors of a few hundred elements take many chunks."""
     monkeypatch.setattr(vectors, "_CPU_CHUNK", 64)
-    monkeypatch.setattr(vectors, "SHARE", 128)
 
 
 def posterior(size=1000, **more):
@@ -36,7 +35,7 @@ def test_draws_have_the_mean_and_the_std_of_the_posterior(small_chunks):
     torch.testing.assert_close(draws.mean(0), q.mean.detach(), atol=0.08, rtol=0)
     torch.testing.assert_close(draws.std(0), q.stddev.detach(), atol=0, rtol=0.1)
     correlation = torch.corrcoef(draws.T) - torch.eye(200)
-    assert correlation.abs().max() < 6 / 2000**0.5        # every weight has noise of its own, across streams too
+    assert correlation.abs().max() < 6 / 2000**0.5        # every weight has noise of its own
 
 
 @pytest.mark.parametrize("differentiable", [True, False])

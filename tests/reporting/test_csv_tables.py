@@ -1,4 +1,4 @@
-"""Tests of tables: rows come back as they were, are found by their settings, and damage is refused."""
+"""Tests of tables: rows come back as they were, are found by their settings; files of other columns are refused."""
 import csv
 import os
 
