@@ -191,7 +191,8 @@ def test_the_readmes_table_of_results_equals_the_records():
 
 @pytest.mark.parametrize("title, folder, dataset", [
     ("defence", "cifar10-small", "cifar10"), ("VGG16", "gpu/h100/cifar10", "cifar10"),
-    ("narrow VGG16", "cifar10-medium", "cifar10"), ("Model A", "stl10-medium", "stl10")])
+    ("narrow VGG16", "cifar10-medium", "cifar10"), ("Model A", "stl10-medium", "stl10"),
+    ("eleven classes", "imagenet-dogcat11", "imagenet143")])
 def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
     for row in table("results.md", title, "draws per gradient"):
         (_, label), (_, draws), *cells = row.items()
@@ -208,17 +209,35 @@ def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
     assert (f"leaves {left['adv-tuned', False]} to adversarial training and, averaging 20 draws, "
             f"{left['advbnn-tuned', False]} to Adv-BNN") in text
     assert f"leaves {left['adv-tuned', True]} to adversarial training, {left['advbnn-tuned', True]} to Adv-BNN" in text
+    rho = {(row["source"], row["run"]): f"{float(row['rho']):.2f}" for row in records("cifar10-medium/evaluation/transfer.csv")}
+    both = "adv-tuned", "advbnn-tuned"
+    told = [sorted({rho[source, target] for source in sources for target in both if source != target})
+            for sources in (both, ["rse"], ["bnn", "none"])]
+    assert ("takes {0[0]} to {0[1]} of what the other's own takes (radius 0.06, 1,000 images; the paper says 0.5 to 0.6), one "
+            "made on RSE {1[0]} to {1[1]}, one made on BNN or no defence {2[0]} to {2[1]}.").format(*told) in text
     few = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in runs if row["num_examples"] == "500"}
     shorter = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in
                records("cifar10-medium/epochs-15/evaluation/accuracy.csv") if row["num_examples"] == "2000"}
     (adv, ours), (short_adv, short_ours) = (
         ["{}, {} and {}".format(*(found[run, epsilon] for epsilon in ("0", "0.031372549", "0.035")))
-         for run in ("adv-tuned", "advbnn-tuned")] for found in (few, shorter))
+         for run in both] for found in (few, shorter))
     assert f"adversarial training has {adv} (clean, 8/255, 0.035), Adv-BNN {ours} under one draw" in text
     assert f"After 15 epochs adversarial training had {short_adv}, Adv-BNN {short_ours} under one draw" in text
     nll = [records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1]["nll"] for run in ("advbnn-tuned", "adv-tuned")]
     assert "training {:.2f}, Adv-BNN {:.2f}".format(*nll[::-1]) in text
     assert f"after 30 epochs {nll[0] - nll[1]:.3f};" in " ".join(PAGES["method.md"].split())
+
+
+def test_what_more_steps_and_pruning_do_equals_the_records():
+    pages = " ".join(PAGES["results.md"].split())
+    of = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records("cifar10-medium/evaluation/steps.csv")}
+    told = [f"from {of[run, '26']} to {of[run, '1000']}" for run in ("adv-tuned", "advbnn-tuned")]
+    assert "adversarial training goes {}, Adv-BNN {} (8/256".format(*told) in pages
+    of = {(row["prune_by"], row["fraction"], row["epsilon"]): percent(row["accuracy"]) for row in
+          records("stl10-medium/evaluation/pruning.csv") if row["prediction"] == "posterior"}
+    told = [of["signal_to_noise", share, epsilon] for epsilon in ("0.03125", "0") for share in ("0", "0.6")]
+    assert "({} to {} at 8/256, {} to {} clean".format(*told) in pages
+    assert f"by largest std not even 20 % ({of['std', '0.2', '0.03125']})" in pages
 
 
 def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
