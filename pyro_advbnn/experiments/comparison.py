@@ -59,12 +59,10 @@ class _Compared:
             if contestant != "authors" or precision == "fp32" for name in (*timings.CONTESTANTS[contestant], "matmul")))
 
     def try_out(self):
-        """Short calls of all rows: what cannot work ends here.   Raises InputError."""
+        """One short call of all rows: what cannot work ends here.   Raises InputError."""
         try:
             for precision, name in self.rows:
-                call = MAKERS[name](self.network, self._workload(2, precision, most=1))
-                for _ in range(1 + self.cuda_graphs):    # graphs are captured in the second
-                    call()
+                MAKERS[name](self.network, self._workload(2, precision, most=1))()
         except InputError:
             raise
         except Exception as error:                       # whatever the network does
@@ -78,9 +76,6 @@ class _Compared:
         flops = necessary_flops(self.network, self._workload(batch_size))
         calls = {(precision, name): MAKERS[name](self.network, self._workload(batch_size, precision))
                  for precision, name in self.rows}
-        for call in calls.values():
-            if isinstance(call, TrainingStep) and self.cuda_graphs:        # whose second call captures the graphs
-                call()
         with tqdm(total=(self.settings.repeats + 1) * len(calls), desc=f"batch {batch_size}", leave=False, disable=None) as bar:
             times = take_turns(calls, self.settings.repeats, self.device, progress=lambda key: bar.update())
         return [timings.row(name, precision, batch_size, times[precision, name], flops=flops.get(name),

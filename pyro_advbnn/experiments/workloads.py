@@ -91,6 +91,9 @@ class TrainingStep:
                 failure = compile_network(classifier, self._x, work.y)
             if failure:
                 raise InputError(f"--compile: {failure}")
+        if work.cuda_graphs:                             # which are captured when a call comes a second time
+            self()
+            self.stopwatches.clear()
 
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
@@ -103,9 +106,8 @@ class TrainingStep:
         self.stopwatches[-1].lap("optimizer")            # its step and what is clamped after it
 
     def parts(self):
-        """{part: median seconds} over all calls but the first, with CUDA graphs but the first two."""
-        counted = self.stopwatches[1 + self.work.cuda_graphs:]
-        return {part: statistics.median(stopwatch.seconds[part] for stopwatch in counted) for part in PARTS}
+        """{part: median seconds} over all calls but the first."""
+        return {part: statistics.median(stopwatch.seconds[part] for stopwatch in self.stopwatches[1:]) for part in PARTS}
 
     def _attack(self, classifier, x, y):
         x_adv = self._pgd(classifier, x, y)

@@ -22,9 +22,12 @@ def append_jsonl(path, row):
 
 
 def read_jsonl(path):
-    """The rows of a JSON-lines file, dicts, [] where there is none; a last line that a crash cut short is left out."""
+    """The rows of a JSON-lines file, dicts, [] where there is none; a last line that a crash cut short is left out.
+
+    Raises InputError for another line that is no JSON.
+    """
     path = Path(path)
-    return [json.loads(line) for line in _whole_lines(path.read_bytes() if path.exists() else b"").splitlines()]
+    return [_parsed(line, path) for line in _whole_lines(path.read_bytes() if path.exists() else b"").splitlines()]
 
 
 def _whole_lines(content):
@@ -54,9 +57,14 @@ def as_json(content):
 def read_json(path):
     """The content of a JSON file.   Raises InputError where it is missing or no JSON."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return _parsed(Path(path).read_bytes(), path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+
+
+def _parsed(content, path):
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 

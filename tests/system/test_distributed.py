@@ -50,10 +50,12 @@ def two_courses():
 def test_two_processes_with_equal_draws_train_as_one_does_with_the_joined_batch(two_courses, number):
     (averages, state), (_, other_state) = (rank[number] for rank in two_courses)
     expected_averages, expected = course(*CASES[number])
-    rounds = "precision" in CASES[number][0]             # so that some answers may be others
+    rounds = "precision" in CASES[number][0]
     tolerance = {"rtol": 1e-2, "atol": 1e-3} if rounds else {"rtol": 1e-4, "atol": 1e-4}
-    compared = [0, 1, 3] if rounds else slice(None)      # nll, kl and loss
-    torch.testing.assert_close(averages[:, compared], expected_averages[:, compared], **tolerance)
+    numbers, accuracy = [0, 1, 3], 2                     # nll, kl and loss; by rounding some answers may be others
+    torch.testing.assert_close(averages[:, numbers], expected_averages[:, numbers], **tolerance)
+    torch.testing.assert_close(averages[:, accuracy], expected_averages[:, accuracy],
+                               **({"rtol": 0, "atol": 0.05} if rounds else tolerance))
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value, **tolerance)
         assert torch.equal(state[name], other_state[name]), name

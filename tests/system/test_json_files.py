@@ -22,6 +22,13 @@ def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_pat
     assert json_files.read_jsonl(path) == [*rows, {"epoch": 3}]
 
 
+@pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff"])
+def test_a_line_in_the_middle_that_is_no_json_is_refused_with_the_file(tmp_path, line):
+    (tmp_path / "log.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 1}\n')
+    with pytest.raises(InputError, match="log.jsonl cannot be read: "):
+        json_files.read_jsonl(tmp_path / "log.jsonl")
+
+
 def test_a_last_line_of_json_that_only_lacks_its_end_is_kept_when_one_is_added(tmp_path):
     path = tmp_path / "log.jsonl"
     for text, rows in (('{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]), ('{"a": 1}', [{"a": 1}]), ('{"a": 1}\n3', [{"a": 1}])):
