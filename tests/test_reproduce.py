@@ -137,6 +137,18 @@ def test_the_medium_scale_is_smoke_on_digits_and_few_test_images_are_those_of_al
     assert [(flags["attack_samples"], flags["num_test"]) for flags in few] == [([1], 300), ([1, 20], 300)]
 
 
+@pytest.mark.parametrize(("dataset", "averaging"), [("cifar10", 0.999), ("stl10", 0.995)])
+def test_the_medium_scale_averages_weights_as_the_tuned_pair_which_is_its_own_two_runs(dataset, averaging):
+    made = plan("table1", "kl", "beyond", scale="medium", dataset=dataset)
+    runs = {step.flags["out"].name: step.flags for step in made.steps if step.is_training}
+    assert not {"adv-tuned", "advbnn-tuned"} & set(runs)
+    assert (made.pairs[0]["pair"], made.pairs[0]["control"], made.pairs[0]["contender"]) == ("tuned", "adv", "advbnn")
+    assert runs["advbnn-longer"]["init_from"] == runs["adv"]["out"]
+    assert {name: flags["weight_averaging"] for name, flags in runs.items()} == {
+        name: 0 if name.startswith("kl-") else averaging for name in runs}
+    assert len(made.steps[-1].flags["runs"]) == len(runs)
+
+
 @pytest.mark.parametrize("piece", BEYOND_THE_PAPER)
 def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece):
     steps = plan(piece, scale="paper", dataset="cifar10", num_train=50_000, num_test=10_000).steps

@@ -247,7 +247,7 @@ def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):
 
 def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finished):
     settings, (_, last) = json_files.read_json(finished / "config.json")["settings"], metrics(finished)
-    progress = (2 * STEPS_PER_EPOCH - 1) / (2 * STEPS_PER_EPOCH)
+    progress = (2 * STEPS_PER_EPOCH - 0.5) / (2 * STEPS_PER_EPOCH)
     cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 0.1) / 0.9)
     assert last["learning_rate"] == pytest.approx(0.01 * cosine)
     assert last["kl_weight"] == pytest.approx(settings["alpha"] / 100)
@@ -401,7 +401,7 @@ def test_the_posterior_mean_starts_at_exactly_the_network_of_another_run(tmp_pat
     _, training, _ = build(defense="advbnn", init_from=source)
     assert_starts_at(training.classifier, network)
     assert network.features[1].running_mean.abs().sum() > 0
-    assert (training.epochs_done, training.learning_rate) == (0, 0.0)
+    assert (training.epochs_done, training.steps_done) == (0, 0)
     run(tmp_path / "advbnn", defense="advbnn", init_from=source, epochs=1)
     source.rename(tmp_path / "gone")                     # a run that began elsewhere can be resumed without it
     train(resume=tmp_path / "advbnn", epochs=2)

@@ -6,7 +6,7 @@ nor the best loss changed between the two.
 
 On a random classifier a loss is that of the draws of one moment, and a best point that was merely lucky would never be left:
 there the best point is measured anew beside every new one, under the same draws. Whether a step raised the loss, the first
-condition, is by the draws of both its gradients.
+condition, is by the draws of both its gradients; from a best point gone back to, by the draws that it was last measured under.
 """
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import LinfBall, check_ball
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.system.errors import check_at_least, check_number
+from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Square(Attack):
 
     def iterates(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """A generator of the attacked images (B, C, H, W) after 0, 1, ..., num_queries queries."""
+        if x.dim() != 4:
+            raise InputError(f"Square changes squares of images (B, C, H, W), got a tensor {tuple(x.shape)}")
         x_adv = x.detach().clone()
         yield x_adv
         ball = LinfBall(x, self.epsilon)

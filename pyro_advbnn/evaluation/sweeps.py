@@ -3,6 +3,7 @@
 Each batch draws from a stream of its own, and what is read off on the way leaves that stream where it was: a row is the same
 whichever others are asked for with it.
 """
+import copy
 import math
 from dataclasses import replace
 
@@ -51,8 +52,8 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
         for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
             if count in attacks:
                 check_attacked(x_adv, x, attack)
-                with undisturbed():
-                    yield count, predict(target, x_adv, num_samples=num_samples)
+                with undisturbed():                      # of a copy, for a mixture remembers whom the attack has visited
+                    yield count, predict(copy.copy(target), x_adv, num_samples=num_samples)
 
     asked = {count: (attacks[count], num_samples) for count in counts}
     return list(_rows(asked, predictions, batches, [target], progress).values())

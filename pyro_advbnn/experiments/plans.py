@@ -128,9 +128,12 @@ class Plan:
         self._evaluate("gradients", runs, ["gradients"], 2 * len(runs) * (1 + costs.PREDICTION_DRAWS))
 
     def _kl(self):
-        """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows."""
+        """Each Adv-BNN is evaluated before the next one is trained, so that what is stopped leaves rows.
+
+        Trainings this short are measured at their last weights.
+        """
         for name, flags in ablations.KL_OF_ALL_WEIGHTS.items():
-            flags = {"epochs": self.wanted.epochs or self.settings.get("trial_epochs"), **flags}
+            flags = {"epochs": self.wanted.epochs or self.settings.get("trial_epochs"), "weight_averaging": 0.0, **flags}
             self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):
@@ -145,7 +148,7 @@ class Plan:
         """Adversarial training and Adv-BNN with the same flags, of several seeds as a mixture, attacked alike."""
         mixed, subjects, epsilon = len(seeds) > 1, [], self._two_radii()[-1]
         for defense in ("adv", "advbnn"):
-            runs = [self._named_run(defense, f"{defense}-{name}", ablations.PAIRS[name] | {"seed": seed}) for seed in seeds]
+            runs = [self._pair_run(defense, name, seed) for seed in seeds]
             if not mixed:
                 self._compared(defense, *runs)
             self._evaluate("robust", None if mixed else runs, ["robust", "robust_examples"],
@@ -157,11 +160,20 @@ class Plan:
         self.pairs.append({"pair": title, "seed": seeds[0], "control": subjects[0], "contender": subjects[1],
                            "epsilon": epsilon})
 
+    def _pair_run(self, defense, name, seed):
+        """One training of a pair; the plan's own of that defence, where that has the pair's flags anyway."""
+        averaging = self.settings.get("weight_averaging")
+        flags = ablations.PAIRS[name] | ({"weight_averaging": averaging} if averaging else {}) | {"seed": seed}
+        title = f"{defense}-{name}"
+        if flags.items() <= self._training_flags(defense, title).items():
+            self._runs[title] = self._run(defense)
+        return self._named_run(defense, title, flags)
+
     def _report(self, pieces):
         """The last step: the page with all that the plan's runs brought, as far as it is there."""
         runs = [self._runs[name] for name in FIVE if name in self._runs]
         if not runs or set(pieces) & set(BEYOND_THE_PAPER):
-            runs = list(self._runs.values())
+            runs = list(dict.fromkeys(self._runs.values()))
         self._evaluate("report", runs, ["gains"] * bool(self.pairs), len(runs) * (attack() + 2 * prediction()),
                        num_images=costs.REPORTED_EXAMPLES, leaves=("report.html", "tables"))
 
@@ -224,7 +236,7 @@ class Plan:
 
     def _training_flags(self, defense, name):
         wanted, settings = self.wanted, self.settings
-        chosen = ("recipe", "validation", "network", "width", "epochs", "batch_size", "schedule")
+        chosen = ("recipe", "validation", "network", "width", "epochs", "batch_size", "schedule", "weight_averaging")
         return {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense,
                 **{flag: settings.get(flag) for flag in chosen}, "num_train": self.num_train if settings["num_train"] else None,
                 "seed": wanted.seed, "device": wanted.device, "precision": self.precision, "out": self.out / "runs" / name}

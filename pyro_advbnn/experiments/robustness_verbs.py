@@ -111,6 +111,8 @@ def _ensemble(run, names, strength):
     if names is None:
         has_mean = run.is_bayesian or run.is_mixture
         names = catalogue.default_names(run.is_random, has_mean, run.config["num_classes"], strength.norm)
+    elif run.config["num_classes"] < 3 and any(name.partition("@")[0] == "apgd-dlr" for name in names):
+        raise InputError(f"--attacks: apgd-dlr needs at least 3 classes, {run.name} has {run.config['num_classes']}")
     return catalogue.build(names, strength), strength
 
 

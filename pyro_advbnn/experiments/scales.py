@@ -47,8 +47,8 @@ _SCALES = {
               "attack_samples": 10},
     "small": {"recipe": "ours", "epochs": 16, "batch_size": 64, "num_train": 5000, "num_test": 1000, "num_few": 200,
               "width": 12, "validation": 500, "attack_samples": 10},
-    "medium": {"recipe": "ours", "epochs": 30, "width": 16, "num_test": 2000, "attack_samples": 20, "num_few": 500,
-               "num_many": 500, "num_honest": 100, "trial_epochs": 5, "num_worst": 500},
+    "medium": {"recipe": "ours", "epochs": 30, "width": 16, "weight_averaging": 0.999, "num_test": 2000, "attack_samples": 20,
+               "num_few": 500, "num_many": 500, "num_honest": 100, "trial_epochs": 5, "num_worst": 500},
     "paper": {"recipe": "authors", "epochs": 30, "schedule": "cosine", "batch_size": 256, "attack_samples": 20,
               "num_honest": 500, "trial_epochs": 10, "num_worst": 1000},
 }
@@ -58,8 +58,8 @@ _SMALL_NETWORKS = {"cifar10": "vgg11", "imagenet143": "vgg11"}
 # has few images, large ones, for which Model A is as the paper has it.
 _OWN = {
     ("smoke", "digits"): {"num_train": None, "num_test": None, "width": None, "validation": None},
-    ("medium", "stl10"): {"width": None, "validation": 500, "num_test": 3000, "num_few": 200, "num_honest": 50,
-                          "trial_epochs": 10, "num_worst": 200},
+    ("medium", "stl10"): {"width": None, "weight_averaging": 0.995, "validation": 500, "num_test": 3000, "num_few": 200,
+                          "num_honest": 50, "trial_epochs": 10, "num_worst": 200},
 }
 
 

@@ -68,8 +68,9 @@ class Training:
 
     @property
     def learning_rate(self):
-        """The learning rate of the next step."""
-        factor = learning_rate_factor(self.settings["schedule"], self.settings["stages"], self.progress)
+        """The learning rate of the next step: the schedule's at its middle, so that neither end of a short training is 0."""
+        middle = self.progress + 0.5 / (len(self.batches) * self.settings["epochs"])
+        factor = learning_rate_factor(self.settings["schedule"], self.settings["stages"], middle)
         return self.settings["learning_rate"] * factor
 
     @property

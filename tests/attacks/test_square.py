@@ -35,6 +35,11 @@ def linear(num_classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(128, num_classes))
 
 
+def test_feature_vectors_have_no_squares():
+    with pytest.raises(ab.InputError, match=r"squares of images \(B, C, H, W\), got a tensor \(5, 4\)"):
+        Square(0.1)(nn.Linear(4, 3), torch.rand(5, 4), torch.zeros(5, dtype=torch.long))
+
+
 def margins(network, x, y):
     return expected_loss(network, x, y, loss="margin")
 

@@ -99,6 +99,22 @@ def test_a_row_is_the_same_whatever_else_is_asked_for(classifier, batch, sweep):
     assert len({row["accuracy"] for row in everything}) > 1
 
 
+def test_steps_of_a_mixture_are_those_of_one_attack_whatever_is_read_off(classifier, batch):
+    mixture, attack = ab.Mixture([copy.deepcopy(classifier), ab.Classifier(classifier.mean_network())]), ab.PGD(0.15, 0.05)
+    seen = []
+    mixture.classifiers[1].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].requires_grad))
+
+    def visits(*counts):
+        seen.clear()
+        with separate_randomness(5):
+            rows = sweeps.steps_accuracies(mixture, [batch], attack, counts, num_samples=2)
+        return rows[-1], sum(seen)
+
+    alone, few = visits(8)
+
+    assert few == 4 and visits(1, 3, 5, 8) == (alone, few)
+
+
 def test_progress_is_told_after_every_batch(classifier, batch):
     seen = []
     sweeps.ensemble_accuracies(classifier, [batch, batch], None, [1], progress=lambda *done: seen.append(done[0]))

@@ -1,6 +1,7 @@
 """Tests of the verbs robust and checks: rows per image, going on, budgets, and what is refused."""
 import csv
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.evaluation import checks
 from pyro_advbnn.experiments import robustness_verbs
 from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.system.errors import InputError
 
 QUICK = ["--num_test", "60", "--batch_size", "40", "--epsilon", "0.05", "--num_steps", "2", "--attack_samples", "2",
          "--num_samples", "5", "--num_queries", "5"]
@@ -126,6 +128,14 @@ def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
                              "--attack_samples=1", "--num_steps=2"])
     row, = csv_tables.read(run, "robust")
     assert (row["norm"], row["epsilon"]) == ("l2", 0.5)
+
+
+def test_two_classes_have_no_dlr_and_are_told_so_before_any_attack():
+    run = SimpleNamespace(name="two", config={"num_classes": 2}, is_random=True, is_bayesian=True, is_mixture=False)
+    strength = catalogue.Strength(0.1)
+    assert "apgd-dlr" not in robustness_verbs._ensemble(run, None, strength)[0]
+    with pytest.raises(InputError, match="apgd-dlr needs at least 3 classes, two has 2"):
+        robustness_verbs._ensemble(run, ["pgd", "apgd-dlr@mean"], strength)
 
 
 @pytest.mark.parametrize(("words", "message"), [

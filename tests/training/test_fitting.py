@@ -40,6 +40,14 @@ def test_bytes_of_numpy_and_floats_of_torch_give_the_same_classifier_and_leave_n
     assert torch.equal(torch.rand(3), after)
 
 
+@pytest.mark.parametrize("defense", ["advbnn", "adv"])
+def test_a_single_step_trains_too(defense):
+    given = network()
+    fitted = ab.fit(X, Y, network=given, defense=defense, **SMALL | {"batch_size": 60}).mean_network().state_dict()
+    moved = [name for name, value in given.named_parameters() if not torch.equal(fitted[name], value)]
+    assert moved == [name for name, _ in given.named_parameters()]
+
+
 class Viewing(torch.nn.Module):
     """A forward that takes the activations of a convolution for contiguous."""
 
