@@ -235,7 +235,8 @@ def test_micro_batches_have_the_gradient_of_the_whole_on_the_gpu(batch):
         torch.manual_seed(0)
         classifier = both_devices(init_std=0.1)[1].eval()
         torch.manual_seed(1)
-        gradients(classifier, *batch, attack=ab.PGD(0.1, 0.03, 2), kl_weight=1e-4, micro_batch=micro_batch)
+        x_adv = algorithm1._attacked(classifier, *batch, ab.PGD(0.1, 0.03, 2), micro_batch)
+        gradients(classifier, x_adv, batch[1], kl_weight=1e-4, micro_batch=micro_batch)
         results.append(classifier.mean.grad)
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-4)
 

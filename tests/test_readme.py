@@ -399,6 +399,17 @@ def test_the_table_of_curvatures_equals_the_records():
         assert row["SNR"] == f"{snr:.1f}"
 
 
+def test_the_table_of_cuts_equals_the_records():
+    found = {(r["settings"]["curvature"], r["clip"], r["settings"]["rho"], len(r["course"])): r["course"][-1]
+             for r in records("digits-trials/clip.jsonl")}
+    for row in table("method.md", "way", "rho"):
+        kind, cut = re.match(r"(\w+), (?:cut at (\d+)|IVON's step)", row["way"]).groups()
+        _, nll, kl, snr = found.pop((kind, cut and int(cut), float(row["rho"]), int(row["epochs"])))[:4]
+        assert [row[name] for name in ("nll", "KL per image", "loss")] == [f"{value:.3f}" for value in (nll, kl, nll + kl)]
+        assert row["SNR"] == f"{snr:.1f}"
+    assert not found
+
+
 def test_the_table_of_alphas_equals_the_records():
     runs = {f"{record['settings']['alpha']:.2g}": record for record in records("digits-alpha/records.jsonl")}
     for row in table("method.md", "alpha", "clean / 1 / 10"):

@@ -3,7 +3,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -145,13 +144,13 @@ class BayesianClassifier(Classifier):
         weights = q.rsample() if weights is None else weights
         return q.log_prob(weights) - prior.log_prob(weights)
 
-    def kl_by_log_std(self) -> Callable:
-        """d kl() / d log_std as a function of a slice of (d,); that of a normal prior needs no whole vector of memory."""
+    def kl_by_log_std(self) -> torch.Tensor:
+        """d kl() / d log_std (d,); where it has no closed form, that of a draw of its own."""
         if isinstance(self.prior, NormalPrior):
-            return partial(self.prior.kl_by_log_std, self.log_std.detach())
+            return self.prior.kl_by_log_std(self.log_std.detach())
         with torch.enable_grad():
             slope, = torch.autograd.grad(self.kl(), self.log_std)
-        return (distributed.sum_(slope) / distributed.world_size()).__getitem__          # each process has drawn its own
+        return distributed.sum_(slope) / distributed.world_size()        # each process has drawn its own
 
     def weights_and_kl(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         q = self.posterior_distribution()
@@ -166,10 +165,10 @@ class BayesianClassifier(Classifier):
         others = [p for p in self.parameters() if p is not self.log_std]     # decay would pull every std towards 1
         return [{"params": others}, {"params": [self.log_std], "weight_decay": 0.0}]
 
-    def matrices(self, read: Callable) -> list[torch.Tensor]:
+    def weight_tensors(self, of: Callable) -> list[torch.Tensor]:
         vectors = [(self.mean, self._shapes)] + ([(self.deterministic, self._fixed_shapes)] if self._fixed_shapes else [])
         return [part for vector, shapes in vectors for part, shape in zip(
-            read(vector).split([shape.numel() for shape in shapes.values()]), shapes.values(), strict=True) if len(shape) > 1]
+            of(vector).split([shape.numel() for shape in shapes.values()]), shapes.values(), strict=True) if len(shape) > 1]
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -279,7 +278,7 @@ class BayesianClassifier(Classifier):
         if isinstance(prior, str):
             prior = named_prior(prior, prior_std)
         if prior is not None:
-            return ElementwisePrior(prior, len(self.mean), counted)
+            return ElementwisePrior(prior, counted, like=self.mean)
         return NormalPrior(self._pieces(per_parameter_std(prior_std, network).get), counted, like=self.mean)
 
 

@@ -111,9 +111,12 @@ class Classifier(nn.Module):
         """All parameters for an optimizer of torch's, in groups: what weight decay must not pull at has a group without."""
         return [{"params": list(self.parameters())}]
 
-    def matrices(self, read: Callable) -> list[torch.Tensor]:
-        """[tensor] of each parameter of two dimensions and more, as the network has it: a view of `read` of the parameter."""
-        return [read(p) for p in self.parameters() if p.requires_grad and p.dim() > 1]
+    def weight_tensors(self, of: Callable) -> list[torch.Tensor]:
+        """The weight tensors of two dimensions and more, shaped as in the network, as views of `of(parameter)`.
+
+        `torch.Tensor.detach` gives the weights, `lambda p: p.grad` their gradients.
+        """
+        return [of(p) for p in self.parameters() if p.requires_grad and p.dim() > 1]
 
     def constrain_(self) -> None:
         """Bring the parameters back into their range, after an optimizer step."""

@@ -54,7 +54,7 @@ class MeanFieldNormal(TorchDistribution):
         if torch.is_grad_enabled() and (self.loc.requires_grad or self.log_std.requires_grad):
             return draw_with_kl(self.loc, self.log_std, [], self.buffers)[0]
         with torch.no_grad():
-            std = (lambda part: self.log_std[part].exp()) if self._std is None else self._std
+            std = self.log_std.exp() if self._std is None else self._std
             return normal_(self.buffers.take(self.loc), self.loc, std)
 
     def rsample_with_kl(self, prior):

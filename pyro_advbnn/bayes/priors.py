@@ -51,18 +51,16 @@ class NormalPrior(TorchDistribution):
             total = total - w.dot(w) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * len(w)
         return total
 
-    def kl_by_log_std(self, log_std, part):
-        """d KL(posterior || prior) / d log_std at a slice of log_std (d,): std^2 / prior_std^2 - 1, or 0 where none counts."""
-        slope = torch.zeros_like(log_std[part])
-        for piece, prior_std in self.counted_pieces(part):
-            slope[piece.start - part.start:piece.stop - part.start] = kl_by_log_std(log_std[piece], prior_std)
+    def kl_by_log_std(self, log_std):
+        """d KL(posterior || prior) / d log_std (d,): std^2 / prior_std^2 - 1, or 0 where none counts."""
+        slope = torch.zeros_like(log_std)
+        for piece, prior_std in self.counted_pieces():
+            slope[piece] = kl_by_log_std(log_std[piece], prior_std)
         return slope
 
-    def counted_pieces(self, within=None):
-        """[(slice, std), ...]: the pieces, cut to the weights that count, and to those of a slice."""
+    def counted_pieces(self):
+        """[(slice, std), ...]: the pieces, cut to the weights that count."""
         first, last = self.counted
-        if within is not None:
-            first, last = max(first, within.start), min(last, within.stop)
         cut = [(max(start, first), min(stop, last), std) for start, stop, std in self.pieces]
         return [(slice(start, stop), std) for start, stop, std in cut if start < stop]
 
@@ -73,22 +71,25 @@ class ElementwisePrior(TorchDistribution):
     arg_constraints = {}
     support = constraints.real_vector
 
-    def __init__(self, one_weight, size, counted=None):
+    def __init__(self, one_weight, counted=None, *, like):
         if one_weight.event_shape or one_weight.batch_shape:
             raise InputError(f"prior must be a distribution over one weight, got batch shape "
                              f"{tuple(one_weight.batch_shape)} and event shape {tuple(one_weight.event_shape)}")
-        self.one_weight, self._device = one_weight, None
-        self.counted = (0, size) if counted is None else counted
-        super().__init__(event_shape=torch.Size([size]), validate_args=False)
+        self.one_weight, self._device, self._like = one_weight, None, like
+        self.counted = (0, len(like)) if counted is None else counted
+        super().__init__(event_shape=like.shape, validate_args=False)
 
     def sample(self, sample_shape=()):
-        return self.one_weight.sample(torch.Size(sample_shape) + self.event_shape)
+        return self._on(self._like.device).sample(torch.Size(sample_shape) + self.event_shape)
 
     def log_prob(self, value):
         """The log density of `value` (d,): a scalar."""
-        if self._device != value.device:
-            self.one_weight, self._device = _moved(self.one_weight, value.device), value.device
-        return self.one_weight.log_prob(value[slice(*self.counted)]).sum()
+        return self._on(value.device).log_prob(value[slice(*self.counted)]).sum()
+
+    def _on(self, device):
+        if self._device != device:
+            self.one_weight, self._device = _moved(self.one_weight, device), device
+        return self.one_weight
 
 
 def _moved(distribution, device):

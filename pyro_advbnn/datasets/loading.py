@@ -52,7 +52,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None, *, image_siz
 
 
 def from_arrays(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor) -> Images:
-    """Images of your own in memory, on the CPU, for `batches`; the memory of float32 x is not copied.
+    """Images of your own in memory, on the CPU, for `batches`.
 
     x: uint8 (N, H, W, C) with C 1 or 3, or floats (N, C, H, W) in [0, 1]. y: class numbers (N,) from 0, integers.
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.inputs import NotFiniteAnswer, check_attacked, check_probabilities, fit_batches, logits_of
+from pyro_advbnn.evaluation.inputs import NotFiniteAnswer, check_attacked, check_probabilities, checked_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import InputError, check_at_least
 
@@ -64,7 +64,7 @@ def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, tor
     `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
     """
     check_at_least("num_samples", num_samples, 1)
-    batches = fit_batches(batches, [target if source is None else source, target])
+    batches = checked_batches(batches, [target if source is None else source, target])
     correct, total = count_correct(target, batches, attack, source=source, num_samples=num_samples, progress=progress)
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 

@@ -82,7 +82,8 @@ def check_attacked(x_adv, x, attack=None):
     if not alike:
         raise InputError(f"the attack must return a tensor like its images, {kind(x)}, got {kind(x_adv)}")
     check_images(x_adv, "attacked images")
-    norm, epsilon = f"l{getattr(attack, 'norm', 'inf')}".lower().replace("ll", "l"), getattr(attack, "epsilon", None)
+    norm, epsilon = str(getattr(attack, "norm", "linf")).lower(), getattr(attack, "epsilon", None)
+    norm = {"inf": "linf", "2": "l2"}.get(norm, norm)
     if epsilon is not None and norm in BALLS:
         rounding = max(_ROUNDING, torch.finfo(x.dtype).eps) * (x[0].numel() ** 0.5 if norm == "l2" else 1)
         farthest = BALLS[norm].size(x_adv.double() - x.double()).max().item()
@@ -91,7 +92,7 @@ def check_attacked(x_adv, x, attack=None):
                              f"{farthest:g} away")
 
 
-def fit_batches(batches, classifiers):
+def checked_batches(batches, classifiers):
     """A generator of the batches (x, y), each once it is found fit for all the classifiers, and they for it."""
     num_classes = None
     for x, y in batches:
@@ -111,7 +112,7 @@ class RepeatableBatches:
     def __init__(self, classifier, batches):
         if iter(batches) is batches:
             raise InputError(f"the batches must be such that can be gone through again, as a list, got {kind(batches)}")
-        self._batches, self._labels = batches, [y for _, y in fit_batches(batches, [classifier])]
+        self._batches, self._labels = batches, [y for _, y in checked_batches(batches, [classifier])]
         if not self._labels:
             raise InputError("there are no images to evaluate on")
 

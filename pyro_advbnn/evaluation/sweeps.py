@@ -12,7 +12,7 @@ import torch
 from pyro_advbnn.attacks.losses import loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, predict, sums_of_draws
-from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, fit_batches
+from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches
 from pyro_advbnn.evaluation.intervals import Z95
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.random_streams import own_stream, undisturbed
@@ -99,7 +99,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     alone tells of no spread: its interval has no width.
     """
     norms = []
-    for x, y in fit_batches(batches, [classifier]):
+    for x, y in checked_batches(batches, [classifier]):
         with eval_mode(classifier), frozen(classifier):
             _, gradient = loss_and_gradient(classifier, x, y, attack_samples=num_samples)
             norms.append(gradient.double().abs().flatten(1).sum(1))
@@ -117,7 +117,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
 def _rows(asked, predictions, batches, classifiers, progress):
     """{name: row} for asked {name: (attack, number of draws)}; predictions(x, y): a generator of (name, probabilities)."""
     correct, total = dict.fromkeys(asked, 0), 0
-    for x, y in fit_batches(batches, classifiers):
+    for x, y in checked_batches(batches, classifiers):
         with own_stream():
             for name, probabilities in predictions(x, y):
                 correct[name] += int((probabilities.argmax(-1) == y).sum())

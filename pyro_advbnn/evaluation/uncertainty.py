@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
-from pyro_advbnn.evaluation.inputs import fit_batches
+from pyro_advbnn.evaluation.inputs import checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval
 from pyro_advbnn.system.errors import InputError, check_number
 
@@ -77,7 +77,7 @@ def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
     `inputs`).
     """
     parts, total, correct = [], 0, 0
-    for x, y in fit_batches(batches, [classifier]):
+    for x, y in checked_batches(batches, [classifier]):
         x_adv = attack_images(attack, classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())

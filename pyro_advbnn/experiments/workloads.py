@@ -19,8 +19,9 @@ from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import arithmetic, batch_format
 from pyro_advbnn.training import recipes
-from pyro_advbnn.training.algorithm1 import build_optimizer, step
+from pyro_advbnn.training.algorithm1 import step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
+from pyro_advbnn.training.recipes import build_optimizer
 
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 PRIOR_STD, INIT_STD, LEARNING_RATE, KL_WEIGHT = 0.05, 0.01, 1e-3, 1 / 50_000

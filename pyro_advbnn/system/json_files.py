@@ -1,6 +1,5 @@
 """JSON files and files of JSON lines, which a crash leaves whole."""
 import json
-import os
 from pathlib import Path
 
 from pyro_advbnn.system import files
@@ -10,33 +9,14 @@ _OF_CONFIG = {"dataset": str, "defense": str, "settings": dict, "classifier": di
 
 
 def append_jsonl(path, row):
-    """Add `row` as one line of JSON at the end of the file, in place of a line that a crash cut short."""
-    with files.naming(path), Path(path).open("ab+") as file:
-        file.seek(0)
-        there = file.read()
-        whole = _whole_lines(there)
-        file.truncate(min(len(whole), len(there)))
-        file.write(whole[len(there):] + json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add `row` as the last line of the file, in one step."""
+    write_jsonl(path, [*read_jsonl(path), row])
 
 
 def read_jsonl(path):
-    """The rows of a JSON-lines file, dicts, [] where there is none; a last line that a crash cut short is left out.
-
-    Raises InputError for another line that is no JSON.
-    """
+    """The rows of a JSON-lines file, dicts, [] where there is none.   Raises InputError for a line that is no JSON."""
     path = Path(path)
-    return [_parsed(line, path) for line in _whole_lines(path.read_bytes() if path.exists() else b"").splitlines()]
-
-
-def _whole_lines(content):
-    """The lines of a JSON-lines file as bytes, without a last one that was cut short; the end of a line may be all it lacks."""
-    end = content.rfind(b"\n") + 1
-    try:
-        return content + b"\n" if isinstance(json.loads(content[end:]), dict) else content[:end]
-    except (ValueError, RecursionError):
-        return content[:end]
+    return [_parsed(line, path) for line in (path.read_bytes() if path.exists() else b"").splitlines()]
 
 
 def write_jsonl(path, rows):

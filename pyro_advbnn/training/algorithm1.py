@@ -1,4 +1,4 @@
-"""Algorithm 1: attack the batch under guide samples, take one step on the ELBO; and the optimizer and attack of a recipe."""
+"""Algorithm 1: attack the batch under guide samples, take one step on the ELBO."""
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -6,13 +6,11 @@ from dataclasses import replace
 import torch
 
 from pyro_advbnn.attacks.attack import checked_batch, labels_within_classes, unchecked
-from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.elbo import Objective, objective
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
-from pyro_advbnn.training.natural_gradient import NaturalGradient
 from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
 
@@ -71,14 +69,13 @@ def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share
     return parts
 
 
-def gradients(classifier, x, y, *, kl_weight, attack=None, micro_batch=None, share=1.0):
-    """`step` without the optimizer's: `share` times the gradients of the attacked batch are added to the parameters' grad."""
-    x_adv = _attacked(classifier, x, y, attack, micro_batch)
+def gradients(classifier, x, y, *, kl_weight, micro_batch=None, share=1.0):
+    """The `Objective` of a batch that is attacked already; `share` times its gradients are added to the parameters' grad."""
     if micro_batch is None or micro_batch >= len(y):
-        parts = objective(classifier, x_adv, y, kl_weight=kl_weight)
+        parts = objective(classifier, x, y, kl_weight=kl_weight)
         (parts.loss if share == 1 else parts.loss * share).backward()
         return replace(parts, loss=parts.loss.detach())  # a graph that lives on would stop the capture of a CUDA graph
-    return backward_in_pieces(classifier, x_adv, y, kl_weight, micro_batch, share)
+    return backward_in_pieces(classifier, x, y, kl_weight, micro_batch, share)
 
 
 def _attacked(classifier, x, y, attack, micro_batch):
@@ -88,28 +85,3 @@ def _attacked(classifier, x, y, attack, micro_batch):
         return x
     whole = micro_batch is None or micro_batch >= len(y)
     return attack(classifier, x, y) if whole else attack_in_pieces(attack, classifier, x, y, micro_batch)
-
-
-def build_optimizer(classifier, settings, num_train=None):
-    """Fused Adam, SGD with momentum 0.9, or `NaturalGradient`, by settings' optimizer, learning_rate and weight_decay.
-
-    No weight decay pulls at log_std. num_train: N, of which the natural gradient must know, as of settings' alpha, curvature
-    and rho.
-    """
-    if settings["optimizer"] == "natural":
-        return NaturalGradient(classifier, num_train=num_train, lr=settings["learning_rate"], **{
-            name: settings[name] for name in ("alpha", "curvature", "rho", "weight_decay")})
-    parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
-    choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
-    if settings["optimizer"] == "adam":
-        return torch.optim.Adam(parameters, **choice)
-    optimizer = torch.optim.SGD(parameters, momentum=0.9, **choice)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:                # the fused step wants one of each, or none at all
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def build_attack(settings):
-    """The PGD attack of `settings`: epsilon, step_size, num_steps and attack_samples."""
-    return PGD(**{name: settings[name] for name in ("epsilon", "step_size", "num_steps", "attack_samples")})

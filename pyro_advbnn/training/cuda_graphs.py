@@ -157,9 +157,8 @@ def compile_network(classifier, x, y):
     Parameters and buffers keep their names and values; a checkpoint does not tell.
     """
     classifier.network.compile()
-    state = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     try:
-        with undisturbed():
+        with undisturbed(), buffers_kept(classifier.network):
             torch.nn.functional.cross_entropy(classifier(x).float(), y).backward()
         return None
     except Exception as error:                           # no compiler, an operation that it does not know, ...
@@ -167,4 +166,3 @@ def compile_network(classifier, x, y):
         return reason(error)
     finally:
         classifier.zero_grad()
-        classifier.network.load_state_dict(state)

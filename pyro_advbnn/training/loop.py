@@ -15,14 +15,14 @@ from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.precision import autocast, batch_format
 from pyro_advbnn.system.random_streams import separate_randomness, undisturbed
 from pyro_advbnn.training import checkpoints, metrics, run_folders
-from pyro_advbnn.training.algorithm1 import build_attack
 from pyro_advbnn.training.nonfinite import NotFinite
 from pyro_advbnn.training.progress import Progress
+from pyro_advbnn.training.recipes import build_attack
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
 
 
-def fit(folder, config, training, held_out, best, max_minutes, asked):
+def run(folder, config, training, held_out, best, max_minutes, asked):
     """Train to the end, to max_minutes, until patience runs out or a signal asks; whether the run is finished.
 
     Whatever stops it, the way on is told.   asked: of `signals.asking`, and after it the number of the signal.

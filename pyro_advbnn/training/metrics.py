@@ -9,7 +9,7 @@ _LOSSES = ("loss", "nll", "kl", "kl_weight", "kl_per_image")
 
 
 def read(folder):
-    """The rows of a run, [] where there are none; a last one that a crash cut short is left out."""
+    """The rows of a run, [] where there are none."""
     return json_files.read_jsonl(Path(folder) / "metrics.jsonl")
 
 

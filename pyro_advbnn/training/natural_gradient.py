@@ -7,7 +7,6 @@ from torch.optim.sgd import sgd
 
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.kernels.posterior import step_by_squares_
-from pyro_advbnn.bayes.kernels.vectors import chunks
 from pyro_advbnn.bayes.priors import NormalPrior
 from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
@@ -17,7 +16,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     With L = Eq. (10) and lambda = num_train / alpha one step is
 
-        log_std -= clamp(rho / 2 * G, -max_step, max_step)
+        log_std -= rho / 2 * G
         momentum_buffer = momentum * momentum_buffer + dL/dmean;  mean -= lr (dL/dmean + momentum * momentum_buffer)
 
     that is, the natural gradient in log_std (whose Fisher information is 2), G its gradient of lambda L, and SGD with Nesterov
@@ -25,14 +24,14 @@ class NaturalGradient(torch.optim.Optimizer):
     With a normal prior the fixed point is s^2 = 1 / (lambda h + 1 / prior_std^2), h the mean curvature of the nll: few data or
     a flat likelihood leave a weight the prior's std, at most rho / 2 nearer with each step. h is told by one of
 
-        draws    G = lambda dL/dlog_std, without bias; in log_std this is IVON (Shen et al. 2024, arXiv 2402.17641) but for
-                 terms of third order in rho. The noise of one step is sqrt(lambda / batch size) times the curvature, so that
-                 it takes some 1 / alpha epochs to tell it.
-        squares  G = lambda (c D^2 + w dKL/dlog_std) with D = dL/dlog_std - w dKL/dlog_std and w the step's kl_weight. The
-                 squares (as of Khan et al. 2018, arXiv 1806.04854), whose noise is the same at every alpha, tell how the
-                 curvature is shared among the weights; the draws tell how much there is of it: c is the sum of D over all
-                 weights over that of D^2, each averaged over some 1 / rho steps before (0 in the first). So at rest Eq. (10) is
-                 stationary in a common factor of all stds, which few draws tell well.
+        draws    G = lambda dL/dlog_std, right on average. The noise of one step is sqrt(lambda / batch size) times the
+                 curvature, so that it takes some 1 / alpha epochs to tell it. A step is IVON's (Shen et al. 2024, arXiv
+                 2402.17641), log(1 + rho G + (rho G)^2 / 2) in the place of rho G: a std grows by sqrt(2) at most.
+        squares  G = lambda (c D^2 + w dKL/dlog_std), `clip` at most, with D = dL/dlog_std - w dKL/dlog_std and w the step's
+                 kl_weight. The squares (as of Khan et al. 2018, arXiv 1806.04854), whose noise is the same at every alpha,
+                 tell how the curvature is shared among the weights; the draws tell how much there is of it: c is the sum of
+                 D over all weights over that of D^2, each averaged over some 1 / rho steps before (0 in the first). So at
+                 rest Eq. (10) is stationary in a common factor of all stds, which few draws tell well.
 
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
     no optimizer should say otherwise: theirs falls for ever, as with Adam, but ever more slowly, like 1 / sqrt(steps).
@@ -40,14 +39,14 @@ class NaturalGradient(torch.optim.Optimizer):
     num_train: N >= 1 training images. alpha > 0: of the whole training. curvature: "squares" or "draws"; w is "kl_weight" of
     log_std's group, alpha / num_train or what `train_step` was given last. lr >= 0: of mean and deterministic parameters;
     schedules move it, in each group. rho in [0, 1]: the rate of log_std, which averages the curvature over some 1 / rho steps.
-    momentum: in [0, 1]. max_step > 0: the most that log_std moves in a step. weight_decay >= 0: of deterministic parameters
-    alone, since the prior is the mean's.
+    momentum: in [0, 1]. clip > 0: the most that G by squares is, which is no less than -1 and on average 0 at rest.
+    weight_decay >= 0: of deterministic parameters alone, since the prior is the mean's.
 
     Raises InputError for a classifier without a posterior, and for numbers out of range.
     """
 
     def __init__(self, classifier: BayesianClassifier, *, num_train: int, alpha: float, curvature: str = "squares",
-                 lr: float = 0.1, rho: float = 0.005, momentum: float = 0.9, max_step: float = 0.1,
+                 lr: float = 0.1, rho: float = 0.005, momentum: float = 0.9, clip: float = 40.0,
                  weight_decay: float = 0.0) -> None:
         if not isinstance(classifier, BayesianClassifier):
             raise InputError(f"the natural gradient needs a posterior, a BayesianClassifier, got a {type(classifier).__name__}")
@@ -60,12 +59,12 @@ class NaturalGradient(torch.optim.Optimizer):
             check_number(name, value)
         for name, value in {"rho": rho, "momentum": momentum}.items():
             check_number(name, value, 0, 1)
-        check_number("max_step", max_step, above=True)
+        check_number("clip", clip, above=True)
         mean, log_std = classifier.mean, classifier.log_std
         others = [p for p in classifier.parameters() if p is not mean and p is not log_std]
         groups: list[dict] = [
             {"params": [mean], "weight_decay": 0.0}, {"params": others},
-            {"params": [log_std], "rho": rho, "max_step": max_step, "effective_size": num_train / alpha,
+            {"params": [log_std], "rho": rho, "clip": clip, "effective_size": num_train / alpha,
              "curvature": curvature, "kl_weight": alpha / num_train}]
         self._classifier = classifier
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -97,17 +96,13 @@ class NaturalGradient(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
-    def _natural_step_(self, log_std, *, rho, max_step, effective_size, curvature, kl_weight, **_):
-        """On the CPU piece by piece, without a whole vector of work memory for each operation."""
-        rate = rho * effective_size / 2
-        if rate == 0:
-            return
-        bound = min(max_step / rate, torch.finfo(log_std.dtype).max)
+    def _natural_step_(self, log_std, *, rho, clip, effective_size, curvature, kl_weight, **_):
         if curvature == "squares":
-            self._step_by_squares_(log_std, rho, kl_weight=kl_weight, rate=rate, bound=bound)
-            return
-        for part in chunks(0, len(log_std), log_std.device):
-            log_std[part].sub_(torch.clamp(log_std.grad[part], -bound, bound), alpha=rate)
+            self._step_by_squares_(log_std, rho, kl_weight=kl_weight, rate=rho * effective_size / 2,
+                                   bound=clip / effective_size)
+        else:
+            change = rho * effective_size * log_std.grad
+            log_std.sub_(torch.log1p(change + change.square() / 2), alpha=0.5)
 
     def _step_by_squares_(self, log_std, rho, **numbers):
         state, prior = self.state[log_std], self._classifier.prior

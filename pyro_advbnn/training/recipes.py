@@ -8,9 +8,10 @@ import math
 import torch
 from torch import nn
 
-from pyro_advbnn.attacks.pgd import auto_step_size
+from pyro_advbnn.attacks.pgd import PGD, auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.system.errors import check_at_least
+from pyro_advbnn.training.natural_gradient import NaturalGradient
 
 KL_BUDGET, LARGEST_SHARE, BUDGETED_SNR = 500, 0.2, 20    # of `auto_alpha`: nats in all and at most per image; at what SNR
 
@@ -138,6 +139,31 @@ def learning_rate_factor(schedule, stages, progress):
         done += epochs
         finished_stages += progress >= done / sum(stages)
     return 0.1**finished_stages
+
+
+def build_optimizer(classifier, settings, num_train=None):
+    """Fused Adam, SGD with momentum 0.9, or `NaturalGradient`, by settings' optimizer, learning_rate and weight_decay.
+
+    No weight decay pulls at log_std. num_train: N, of which the natural gradient must know, as of settings' alpha, curvature
+    and rho.
+    """
+    if settings["optimizer"] == "natural":
+        return NaturalGradient(classifier, num_train=num_train, lr=settings["learning_rate"], **{
+            name: settings[name] for name in ("alpha", "curvature", "rho", "weight_decay")})
+    parameters = classifier.parameter_groups() if settings["weight_decay"] else classifier.parameters()
+    choice = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"], "fused": True}
+    if settings["optimizer"] == "adam":
+        return torch.optim.Adam(parameters, **choice)
+    optimizer = torch.optim.SGD(parameters, momentum=0.9, **choice)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:                # the fused step wants one of each, or none at all
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def build_attack(settings):
+    """The PGD attack of `settings`: epsilon, step_size, num_steps and attack_samples."""
+    return PGD(**{name: settings[name] for name in ("epsilon", "step_size", "num_steps", "attack_samples")})
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def _train(folder, config, training, held_out, best, max_minutes, at_end):
         for note in cuda_graphs.accelerate(training, config):
             print(note)
         with _at_end(at_end, folder):
-            finished = loop.fit(folder, config, training, held_out, best, max_minutes, asked)
+            finished = loop.run(folder, config, training, held_out, best, max_minutes, asked)
     if asked.number:
         raise signals.Interrupted(asked.number, f"{folder} is finished" if finished else "")
 

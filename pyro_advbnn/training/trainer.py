@@ -2,12 +2,12 @@
 import torch
 
 from pyro_advbnn import datasets
-from pyro_advbnn.bayes.ema import MovingAverage
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast, batch_format
-from pyro_advbnn.training.algorithm1 import build_attack, build_optimizer, step
+from pyro_advbnn.training.algorithm1 import step
+from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
-from pyro_advbnn.training.recipes import learning_rate_factor
+from pyro_advbnn.training.recipes import build_attack, build_optimizer, learning_rate_factor
 
 
 class Training:

@@ -16,9 +16,9 @@ def perturbed(classifier, awp):
 
     awp: the paper's gamma. g: the gradient by w that lies in the parameters' .grad when this begins.
     """
-    weights = classifier.matrices(torch.Tensor.detach)
+    weights = classifier.weight_tensors(torch.Tensor.detach)
     kept = [w.clone() for w in weights]
-    _climb(weights, classifier.matrices(lambda p: torch.zeros_like(p) if p.grad is None else p.grad), awp)
+    _climb(weights, classifier.weight_tensors(lambda p: torch.zeros_like(p) if p.grad is None else p.grad), awp)
     try:
         yield
     finally:

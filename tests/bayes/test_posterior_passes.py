@@ -70,7 +70,7 @@ def test_a_step_of_the_natural_gradient_is_that_of_torch(prior, monkeypatch):
         _, log_std = vectors_of_a_posterior()
         log_std, grad = log_std.detach(), 1e-3 * torch.randn(SIZE)
         sums = posterior.step_by_squares_(
-            log_std, grad, prior.counted_pieces(), lambda: lambda part: prior.kl_by_log_std(log_std, part),
+            log_std, grad, prior.counted_pieces(), lambda: prior.kl_by_log_std(log_std),
             kl_weight=1e-5, share=torch.tensor(40.0), rate=300.0, bound=1e-4)
         return log_std, sums
 

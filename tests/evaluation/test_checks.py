@@ -12,7 +12,8 @@ from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import autocast
-from pyro_advbnn.training.algorithm1 import build_optimizer, train_step
+from pyro_advbnn.training.algorithm1 import train_step
+from pyro_advbnn.training.recipes import build_optimizer
 
 EPSILON = 0.1
 pytestmark = pytest.mark.usefixtures("one_thread")

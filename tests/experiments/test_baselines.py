@@ -10,7 +10,7 @@ import pyro_advbnn as ab
 from pyro_advbnn.bayes.kernels import posterior as passes
 from pyro_advbnn.bayes.kernels import vectors
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
-from pyro_advbnn.training.algorithm1 import build_optimizer
+from pyro_advbnn.training.recipes import build_optimizer
 
 BASELINES = [PlainPyro, AuthorsStyle]
 ATTACK = ab.PGD(0.1, 0.03, 4)

@@ -8,38 +8,24 @@ from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
 
-def test_json_lines_come_back_and_one_that_a_crash_cut_short_is_left_out(tmp_path):
+def test_json_lines_come_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert json_files.read_jsonl(path) == []
     rows = [{"epoch": 1, "kl": 1 / 3, "held_out_accuracy": None}, {"epoch": 2, "kl": 1e300}]
     for row in rows:
         json_files.append_jsonl(path, row)
     assert json_files.read_jsonl(path) == rows
-    with path.open("a") as file:
-        file.write('{"epoch": 3, "kl": 0.1')
-    assert json_files.read_jsonl(path) == rows
-    json_files.append_jsonl(path, {"epoch": 3})
-    assert json_files.read_jsonl(path) == [*rows, {"epoch": 3}]
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff"])
-def test_a_line_in_the_middle_that_is_no_json_is_refused_with_the_file(tmp_path, line):
+def test_a_line_that_is_no_json_is_refused_with_the_file(tmp_path, line):
     (tmp_path / "log.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 1}\n')
     with pytest.raises(InputError, match="log.jsonl cannot be read: "):
         json_files.read_jsonl(tmp_path / "log.jsonl")
 
 
-def test_a_last_line_of_json_that_only_lacks_its_end_is_kept_when_one_is_added(tmp_path):
-    path = tmp_path / "log.jsonl"
-    for text, rows in (('{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]), ('{"a": 1}', [{"a": 1}]), ('{"a": 1}\n3', [{"a": 1}])):
-        path.write_text(text)
-        assert json_files.read_jsonl(path) == rows
-        json_files.append_jsonl(path, {"a": 3})
-        assert json_files.read_jsonl(path) == [*rows, {"a": 3}]
-        assert path.read_text() == "".join(json.dumps(row) + "\n" for row in [*rows, {"a": 3}])
-
-
-@pytest.mark.parametrize("write", [json_files.write_json, lambda path, content: json_files.write_jsonl(path, [content])])
+@pytest.mark.parametrize("write", [json_files.write_json, lambda path, content: json_files.write_jsonl(path, [content]),
+                                   json_files.append_jsonl])
 def test_replacing_a_file_happens_in_one_step(tmp_path, monkeypatch, write):
     write(tmp_path / "file", {"a": 1})
     assert json.loads((tmp_path / "file").read_text()) == {"a": 1}

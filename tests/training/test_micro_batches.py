@@ -14,7 +14,7 @@ import pyro_advbnn as ab
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.rse import add_noise
 from pyro_advbnn.system.memory import is_out_of_memory
-from pyro_advbnn.training.algorithm1 import gradients
+from pyro_advbnn.training.algorithm1 import _attacked, gradients
 
 ATTACK = ab.PGD(0.1, 0.03, 3)
 
@@ -33,7 +33,9 @@ def batch(size=10):
 def gradient(classifier, micro_batch, *, attack=ATTACK, size=10):
     torch.manual_seed(2)
     classifier.zero_grad()
-    parts = gradients(classifier, *batch(size), attack=attack, kl_weight=0.01, micro_batch=micro_batch)
+    x, y = batch(size)
+    x_adv = _attacked(classifier, x, y, attack, micro_batch)
+    parts = gradients(classifier, x_adv, y, kl_weight=0.01, micro_batch=micro_batch)
     return parts, [p.grad.clone() for p in classifier.parameters()]
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.train import train
-from pyro_advbnn.training.algorithm1 import build_optimizer
+from pyro_advbnn.training.recipes import build_optimizer
 
 OPTIMIZERS = {name: lambda classifier, name=name: build_optimizer(classifier, {
     "optimizer": name, "learning_rate": 1e-3, "weight_decay": 0.1}) for name in ("adam", "sgd")}

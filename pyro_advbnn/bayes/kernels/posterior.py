@@ -86,19 +86,16 @@ def step_by_squares_(log_std, grad, prior_pieces, slope, *, kl_weight, share, ra
     """log_std -= rate * clamp(share D^2 + K, -bound, bound), D = grad - K; returns (2,), the sums of D and of D^2 before it.
 
     log_std, grad: (d,). K: kl_weight times the KL's gradient by log_std. prior_pieces: as in `draw_with_kl`, None where the
-    prior is not normal. slope(): that gradient, as a function of a slice. share: a scalar.
+    prior is not normal. slope(): that gradient (d,). share: a scalar.
     """
     if prior_pieces is not None and _is_compiled_for(log_std, grad):
         sums = _in_pieces(_posterior.step, (log_std, grad), prior_pieces, kl_weight, share.item(), rate, bound)
         torch.autograd.graph.increment_version(log_std)  # for those who keep what they made of it, as torch's step does
         return log_std.new_tensor([sum(each) for each in zip(*sums, strict=True)])
-    sums, slope = log_std.new_zeros(2), slope()
-    for part in chunks(0, len(log_std), log_std.device):
-        of_kl = slope(part).mul_(kl_weight)
-        of_draws = grad[part] - of_kl
-        sums += torch.stack([of_draws.sum(), of_draws.dot(of_draws)])
-        log_std[part].sub_(torch.clamp(of_kl.addcmul_(share * of_draws, of_draws), -bound, bound), alpha=rate)
-    return sums
+    of_kl = slope().mul_(kl_weight)
+    of_draws = grad - of_kl
+    log_std.sub_(torch.clamp(of_kl.addcmul_(share * of_draws, of_draws), -bound, bound), alpha=rate)
+    return torch.stack([of_draws.sum(), of_draws.dot(of_draws)])
 
 
 def kl_by_log_std(log_std, prior_std):

@@ -43,15 +43,11 @@ def standard_normal_(out):
 def normal_(out, mean, std):
     """Fill the vector `out` with draws from N(mean, std^2), by the numbers of `standard_normal_`, and return it.
 
-    mean: like out, contiguous. std: likewise, or a function of a slice of out that gives its part.
+    mean, std: like out, contiguous.
     """
-    whole = not callable(std)
-    if whole and _normals is not None and are_long(out, mean, std):
+    if _normals is not None and are_long(out, mean, std):
         return _fill(out, mean, std)
-    standard_normal_(out)
-    for part in chunks(0, len(out), out.device):
-        torch.addcmul(mean[part], std[part] if whole else std(part), out[part], out=out[part])
-    return out
+    return torch.addcmul(mean, std, standard_normal_(out), out=out)
 
 
 def how_normals_are_drawn():

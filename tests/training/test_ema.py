@@ -4,8 +4,8 @@ import torch
 from tiny_runs import content, metrics, run
 
 import pyro_advbnn as ab
-from pyro_advbnn.bayes.ema import MovingAverage
 from pyro_advbnn.training import run_folders
+from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.trainer import Training
 
 
