@@ -189,9 +189,8 @@ def _training(rows):
 
 
 def _course(rows, name, factor=1):
-    """{epoch: value} of a number of metrics.jsonl, where it is one."""
-    return {row["epoch"]: factor * row[name] for row in rows
-            if isinstance(row.get("epoch"), int) and isinstance(row.get(name), int | float)}
+    """{epoch: value} of a number of metrics.jsonl, where there is one."""
+    return {row["epoch"]: factor * row[name] for row in rows if row.get(name) is not None}
 
 
 FIGURES = {                                             # name: (csv file, or None for metrics.jsonl, drawing function)

@@ -4,12 +4,12 @@ What the records say is collected here; report.html.j2 is the page, which escape
 """
 import base64
 import re
-import shlex
 from pathlib import Path
 
 import jinja2
 
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.cli import help
 from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
 from pyro_advbnn.reporting.figures import FIGURES
@@ -43,7 +43,7 @@ def write(folder, runs=None):
         configs=configs, log=log, headline=headline(folder), **_overview(configs), tables=summaries.summaries(folder),
         figures=_figures(folder),
         examples=_examples(folder), caveats=_caveats(folder, configs), times=_times(log),
-        commands=[*_trainings(configs), *dict.fromkeys(f"python -m pyro_advbnn.{_command(line)}" for line in log)])
+        commands=[*_trainings(configs), *dict.fromkeys(line["command"] for line in log)])
     path = folder / "report.html"
     with files.replacing(path) as file:
         file.write(_INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", page.lstrip()).encode())
@@ -129,26 +129,17 @@ def _caveats(folder, configs):
 
 
 def _times(log):
-    rows = [[_command(line), duration(line.get("seconds")), count(line.get("rows")), _device(line)] for line in log]
+    rows = [[line["command"].removeprefix("python -m pyro_advbnn."), duration(line["seconds"]), count(line["rows"]),
+             line["environment"]["device"]] for line in log]
     return Summary("times", "Evaluations in the order in which they ran", ["command", "time", "rows", "device"], rows, "")
-
-
-def _device(line):
-    machine = line.get("environment")
-    return shown(machine.get("device")) if isinstance(machine, dict) else NONE
-
-
-def _command(line):
-    return shown(line.get("command")).removeprefix("python -m pyro_advbnn.")
 
 
 def _trainings(configs):
     """The command that began each run, and one for each time that it went on with another number of epochs."""
     for name, config in sorted(configs.items(), key=lambda item: bool(item[1].get("init_from"))):
-        changes, folder = config.get("epochs_changed", []), shlex.quote(f"runs/{name}")
-        flags = config.get("flags", {}) | ({"epochs": changes[0]["from"]} if changes else {})
-        words = [f"--{shlex.quote(flag)} {shlex.quote(str(value))}" for flag, value in flags.items() if flag != "max_minutes"]
-        yield " ".join(["python -m pyro_advbnn.train", *words, "--out", folder])
+        changes, folder = config.get("epochs_changed", []), f"runs/{name}"
+        flags = config["flags"] | ({"epochs": changes[0]["from"]} if changes else {})
+        yield help.typed("pyro_advbnn.train", flags | {"max_minutes": None, "out": folder})
         for change in changes:
-            yield (f"python -m pyro_advbnn.train --resume {folder} --epochs {change['to']}    "
-                   f"# stopped after epoch {change['after_epoch']}, step {change['after_step']} of the next")
+            again = help.typed("pyro_advbnn.train", {"resume": folder, "epochs": change["to"]})
+            yield f"{again}    # stopped after epoch {change['after_epoch']}, step {change['after_step']} of the next"

@@ -145,7 +145,7 @@ def test_layers_have_one_row_each_and_panels_for_weight_and_bias():
         "nll in training (nats per image)": [[2, 1, 2 / 3]], "accuracy on training images (%)": [[100] * 3, [50] * 3]})])
 def test_the_course_of_a_training_has_a_panel_for_each_number_that_its_epochs_hold(left_out, expected):
     rows = [CONFIG | row | {name: None for name in left_out} for row in EPOCHS]
-    figure = figures.FIGURES["training"][1]([*rows, CONFIG | {"epoch": 4, "nll": "damaged", "snr": None}])
+    figure = figures.FIGURES["training"][1]([*rows, CONFIG | {"epoch": 4, "nll": None, "snr": None}])
     assert {ax.get_title(loc="left"): [line.get_ydata().tolist() for line in ax.lines] for ax in figure.axes} == expected
     assert [text.get_text() for text in figure.legends[0].texts] == ["clean", "under PGD"]
     assert {ax.get_title(loc="left") for ax in figure.axes if ax.get_yscale() == "log"} == {
