@@ -76,10 +76,13 @@ class Plan:
         return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
                 **self.settings, "num_train": self.num_train, "num_test": self.num_test}
 
+    @property
+    def _recipe(self):
+        return recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")
+
     def network_for(self, side):
         """The network of the plan's runs, for images of `side` pixels."""
-        own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["network"]
-        return self.settings["network"] or own or recipes.default_network(side)
+        return self.settings["network"] or self._recipe["network"] or recipes.default_network(side)
 
     # Pieces
 
@@ -117,8 +120,7 @@ class Plan:
                            each=attack(self.draws[1], most) + points * prediction(), attack_samples=[self.draws[1]])
 
     def _alpha(self):
-        own = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")["alpha"]
-        self._compare("alpha", [*ALPHAS, *(["auto"] if own == "auto" else [])])
+        self._compare("alpha", [*ALPHAS, *(["auto"] if self._recipe["alpha"] == "auto" else [])])
 
     def _prior(self):
         self._compare("prior_std", PRIOR_STDS)
@@ -193,8 +195,7 @@ class Plan:
 
     def _compare(self, name, values):
         """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run."""
-        main = recipes.RECIPES[self.settings["recipe"]](self.wanted.dataset, "advbnn")[name]
-        runs = [self._run("advbnn", **({} if value == main else {name: value})) for value in values]
+        runs = [self._run("advbnn", **({} if value == self._recipe[name] else {name: value})) for value in values]
         epsilons = [0.0, recipes.training_epsilon(self.wanted.dataset)]
         self._white_box(["advbnn"] * len(runs), runs, name, epsilons, self.draws, against=name)
 
