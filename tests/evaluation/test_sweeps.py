@@ -1,5 +1,6 @@
 """Tests of sweeps: one pass gives what separate evaluations give, and the numbers are those of their equations."""
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ class Counting(nn.Module):
 
     def __init__(self, classifier):
         super().__init__()
-        self.classifier, self.gradients, self.forwards = classifier, 0, 0
+        self.classifier, self.counts = classifier, Counter()     # one for it and its copies
 
     def forward(self, x):
-        self.gradients += len(x) > 2 and x.requires_grad         # of two images: whether it is fit
-        self.forwards += len(x) > 2 and not x.requires_grad
+        self.counts["gradients" if x.requires_grad else "forwards"] += len(x) > 2        # of two images: whether it is fit
         return self.classifier(x)
+
+    def __getattr__(self, name):
+        return self.counts[name] if name in ("gradients", "forwards") else super().__getattr__(name)
 
 
 def test_each_number_of_draws_gets_the_accuracy_of_a_run_of_its_own(classifier, batch):

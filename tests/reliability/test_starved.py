@@ -137,7 +137,7 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
     folder = run(disk.path / "run", **FLAGS, max_minutes=1e-9)
     before = snapshot(disk.path)
     disk.writable(False)
-    monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "run", lambda *_: pytest.fail("trained"))
     for line in [*words(FLAGS), "--out", disk.path / "new"], ["--resume", folder]:
         code, err = outcome(capsys, train, *line)
         assert code == 2 and ("cannot be written" in err or "Read-only" in err) and str(disk.path) in err

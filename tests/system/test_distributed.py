@@ -34,7 +34,8 @@ def courses(cases):
 
 
 SGD = {"optimizer": "sgd"}           # Adam brings gradients that are rounding errors, of biases before a BatchNorm, to its rate
-CASES = [({"defense": "advbnn"},), ({"defense": "advbnn"}, 1), ({"defense": "adv", **SGD},), ({"defense": "adv", **SGD}, 100),
+CASES = [({"defense": "advbnn", **SGD},), ({"defense": "advbnn", **SGD}, 1),
+         ({"defense": "adv", **SGD},), ({"defense": "adv", **SGD}, 100),
          ({"defense": "bnn", "optimizer": "natural"},), ({"defense": "bnn", "prior": "scale_mixture", "prior_std": 0.5},),
          ({"defense": "bnn", "precision": "bf16", "batch_statistics": "draw", **SGD},),
          ({"defense": "advbnn", "batch_statistics": "mean", **SGD},),
