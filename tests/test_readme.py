@@ -1,9 +1,12 @@
 """Tests of the README and the pages of docs/: what they name is there, their commands parse, their tables equal the records."""
 import csv
 import functools
+import gzip
 import json
+import math
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -226,6 +229,54 @@ def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
     nll = [records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1]["nll"] for run in ("advbnn-tuned", "adv-tuned")]
     assert "training {:.2f}, Adv-BNN {:.2f}".format(*nll[::-1]) in text
     assert f"after 30 epochs {nll[0] - nll[1]:.3f};" in " ".join(PAGES["method.md"].split())
+
+
+def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
+    text = " ".join(PAGES["results.md"].partition("## CIFAR-10, a narrow VGG16")[2].partition("\n## ")[0].split())
+    evaluation = "cifar10-medium/seed-1/evaluation"
+    rows = records(f"{evaluation}/accuracy.csv")
+    rows = rows + [row for row in records(f"{evaluation}/runs.csv") if row["num_examples"] == "500"]
+
+    def accuracies(run, draws, images):
+        found = [one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"]
+                 for epsilon in ("0", "0.031372549", "0.035", "0.07")]
+        return "{}, {}, {} and {}".format(*map(percent, found))
+
+    adv, ours = "adv-tuned-seed-1", "advbnn-tuned-seed-1"
+    assert f"adversarial training has {accuracies(adv, '1', '2000')} (clean, 8/255, 0.035, 0.07)" in text
+    assert f"Adv-BNN {accuracies(ours, '1', '2000')} under one draw, and {accuracies(ours, '20', '500')} under twenty" in text
+    assert f"adversarial training has {accuracies(adv, '1', '500')} on the same images" in text
+    left = {row["run"]: percent(row["accuracy"]) for row in records(f"{evaluation}/robust.csv")}
+    assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: apart by" in text
+    assert (f"mixture of both Adv-BNNs has {left[f'advbnn-tuned+{ours}']} in the worst case, both adversarially trained "
+            f"networks averaged have {left[f'adv-tuned+{adv}']}") in text
+    runs = [robust_images(name) for name in ("cifar10-medium/evaluation/robust_examples.csv",
+                                             f"{evaluation}/robust_examples.csv.gz")]
+    for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
+        pairs = [[standing(found, defense + end, clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
+                 for defense in ("adv-tuned", "advbnn-tuned")]
+        differences = [statistics.mean(ours) - statistics.mean(adv)
+                       for adv, ours in zip(*(zip(*seeds, strict=True) for seeds in pairs), strict=True)]
+        half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
+        told_as = f"{100 * statistics.mean(differences):.1f} ± {100 * half:.1f}"
+        assert told.startswith(told_as) and told in text and told_as.removeprefix("-") in PAGES["README.md"]
+
+
+def robust_images(name):
+    path = ROOT / "runs" / name
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def standing(rows, run, clean):
+    """Whether each image stands, in order: the answer to the attacked one that is judged the worst counts."""
+    own = [row for row in rows if row["run"] == run and (row["attack"] == "none" or not clean)]
+    worst = {}
+    for row in own:
+        index = int(row["index"])
+        if index not in worst or float(row["judged_margin"]) < float(worst[index]["judged_margin"]):
+            worst[index] = row
+    return [worst[index]["broken"] == "0" for index in sorted(worst)]
 
 
 def test_what_more_steps_and_pruning_do_equals_the_records():
