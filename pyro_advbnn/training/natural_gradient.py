@@ -72,6 +72,12 @@ class NaturalGradient(torch.optim.Optimizer):
     def __getstate__(self):                              # a copy's, of which torch's own knows the parameters alone
         return super().__getstate__() | {"_classifier": self._classifier}
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "rho" in group:
+                group.setdefault("clip", 40.0)           # checkpoints of before it had a name, at the default rho
+
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
         """One step by the gradients that are there, or those of closure(), whose result is returned; it waits for no GPU."""
