@@ -147,6 +147,8 @@ def test_the_medium_scale_averages_weights_as_the_tuned_pair_which_is_its_own_tw
     assert {name: flags["weight_averaging"] for name, flags in runs.items()} == {
         name: 0 if name.startswith("kl-") else averaging for name in runs}
     assert len(made.steps[-1].flags["runs"]) == len(runs)
+    others = plan("table1", scale="medium", dataset=dataset, recipe="authors").steps + plan("kl", scale="smoke").steps
+    assert {step.flags.get("weight_averaging") for step in others if step.is_training} == {None}
 
 
 @pytest.mark.parametrize("piece", BEYOND_THE_PAPER)

@@ -21,7 +21,7 @@ from pyro_advbnn.system.memory import available_memory
 _WHAT_DATA_DIR_IS = {
     "imagenet143": "the folder that holds train/<wnid>/ and val/<wnid>/; docs/data.md tells how to make them from "
                    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-    "folder": "the folder that holds train/<class>/ and val/<class>/",
+    "folder": "the folder that holds train/<class>/ and test/<class>/ (or val/<class>/)",
     "npz": "the file that holds x_train, y_train, x_test and y_test",
 }
 

@@ -11,6 +11,7 @@ import torch
 
 from pyro_advbnn.attacks.losses import loss_and_gradient
 from pyro_advbnn.attacks.modes import eval_mode, frozen
+from pyro_advbnn.bayes.mixture import Mixture
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, predict, sums_of_draws
 from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches
 from pyro_advbnn.evaluation.intervals import Z95
@@ -47,13 +48,14 @@ def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progres
     if getattr(attack, "restarts", 1) > 1:
         raise InputError(f"the steps of an attack can be read off one run only, got restarts {attack.restarts}")
     attacks = {count: replace(attack, num_steps=count) for count in counts}
+    reader = copy.copy(target) if isinstance(target, Mixture) else target      # a mixture remembers whom the attack has visited
 
     def predictions(x, y):
         for count, x_adv in enumerate(attacks[counts[-1]].iterates(target, x, y)):
             if count in attacks:
                 check_attacked(x_adv, x, attack)
-                with undisturbed():                      # of a copy, for a mixture remembers whom the attack has visited
-                    yield count, predict(copy.copy(target), x_adv, num_samples=num_samples)
+                with undisturbed():
+                    yield count, predict(reader, x_adv, num_samples=num_samples)
 
     asked = {count: (attacks[count], num_samples) for count in counts}
     return list(_rows(asked, predictions, batches, [target], progress).values())

@@ -134,8 +134,9 @@ class Plan:
 
         Trainings this short are measured at their last weights.
         """
+        last = {"weight_averaging": 0.0} if self.settings.get("weight_averaging") else {}
         for name, flags in ablations.KL_OF_ALL_WEIGHTS.items():
-            flags = {"epochs": self.wanted.epochs or self.settings.get("trial_epochs"), "weight_averaging": 0.0, **flags}
+            flags = {"epochs": self.wanted.epochs or self.settings.get("trial_epochs"), **last, **flags}
             self._compared("advbnn", self._named_run("advbnn", f"kl-{name}", flags))
 
     def _beyond(self):

@@ -74,6 +74,8 @@ def settings(wanted, num_train, num_test):
     own = {name: getattr(wanted, name) for name in _CHOICES if getattr(wanted, name) is not None}
     network = _SMALL_NETWORKS.get(wanted.dataset) if wanted.scale in ("smoke", "small") else None
     found = dict.fromkeys(_CHOICES) | {"network": network} | scale | own
+    if found["recipe"] != "ours":                        # the others are what others did
+        found.pop("weight_averaging", None)
     tested = min(found["num_test"] or num_test, num_test)
     found["num_few"] = tested if wanted.num_test else min(scale.get("num_few", tested), tested)
     if found.get("validation"):

@@ -16,7 +16,8 @@ def append_jsonl(path, row):
 def read_jsonl(path):
     """The rows of a JSON-lines file, dicts, [] where there is none.   Raises InputError for a line that is no JSON."""
     path = Path(path)
-    return [_parsed(line, path) for line in (path.read_bytes() if path.exists() else b"").splitlines()]
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def write_jsonl(path, rows):

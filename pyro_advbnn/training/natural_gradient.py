@@ -22,7 +22,7 @@ class NaturalGradient(torch.optim.Optimizer):
     that is, the natural gradient in log_std (whose Fisher information is 2), G its gradient of lambda L, and SGD with Nesterov
     momentum on the mean and on deterministic parameters. One vector of momentum is all that it keeps, where Adam keeps four.
     With a normal prior the fixed point is s^2 = 1 / (lambda h + 1 / prior_std^2), h the mean curvature of the nll: few data or
-    a flat likelihood leave a weight the prior's std, at most rho / 2 nearer with each step. h is told by one of
+    a flat likelihood leave a weight the prior's std, by squares at most rho / 2 nearer with each step. h is told by one of
 
         draws    G = lambda dL/dlog_std, right on average. The noise of one step is sqrt(lambda / batch size) times the
                  curvature, so that it takes some 1 / alpha epochs to tell it. A step is IVON's (Shen et al. 2024, arXiv
@@ -39,8 +39,8 @@ class NaturalGradient(torch.optim.Optimizer):
     num_train: N >= 1 training images. alpha > 0: of the whole training. curvature: "squares" or "draws"; w is "kl_weight" of
     log_std's group, alpha / num_train or what `train_step` was given last. lr >= 0: of mean and deterministic parameters;
     schedules move it, in each group. rho in [0, 1]: the rate of log_std, which averages the curvature over some 1 / rho steps.
-    momentum: in [0, 1]. clip > 0: the most that G by squares is, which is no less than -1 and on average 0 at rest.
-    weight_decay >= 0: of deterministic parameters alone, since the prior is the mean's.
+    momentum: in [0, 1]. clip > 0: the most that |G| by squares is; G is on average 0 at rest, and -1 at least with a normal
+    prior. weight_decay >= 0: of deterministic parameters alone, since the prior is the mean's.
 
     Raises InputError for a classifier without a posterior, and for numbers out of range.
     """
@@ -75,8 +75,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def __setstate__(self, state):
         super().__setstate__(state)
         for group in self.param_groups:
-            if "rho" in group:
-                group.setdefault("clip", 40.0)           # checkpoints of before it had a name, at the default rho
+            if "max_step" in group:                      # of former checkpoints: the most that log_std moved
+                group["clip"] = 2 * group.pop("max_step") / (group["rho"] or 1)
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
@@ -105,7 +105,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _natural_step_(self, log_std, *, rho, clip, effective_size, curvature, kl_weight, **_):
         if curvature == "squares":
             self._step_by_squares_(log_std, rho, kl_weight=kl_weight, rate=rho * effective_size / 2,
-                                   bound=clip / effective_size)
+                                   bound=min(clip / effective_size, torch.finfo(log_std.dtype).max))
         else:
             change = rho * effective_size * log_std.grad
             log_std.sub_(torch.log1p(change + change.square() / 2), alpha=0.5)

@@ -254,7 +254,7 @@ def test_batches_on_the_gpu_stay_there_and_hold_every_image_once(kind):
     (("folder", "train", "x"), {"loading": "disk"}, "loading must be one of auto, memory, stream, got 'disk'"),
     (("digits", "train"), {"image_size": 8}, "--image_size is only for dataset folder, not for digits"),
     (("digits", "train", "x"), {}, "--data_dir means nothing for dataset digits"),
-    (("folder", "train"), {}, "dataset folder needs --data_dir, the folder that holds train/<class>/ and val/<class>/"),
+    (("folder", "train"), {}, "dataset folder needs --data_dir, the folder that holds train/<class>/ and test/<class>/"),
     (("npz", "train"), {}, "dataset npz needs --data_dir, the file that holds x_train, y_train, x_test and y_test"),
     (("imagenet143", "train"), {}, "dataset imagenet143 needs --data_dir, the folder that holds train/<wnid>/ and val/<wnid>/; "
      "docs/data.md tells how to make them from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),

@@ -20,7 +20,7 @@ def test_json_lines_come_back(tmp_path):
 @pytest.mark.parametrize("line", [b'{"epoch": ', b"", b"\xff"])
 def test_a_line_that_is_no_json_is_refused_with_the_file(tmp_path, line):
     (tmp_path / "log.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 1}\n')
-    with pytest.raises(InputError, match="log.jsonl cannot be read: "):
+    with pytest.raises(InputError, match="log.jsonl, line 2 cannot be read: "):
         json_files.read_jsonl(tmp_path / "log.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Tests of the natural gradient: the formula, where it comes to rest, and the published IVON update to third order."""
+"""Tests of the natural gradient: the formula, where it comes to rest, and that by draws it is the published IVON update."""
 import copy
 import math
 
@@ -100,15 +100,16 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature):
     assert 0 < (natural > clip).sum() < len(natural)
 
 
-def test_a_state_from_before_the_cut_had_a_name_goes_on_with_the_default():
+def test_a_state_of_former_code_goes_on_with_its_own_cut():
     classifier, x, y = regression()
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1.0, clip=3.0)
+    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1.0, rho=0.05)
     state = optimizer.state_dict()
-    assert state["param_groups"][-1].pop("clip") == 3.0
+    assert state["param_groups"][-1].pop("clip") == 40.0
+    state["param_groups"][-1]["max_step"] = 0.1
     optimizer.load_state_dict(state)
     backward(classifier, x, y, 1 / len(x))
     optimizer.step()
-    assert optimizer.param_groups[-1]["clip"] == 40.0
+    assert optimizer.param_groups[-1]["clip"] == pytest.approx(4) and "max_step" not in optimizer.param_groups[-1]
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.05, 3.0])

@@ -1,7 +1,7 @@
 """Passes over a mean-field posterior's vectors: a draw with its KL, both gradients of them, a step of the natural gradient.
 
-`guide.draw` and `guide.kl_to_normal` say in plain lines what is computed here piece by piece, without whole-vector temporaries:
-over long vectors on the CPU by `_posterior`, where it was compiled, otherwise by torch.
+`guide.draw` and `guide.kl_to_normal` say in plain lines what is computed here: over long vectors on the CPU piece by piece by
+`_posterior`, where it was compiled, otherwise by torch, where the step takes whole vectors.
 """
 import math
 

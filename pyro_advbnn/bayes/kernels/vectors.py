@@ -1,7 +1,8 @@
 """Work on vectors of many million weights: chunks that stay in the cache, kept buffers, normals from several threads.
 
 On the CPU a fresh 59 MB temporary (the 14.7 million weights of a VGG16) costs three to four times what the arithmetic on
-it costs, in page faults. So every pass goes chunk by chunk, and the few whole vectors that are needed are used again.
+it costs, in page faults. So a draw with its KL and its gradients go chunk by chunk, and the whole vectors that are needed
+are used again.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
