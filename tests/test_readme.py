@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import math
+import operator
 import re
 import shlex
 import statistics
@@ -17,6 +18,7 @@ from pyro_advbnn.bayes.bayesian_classifier import statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import commands, help
 from pyro_advbnn.datasets.names import DATASETS
+from pyro_advbnn.evaluation.intervals import paired_difference_interval
 from pyro_advbnn.reporting import paper
 from pyro_advbnn.training import flags, recipes
 from pyro_advbnn.training.recipes import RECIPES
@@ -252,7 +254,12 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
 
     first, second = gaps(main, "adv-tuned", "advbnn-tuned"), gaps(rows, adv, ours)
     assert "with seed 1 by {}, {}, {} and {}.".format(*(f"{gap:.1f}" for gap in second)) in text
-    assert f"clean on 2,000 it is -{statistics.mean([first[0], second[0]]):.1f}." in text
+    both = main + records("cifar10-medium/evaluation/runs.csv") + rows
+    few = {(row["run"], row["attack_samples"]): 100 * float(row["accuracy"]) for row in both
+           if row["num_examples"] == "500" and row["epsilon"] == "0" and row["checkpoint"].endswith("/best.pt")}
+    apart = statistics.mean(few["advbnn-tuned" + seed, "20"] - few["adv-tuned" + seed, "1"] for seed in ("", "-seed-1"))
+    assert (f"clean by the accuracies above it is {apart:.1f}, on 2,000 images -{statistics.mean([first[0], second[0]]):.1f}."
+            in text)
     assert f"clean by {statistics.mean([first[0], second[0]]):.1f} (2,000 images; means of two seeds)" in PAGES["README.md"]
     assert f"adversarial training has {accuracies(adv, '1', '2000')} (clean, 8/255, 0.035, 0.07)" in text
     assert f"Adv-BNN {accuracies(ours, '1', '2000')} under one draw, and {accuracies(ours, '20', '500')} under twenty" in text
@@ -271,6 +278,37 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
         half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
         told_as = f"{100 * statistics.mean(differences):.1f} ± {100 * half:.1f}"
         assert told.startswith(told_as) and told in text and (clean or told_as.removeprefix("-") in PAGES["README.md"])
+
+
+def test_what_weight_perturbation_leaves_equals_the_records():
+    text = " ".join(PAGES["results.md"].partition("**Adversarial weight perturbation")[2].partition("\n- ")[0].split())
+    rows = records("cifar10-medium/awp/evaluation/accuracy.csv") + [
+        row for row in records("cifar10-medium/awp/evaluation/runs.csv") if row["num_examples"] == "500"]
+
+    def accuracies(run, draws, images):
+        return "{}, {} and {}".format(*(
+            percent(one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"])
+            for epsilon in ("0", "0.031372549", "0.035")))
+
+    assert f"Adversarial training has {accuracies('adv-perturbed', '1', '2000')} (clean, 8/255, 0.035; 2,000 images)" in text
+    assert (f"Adv-BNN {accuracies('advbnn-perturbed', '1', '2000')} under one draw; under twenty, on 500 images, "
+            f"{accuracies('advbnn-perturbed', '20', '500')}, where adversarial training has "
+            f"{accuracies('adv-perturbed', '1', '500')}.") in text
+    left = {(folder, row["run"].partition("-")[0]): percent(row["accuracy"]) for folder in ("awp", "epochs-15")
+            for row in records(f"cifar10-medium/{folder}/evaluation/robust.csv") if "square" in row["attacks"]}
+    assert ("leaves {} and {}, without perturbation {} and {}:".format(
+        *(left[folder, run] for folder in ("awp", "epochs-15") for run in ("adv", "advbnn")))) in text
+    apart = []
+    for folder, packed, recipe in (("awp", ".gz", "perturbed"), ("epochs-15", "", "tuned")):
+        found = robust_images(f"cifar10-medium/{folder}/evaluation/robust_examples.csv{packed}")
+        ours, adv = (standing(found, f"{defense}-{recipe}", clean=False) for defense in ("advbnn", "adv"))
+        won, lost = (sum(map(operator.gt, *pair)) for pair in ((ours, adv), (adv, ours)))
+        low, high = paired_difference_interval(won, lost, len(adv))
+        apart.append(f"{(won - lost) / 5:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+    assert "apart by {} and {}.".format(*apart) in text
+    nll = [f"{records(f'cifar10-medium/{folder}/metrics.jsonl')[-1]['nll']:.2f}" for folder in (
+        "awp/runs/adv-perturbed", "awp/runs/advbnn-perturbed", "epochs-15/runs/adv-tuned", "epochs-15/runs/advbnn-tuned")]
+    assert "is {} and {}, where it was {} and {}.".format(*nll) in text
 
 
 def robust_images(name):
@@ -519,6 +557,31 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
         assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
     ours, adv = (runs[name]["course"][-1][1] for name in ("images-64", "adv"))
     assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
+
+
+def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
+    runs, rows = cifar10_trials(), table("method.md", "prior", "nll, epoch 5")
+    names = {"fan_in: the default": "images-64", "0.0038": "prior-0.0038",
+             "0.012, alpha 0.0035": "prior-0.012", "(adversarial training)": "adv"}
+    assert [row["prior"] for row in rows] == list(names)
+    for row in rows:
+        course = runs[names[row["prior"]]]["course"]
+        told = {f"nll, epoch {epoch}": f"{course[epoch - 1][1]:.3f}" for epoch in (5, 10, 15)}
+        snr, *held_out = course[14][3:]
+        assert row == {"prior": row["prior"], **told, "SNR": f"{snr:.1f}" if snr else "",
+                       "held out, epoch 15": " / ".join(map(percent, held_out))}
+    alpha = runs["prior-0.0038"]["settings"]["alpha"]
+    assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
+    adv, posterior = (ab.load(RUNS / f"zoo/cifar10-{name}.pt") for name in ("adv", "advbnn"))
+    weights = {name: weight for name, weight in adv.network.named_parameters() if weight.dim() == 4}
+    own = {name: posterior.posterior()[name] for name in weights}
+    grown = [(own[name].loc.square().mean() / weight.square().mean()).sqrt().item() for name, weight in weights.items()]
+    snr = [(w.loc.square().mean() / w.scale.square().mean()).item() for w in own.values()]
+    decay = [alpha / 49_000 / (2 / weight[0].numel()) for weight in weights.values()]
+    text = " ".join(PAGES["method.md"].split())
+    assert f"end {min(grown):.1f} to {max(grown):.1f} times as large" in text
+    assert f"last three convolutions the signal-to-noise ratio is {min(snr[-3:]):.1f} to {max(snr[-3:]):.1f}." in text
+    assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
 
 
 def test_the_table_of_budgets_on_stl10_equals_the_records():

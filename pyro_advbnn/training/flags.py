@@ -121,7 +121,7 @@ class Schedule:
     learning_rate: _Positive | None = flag("its peak; each optimizer has a default of its own.")
     rho: _Share | None = flag("rate of log std with optimizer natural, default 0.005; no schedule moves it.")
     curvature: Literal["squares", "draws"] | None = flag("what tells optimizer natural how curved the loss is: squares of "
-        "gradients, in all as much as draws tell (the default), or draws, without bias, but in some 1 / alpha epochs.")
+        "gradients, in all as much as draws tell (the default), or draws, IVON's step, in some 1 / alpha epochs.")
     weight_decay: _NotNegative | None = flag("L2 factor of the optimizer; log std has none.")
     schedule: Literal["stages", "cosine", "constant"] | None = flag(
         "stages (divided by 10 after each), cosine (one cycle) or constant.")

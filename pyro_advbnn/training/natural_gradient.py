@@ -26,7 +26,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
         draws    G = lambda dL/dlog_std, right on average. The noise of one step is sqrt(lambda / batch size) times the
                  curvature, so that it takes some 1 / alpha epochs to tell it. A step is IVON's (Shen et al. 2024, arXiv
-                 2402.17641), log(1 + rho G + (rho G)^2 / 2) in the place of rho G: a std grows by sqrt(2) at most.
+                 2402.17641), log(1 + rho G + (rho G)^2 / 2) in the place of rho G: a std grows by sqrt(2) at most. Where
+                 rho sqrt(lambda / batch size) is not well below 1, noise alone narrows the stds.
         squares  G = lambda (c D^2 + w dKL/dlog_std), `clip` at most, with D = dL/dlog_std - w dKL/dlog_std and w the step's
                  kl_weight. The squares (as of Khan et al. 2018, arXiv 1806.04854), whose noise is the same at every alpha,
                  tell how the curvature is shared among the weights; the draws tell how much there is of it: c is the sum of
@@ -107,7 +108,7 @@ class NaturalGradient(torch.optim.Optimizer):
             self._step_by_squares_(log_std, rho, kl_weight=kl_weight, rate=rho * effective_size / 2,
                                    bound=min(clip / effective_size, torch.finfo(log_std.dtype).max))
         else:
-            change = rho * effective_size * log_std.grad
+            change = (rho * effective_size * log_std.grad).clamp(-1e18, 1e18)        # the square is finite
             log_std.sub_(torch.log1p(change + change.square() / 2), alpha=0.5)
 
     def _step_by_squares_(self, log_std, rho, **numbers):

@@ -136,6 +136,9 @@ def test_by_draws_a_std_grows_by_the_root_of_two_at_most_and_falls_as_far_as_it_
     moved = classifier.log_std.detach() - before
     torch.testing.assert_close(moved[:2], torch.tensor([0.5 * math.log(2), 0.5e-3], dtype=torch.float64), rtol=1e-3, atol=0)
     assert moved[2] == pytest.approx(-math.log(1e9 / math.sqrt(2)), rel=1e-6)
+    classifier.log_std.grad.fill_(1e300)                 # as at an alpha of nearly 0
+    optimizer.step()
+    assert classifier.log_std.isfinite().all()
 
 
 def ivon(classifier, log_std, h_hat, effective, rho):
