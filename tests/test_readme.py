@@ -4,7 +4,6 @@ import functools
 import gzip
 import json
 import math
-import operator
 import re
 import shlex
 import statistics
@@ -18,7 +17,7 @@ from pyro_advbnn.bayes.bayesian_classifier import statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import commands, help
 from pyro_advbnn.datasets.names import DATASETS
-from pyro_advbnn.evaluation.intervals import paired_difference_interval
+from pyro_advbnn.evaluation import worst_case
 from pyro_advbnn.reporting import paper
 from pyro_advbnn.training import flags, recipes
 from pyro_advbnn.training.recipes import RECIPES
@@ -239,10 +238,8 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     rows = records(f"{evaluation}/accuracy.csv")
     rows = rows + [row for row in records(f"{evaluation}/runs.csv") if row["num_examples"] == "500"]
 
-    def accuracies(run, draws, images):
-        found = [one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"]
-                 for epsilon in ("0", "0.031372549", "0.035", "0.07")]
-        return "{}, {}, {} and {}".format(*map(percent, found))
+    def accuracies(*of):
+        return listed_accuracies(rows, *of, epsilons=("0", "0.031372549", "0.035", "0.07"))
 
     adv, ours = "adv-tuned-seed-1", "advbnn-tuned-seed-1"
     main = [row for row in records("cifar10-medium/evaluation/accuracy.csv") if row["checkpoint"].endswith("/best.pt")]
@@ -257,8 +254,8 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     both = main + records("cifar10-medium/evaluation/runs.csv") + rows
     few = {(row["run"], row["attack_samples"]): 100 * float(row["accuracy"]) for row in both
            if row["num_examples"] == "500" and row["epsilon"] == "0" and row["checkpoint"].endswith("/best.pt")}
-    apart = statistics.mean(few["advbnn-tuned" + seed, "20"] - few["adv-tuned" + seed, "1"] for seed in ("", "-seed-1"))
-    assert (f"clean by the accuracies above it is {apart:.1f}, on 2,000 images -{statistics.mean([first[0], second[0]]):.1f}."
+    gap = statistics.mean(few["advbnn-tuned" + seed, "20"] - few["adv-tuned" + seed, "1"] for seed in ("", "-seed-1"))
+    assert (f"clean by the accuracies above it is {gap:.1f}, on 2,000 images -{statistics.mean([first[0], second[0]]):.1f}."
             in text)
     assert f"clean by {statistics.mean([first[0], second[0]]):.1f} (2,000 images; means of two seeds)" in PAGES["README.md"]
     assert f"adversarial training has {accuracies(adv, '1', '2000')} (clean, 8/255, 0.035, 0.07)" in text
@@ -271,7 +268,7 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     runs = [robust_images(name) for name in ("cifar10-medium/evaluation/robust_examples.csv",
                                              f"{evaluation}/robust_examples.csv.gz")]
     for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
-        pairs = [[standing(found, defense + end, clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
+        pairs = [[standing(found[defense + end], clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
                  for defense in ("adv-tuned", "advbnn-tuned")]
         differences = [statistics.mean(ours) - statistics.mean(adv)
                        for adv, ours in zip(*(zip(*seeds, strict=True) for seeds in pairs), strict=True)]
@@ -285,10 +282,8 @@ def test_what_weight_perturbation_leaves_equals_the_records():
     rows = records("cifar10-medium/awp/evaluation/accuracy.csv") + [
         row for row in records("cifar10-medium/awp/evaluation/runs.csv") if row["num_examples"] == "500"]
 
-    def accuracies(run, draws, images):
-        return "{}, {} and {}".format(*(
-            percent(one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"])
-            for epsilon in ("0", "0.031372549", "0.035")))
+    def accuracies(*of):
+        return listed_accuracies(rows, *of, epsilons=("0", "0.031372549", "0.035"))
 
     assert f"Adversarial training has {accuracies('adv-perturbed', '1', '2000')} (clean, 8/255, 0.035; 2,000 images)" in text
     assert (f"Adv-BNN {accuracies('advbnn-perturbed', '1', '2000')} under one draw; under twenty, on 500 images, "
@@ -298,34 +293,38 @@ def test_what_weight_perturbation_leaves_equals_the_records():
             for row in records(f"cifar10-medium/{folder}/evaluation/robust.csv") if "square" in row["attacks"]}
     assert ("leaves {} and {}, without perturbation {} and {}:".format(
         *(left[folder, run] for folder in ("awp", "epochs-15") for run in ("adv", "advbnn")))) in text
-    apart = []
-    for folder, packed, recipe in (("awp", ".gz", "perturbed"), ("epochs-15", "", "tuned")):
-        found = robust_images(f"cifar10-medium/{folder}/evaluation/robust_examples.csv{packed}")
-        ours, adv = (standing(found, f"{defense}-{recipe}", clean=False) for defense in ("advbnn", "adv"))
-        won, lost = (sum(map(operator.gt, *pair)) for pair in ((ours, adv), (adv, ours)))
-        low, high = paired_difference_interval(won, lost, len(adv))
-        apart.append(f"{(won - lost) / 5:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-    assert "apart by {} and {}.".format(*apart) in text
+    gains = []
+    for name, recipe in (("awp/evaluation/robust_examples.csv.gz", "perturbed"),
+                         ("epochs-15/evaluation/robust_examples.csv", "tuned")):
+        found = robust_images(f"cifar10-medium/{name}")
+        gain = worst_case.gain(found[f"advbnn-{recipe}"], found[f"adv-{recipe}"])
+        gains.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[field] for field in ("gain", "gain_low", "gain_high"))))
+    assert "apart by {} and {}.".format(*gains) in text
     nll = [f"{records(f'cifar10-medium/{folder}/metrics.jsonl')[-1]['nll']:.2f}" for folder in (
         "awp/runs/adv-perturbed", "awp/runs/advbnn-perturbed", "epochs-15/runs/adv-tuned", "epochs-15/runs/advbnn-tuned")]
     assert "is {} and {}, where it was {} and {}.".format(*nll) in text
 
 
+def listed_accuracies(rows, run, draws, images, epsilons):
+    *most, last = (percent(one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"])
+                   for epsilon in epsilons)
+    return f"{', '.join(most)} and {last}"
+
+
 def robust_images(name):
-    path = ROOT / "runs" / name
+    """The rows of a robust_examples.csv by run, those numbers that tell the worst case as numbers."""
+    path, by_run = ROOT / "runs" / name, {}
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
-        return list(csv.DictReader(file))
+        for row in csv.DictReader(file):
+            by_run.setdefault(row["run"], []).append({"attack": row["attack"], "judged_margin": float(row["judged_margin"]),
+                                                      "index": int(row["index"]), "broken": int(row["broken"])})
+    return by_run
 
 
-def standing(rows, run, clean):
-    """Whether each image stands, in order: the answer to the attacked one that is judged the worst counts."""
-    own = [row for row in rows if row["run"] == run and (row["attack"] == "none" or not clean)]
-    worst = {}
-    for row in own:
-        index = int(row["index"])
-        if index not in worst or float(row["judged_margin"]) < float(worst[index]["judged_margin"]):
-            worst[index] = row
-    return [worst[index]["broken"] == "0" for index in sorted(worst)]
+def standing(rows, clean):
+    """Whether each image stands, in order."""
+    worst = worst_case.worst_rows([row for row in rows if row["attack"] == "none" or not clean])
+    return [not worst[index]["broken"] for index in sorted(worst)]
 
 
 def test_what_more_steps_and_pruning_do_equals_the_records():
@@ -561,6 +560,7 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
 
 def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     runs, rows = cifar10_trials(), table("method.md", "prior", "nll, epoch 5")
+    text = " ".join(PAGES["method.md"].split())
     names = {"fan_in: the default": "images-64", "0.0038": "prior-0.0038",
              "0.012, alpha 0.0035": "prior-0.012", "(adversarial training)": "adv"}
     assert [row["prior"] for row in rows] == list(names)
@@ -570,6 +570,11 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
         snr, *held_out = course[14][3:]
         assert row == {"prior": row["prior"], **told, "SNR": f"{snr:.1f}" if snr else "",
                        "held out, epoch 15": " / ".join(map(percent, held_out))}
+    lower = [ours[1] < adv[1] for ours, adv in zip(*(runs[name]["course"] for name in ("images-64", "adv")), strict=True)]
+    assert lower == [True] * 10 + [False] * 5            # "up to epoch 10 of 15"
+    digits, = records("digits-trials/prior.jsonl")
+    told = [" / ".join(map(percent, run["course"][-1][-2:])) for run in (digits, digits_runs()["advbnn-240-0"])]
+    assert f"end at {told[0]} held out with a prior of {digits['settings']['prior_std']:.3f}, at {told[1]} without" in text
     alpha = runs["prior-0.0038"]["settings"]["alpha"]
     assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
     adv, posterior = (ab.load(RUNS / f"zoo/cifar10-{name}.pt") for name in ("adv", "advbnn"))
@@ -578,7 +583,6 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     grown = [(own[name].loc.square().mean() / weight.square().mean()).sqrt().item() for name, weight in weights.items()]
     snr = [(w.loc.square().mean() / w.scale.square().mean()).item() for w in own.values()]
     decay = [alpha / 49_000 / (2 / weight[0].numel()) for weight in weights.values()]
-    text = " ".join(PAGES["method.md"].split())
     assert f"end {min(grown):.1f} to {max(grown):.1f} times as large" in text
     assert f"last three convolutions the signal-to-noise ratio is {min(snr[-3:]):.1f} to {max(snr[-3:]):.1f}." in text
     assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
