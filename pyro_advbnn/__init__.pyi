@@ -39,5 +39,6 @@ from pyro_advbnn.training.checkpoints import save as save
 from pyro_advbnn.training.fitting import fit as fit
 from pyro_advbnn.training.natural_gradient import NaturalGradient as NaturalGradient
 from pyro_advbnn.training.recipes import auto_alpha as auto_alpha
+from pyro_advbnn.training.recipes import auto_prior_std as auto_prior_std
 
 __version__: str

@@ -701,7 +701,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--precision tf32 --device cpu", "precision tf32 needs a GPU"),
     ("--cuda_graphs on --device cpu", "--cuda_graphs on needs a GPU"),
     ("--prior_std nonsense", "--prior_std must be a number > 0, fan_in, or a multiple such as fan_in/10, got 'nons"),
-    ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'fan_in'"),
+    ("--prior spike_and_slab", "prior spike_and_slab needs prior_std to be one number > 0, got 'auto'"),
     ("--init_std 50", "init_std must lie between 1e-08 and 10"),
     ("--init_std share/10", "--init_std share/10 needs --init_from: it is a share of each weight of a trained network"),
     ("--init_std share/0", "--init_std must be a number > 0, fan_in, or a multiple such as fan_in/10 (of each weight's size: "),

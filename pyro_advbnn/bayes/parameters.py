@@ -130,6 +130,12 @@ def flatten(parameters):
     return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
 
+def num_counted(network, kl_over):
+    """The number of trainable weights that the KL counts: of "all", or of the "last" layer."""
+    names = last_layer_names(network) if kl_over == "last" else None
+    return sum(p.numel() for name, p in trainable_parameters(network).items() if names is None or name in names)
+
+
 def last_layer_names(network):
     """The names of the parameters of the module that comes last in registration order."""
     names = []

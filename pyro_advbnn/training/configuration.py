@@ -32,10 +32,7 @@ def configure(flags):
     if flags.get("tensorboard"):
         metrics.require_tensorboard()
     for name in ("prior_std", "init_std"):
-        if isinstance(flags.get(name), str) and (name == "prior_std" or share_factor(flags[name]) is None):
-            fan_in_factor(flags[name], f"--{name}")
-        elif isinstance(flags.get(name), str) and not flags.get("init_from"):
-            raise InputError(f"--{name} {flags[name]} needs --init_from: it is a share of each weight of a trained network")
+        _check_std(name, flags.get(name), flags.get("init_from"))
     own, settings = recipes.resolve(recipe, dataset, defense, flags)
     check_optimizer(defense, settings)
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
@@ -61,6 +58,15 @@ def configure(flags):
         "environment": environment() | {"device": describe_device(device), "normals": how_normals_are_drawn()},
     }
     return config, images, held_out
+
+
+def _check_std(name, std, init_from):
+    if not isinstance(std, str) or (name, std) == ("prior_std", "auto"):
+        return
+    if name == "prior_std" or share_factor(std) is None:
+        fan_in_factor(std, f"--{name}")
+    elif not init_from:
+        raise InputError(f"--{name} {std} needs --init_from: it is a share of each weight of a trained network")
 
 
 def _how_to_compute(flags, device):

@@ -12,7 +12,7 @@ from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.elbo import objective
-from pyro_advbnn.bayes.parameters import copied, trainable_parameters
+from pyro_advbnn.bayes.parameters import copied, num_counted, trainable_parameters
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError, Note, reason
@@ -22,7 +22,7 @@ from pyro_advbnn.training import recipes, run_folders
 from pyro_advbnn.training.trainer import Training
 
 _TRIED = 8                                               # images: not every one need reach every weight
-_CLASSIFIER_SETTINGS = ("prior", "prior_std", "init_std", "kl_over", "batch_statistics")
+_CLASSIFIER_SETTINGS = ("prior", "init_std", "kl_over", "batch_statistics")
 
 
 def build(config, images, network=None):
@@ -33,13 +33,16 @@ def build(config, images, network=None):
     settings = config["settings"]
     torch.manual_seed(config["seed"])
     network = _tried_out(_named_network(config, images) if network is None else network, config, images)
+    if settings["alpha"] == "auto":
+        settings["alpha"] = recipes.auto_alpha(len(images), num_counted(network, settings["kl_over"]))
+    prior_std = settings["prior_std"]
+    if prior_std == "auto" and settings["prior"] == "normal":
+        prior_std = recipes.auto_prior_std(settings["alpha"], len(images))
     classifier = build_classifier(config["defense"], network, class_weights=_class_weights(settings["class_weights"], images),
-                                  **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
+                                  prior_std=prior_std, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     tried = copy.deepcopy(classifier) if settings["weight_averaging"] else classifier    # the average is a copy, which must do
     _try_gradient(tried, images, config["defense"])
     config["classifier"] = tried.settings()
-    if settings["alpha"] == "auto":
-        settings["alpha"] = recipes.auto_alpha(len(images), classifier.num_counted)
     config["num_weights"] = sum(p.numel() for p in network.parameters())
     if not distributed.is_main():                        # rank 0 goes on with the stream that made the network
         torch.manual_seed(distributed.own_seed(config["seed"]))

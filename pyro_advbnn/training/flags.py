@@ -80,9 +80,10 @@ class Method:
         "weights, alpha times the KL is 500 nats in all, at most 0.2 per image, at a signal-to-noise of 20.", first=True)
     prior: Literal[PRIORS] | None = flag("normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and "
         "their KL is a Monte-Carlo estimate.")
-    prior_std: _Std | None = flag("std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2.")
-    init_std: _Std | None = flag("std that the posterior starts with, likewise; with init_from also a share of each weight's "
-        "size there, such as share/10 (MOPED, arXiv 1906.05323).")
+    prior_std: _Std | None = flag("std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2; "
+        "auto: sqrt(alpha / (5e-4 N)), by which the KL decays means as SGD's L2 factor of 5e-4 does.")
+    init_std: _Std | None = flag("std that the posterior starts with, a number or by fan_in; with init_from also a share of "
+        "each weight's size there, such as share/10 (MOPED, arXiv 1906.05323).")
     kl_over: Literal["all", "last"] | None = flag("KL of all weights, or of the last layer as in the authors' code.")
     batch_statistics: Literal[BATCH_STATISTICS] | None = flag("by which BatchNorm normalises a batch in training: mean, of the "
         "mean network on a part of it, so that training and prediction are one function, or draw, of the drawn network, as "

@@ -5,7 +5,7 @@ import time
 from tqdm import tqdm
 
 from pyro_advbnn.system import distributed
-from pyro_advbnn.training import recipes, run_folders
+from pyro_advbnn.training import run_folders
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
@@ -66,13 +66,10 @@ class Progress:
         if classifier["kind"] != "bayesian":
             return ""
         warmup = f" from 0 over the first {100 * settings['kl_warmup']:g} %" if settings["kl_warmup"] else ""
-        asked = (self.config["recipe_settings"] | self.config["flags"])["alpha"]
-        share = recipes.budgeted_share(settings["alpha"], self.config["num_train"], self.training.classifier.num_counted)
-        budget = (f" (about {share:.2g} nats per image at a signal-to-noise of {recipes.BUDGETED_SNR})"
-                  if asked == "auto" and settings["alpha"] < 1 else "")
-        return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:.2g} / N{budget}"
+        std = f" ({classifier['prior_std']:.2g})" if settings["prior_std"] == "auto" else ""
+        return (f", KL of {settings['kl_over']} weights ({classifier['kl']}) x alpha {settings['alpha']:.2g} / N"
                 f"{warmup}, BatchNorm by the {settings['batch_statistics']}'s statistics, {settings['prior']} prior_std "
-                f"{settings['prior_std']}, init_std {settings['init_std']}")
+                f"{settings['prior_std']}{std}, init_std {settings['init_std']}")
 
     def _classifier(self):
         noise, weights = self.config["classifier"].get("noise_before", {}), self.config["settings"]["class_weights"]

@@ -10,10 +10,11 @@ from torch import nn
 
 from pyro_advbnn.attacks.pgd import PGD, auto_step_size
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.system.errors import check_at_least
+from pyro_advbnn.system.errors import check_at_least, check_number
 from pyro_advbnn.training.natural_gradient import NaturalGradient
 
 KL_BUDGET, LARGEST_SHARE, BUDGETED_SNR = 500, 0.2, 20    # of `auto_alpha`: nats in all and at most per image; at what SNR
+DECAY = 5e-4                                             # the L2 factor of SGD, and of the prior by `auto_prior_std`
 
 # Per data set: network, radius, PGD step (None: 2.5 epsilon / num_steps), epochs of each learning-rate stage. Paper,
 # Table 2 and the authors' code for the paper's three; the others are ours.
@@ -51,11 +52,11 @@ def authors(dataset, defense, optimizer=None):
 
 def ours(dataset, defense, optimizer=None):
     """The KL of all weights, made to train: a budget of nats, the natural gradient of log std, BatchNorm as one
-    function, prior scaled by fan-in, small initial std. One-cycle cosine, and SGD where there is no posterior."""
+    function, a prior that decays as SGD does, small initial std. One-cycle cosine, and SGD where there is no posterior."""
     bayesian = DEFENSES[defense].kind == "bayesian"
     optimizer = optimizer or ("natural" if bayesian else "sgd")
     settings = {**_COMMON, **_DATA[dataset], **_of_optimizer(optimizer, defense, _RATES | _OUR_RATES.get(dataset, {})),
-                "schedule": "cosine", "prior_std": "fan_in", "init_std": "fan_in/30", "batch_statistics": "mean",
+                "schedule": "cosine", "prior_std": "auto", "init_std": "fan_in/30", "batch_statistics": "mean",
                 "alpha": "auto" if bayesian else 0.0}
     settings |= {"epochs": math.ceil(sum(settings["stages"]) / 4)} | _OURS.get(dataset, {})
     return settings | _draws(defense)
@@ -104,6 +105,19 @@ def budgeted_share(alpha, num_train, num_weights):
     ratio SNR = mean(mean^2) / mean(std^2).
     """
     return alpha / num_train * num_weights / 2 * math.log1p(BUDGETED_SNR)
+
+
+def auto_prior_std(alpha: float, num_train: int) -> float:
+    """The std sqrt(alpha / (DECAY N)) of the prior for all weights, by which the KL decays their means as SGD's L2 factor does.
+
+    The posterior is then a cold one, of temperature alpha, under the prior N(0, 1 / (DECAY N)) (Wenzel et al. 2020, arXiv
+    2002.02405, Eq. 2): an alpha below 1 cools the noise and leaves the decay. Where alpha is 0 it is that prior's own std.
+
+    Raises InputError for an alpha below 0 or a num_train below 1.
+    """
+    check_number("alpha", alpha)
+    check_at_least("num_train", num_train, 1)
+    return math.sqrt((alpha or 1.0) / (DECAY * num_train))
 
 
 def default_step_size(dataset):
@@ -186,7 +200,7 @@ def initialize_(network, initialization):
 
 def _of_optimizer(optimizer, defense, rates):
     """What belongs to an optimizer: its learning rate, SGD's decay where no prior pulls, what natural needs."""
-    decay = 5e-4 if optimizer == "sgd" and DEFENSES[defense].kind != "bayesian" else 0.0
+    decay = DECAY if optimizer == "sgd" and DEFENSES[defense].kind != "bayesian" else 0.0
     return {"optimizer": optimizer, "learning_rate": rates[optimizer], "weight_decay": decay,
             "rho": 0.005 if optimizer == "natural" else None, "curvature": "squares" if optimizer == "natural" else None}
 

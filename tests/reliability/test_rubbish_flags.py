@@ -237,8 +237,8 @@ def idle(monkeypatch):
     return reached
 
 
-GOOD_TEXTS = {"device": ["cpu", "auto"], "network": ["convnet", "vgg16"], "prior_std": ["0.1", "fan_in/2"], "init_std": ["0.1"],
-              "attacks": ["pgd", "noise,fgsm"]}
+GOOD_TEXTS = {"device": ["cpu", "auto"], "network": ["convnet", "vgg16"], "prior_std": ["0.1", "fan_in/2", "auto"],
+              "init_std": ["0.1"], "attacks": ["pgd", "noise,fgsm"]}
 
 
 def good_texts(flag, annotation, place):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from tiny_runs import run
+from tiny_runs import build, run
 from torch import nn
 
 import pyro_advbnn as ab
@@ -64,7 +64,8 @@ def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, datas
     _, settings = recipes.resolve(recipe, dataset, defense, {})
     network = networks.convnet(width=4)
     for name in ("prior_std", "init_std"):
-        assert all(value > 0 for value in per_parameter_std(settings[name], network, name).values())
+        if (name, recipe) != ("prior_std", "ours"):      # "auto": known when N and alpha are
+            assert all(value > 0 for value in per_parameter_std(settings[name], network, name).values())
     assert settings["network"] is None or settings["network"] in networks.NETWORKS
     assert settings["kl_over"] == ("last" if recipe == "authors" and dataset != "stl10" else "all")
     assert settings["validation"] == (150 if dataset == "digits" else 1000)
@@ -187,6 +188,21 @@ def test_alpha_auto_makes_the_kl_500_nats_in_all_where_the_stds_are_a_twentieth_
         assert found * classifier.kl().item() == pytest.approx(min(500, 0.2 * num_train), rel=1e-3)
 
 
+def test_the_prior_by_auto_decays_means_as_sgd_s_l2_factor_does_whatever_alpha_is(tmp_path, capsys):
+    for alpha in (0.5, 0.02, 0):
+        config, training, _ = build(alpha=alpha, kl_over="all")
+        classifier, num_train = training.classifier, config["num_train"]
+        assert config["settings"]["prior_std"] == "auto"
+        assert config["classifier"]["prior_std"] == pytest.approx(math.sqrt((alpha or 1) / (5e-4 * num_train)))
+        (alpha / num_train * classifier.kl()).backward()
+        torch.testing.assert_close(classifier.mean.grad, 5e-4 * (alpha > 0) * classifier.mean.detach())
+    run(tmp_path / "run", alpha=0.02, epochs=1)
+    assert "/ N, BatchNorm by the mean's statistics, normal prior_std auto (0.63), init_std" in capsys.readouterr().out
+    for alpha, num_train in ((-1, 10), (1, 0)):
+        with pytest.raises(ab.InputError, match="alpha must be" if alpha < 0 else "num_train must be"):
+            ab.auto_prior_std(alpha, num_train)
+
+
 @pytest.mark.parametrize(("flags", "num_weights"), [
     ({}, 1206), ({"kl_over": "last"}, 90), ({"prior": "scale_mixture", "prior_std": 0.1}, 1206)])
 def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(
@@ -195,7 +211,7 @@ def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(
     config = json_files.read_config(folder)
     assert config["settings"]["alpha"] == recipes.auto_alpha(100, num_weights)
     assert config["flags"]["alpha"] == "auto"
-    told = f"x alpha {config['settings']['alpha']:.2g} / N (about 0.2 nats per image at a signal-to"
+    told = f"x alpha {config['settings']['alpha']:.2g} / N, "
     assert told in capsys.readouterr().out
     monkeypatch.setattr(recipes, "KL_BUDGET", 5)         # as for a run made by another budget
     train(resume=folder, epochs=2)
