@@ -561,7 +561,7 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
 def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     runs, rows = cifar10_trials(), table("method.md", "prior", "nll, epoch 5")
     text = " ".join(PAGES["method.md"].split())
-    names = {"fan_in: the default": "images-64", "0.0038": "prior-0.0038",
+    names = {"fan_in": "images-64", "0.0038, as auto has it": "prior-0.0038",
              "0.012, alpha 0.0035": "prior-0.012", "(adversarial training)": "adv"}
     assert [row["prior"] for row in rows] == list(names)
     for row in rows:

@@ -111,7 +111,7 @@ def auto_prior_std(alpha: float, num_train: int) -> float:
     """The std sqrt(alpha / (DECAY N)) of the prior for all weights, by which the KL decays their means as SGD's L2 factor does.
 
     The posterior is then a cold one, of temperature alpha, under the prior N(0, 1 / (DECAY N)) (Wenzel et al. 2020, arXiv
-    2002.02405, Eq. 2): an alpha below 1 cools the noise and leaves the decay. Where alpha is 0 it is that prior's own std.
+    2002.02405): an alpha below 1 cools the noise and leaves the decay. Where alpha is 0 it is that prior's own std.
 
     Raises InputError for an alpha below 0 or a num_train below 1.
     """
