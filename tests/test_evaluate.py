@@ -61,7 +61,7 @@ def test_a_row_has_every_field_and_agrees_with_the_library(run):
     for digest in (row.pop("weights"), row.pop("images")):
         assert len(digest) == 12 and int(digest, 16)
     assert {name: value for name, value in row.items() if not name.startswith("accuracy")} == {
-        "run": "run", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": "0.02", "prior_std": "auto",
+        "run": "run", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": "0.02", "prior_std": "fan_in",
         "source": "target", "attack": "pgd", "epsilon": "0.1", "num_steps": "2", "step_size": "0.125", "attack_samples": "3",
         "num_samples": "2", "seed": "0", "num_examples": "50", "batch_size": "500",
         "reaches_ball": "true", "checkpoint": "run/best.pt"}

@@ -695,7 +695,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--defense advbn", "did you mean advbnn?"),
     ("--optimizer natural --defense adv", "--optimizer natural needs a posterior, and --defense adv has none"),
     ("--optimizer natural --alpha 0", "--alpha 0 needs --optimizer adam or sgd: natural divides by alpha"),
-    ("--optimizer natural --alpha 1e-300", "num_train / alpha must lie in [0, 1e+30]"),
+    ("--optimizer natural --alpha 1e-300 --prior_std 1", "num_train / alpha must lie in [0, 1e+30]"),
     ("--optimizer natural --weight_decay 0.1", "--weight_decay means nothing for --optimizer natural: the means have a prior"),
     ("--optimizer sgd --rho 0.1", "--rho means nothing for --optimizer sgd"),
     ("--precision tf32 --device cpu", "precision tf32 needs a GPU"),

@@ -40,7 +40,7 @@ def test_it_learns_well_above_chance_and_the_loss_falls(run):
 
 def test_the_kl_is_that_of_all_weights_computed_by_hand(run):
     classifier, config, _ = run_folders.load_classifier(run, "last")
-    stds = per_parameter_std(config["settings"]["prior_std"], networks.vgg11(width=8))
+    stds = per_parameter_std(config["classifier"]["prior_std"], networks.vgg11(width=8))
     expected = 0.0
     for name, q in classifier.posterior().items():
         mean, log_std, s0 = q.mean.double(), q.stddev.double().log(), stds[name]
