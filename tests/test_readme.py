@@ -577,6 +577,9 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     assert f"end at {told[0]} held out with a prior of {digits['settings']['prior_std']:.3f}, at {told[1]} without" in text
     alpha = runs["prior-0.0038"]["settings"]["alpha"]
     assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
+    kl, snr = runs["prior-0.0038"]["course"][14][2:4]
+    noise = alpha / 49_000 * 924_186 / 2 * math.log1p(snr)
+    assert f"of the {kl:.3f} nats per image at the end of the second row below the noise costs {noise:.3f}." in text
     adv, posterior = (ab.load(RUNS / f"zoo/cifar10-{name}.pt") for name in ("adv", "advbnn"))
     weights = {name: weight for name, weight in adv.network.named_parameters() if weight.dim() == 4}
     own = {name: posterior.posterior()[name] for name in weights}

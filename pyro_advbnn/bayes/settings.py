@@ -72,7 +72,8 @@ def fan_in_factor(text, argument="prior_std"):
     factor = _multiple("fan_in", text)
     if factor is None:
         share = " (of each weight's size: share/10)" if argument.endswith("init_std") else ""
-        raise InputError(f"{argument} must be a number > 0, fan_in, or a multiple such as fan_in/10{share}, got {text!r}")
+        auto = "auto, " if argument == "--prior_std" else ""
+        raise InputError(f"{argument} must be {auto}a number > 0, fan_in, or a multiple such as fan_in/10{share}, got {text!r}")
     return factor
 
 

@@ -4,7 +4,7 @@ Nothing here is a result: `reproduce kl` and `reproduce beyond` train and measur
 """
 
 # Adv-BNN with the KL of all weights, Eq. (10), from Table 2 as it is printed on; in each other line one thing is changed over
-# "ours".
+# "ours"; the std of its prior goes with alpha.
 KL_OF_ALL_WEIGHTS = {
     "as-printed": {"recipe": "paper"},
     "wide-start": {"recipe": "ours", "init_std": "fan_in"},

@@ -37,7 +37,8 @@ def build(config, images, network=None):
         settings["alpha"] = recipes.auto_alpha(len(images), num_counted(network, settings["kl_over"]))
     prior_std = settings["prior_std"]
     if prior_std == "auto" and settings["prior"] == "normal":
-        prior_std = recipes.auto_prior_std(settings["alpha"], len(images))
+        began = config.get("classifier", {})             # of a run that is resumed
+        prior_std = began.get("prior_std") or recipes.auto_prior_std(settings["alpha"], len(images))
     classifier = build_classifier(config["defense"], network, class_weights=_class_weights(settings["class_weights"], images),
                                   prior_std=prior_std, **{name: settings[name] for name in _CLASSIFIER_SETTINGS})
     tried = copy.deepcopy(classifier) if settings["weight_averaging"] else classifier    # the average is a copy, which must do

@@ -96,15 +96,16 @@ def is_finite(value):
 # Trainings that go wrong by themselves
 
 CONSTANT = {"schedule": "constant", "kl_warmup": 0}
+CONSTANT_PRIOR = {"prior_std": 1, **CONSTANT}
 GOING_WRONG = {
     "learning rate": ({"learning_rate": 1e30, **CONSTANT}, "the std explodes: a weight's has reached its upper bound of 10", 1),
     "rate of a plain network": ({"learning_rate": 1e30, "defense": "adv", **CONSTANT}, "the loss is not finite: nll (nll", 2),
     "rate of sgd": ({"learning_rate": 1e30, "defense": "none", "optimizer": "sgd"} | CONSTANT, "the ", 2),
     "rate of the natural gradient": ({"learning_rate": 1e30, "optimizer": "natural"} | CONSTANT, "the ", 2),
     "weight decay": ({"weight_decay": 1e30, "defense": "none", "optimizer": "sgd"} | CONSTANT, "the ", 2),
-    "alpha": ({"alpha": 1e38, "prior_std": "fan_in", **CONSTANT}, "the loss is not finite: kl times its weight (nll 2.", 1),
-    "alpha that Adam cannot square": ({"alpha": 1e30, "prior_std": "fan_in", **CONSTANT}, "the gradient is too large for the optimizer", 1),
-    "alpha after a warm-up": ({"alpha": 1e38, "prior_std": "fan_in", "kl_warmup": 0.5}, "the loss is not finite: kl times its weight", 2),
+    "alpha": ({"alpha": 1e38, **CONSTANT_PRIOR}, "the loss is not finite: kl times its weight (nll 2.", 1),
+    "alpha that Adam cannot square": ({"alpha": 1e30, **CONSTANT_PRIOR}, "the gradient is too large for the", 1),
+    "alpha after a warm-up": ({"alpha": 1e38, "prior_std": 1, "kl_warmup": 0.5}, "the loss is not finite: kl times its weight", 2),
     "prior": ({"prior": "scale_mixture", "prior_std": 1e-25, **CONSTANT}, "the loss is not finite: kl (nll 2.", 1),
     "nll": (broken("second_and_fifth"), "the loss is not finite: nll (nll nan", 2),
     "gradient": (broken("root_of_zero"), "the gradient is not finite (nll 2.", 3),

@@ -14,7 +14,7 @@ from pyro_advbnn.datasets import DATASETS
 from pyro_advbnn.experiments import protocol
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
-from pyro_advbnn.training import recipes
+from pyro_advbnn.training import checkpoints, recipes
 from pyro_advbnn.training.flags import ANNOTATIONS
 
 BAYESIAN = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
@@ -211,9 +211,12 @@ def test_a_run_by_alpha_auto_records_the_number_and_keeps_it_with_what_it_means(
     config = json_files.read_config(folder)
     assert config["settings"]["alpha"] == recipes.auto_alpha(100, num_weights)
     assert config["flags"]["alpha"] == "auto"
+    prior_std = checkpoints.load(folder).settings()["prior_std"]
     told = f"x alpha {config['settings']['alpha']:.2g} / N, "
     assert told in capsys.readouterr().out
-    monkeypatch.setattr(recipes, "KL_BUDGET", 5)         # as for a run made by another budget
+    monkeypatch.setattr(recipes, "KL_BUDGET", 5)         # as for a run made by another budget and decay
+    monkeypatch.setattr(recipes, "DECAY", 1e-3)
     train(resume=folder, epochs=2)
     assert told in capsys.readouterr().out
     assert json_files.read_config(folder)["settings"]["alpha"] == config["settings"]["alpha"]
+    assert checkpoints.load(folder).settings()["prior_std"] == prior_std
