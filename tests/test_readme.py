@@ -591,6 +591,27 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
 
 
+def test_what_the_prior_does_on_stl10_equals_the_records():
+    told = []
+    for folder in ("prior/runs/advbnn", "runs/advbnn"):
+        course = records(f"stl10-medium/{folder}/metrics.jsonl")
+        best = max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+        told += [best["epoch"], *(" / ".join(percent(epoch[f"held_out_{name}"]) for name in ("accuracy", "robust_accuracy"))
+                                  for epoch in (best, course[-1]))]
+    config = json.loads((RUNS / "stl10-medium/prior/runs/advbnn/config.json").read_text())
+    assert config["settings"]["prior_std"] == pytest.approx(recipes.auto_prior_std(config["settings"]["alpha"], 4500), rel=1e-3)
+    rows = records("stl10-medium/prior/evaluation/accuracy.csv") + [
+        row for row in records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
+        if row["num_examples"] == "500" and row["checkpoint"].endswith("best.pt")]
+    tested = [percent(one(rows, prior_std=prior, attack_samples=draws, epsilon=epsilon, num_examples="500")["accuracy"])
+              for prior, draws in (("0.008208", "20"), ("fan_in", "20"), ("", "1")) for epsilon in ("0", "0.035")]
+    text = " ".join(PAGES["method.md"].split())
+    assert "has its best epoch at {} of 30, {} held out, and ends at {}; by `fan_in` {} ({}) and {}.".format(
+        *told[:3], told[4], told[3], told[5]) in text
+    assert ("has {} % on clean test images and {} % under PGD of 0.035 with twenty draws (500 images, half an interval is 4 "
+            "points), where `fan_in` has {} and {}, adversarial training {} and {}.".format(*tested)) in text
+
+
 def test_the_table_of_budgets_on_stl10_equals_the_records():
     places = {"0.01": "runs/advbnn-0.01", "0.11: the default": "runs/advbnn", "0.2": "before/runs/advbnn",
               "(adversarial training)": "runs/adv"}
