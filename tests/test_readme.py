@@ -471,7 +471,8 @@ def test_what_the_posterior_means_equals_its_records():
             if (row["prediction"], row["epsilon"]) == ("posterior", "0.2")}
     assert re.findall(r"\(([\d.]+) to ([\d.]+) %\)", text)[0] == (left["signal_to_noise", "0"], left["signal_to_noise", "0.4"])
     assert f"60 % at {float(left['signal_to_noise', '0']) - float(left['signal_to_noise', '0.6']):.1f} points" in text
-    assert f"20 % are too many ({left['std', '0.2']} %)" in text
+    lost = float(left["std", "0"]) - float(left["std", "0.2"])
+    assert f"20 % go at {lost:.1f} points ({left['std', '0.2']} %), and 40 % are too many ({left['std', '0.4']} %)" in text
     ours, adv = (one(uncertainty, run=f"{defense}-240-0", attack="pgd") for defense in ("advbnn", "adv"))
     assert (f"the nll is {float(ours['nll']):.2f} and the calibration error {float(ours['calibration_error']):.3f}; "
             f"adversarial training has {float(adv['nll']):.2f} and {float(adv['calibration_error']):.3f}.") in text
