@@ -428,7 +428,7 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
         assert row["KL"] == f"{sum(values[2] for values in last) / 3:.3f}"
     text = " ".join(PAGES["method.md"].split())
-    assert "starts at the image it has {} there and adversarial training {} (means".format(*from_image) in text
+    assert "starts at the image it has {} after 240 and adversarial training {} (means".format(*from_image) in text
 
 
 def test_the_table_of_runs_equals_the_records():
@@ -573,9 +573,12 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
                        "held out, epoch 15": " / ".join(map(percent, held_out))}
     lower = [ours[1] < adv[1] for ours, adv in zip(*(runs[name]["course"] for name in ("images-64", "adv")), strict=True)]
     assert lower == [True] * 10 + [False] * 5            # "up to epoch 10 of 15"
-    digits, = records("digits-trials/prior.jsonl")
-    told = [" / ".join(map(percent, run["course"][-1][-2:])) for run in (digits, digits_runs()["advbnn-240-0"])]
-    assert f"end at {told[0]} held out with a prior of {digits['settings']['prior_std']:.3f}, at {told[1]} without" in text
+    former, digits = records("digits-trials/prior.jsonl"), digits_runs()
+    ours, known = ([digits[f"{defense}-240-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
+    better, worse = ([apart(*(sum((correct(run, attack) for run in runs), []) for runs in pair))
+                      for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (former, known)))
+    assert (f"240 epochs are better by {better[0][1:]} (PGD) and {better[1][1:]} points (APGD) than by `fan_in`" in text
+            and f"those by `fan_in` were apart by {worse[0]} and {worse[1]}." in text)
     alpha = runs["prior-0.0038"]["settings"]["alpha"]
     assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
     kl, snr = runs["prior-0.0038"]["course"][14][2:4]
@@ -611,6 +614,25 @@ def test_what_the_prior_does_on_stl10_equals_the_records():
         *told[:3], told[4], told[3], told[5]) in text
     assert ("has {} % on clean test images and {} % under PGD of 0.035 with twenty draws (500 images, half an interval is 4 "
             "points), where `fan_in` has {} and {}, adversarial training {} and {}.".format(*tested)) in text
+
+
+def test_what_the_prior_does_on_cifar10_equals_the_records():
+    new = records("cifar10-medium/prior/evaluation/accuracy.csv")
+    adv = [row for row in records("cifar10-medium/evaluation/accuracy.csv") + records("cifar10-medium/evaluation/runs.csv")
+           if row["checkpoint"] == "adv-tuned/best.pt"]
+    few = ("0", "0.031372549", "0.035", "0.07")
+    told = []
+    for radii, number, draws in ((("0", "0.015", "0.031372549", "0.035", "0.055", "0.07"), "2000", "1"), (few, "500", "20")):
+        for rows, samples in ((new, draws), (adv, "1")):
+            found = [percent(one(rows, epsilon=radius, num_examples=number, attack_samples=samples)["accuracy"])
+                     for radius in radii]
+            told.append(", ".join(found[:-1]) + " and " + found[-1])
+    nll = [f"{records(f'cifar10-medium/{run}/metrics.jsonl')[-1]['nll']:.3f}" for run in (
+        "prior/runs/advbnn-tuned", "runs/adv-tuned", "runs/advbnn-tuned")]
+    text = " ".join(PAGES["method.md"].split())
+    assert "end at a nll of {}, adversarial training's {} and {} by `fan_in`.".format(*nll) in text
+    assert ("have {} under one draw (0, 0.015, 8/255, 0.035, 0.055, 0.07), where adversarial training has {}; on 500, under "
+            "twenty draws, {} (0, 8/255, 0.035, 0.07), where it has {}.".format(*told)) in text
 
 
 def test_the_table_of_budgets_on_stl10_equals_the_records():
