@@ -595,11 +595,15 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
 
 
+def best_epoch(course):
+    return max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+
+
 def test_what_the_prior_does_on_stl10_equals_the_records():
     told = []
     for folder in ("prior/runs/advbnn", "runs/advbnn"):
         course = records(f"stl10-medium/{folder}/metrics.jsonl")
-        best = max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+        best = best_epoch(course)
         told += [best["epoch"], *(" / ".join(percent(epoch[f"held_out_{name}"]) for name in ("accuracy", "robust_accuracy"))
                                   for epoch in (best, course[-1]))]
     config = json.loads((RUNS / "stl10-medium/prior/runs/advbnn/config.json").read_text())
@@ -622,11 +626,9 @@ def test_what_the_prior_does_on_cifar10_equals_the_records():
            if row["checkpoint"] == "adv-tuned/best.pt"]
     few = ("0", "0.031372549", "0.035", "0.07")
     told = []
-    for radii, number, draws in ((("0", "0.015", "0.031372549", "0.035", "0.055", "0.07"), "2000", "1"), (few, "500", "20")):
-        for rows, samples in ((new, draws), (adv, "1")):
-            found = [percent(one(rows, epsilon=radius, num_examples=number, attack_samples=samples)["accuracy"])
-                     for radius in radii]
-            told.append(", ".join(found[:-1]) + " and " + found[-1])
+    for radii, images, draws in ((("0", "0.015", "0.031372549", "0.035", "0.055", "0.07"), "2000", "1"), (few, "500", "20")):
+        told += [listed_accuracies(new, "advbnn-tuned", draws, images, radii),
+                 listed_accuracies(adv, "adv-tuned", "1", images, radii)]
     nll = [f"{records(f'cifar10-medium/{run}/metrics.jsonl')[-1]['nll']:.3f}" for run in (
         "prior/runs/advbnn-tuned", "runs/adv-tuned", "runs/advbnn-tuned")]
     text = " ".join(PAGES["method.md"].split())
@@ -643,7 +645,7 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
     for row in rows:
         folder = f"stl10-medium/{places[row['nats per image']]}"
         config, course = json.loads((RUNS / folder / "config.json").read_text()), records(f"{folder}/metrics.jsonl")
-        last, best = course[-1], max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+        last, best = course[-1], best_epoch(course)
         told = [" / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
                 for split, epoch in (("train", last), ("held_out", best), ("held_out", last))]
         assert [row[name] for name in ("nll", "right in training", "best", "last")] == [

@@ -17,8 +17,8 @@ from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
 from pyro_advbnn.bayes.parameters import (
+    counted_parameters,
     flatten,
-    last_layer_names,
     matching_parameters,
     parameter_aliases,
     shared_modules,
@@ -268,7 +268,7 @@ class BayesianClassifier(Classifier):
         """The range (start, stop) of weights that the KL counts."""
         if kl_over not in KL_OVER:
             raise InputError(f"kl_over must be one of {', '.join(KL_OVER)}, got {kl_over!r}")
-        names = last_layer_names(network) if kl_over == "last" else self._shapes
+        names = counted_parameters(self._shapes, network, kl_over)
         counted = [(start, stop) for start, stop, counts in self._pieces(names.__contains__) if counts]
         if not counted:
             raise InputError("kl_over='last' counts nothing: the last layer is deterministic")

@@ -130,15 +130,14 @@ def flatten(parameters):
     return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
 
-def num_counted(network, kl_over):
-    """The number of trainable weights that the KL counts: of "all", or of the "last" layer."""
-    names = last_layer_names(network) if kl_over == "last" else None
-    return sum(p.numel() for name, p in trainable_parameters(network).items() if names is None or name in names)
+def counted_parameters(parameters, network, kl_over):
+    """{name: parameter} of those of `network`'s that the KL counts: "all", or those of the "last" layer.
 
-
-def last_layer_names(network):
-    """The names of the parameters of the module that comes last in registration order."""
+    The last layer is the module with parameters that comes last in registration order.
+    """
+    if kl_over == "all":
+        return parameters
     names = []
     for prefix, module in network.named_modules():
         names = [name for name, _ in module.named_parameters(prefix, recurse=False)] or names
-    return set(names)
+    return {name: p for name, p in parameters.items() if name in names}

@@ -12,7 +12,7 @@ from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.elbo import objective
-from pyro_advbnn.bayes.parameters import copied, num_counted, trainable_parameters
+from pyro_advbnn.bayes.parameters import copied, counted_parameters, trainable_parameters
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError, Note, reason
@@ -34,7 +34,8 @@ def build(config, images, network=None):
     torch.manual_seed(config["seed"])
     network = _tried_out(_named_network(config, images) if network is None else network, config, images)
     if settings["alpha"] == "auto":
-        settings["alpha"] = recipes.auto_alpha(len(images), num_counted(network, settings["kl_over"]))
+        counted = counted_parameters(trainable_parameters(network), network, settings["kl_over"])
+        settings["alpha"] = recipes.auto_alpha(len(images), sum(p.numel() for p in counted.values()))
     prior_std = settings["prior_std"]
     if prior_std == "auto" and settings["prior"] == "normal":
         began = config.get("classifier", {})             # of a run that is resumed

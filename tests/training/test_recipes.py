@@ -63,9 +63,12 @@ def test_the_authors_recipe_counts_a_vggs_last_layer_and_all_of_model_a_and_forg
 def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, dataset, defense):
     _, settings = recipes.resolve(recipe, dataset, defense, {})
     network = networks.convnet(width=4)
-    for name in ("prior_std", "init_std"):
-        if (name, recipe) != ("prior_std", "ours"):      # "auto": known when N and alpha are
-            assert all(value > 0 for value in per_parameter_std(settings[name], network, name).values())
+    stds = {name: settings[name] for name in ("prior_std", "init_std")}
+    if recipe == "ours":
+        assert stds["prior_std"] == "auto"
+        stds["prior_std"] = recipes.auto_prior_std(0.01, 1000)
+    for name, std in stds.items():
+        assert all(value > 0 for value in per_parameter_std(std, network, name).values())
     assert settings["network"] is None or settings["network"] in networks.NETWORKS
     assert settings["kl_over"] == ("last" if recipe == "authors" and dataset != "stl10" else "all")
     assert settings["validation"] == (150 if dataset == "digits" else 1000)
