@@ -553,7 +553,7 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
         alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
         assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
         assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
-        budget = recipes.budgeted_share(alpha, 49_000, 924_186)
+        budget = alpha / recipes.auto_alpha(49_000, 924_186) * recipes.KL_BUDGET / 49_000
         assert float(row["budget"] or 0) == pytest.approx(budget, rel=0.02)
     ours, adv = (runs[name]["course"][-1][1] for name in ("images-64", "adv"))
     assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
@@ -652,7 +652,7 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
             f"{last['nll']:.3f}", told[0], f"{told[1]} ({best['epoch']})", told[2]]
         if config["settings"]["alpha"]:
             assert [row[name] for name in ("SNR", "KL")] == [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"]
-            share = recipes.budgeted_share(config["settings"]["alpha"], 4500, config["num_weights"])
+            share = config["settings"]["alpha"] / recipes.auto_alpha(4500, config["num_weights"]) * recipes.KL_BUDGET / 4500
             assert float(row["nats per image"].partition(":")[0]) == pytest.approx(share, rel=0.02)
         of_five.append(mean_percent([epoch["held_out_robust_accuracy"] for epoch in course[-5:]]))
     assert "under attack are {}, {}, {} and {} %".format(*of_five) in PAGES["method.md"]

@@ -120,7 +120,7 @@ class Plan:
                            each=attack(self.draws[1], most) + points * prediction(), attack_samples=[self.draws[1]])
 
     def _alpha(self):
-        self._compare("alpha", [*ALPHAS, *(["auto"] if self._recipe["alpha"] == "auto" else [])])
+        self._compare("alpha", ALPHAS)
 
     def _prior(self):
         self._compare("prior_std", PRIOR_STDS)
@@ -195,8 +195,13 @@ class Plan:
         self._white_box([defense], [run], "runs", self._two_radii(), self.draws, against="run")
 
     def _compare(self, name, values):
-        """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run."""
-        runs = [self._run("advbnn", **({} if value == self._recipe[name] else {name: value})) for value in values]
+        """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run.
+
+        Where the recipe chooses a value by itself, that is one of them.
+        """
+        own = self._recipe[name]
+        values = [*values, *([own] if own == "auto" else [])]
+        runs = [self._run("advbnn", **({} if value == own else {name: value})) for value in values]
         epsilons = [0.0, recipes.training_epsilon(self.wanted.dataset)]
         self._white_box(["advbnn"] * len(runs), runs, name, epsilons, self.draws, against=name)
 

@@ -89,22 +89,15 @@ def resolve_step_size(step_size, epsilon, num_steps):
 def auto_alpha(num_train: int, num_weights: int) -> float:
     """alpha of Eq. (10) by a budget: alpha times the KL is KL_BUDGET nats, at most LARGEST_SHARE per image, at BUDGETED_SNR.
 
-    At most 1, the ELBO itself.
+    Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
+    ratio SNR = mean(mean^2) / mean(std^2). At most 1, the ELBO itself.
 
     Raises InputError for a num_train or num_weights below 1.
     """
     check_at_least("num_train", num_train, 1)
     check_at_least("num_weights", num_weights, 1)
-    return min(1.0, min(KL_BUDGET / num_train, LARGEST_SHARE) / budgeted_share(1.0, num_train, num_weights))
-
-
-def budgeted_share(alpha, num_train, num_weights):
-    """alpha / N times the KL at BUDGETED_SNR, in nats.
-
-    Where a prior is scaled to its weights, the KL of num_weights of them is num_weights / 2 ln(1 + SNR), with a signal-to-noise
-    ratio SNR = mean(mean^2) / mean(std^2).
-    """
-    return alpha / num_train * num_weights / 2 * math.log1p(BUDGETED_SNR)
+    kl_per_image = 1 / num_train * num_weights / 2 * math.log1p(BUDGETED_SNR)
+    return min(1.0, min(KL_BUDGET / num_train, LARGEST_SHARE) / kl_per_image)
 
 
 def auto_prior_std(alpha: float, num_train: int) -> float:
