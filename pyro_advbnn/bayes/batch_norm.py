@@ -156,16 +156,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        values = _exact(x)
-        mean, var, count = _joined_statistics(values)
+        mean, var, count = _joined_statistics(_exact(x))
         if self.track_running_stats:
             _track(self, mean.detach(), var.detach(), count)
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        scale = (var + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-        normalised = (values - mean.view(shape)) * scale.view(shape)
-        return (normalised + self.bias.view(shape) if self.affine else normalised).to(x.dtype)
+        return _normalised(x, mean, var, self.weight, self.bias, self.eps)
 
     def _check_input_dim(self, x):
         if x.dim() < 2:
