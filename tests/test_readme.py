@@ -522,6 +522,27 @@ def test_the_table_of_alphas_equals_the_records():
     assert not runs
 
 
+def test_what_is_said_of_alphas_equals_the_records():
+    runs = {record["run"]: record for record in records("digits-alpha/records.jsonl")}
+    before = {record["run"]: record for record in records("digits-alpha/fan-in.jsonl")}
+    text = " ".join(PAGES["method.md"].split())
+    many = {name: run["last"]["pgd_10_draws"] for name, run in runs.items()}
+    hidden = [f"{100 * (runs[f'alpha-{alpha}']['last']['pgd_1_draw'] - many[f'alpha-{alpha}']):.1f}" for alpha in (0.1, 0.001)]
+    assert "at 0.1 an attacker with ten draws wins {} points more, at 0.001 {}.".format(*hidden) in text
+    small = [name for name, run in runs.items() if run["settings"]["alpha"] <= 0.01]
+    costs, left = ([value(name) for name in small] for value in (
+        lambda name: 100 * (many[name] - runs[name]["pruned_60"]), lambda name: 100 * runs[name]["pruned_60"]))
+    cost = before["alpha-0.0001"]["last"]["pgd_10_draws"] - before["alpha-0.0001"]["pruned_60"]
+    assert (f"60 % of the weights go at {min(costs):.1f} to {max(costs):.1f} points, and {min(left):.0f} to {max(left):.0f} % are "
+            f"left. By a prior of `fan_in` (`fan-in.jsonl`, commit {before['alpha-0.0001']['git_commit'][:7]}) this cost "
+            f"{100 * cost:.1f} points at 0.0001.") in text
+    best = max(many[name] for name in small) - many["alpha-auto"]
+    assert f"down robustness under ten draws gains {100 * best:.1f} points at most" in text
+    change = {name: 100 * (run["course"][-1][2] / run["course"][11][2] - 1) for name, run in runs.items()}
+    assert max(abs(change[name]) for name in small if name != "alpha-0.01") < 1
+    assert f"At 0.01 it falls by {-change['alpha-0.01']:.0f} %, at 0.1 by {-change['alpha-0.1']:.0f} %." in text
+
+
 def cifar10_trials():
     return {record["run"]: record for record in records("cifar10-trials/records.jsonl")}
 
