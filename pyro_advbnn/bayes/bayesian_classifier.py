@@ -269,10 +269,7 @@ class BayesianClassifier(Classifier):
         if kl_over not in KL_OVER:
             raise InputError(f"kl_over must be one of {', '.join(KL_OVER)}, got {kl_over!r}")
         names = counted_parameters(self._shapes, network, kl_over)
-        counted = [(start, stop) for start, stop, counts in self._pieces(names.__contains__) if counts]
-        if not counted:
-            raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
-        return counted[0]
+        return next((start, stop) for start, stop, counts in self._pieces(names.__contains__) if counts)
 
     def _prior(self, network, prior_std, prior, counted):
         if isinstance(prior, str):

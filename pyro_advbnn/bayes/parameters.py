@@ -122,11 +122,15 @@ def flatten(parameters):
 def counted_parameters(parameters, network, kl_over):
     """{name: parameter} of those of `network`'s that the KL counts: "all", or those of the "last" layer.
 
-    The last layer is the module with parameters that comes last in registration order.
+    The last layer is the module with parameters that comes last in registration order.   Raises InputError where all of its
+    parameters are deterministic.
     """
     if kl_over == "all":
         return parameters
     names = []
     for prefix, module in network.named_modules():
         names = [name for name, _ in module.named_parameters(prefix, recurse=False)] or names
-    return {name: p for name, p in parameters.items() if name in names}
+    counted = {name: p for name, p in parameters.items() if name in names}
+    if not counted:
+        raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
+    return counted

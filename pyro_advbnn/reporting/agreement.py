@@ -74,7 +74,8 @@ def check_alpha(rows):
 
 
 def check_prior_std(rows):
-    """Whether the highest accuracy can be told from the lowest, by an interval for all pairs at once."""
+    """Whether the highest accuracy can be told from the lowest, by an interval for all pairs at once; "auto" is not judged."""
+    rows = [row for row in rows if row["prior_std"] != "auto"]
     if len({row["prior_std"] for row in rows}) < 2:
         return NONE, NONE
     first, last = sorted(rows, key=lambda row: row["accuracy"])[::len(rows) - 1]

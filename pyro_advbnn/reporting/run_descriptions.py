@@ -62,6 +62,12 @@ def _of_bayesian(*names):
     return lambda config: _setting(*names)(config) if config["classifier"].get("kind") == "bayesian" else NONE
 
 
+def _prior(config):
+    """Its family and std, beside "auto" the number that came of it."""
+    text = _of_bayesian("prior", "prior_std")(config)
+    return f"{text} ({shown(config['classifier']['prior_std'])})" if text.endswith("auto") else text
+
+
 def _where_set(name):
     return lambda config: shown(config["settings"].get(name) or None)
 
@@ -110,7 +116,7 @@ SETTINGS = {                                             # name of a setting: fu
     "starts from": lambda config: shown(PurePath(config.get("init_from") or "").name),
     "alpha": _of_bayesian("alpha"),
     "KL over weights": _of_bayesian("kl_over"),
-    "prior": _of_bayesian("prior", "prior_std"),
+    "prior": _prior,
     "KL warm-up": _of_bayesian("kl_warmup"),
     "initial std": _of_bayesian("init_std"),
     "attack in training": _training_attack,

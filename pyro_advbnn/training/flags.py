@@ -77,7 +77,8 @@ class Method:
         "PyTorch's own, or the authors' (BatchNorm scale uniform in [0, 1]).")
     init_from: Path | None = flag("run folder whose trained network the posterior mean starts at.")
     alpha: _NotNegative | Literal["auto"] | None = flag("factor of the KL in Eq. (10); auto: chosen so that, by the number of "
-        "weights, alpha times the KL is 500 nats in all, at most 0.2 per image, at a signal-to-noise of 20.", first=True)
+        "weights, alpha times the KL is 500 nats in all, at most 0.2 per image, at a signal-to-noise of 20; the decay of the "
+        "means by prior_std auto comes on top.", first=True)
     prior: Literal[PRIORS] | None = flag("normal, or scale_mixture or spike_and_slab: these need a number as prior_std, and "
         "their KL is a Monte-Carlo estimate.")
     prior_std: _Std | None = flag("std of the prior, a number, fan_in = sqrt(2 / fan-in), or a multiple such as fan_in/2; "

@@ -247,6 +247,12 @@ def test_decay_averaging_and_the_start_have_columns_where_a_run_has_them(folder)
     assert all(column in page.words for column in columns) and {"0.0005", "0.999", "first"} <= set(page.words)
 
 
+def test_a_prior_by_auto_is_told_with_the_number_that_came_of_it(folder):
+    write_run(folder / "runs" / "decayed", settings=CONFIG["settings"] | {"prior_std": "auto"},
+              classifier=CONFIG["classifier"] | {"prior_std": 0.0631})
+    assert "normal, auto (0.0631)" in write(folder).text
+
+
 def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
     csv_tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
                                           ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1}])
