@@ -443,9 +443,14 @@ def test_the_table_of_runs_equals_the_records():
 
 
 def test_the_table_of_60_epochs_on_cifar10_equals_the_records():
-    measured, worst = (records(f"cifar10-60/at-8-255/evaluation/{name}.csv") for name in ("accuracy", "robust"))
+    places = {"adversarial training, seed 0": ("cifar10-60/at-8-255", "cifar60-adv"),
+              "adversarial training, seed 1": ("cifar10-5000", "cifar60-adv-seed-1"),
+              "Adv-BNN, seed 0": ("cifar10-5000", "cifar60-advbnn"),
+              "Adv-BNN, seed 1": ("cifar10-5000", "cifar60-advbnn-seed-1"),
+              "Adv-BNN by the former recipe, seed 0": ("cifar10-60/at-8-255", "cifar60-advbnn")}
     for row in table("method.md", "run", "checkpoint"):
-        run = {"adversarial training": "cifar60-adv", "Adv-BNN": "cifar60-advbnn"}[row["run"]]
+        folder, run = places[row["run"]]
+        measured, worst = (records(f"{folder}/evaluation/{name}.csv") for name in ("accuracy", "robust"))
         checkpoint = f"{run}/{'best' if row['checkpoint'] == 'best' else 'checkpoint'}.pt"
         clean = {found["accuracy"] for found in measured if (found["checkpoint"], float(found["epsilon"])) == (checkpoint, 0)}
         assert {row["clean"]} == set(map(percent, clean))
@@ -457,11 +462,34 @@ def test_the_table_of_60_epochs_on_cifar10_equals_the_records():
 
 
 def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
-    adv, ours = (record["broken"] for record in records("cifar10-60/at-8-255/records.jsonl"))
-    told = re.search(r"by (\d+\.\d ± \d+\.\d) points \(PGD\) and (\d+\.\d ± \d+\.\d) \(APGD\).*?\+(\d+\.\d ± \d+\.\d) and "
-                     r"\+(\d+\.\d ± \d+\.\d)", PAGES["method.md"], re.DOTALL).groups()
-    pairs = [(ours["last"][attack], adv[when][attack]) for when in ("last", "best") for attack in ("pgd", "apgd-ce")]
-    assert list(told) == [apart([a == "0" for a in one], [b == "0" for b in other]).removeprefix("+") for one, other in pairs]
+    runs = {record["run"]: record["broken"] for record in records("cifar10-5000/records.jsonl")}
+    of_former = {record["run"]: record["broken"] for record in records("cifar10-60/at-8-255/records.jsonl")}
+    ours, adv = [runs["cifar60-advbnn"], runs["cifar60-advbnn-seed-1"]], [of_former["cifar60-adv"], runs["cifar60-adv-seed-1"]]
+
+    def withstand_both(runs, moment):
+        return [{"0"} == {*attacks} for run in runs for attacks in zip(run[moment]["pgd"], run[moment]["apgd-ce"])]
+
+    last, best = (apart(withstand_both(ours, "last"), withstand_both(adv, moment)) for moment in ("last", "best"))
+    assert f"training's last by {last} points, and from its best by {best} (both seeds)." in PAGES["method.md"]
+    before = apart(withstand_both([of_former["cifar60-advbnn"]], "last"), withstand_both(adv[:1], "last"))
+    assert f"was worth {before} points over adversarial training's last" in PAGES["method.md"]
+
+
+def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
+    text = " ".join(PAGES["method.md"].split())
+    course = records("cifar10-5000/runs/cifar60-advbnn/metrics.jsonl")
+    lowest, last = min(course, key=lambda epoch: epoch["snr"]), course[-1]["snr"]
+    assert f"falls to {lowest['snr']:.1f} by epoch {lowest['epoch']} (seed 0) and comes back to {last:.1f}." in text
+    rows = {(row["run"], row["checkpoint"]): row for row in table("method.md", "run", "checkpoint")}
+    clean = float(rows["adversarial training, seed 0", "last"]["clean"]) - float(
+        rows["Adv-BNN by the former recipe, seed 0", "last"]["clean"])
+    assert f"and cost {clean:.1f} on clean images." in text
+    rows = [row for row in records("cifar10-5000/evaluation/pruning.csv") if row["prediction"] == "posterior"]
+    by_noise, by_std = ([percent(one(rows, prune_by=criterion, fraction=fraction, epsilon="0.031372549")["accuracy"])
+                         for fraction in fractions] for criterion, fractions in (
+                             ("signal_to_noise", ("0", "0.6")), ("std", ("0", "0.2", "0.4"))))
+    assert (f"60 % go at no cost ({by_noise[0]} to {by_noise[1]} %, 500 images), by largest std 20 % ({by_std[1]} %), and 40 % "
+            f"at {float(by_std[0]) - float(by_std[2]):.1f} points") in text
 
 
 def test_what_the_posterior_means_equals_its_records():
@@ -541,6 +569,10 @@ def test_what_is_said_of_alphas_equals_the_records():
             f"at 0.0001.") in text
     best = max(many[name] for name in small) - many["alpha-auto"]
     assert f"down robustness under ten draws gains {100 * best:.1f} points at most" in text
+    seeds = {record["run"]: record["last"]["pgd_10_draws"] for record in records("digits-alpha/seeds.jsonl")} | many
+    means = [mean_percent([seeds[f"alpha-{alpha}{suffix}"] for suffix in ("", "-seed-1", "-seed-2")])
+             for alpha in ("auto", "0.001", "0.0001")]
+    assert "at 0.0026, 0.001 and 0.0001 are {}, {} and {} (`seeds.jsonl`".format(*means) in text
     last = {name: [epoch[2] for epoch in run["course"][11:]] for name, run in runs.items()}
     within = max(100 * (max(kls) / min(kls) - 1) for name, kls in last.items() if name in small and name != "alpha-0.01")
     falls = [f"{100 * (1 - last[f'alpha-{alpha}'][-1] / last[f'alpha-{alpha}'][0]):.0f} %" for alpha in (0.01, 0.1)]
