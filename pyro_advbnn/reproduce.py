@@ -15,7 +15,7 @@ _TOLD = {
     "fig3": "Fig. 3: transfer attacks between the five defences, Eq. (14).",
     "fig4": "Fig. 4: density of the posterior's log std; and pruning by it, which section 3.3 only promises.",
     "fig5": "Fig. 5: accuracy against the draws of a prediction, and against the steps of the attack.",
-    "alpha": "The claim below Table 1 that a smaller alpha buys back clean accuracy: alpha 1, 1/10, 1/50 and 0.",
+    "alpha": "The claim below Table 1 that a smaller alpha buys back clean accuracy: alpha 1, 1/10, 1/50, 0 and the recipe's.",
     "prior": "The claim of Table 2 that the prior's std does not matter: 0.05, 0.1 and 0.15, and beside them the recipe's.",
     "lipschitz": "The paper's motivation, Eq. (11) to (13): l_1 norm of the input gradient on training and on test images.",
     "kl": "Beyond the paper: Adv-BNN with the KL of all weights, from Table 2 as printed to what trains; failures are shown.",

@@ -51,7 +51,7 @@ def defenses(steps):
     ("fig4", ["advbnn"], ["posterior", "report"]),
     ("fig5", ["advbnn", "adv"], ["ensemble", "steps", "report"]),
     ("alpha", ["advbnn"] * 5, ["accuracy", "report"]),
-    ("prior", ["advbnn"] * 3, ["accuracy", "report"]),
+    ("prior", ["advbnn"] * 4, ["accuracy", "report"]),
     ("lipschitz", ["none", "adv", "rse", "bnn", "advbnn"], ["gradients", "report"]),
     ("kl", [*["advbnn"] * 7, "adv", "advbnn"], ["accuracy", "report"]),
     ("beyond", ["adv", "advbnn"] * 4, ["accuracy", "robust", "report"]),
@@ -64,7 +64,7 @@ def test_each_piece_trains_what_it_needs_and_evaluates_it(piece, trained, verbs)
 
 def test_all_pieces_share_their_runs():
     steps = plan(*PIECES).steps
-    assert len(defenses(steps)) == 5 + 4 + 3             # the recipe's own alpha is none of the four, and shown beside them
+    assert len(defenses(steps)) == 5 + 4 + 3             # the recipe's own alpha and prior_std are none of these, but of fig2's
     assert len({step.command for step in steps}) == len(steps)
     made = set()
     for step in steps:
@@ -281,9 +281,9 @@ def test_all_leaves_every_table_figure_and_the_report(whole):
     assert {path.stem for path in (whole / "tables").glob("*.md")} >= {"table1", "transfer", "ensemble", "steps"}
     alphas = {row["alpha"] for row in csv_tables.read(whole, "alpha")}
     own, = alphas - {1, 0.1, 0.02, 0}
-    stds = {float(row["prior_std"]) for row in csv_tables.read(whole, "prior_std")}
+    stds = {row["prior_std"] for row in csv_tables.read(whole, "prior_std")}
     assert own == pytest.approx(json_files.read_config(whole / "runs" / "advbnn")["settings"]["alpha"]) and len(alphas) == 5
-    assert stds == {0.05, 0.1, 0.15}
+    assert stds == {"0.05", "0.1", "0.15", "auto"}
 
 
 def test_the_runs_beyond_the_paper_leave_one_table_the_worst_case_and_a_verdict(tmp_path, monkeypatch, capsys):

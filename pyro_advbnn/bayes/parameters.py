@@ -76,7 +76,7 @@ def skeleton(network):
 def copied(module, memo=None):
     """A deep copy; tensors that a call has left in the module, such as an activation that it keeps, are there without graph.
 
-    memo: as of copy.deepcopy.   Raises InputError where an attribute cannot be copied.
+    memo: as of copy.deepcopy.   Raises InputError where it cannot be copied.
     """
     try:
         with _Detached():

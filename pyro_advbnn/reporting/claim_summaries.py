@@ -25,8 +25,8 @@ SWEEPS = {                                               # title, x, x in words,
               "Change: from the largest alpha to the smallest above 0. Agrees: that of the clean accuracy, with its interval, "
               "lies above 0."),
     "prior_std": ("Accuracy by the prior's standard deviation", "prior_std", "prior std", agreement.check_prior_std,
-                  "Change: from the lowest accuracy to the highest, its interval for all pairs at once (Bonferroni). "
-                  f"{_SAME}"),
+                  "Change: from the lowest accuracy to the highest, auto left out, its interval for all pairs at once "
+                  f"(Bonferroni). {_SAME}"),
 }
 
 

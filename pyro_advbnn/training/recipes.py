@@ -96,8 +96,8 @@ def auto_alpha(num_train: int, num_weights: int) -> float:
     """
     check_at_least("num_train", num_train, 1)
     check_at_least("num_weights", num_weights, 1)
-    kl_per_image = 1 / num_train * num_weights / 2 * math.log1p(BUDGETED_SNR)
-    return min(1.0, min(KL_BUDGET / num_train, LARGEST_SHARE) / kl_per_image)
+    kl = num_weights / 2 * math.log1p(BUDGETED_SNR)
+    return min(1.0, min(KL_BUDGET, LARGEST_SHARE * num_train) / kl)
 
 
 def auto_prior_std(alpha: float, num_train: int) -> float:
