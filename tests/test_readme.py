@@ -20,6 +20,7 @@ from pyro_advbnn.cli import commands, help
 from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.evaluation import worst_case
 from pyro_advbnn.reporting import paper
+from pyro_advbnn.system import json_files
 from pyro_advbnn.training import flags, recipes
 from pyro_advbnn.training.recipes import RECIPES
 
@@ -370,7 +371,8 @@ def test_the_table_of_the_kl_of_all_weights_equals_the_records():
     costs = [float(cells["kl-ours"]["10 draws"]) - float(cells[f"kl-{name}"]["10 draws"]) for name in ("alpha-1", "adam")]
     assert f"costs {costs[0]:.0f} points already" in PAGES["results.md"]
     assert f"Adam is {costs[1]:.0f} points below" in PAGES["results.md"]
-    stds = {name: json.loads((RUNS / f"digits-kl/runs/kl-{name}/config.json").read_text())["classifier"]["prior_std"]
+    assert "gave Adv-BNN {1 draw} and {10 draws})".format_map(cells["kl-ours"]) in PAGES["README.md"]      # demo's training
+    stds = {name: json_files.read_config(RUNS / f"digits-kl/runs/kl-{name}")["classifier"]["prior_std"]
             for name in ("ours", "alpha-1", "alpha-1-50")}
     assert cells["kl-alpha-1"]["what it is"].endswith(f"a prior of {stds['alpha-1']:.2f} instead of {stds['ours']:.3f}")
     assert cells["kl-alpha-1-50"]["what it is"].endswith(f"a prior of {stds['alpha-1-50']:.2f}")
@@ -474,20 +476,17 @@ def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
     of_former = {record["run"]: record["broken"] for record in records("cifar10-60/at-8-255/records.jsonl")}
     ours, adv = [runs["cifar60-advbnn"], runs["cifar60-advbnn-seed-1"]], [of_former["cifar60-adv"], runs["cifar60-adv-seed-1"]]
 
-    def withstand_both(runs, moment):
-        return [{"0"} == {*attacks} for run in runs for attacks in zip(run[moment]["pgd"], run[moment]["apgd-ce"])]
-
-    def withstand_apgd(runs, moment):
-        return [broken == "0" for run in runs for broken in run[moment]["apgd-ce"]]
+    def withstand(runs, moment, attacks=("pgd", "apgd-ce")):
+        return [{*broken} == {"0"} for run in runs for broken in zip(*(run[moment][attack] for attack in attacks))]
 
     text = " ".join(PAGES["method.md"].split())
-    both, apgd = ([apart(withstand(ours, "last"), withstand(adv, moment)) for moment in ("last", "best")]
-                  for withstand in (withstand_both, withstand_apgd))
+    both, apgd = ([apart(withstand(ours, "last", attacks), withstand(adv, moment, attacks)) for moment in ("last", "best")]
+                  for attacks in (("pgd", "apgd-ce"), ("apgd-ce",)))
     assert "training's last by {} points, and from its best by {} (both seeds).".format(*both) in text
     assert "By APGD alone it is {} and {}.".format(*apgd) in text
-    former = withstand_both([of_former["cifar60-advbnn"]], "last")
-    assert f"*The former recipe* stood {apart(former, withstand_both(adv[:1], 'last'))} points above" in text
-    assert f"today's last is apart from it by {apart(withstand_both(ours[:1], 'last'), former)}." in text
+    former = withstand([of_former["cifar60-advbnn"]], "last")
+    assert f"*The former recipe* stood {apart(former, withstand(adv[:1], 'last'))} points above" in text
+    assert f"today's last is apart from it by {apart(withstand(ours[:1], 'last'), former)}." in text
 
 
 def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
@@ -678,6 +677,10 @@ def best_epoch(course):
     return max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
 
 
+def both_accuracies(epoch, split):
+    return " / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
+
+
 def test_what_the_decay_weighs_equals_the_records():
     text = " ".join(PAGES["method.md"].split())
     courses = [records(f"{folder}/metrics.jsonl") for folder in (
@@ -698,9 +701,8 @@ def test_what_the_prior_does_on_stl10_equals_the_records():
         course = records(f"stl10-medium/{folder}/metrics.jsonl")
         best = best_epoch(course)
         losses.append(f"{100 * (best['held_out_robust_accuracy'] - course[-1]['held_out_robust_accuracy']):.1f}")
-        told += [best["epoch"], *(" / ".join(percent(epoch[f"held_out_{name}"]) for name in ("accuracy", "robust_accuracy"))
-                                  for epoch in (best, course[-1]))]
-    config = json.loads((RUNS / "stl10-medium/prior/runs/advbnn/config.json").read_text())
+        told += [best["epoch"], *(both_accuracies(epoch, "held_out") for epoch in (best, course[-1]))]
+    config = json_files.read_config(RUNS / "stl10-medium/prior/runs/advbnn")
     assert config["settings"]["prior_std"] == pytest.approx(recipes.auto_prior_std(config["settings"]["alpha"], 4500), rel=1e-3)
     rows = records("stl10-medium/prior/evaluation/accuracy.csv") + [
         row for row in records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
@@ -740,10 +742,9 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
     assert [row["nats per image"] for row in rows] == list(places)
     for row in rows:
         folder = f"stl10-medium/{places[row['nats per image']]}"
-        config, course = json.loads((RUNS / folder / "config.json").read_text()), records(f"{folder}/metrics.jsonl")
+        config, course = json_files.read_config(RUNS / folder), records(f"{folder}/metrics.jsonl")
         last, best = course[-1], best_epoch(course)
-        told = [" / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
-                for split, epoch in (("train", last), ("held_out", best), ("held_out", last))]
+        told = [both_accuracies(*each) for each in ((last, "train"), (best, "held_out"), (last, "held_out"))]
         assert [row[name] for name in ("nll", "right in training", "best", "last")] == [
             f"{last['nll']:.3f}", told[0], f"{told[1]} ({best['epoch']})", told[2]]
         if config["settings"]["alpha"]:

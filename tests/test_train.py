@@ -572,7 +572,7 @@ def odd_networks(tmp_path, monkeypatch):
     ("Unused", "training leaves out head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
     ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call"),
     ("parallel", "a DataParallel wraps: pass its .module"), ("parallel --defense=none", "pass its .module"),
-    ("Locked", "the network cannot be copied: cannot pickle"),
+    ("Locked", "its attribute lock cannot: cannot pickle"),
     ("frozen --kl_over=last", "kl_over='last' counts nothing: the last layer is deterministic")])
 def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, odd_networks, capsys, name, words):
     flags = f"--network=odd_networks:{name} --num_train=100".split()

@@ -76,13 +76,24 @@ def skeleton(network):
 def copied(module, memo=None):
     """A deep copy; tensors that a call has left in the module, such as an activation that it keeps, are there without graph.
 
-    memo: as of copy.deepcopy.   Raises InputError where it cannot be copied.
+    memo: as of copy.deepcopy.   Raises InputError with the name of an attribute that cannot be copied.
     """
     try:
         with _Detached():
             return copy.deepcopy(module, memo)
+    except Exception:
+        for place, part in module.named_modules():
+            for name in [name for name in vars(part) if name not in vars(nn.Module())]:
+                _check_copied(f"{place}.{name}".lstrip("."), vars(part)[name])
+        raise
+
+
+def _check_copied(name, value):
+    try:
+        with _Detached():
+            copy.deepcopy(value)
     except Exception as error:
-        raise InputError(f"the network cannot be copied: {reason(error)}") from error
+        raise InputError(f"the network cannot be copied, for its attribute {name} cannot: {reason(error)}") from None
 
 
 class _Detached(TorchFunctionMode):
