@@ -50,7 +50,6 @@ def test_what_is_left_in_the_worst_case_is_what_the_records_say(name, draws, num
     y = torch.from_numpy(images["cifar10_test_labels"]).long()
     attacks = {"apgd-ce": ab.APGD(8 / 255, 10, attack_samples=draws), "square": ab.Square(8 / 255, 100, attack_samples=draws)}
     torch.manual_seed(0)
-    left = ab.worst_case_accuracy(ab.load(ZOO / f"{name}.pt"), [*zip(x.split(100), y.split(100))], attacks,
-                                  num_samples=num_samples)
+    left = ab.worst_case_accuracy(ab.load(ZOO / f"{name}.pt"), [(x, y)], attacks, num_samples=num_samples)
     recorded, = (float(row["accuracy"]) for row in records(name, "robust") if row["attacks"] == "apgd-ce")
     assert left["accuracy_low"] <= recorded <= left["accuracy_high"]

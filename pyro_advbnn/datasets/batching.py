@@ -3,7 +3,7 @@
 They are augmented and brought to [0, 1] on the device, so that nothing passes through the host image by image.
 """
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -22,7 +22,6 @@ class Batches:
     augmentation, augment_with: see `augment`.
     shard: (rank, world size) takes every world-size-th image of each batch, from the rank-th on; where that is none, the
         batch is left out.
-    prepare: a function of x that gives what is handed out, such as x in another order in memory.
 
     Raises InputError for a batch_size < 1 and for an unknown augmentation.
     """
@@ -34,7 +33,6 @@ class Batches:
     augmentation: str = "none"
     augment_with: torch.Generator | None = None
     shard: tuple[int, int] = (0, 1)
-    prepare: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous
 
     def __post_init__(self):
         check_at_least("batch_size", self.batch_size, 1)
@@ -49,7 +47,7 @@ class Batches:
     def from_batch(self, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """A pass without its first batches, which are neither read nor augmented: the order is the whole pass's."""
         for x, y in self.images.read([indices for indices in self._indices()[first:] if len(indices)]):
-            yield self.prepare(unit_range(augment(x, self.augmentation, self.augment_with))), y
+            yield unit_range(augment(x, self.augmentation, self.augment_with)).contiguous(), y
 
     def _indices(self):
         """The indices of this process's part of every batch of a new pass, in its order."""

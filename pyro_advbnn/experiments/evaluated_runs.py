@@ -24,7 +24,7 @@ from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.locks import locked
-from pyro_advbnn.system.precision import arithmetic, batch_format, resolve_precision
+from pyro_advbnn.system.precision import arithmetic, resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.training import run_folders
@@ -133,9 +133,8 @@ class EvaluatedRuns(list):
                                  f"so that an attack on one cannot be tried on the other")
 
     def batches(self, run, images=None):
-        """A run's images, or others, in batches, in their order, laid out in memory as its network likes."""
-        return datasets.batches(run.images if images is None else images, self.selection.batch_size,
-                                prepare=batch_format(self.precision, run.classifier))
+        """A run's images, or others, in batches, in their order."""
+        return datasets.batches(run.images if images is None else images, self.selection.batch_size)
 
     @contextmanager
     def measuring(self, label, total):

@@ -17,7 +17,7 @@ from pyro_advbnn.evaluation.accuracy import predict
 from pyro_advbnn.experiments.baselines import AuthorsStyle, PlainPyro
 from pyro_advbnn.experiments.timings import PARTS
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.precision import arithmetic, batch_format
+from pyro_advbnn.system.precision import arithmetic
 from pyro_advbnn.training import recipes
 from pyro_advbnn.training.algorithm1 import step
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
@@ -83,13 +83,12 @@ class TrainingStep:
         settings = recipes.ours("cifar10", defense) | {"learning_rate": LEARNING_RATE, "weight_decay": 0.0, "alpha": 1.0}
         self.optimizer, self.stopwatches = build_optimizer(classifier, settings, round(1 / KL_WEIGHT)), []
         self.optimizer.register_step_pre_hook(lambda *_: self.stopwatches[-1].lap("update"))    # the gradients are there
-        self._x = batch_format(work.precision, classifier.network)(work.x)
         self._pgd, self._take_gradients = unchecked(work.attack()), None
         if work.cuda_graphs:
             self._pgd, self._take_gradients = GraphedAttack(self._pgd), GraphedGradients()
         if work.compiled:
             with work.arithmetic():
-                failure = compile_network(classifier, self._x, work.y)
+                failure = compile_network(classifier, self.work.x, work.y)
             if failure:
                 raise InputError(f"--compile: {failure}")
         if work.cuda_graphs:                             # which are captured when a call comes a second time
@@ -99,7 +98,7 @@ class TrainingStep:
     def __call__(self):
         self.stopwatches.append(Stopwatch(self.work.x.device))
         with self.work.arithmetic():
-            step(self.classifier, self.optimizer, self._x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT,
+            step(self.classifier, self.optimizer, self.work.x, self.work.y, attack=self._attack, kl_weight=KL_WEIGHT,
                  take_gradients=self._take_gradients)
         for function in (self._pgd, self._take_gradients):
             if failure := getattr(function, "failure", None):

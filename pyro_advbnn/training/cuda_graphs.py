@@ -25,7 +25,7 @@ def accelerate(training, config):
     """CUDA graphs and torch.compile as far as config asks for them and they work; a line for each that does not."""
     notes = []
     if config["compile"]:
-        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time, prepare=training.batches.prepare)))
+        x, y = next(iter(datasets.batches(training.images, training.images_at_a_time)))
         with autocast(training.device, training.precision):
             failure = compile_network(training.classifier, x, y)
         notes += [f"--compile: not compiled: {failure}"] if failure else []

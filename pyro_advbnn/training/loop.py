@@ -12,7 +12,7 @@ from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
 from pyro_advbnn.system.errors import InputError, reason
 from pyro_advbnn.system.memory import is_out_of_memory
-from pyro_advbnn.system.precision import autocast, batch_format
+from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.system.random_streams import separate_randomness, undisturbed
 from pyro_advbnn.training import checkpoints, metrics, run_folders
 from pyro_advbnn.training.nonfinite import NotFinite
@@ -184,8 +184,7 @@ def accuracies(classifier, images, settings, *, seed, batch_size=None, precision
     Collective: each process measures its part of the images. Draws from streams of its own, so that measuring changes no
     training. batch_size: None is that of the training. precision: see `precision.autocast`.
     """
-    batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard(),
-                               prepare=batch_format(precision, classifier.network))
+    batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
     with separate_randomness(distributed.own_seed(seed)), autocast(images.device, precision):
         counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"])
                   for attack in (None, build_attack(settings))]

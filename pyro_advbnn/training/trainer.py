@@ -3,7 +3,7 @@ import torch
 
 from pyro_advbnn import datasets
 from pyro_advbnn.system import distributed
-from pyro_advbnn.system.precision import autocast, batch_format
+from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.training.algorithm1 import step
 from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.nonfinite import NotFinite, Watch, largest
@@ -43,7 +43,7 @@ class Training:
         self._order_at_start = self._order.get_state()
         self.batches = datasets.batches(images, settings["batch_size"], shuffle_with=self._order,
                                         augmentation=augmentation, augment_with=self._augment,
-                                        shard=distributed.shard(), prepare=batch_format(precision, classifier.network))
+                                        shard=distributed.shard())
         self.images, self.seed = images, seed
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0

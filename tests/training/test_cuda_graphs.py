@@ -3,7 +3,6 @@ import resource
 import shutil
 import sys
 import warnings
-from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -14,14 +13,12 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments.evaluated_runs import EvaluatedRuns
 from pyro_advbnn.system.devices import keep_freed_memory
-from pyro_advbnn.system.precision import autocast, batch_format, resolve_precision
+from pyro_advbnn.system.precision import as_convolutions_like, autocast, resolve_precision
 from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.train import train
 from pyro_advbnn.training import algorithm1, cuda_graphs, recipes
 from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients, compile_network
-from pyro_advbnn.training.loop import accuracies
 from pyro_advbnn.training.trainer import Training
 from pyro_advbnn.training.weight_perturbation import buffers_kept
 
@@ -181,30 +178,29 @@ def test_channels_last_is_for_bf16_where_the_cpu_multiplies_tiles(batch, monkeyp
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     x = torch.rand(2, 3, 4, 4)
     network = ab.networks.convnet(width=4)
-    assert batch_format("bf16", network)(x).is_contiguous(memory_format=torch.channels_last) == has_amx
-    assert batch_format("fp32", network)(x) is x and batch_format("bf16", network)(x[0]).is_contiguous()
+    with autocast(CPU, "bf16"):
+        assert as_convolutions_like(x, network).is_contiguous(memory_format=torch.channels_last) == has_amx
+        assert as_convolutions_like(x[0], network).is_contiguous()
+    assert as_convolutions_like(x, network) is x
 
 
 @pytest.mark.parametrize(("network", "expected"), [("vgg16", True), ("model_a", True), ("wide vgg11", False)])
 def test_channels_last_is_for_narrow_networks_in_float32_on_the_cpu(network, expected):
     built = {"vgg16": lambda: ab.networks.vgg16(width=16), "model_a": ab.networks.model_a, "wide vgg11": ab.networks.vgg11}
     x = torch.rand(2, 3, 32, 32)
-    assert batch_format("fp32", built[network]())(x).is_contiguous(memory_format=torch.channels_last) == expected
+    assert as_convolutions_like(x, built[network]()).is_contiguous(memory_format=torch.channels_last) == expected
 
 
-def test_batches_of_evaluations_and_of_held_out_images_are_laid_out_as_their_network_likes(monkeypatch):
-    network, layouts = ab.networks.vgg11(width=4), []
-    network.register_forward_pre_hook(
+@pytest.mark.parametrize("kind", [ab.Classifier, ab.BayesianClassifier])
+def test_every_call_of_a_classifier_lays_images_out_as_its_network_likes(kind):
+    classifier, layouts = kind(ab.networks.vgg11(width=4)), []
+    classifier.network.register_forward_pre_hook(
         lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last)))
-    run = SimpleNamespace(images=datasets.Images(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), tuple("abc")),
-                          classifier=ab.Classifier(network))
-    for x, _ in EvaluatedRuns.batches(SimpleNamespace(selection=SimpleNamespace(batch_size=2), precision="fp32"), run):
-        run.classifier(x)
-    assert layouts == [True, True]
-    settings = {"batch_size": 3, "num_samples": 1, "epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "attack_samples": 1}
-    accuracies(run.classifier, run.images, settings, seed=0)
-    assert all(layouts) and len(layouts) > 3
-    assert next(iter(datasets.batches(run.images, 2)))[0].is_contiguous()
+    x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), x, y, attack=ab.PGD(0.1, 0.1, 1), kl_weight=1e-4)
+    in_training = len(layouts)
+    ab.predict(classifier, x, num_samples=2)
+    assert all(layouts) and in_training >= 2 and len(layouts) > in_training
 
 
 def test_losses_and_weights_of_a_bf16_step_are_float32(batch):
