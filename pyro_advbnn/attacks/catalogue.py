@@ -67,8 +67,6 @@ def build(names, strength):
 
     Raises InputError for an unknown name, one that comes twice, and one of another norm.
     """
-    if not names:
-        raise InputError("--attacks must name at least one attack")
     if len(set(names)) < len(names):
         raise InputError("--attacks: a name comes twice")
     return {name: _build(name, strength) for name in names}

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_advbnn.attacks.balls import per_image
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.bayes.averaging import log_mean_probability
+from pyro_advbnn.bayes.averaging import log_mean_softmax
 from pyro_advbnn.system.errors import InputError, check_at_least
 
 AVERAGES = ("gradient", "probability")
@@ -29,7 +29,7 @@ def cross_entropy(logits, y):
 
 def margin(logits, y):
     """max_{j != y} z_j - z_y of each image (B,), above 0 where another class wins (Carlini and Wagner 2017)."""
-    true, other = _true_and_other(logits, y)
+    true, other = true_and_other(logits, y)
     return other - true
 
 
@@ -42,7 +42,7 @@ def dlr(logits, y):
     """
     if logits.shape[1] < 3:
         raise InputError(f"the loss dlr needs at least 3 classes, the classifier has {logits.shape[1]}")
-    true, other = _true_and_other(logits, y)
+    true, other = true_and_other(logits, y)
     top = logits.topk(3, dim=1).values
     return (other - true) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
@@ -64,7 +64,7 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
     """The loss of each image (B,) averaged over attack_samples >= 1 draws, without gradient; see `loss_and_gradient`."""
     with torch.no_grad():
         if average == "probability":
-            return LOSSES.get(loss, loss)(_log_mean_softmax(lambda: classifier(x.clone()), attack_samples), y)
+            return LOSSES.get(loss, loss)(log_mean_softmax(classifier(x.clone()) for _ in range(attack_samples)), y)
         losses = [LOSSES.get(loss, loss)(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
         return torch.stack(losses).mean(0)
 
@@ -163,17 +163,12 @@ def _of_mean_probability(call, x, y, function, attack_samples):
     def draw():                                          # of one draw there is nothing to save: it is held anyway
         return call(x) if attack_samples == 1 else checkpoint(call, x, use_reentrant=False)
     with torch.enable_grad():
-        losses = function(_log_mean_softmax(draw, attack_samples), y)
+        losses = function(log_mean_softmax(draw() for _ in range(attack_samples)), y)
         gradient, = torch.autograd.grad(losses.sum(), x)
     return losses.detach(), gradient
 
 
-def _log_mean_softmax(draw, num_draws):
-    """The log of the mean softmax over num_draws calls of `draw`; (B, K), float32. Its own softmax is that mean."""
-    return log_mean_probability(torch.stack([draw().float().log_softmax(-1) for _ in range(num_draws)]))
-
-
-def _true_and_other(logits, y):
+def true_and_other(logits, y):
     """The true class's logit and the largest other one, of each image (B,)."""
     index = y[:, None]
     return logits.gather(1, index)[:, 0], logits.scatter(1, index, -math.inf).amax(1)

@@ -11,6 +11,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.modes import gradients_possible
 from pyro_advbnn.bayes.averaging import Pool
+from pyro_advbnn.bayes.kernels.layout import laying_out
 from pyro_advbnn.system.errors import InputError
 
 
@@ -27,7 +28,7 @@ def surrogate(classifier: nn.Module, source: str) -> nn.Module:
     if needed and not hasattr(classifier, needed):
         raise InputError(f"source {source} needs a classifier with {needed}(), which {type(classifier).__name__} lacks")
     if kind == "mean":
-        return classifier.mean_network().eval().requires_grad_(False)  # type: ignore[operator]
+        return laying_out(classifier.mean_network().eval().requires_grad_(False))  # type: ignore[operator]
     return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier  # type: ignore[operator]
 
 

@@ -5,12 +5,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_advbnn.bayes.kernels.layout import laying_out
 from pyro_advbnn.system.errors import check_at_least
 
 
 def log_mean_probability(draws):
     """The log of the mean probability over draws, from their log-probabilities: (n, B, K) -> (B, K)."""
     return draws.logsumexp(0) - math.log(len(draws))
+
+
+def log_mean_softmax(answers):
+    """The log of the mean softmax of logits (B, K), of which `answers` is an iterable; (B, K), float32."""
+    return log_mean_probability(torch.stack([logits.float().log_softmax(-1) for logits in answers]))
 
 
 class AveragedClassifier(nn.Module):
@@ -27,8 +33,7 @@ class AveragedClassifier(nn.Module):
         self.training = classifier.training              # tools warn of a module in training mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        draws = [self.classifier(x).float().log_softmax(-1) for _ in range(self.num_samples)]
-        return log_mean_probability(torch.stack(draws))
+        return log_mean_softmax(self.classifier(x) for _ in range(self.num_samples))
 
 
 class Pool(nn.Module):
@@ -40,13 +45,12 @@ class Pool(nn.Module):
 
     def __init__(self, networks):
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleList(map(laying_out, networks))
         self.eval().requires_grad_(False)
 
     def forward(self, x):
-        draws = [checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks]
-        return log_mean_probability(torch.stack(draws))
+        return log_mean_softmax(checkpoint(_answer, network, x, use_reentrant=False) for network in self.networks)
 
 
 def _answer(network, x):
-    return network(x.clone()).float().log_softmax(-1)    # a first layer may work in place
+    return network(x.clone())                            # a first layer may work in place

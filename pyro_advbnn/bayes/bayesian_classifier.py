@@ -167,8 +167,7 @@ class BayesianClassifier(Classifier):
 
     def weight_tensors(self, of: Callable) -> list[torch.Tensor]:
         vectors = [(self.mean, self._shapes)] + ([(self.deterministic, self._fixed_shapes)] if self._fixed_shapes else [])
-        return [part for vector, shapes in vectors for part, shape in zip(
-            of(vector).split([shape.numel() for shape in shapes.values()]), shapes.values(), strict=True) if len(shape) > 1]
+        return [part for vector, shapes in vectors for part in unflatten(of(vector), shapes.values(), None) if part.dim() > 1]
 
     @torch.no_grad()
     def constrain_(self) -> None:

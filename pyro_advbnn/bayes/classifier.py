@@ -17,11 +17,11 @@ from torch import nn
 
 from pyro_advbnn.bayes.averaging import AveragedClassifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
+from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
 from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before, silent_layers
 from pyro_advbnn.system.errors import InputError, Note, check_number
-from pyro_advbnn.system.precision import as_convolutions_like
 
 
 def categorical(logits):

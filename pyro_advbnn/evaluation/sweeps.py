@@ -23,9 +23,9 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
     """Rows of accuracy of predictions averaged over each number of draws in `counts`: one attack, max(counts) forwards.
 
     Fig. 5 (left). batches, attack, progress: as in `accuracy.robust_accuracy`. One row per distinct count, ascending;
-    that of n averages the first n draws of the others. Raises InputError for counts below 1 or none.
+    that of n averages the first n draws of the others.
     """
-    counts = _checked(counts)
+    counts = sorted(set(counts))
 
     def predictions(x, y):
         sums = sums_of_draws(target, attack_images(attack, target, x, y), counts[-1])
@@ -40,13 +40,10 @@ def ensemble_accuracies(target, batches, attack, counts, *, progress=None):
 def steps_accuracies(target, batches, attack, counts, *, num_samples=20, progress=None):
     """Rows of accuracy after each number of steps in `counts`, all read off one run of the attack.
 
-    Fig. 5 (right). attack: a `PGD`, whose own num_steps is not looked at; step_size stays as it is.
-    One row per distinct count, ascending. Raises InputError for counts below 1 or none, and for an attack with restarts, whose
-    steps are not those of one run.
+    Fig. 5 (right). attack: a `PGD` without restarts, whose own num_steps is not looked at; step_size stays as it is.
+    One row per distinct count, ascending.
     """
-    counts = _checked(counts)
-    if getattr(attack, "restarts", 1) > 1:
-        raise InputError(f"the steps of an attack can be read off one run only, got restarts {attack.restarts}")
+    counts = sorted(set(counts))
     attacks = {count: replace(attack, num_steps=count) for count in counts}
     reader = copy.copy(target) if isinstance(target, Mixture) else target      # a mixture remembers whom the attack has visited
 
@@ -128,10 +125,3 @@ def _rows(asked, predictions, batches, classifiers, progress):
             progress(total, sum(correct.values()) / len(correct))
     return {name: {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct[name], total)}
             for name, (attack, num_samples) in asked.items()}
-
-
-def _checked(counts):
-    counts = sorted(set(counts))
-    if not counts or counts[0] < 1:
-        raise InputError(f"counts must be integers >= 1, got {counts}")
-    return counts

@@ -3,7 +3,6 @@
 Everything is computed from the log-probabilities (n, B, K) of n draws, so that a saturated softmax loses nothing. Entropies
 are in nats. Detection and rejection ask whether doubt tells wrong, attacked or foreign images from clean ones.
 """
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyro_advbnn.attacks.losses import true_and_other
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
 from pyro_advbnn.evaluation.inputs import checked_batches
@@ -183,9 +183,7 @@ class ConfidentError:
         check_number("confidence_weight", self.confidence_weight)
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        log_p = logits.log_softmax(-1)
-        of_label = log_p.gather(1, y[:, None]).squeeze(1)
-        of_wrong = log_p.scatter(1, y[:, None], -math.inf).amax(-1)
+        of_label, of_wrong = true_and_other(logits.log_softmax(-1), y)
         return self.confidence_weight * of_wrong - of_label
 
 

@@ -88,7 +88,7 @@ class TrainingStep:
             self._pgd, self._take_gradients = GraphedAttack(self._pgd), GraphedGradients()
         if work.compiled:
             with work.arithmetic():
-                failure = compile_network(classifier, self.work.x, work.y)
+                failure = compile_network(classifier, work.x, work.y)
             if failure:
                 raise InputError(f"--compile: {failure}")
         if work.cuda_graphs:                             # which are captured when a call comes a second time

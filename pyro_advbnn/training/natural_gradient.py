@@ -73,12 +73,6 @@ class NaturalGradient(torch.optim.Optimizer):
     def __getstate__(self):                              # a copy's, of which torch's own knows the parameters alone
         return super().__getstate__() | {"_classifier": self._classifier}
 
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        for group in self.param_groups:
-            if "max_step" in group:                      # of former checkpoints: the most that log_std moved
-                group["clip"] = 2 * group.pop("max_step") / (group["rho"] or 1)
-
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
         """One step by the gradients that are there, or those of closure(), whose result is returned; it waits for no GPU."""

@@ -176,18 +176,6 @@ def test_batch_norm_stands_still_whatever_mode_the_network_is_in():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()) and network.training
 
 
-@pytest.mark.parametrize("counts", [[], [0, 1], [-1]])
-def test_counts_below_one_are_refused(classifier, batch, counts):
-    for sweep in (sweeps.ensemble_accuracies, sweeps.steps_accuracies):
-        with pytest.raises(InputError, match="counts must be"):
-            sweep(classifier, [batch], ab.PGD(0.1), counts)
-
-
-def test_the_steps_of_an_attack_with_restarts_cannot_be_read_off(classifier, batch):
-    with pytest.raises(InputError, match="one run only, got restarts 2"):
-        sweeps.steps_accuracies(classifier, [batch], ab.PGD(0.1, restarts=2), [1])
-
-
 def test_no_images_and_images_out_of_range_are_refused(classifier, batch):
     sweeps_ = [lambda batches: sweeps.ensemble_accuracies(classifier, batches, None, [1]),
                lambda batches: sweeps.steps_accuracies(classifier, batches, ab.PGD(0.1), [1]),

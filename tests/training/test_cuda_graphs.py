@@ -14,7 +14,7 @@ from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.cli import commands
 from pyro_advbnn.system.devices import keep_freed_memory
-from pyro_advbnn.system.precision import as_convolutions_like, autocast, resolve_precision
+from pyro_advbnn.system.precision import autocast, resolve_precision
 from pyro_advbnn.system.random_streams import undisturbed
 from pyro_advbnn.train import train
 from pyro_advbnn.training import algorithm1, cuda_graphs, recipes
@@ -171,36 +171,6 @@ def test_a_training_prints_why_it_is_not_compiled(tmp_path, capsys, monkeypatch)
     (None, "cpu", "fp32"), (None, "cuda", "bf16"), ("fp32", "cuda", "fp32"), ("tf32", "cuda", "tf32"), ("bf16", "cpu", "bf16")])
 def test_precision_goes_by_the_device_where_nothing_is_said(name, device, expected):
     assert resolve_precision(name, torch.device(device)) == expected
-
-
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_channels_last_is_for_bf16_where_the_cpu_multiplies_tiles(batch, monkeypatch, has_amx):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    x = torch.rand(2, 3, 4, 4)
-    network = ab.networks.convnet(width=4)
-    with autocast(CPU, "bf16"):
-        assert as_convolutions_like(x, network).is_contiguous(memory_format=torch.channels_last) == has_amx
-        assert as_convolutions_like(x[0], network).is_contiguous()
-    assert as_convolutions_like(x, network) is x
-
-
-@pytest.mark.parametrize(("network", "expected"), [("vgg16", True), ("model_a", True), ("wide vgg11", False)])
-def test_channels_last_is_for_narrow_networks_in_float32_on_the_cpu(network, expected):
-    built = {"vgg16": lambda: ab.networks.vgg16(width=16), "model_a": ab.networks.model_a, "wide vgg11": ab.networks.vgg11}
-    x = torch.rand(2, 3, 32, 32)
-    assert as_convolutions_like(x, built[network]()).is_contiguous(memory_format=torch.channels_last) == expected
-
-
-@pytest.mark.parametrize("kind", [ab.Classifier, ab.BayesianClassifier])
-def test_every_call_of_a_classifier_lays_images_out_as_its_network_likes(kind):
-    classifier, layouts = kind(ab.networks.vgg11(width=4)), []
-    classifier.network.register_forward_pre_hook(
-        lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last)))
-    x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
-    ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), x, y, attack=ab.PGD(0.1, 0.1, 1), kl_weight=1e-4)
-    in_training = len(layouts)
-    ab.predict(classifier, x, num_samples=2)
-    assert all(layouts) and in_training >= 2 and len(layouts) > in_training
 
 
 def test_losses_and_weights_of_a_bf16_step_are_float32(batch):

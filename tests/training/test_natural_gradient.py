@@ -100,18 +100,6 @@ def test_two_steps_are_the_formula_written_out(share, weight_decay, curvature):
     assert 0 < (natural > clip).sum() < len(natural)
 
 
-def test_a_state_of_former_code_goes_on_with_its_own_cut():
-    classifier, x, y = regression()
-    optimizer = ab.NaturalGradient(classifier, num_train=len(x), alpha=1.0, rho=0.05)
-    state = optimizer.state_dict()
-    assert state["param_groups"][-1].pop("clip") == 40.0
-    state["param_groups"][-1]["max_step"] = 0.1
-    optimizer.load_state_dict(state)
-    backward(classifier, x, y, 1 / len(x))
-    optimizer.step()
-    assert optimizer.param_groups[-1]["clip"] == pytest.approx(4) and "max_step" not in optimizer.param_groups[-1]
-
-
 @pytest.mark.parametrize("curvature", [0.0, 0.05, 3.0])
 def test_its_fixed_point_is_the_inverse_of_curvature_and_prior_to_which_it_rises_by_half_rho_at_most(curvature):
     classifier, x, _ = regression(init_std=0.01)
