@@ -23,8 +23,10 @@ def main(out="algorithm1_by_hand.png", epochs=10, num_train=1437, num_test=180, 
     pyro.set_rng_seed(seed)
     images = ab.datasets.balanced_subset(ab.datasets.load("digits", "train"), num_train, seed)
     tested = ab.datasets.balanced_subset(ab.datasets.load("digits", "test"), num_test, seed)
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=16), prior_std="fan_in", init_std="fan_in/30")
-    kl_weight = ab.auto_alpha(len(images), classifier.num_counted) / len(images)                # alpha / N
+    network = ab.networks.convnet(width=16)
+    alpha = ab.auto_alpha(len(images), sum(p.numel() for p in network.parameters()))            # the KL's price: docs/method.md
+    prior_std, kl_weight = ab.auto_prior_std(alpha, len(images)), alpha / len(images)
+    classifier = ab.BayesianClassifier(network, prior_std, init_std="fan_in/30")
     svi = SVI(classifier.model, classifier.guide, pyro.optim.Adam({"lr": 5e-3}), loss=TraceMeanField_ELBO())
     batches, course = ab.datasets.batches(images, 64, shuffle_with=torch.Generator().manual_seed(seed)), []
     for epoch in range(1, epochs + 1):
