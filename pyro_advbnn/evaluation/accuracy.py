@@ -10,7 +10,7 @@ from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.evaluation.inputs import NotFiniteAnswer, check_attacked, check_probabilities, checked_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
-from pyro_advbnn.system.errors import InputError, check_at_least
+from pyro_advbnn.system.errors import check_at_least
 
 
 def predict(classifier: nn.Module, x: torch.Tensor, *, num_samples: int = 20) -> torch.Tensor:
@@ -94,12 +94,7 @@ def attack_images(attack, classifier, x, y):
 
 
 def accuracy_fields(correct, total):
-    """The columns of a row that come out: the share of `correct` in `total` >= 1 with its 95% Wilson interval.
-
-    Raises InputError where total is 0.
-    """
-    if not total:
-        raise InputError("there are no images to evaluate on")
+    """The columns of a row that come out: the share of `correct` in `total` >= 1 with its 95% Wilson interval."""
     low, high = wilson_interval(correct, total)
     return {"num_examples": total, "accuracy": correct / total, "accuracy_low": low, "accuracy_high": high}
 

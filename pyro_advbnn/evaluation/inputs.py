@@ -93,13 +93,18 @@ def check_attacked(x_adv, x, attack=None):
 
 
 def checked_batches(batches, classifiers):
-    """A generator of the batches (x, y), each once it is found fit for all the classifiers, and they for it."""
+    """A generator of the batches (x, y), each once it is found fit for all the classifiers, and they for it.
+
+    Raises InputError where something is not fit, and where there is no batch.
+    """
     num_classes = None
     for x, y in batches:
         check_images(x)
         if num_classes is None:
             num_classes = min(check_classifier(classifier, x[:2]) for classifier in dict.fromkeys(classifiers))
         yield x, checked_labels(y, num_classes, x)
+    if num_classes is None:
+        raise InputError("there are no images to evaluate on")
 
 
 class RepeatableBatches:
@@ -113,8 +118,6 @@ class RepeatableBatches:
         if iter(batches) is batches:
             raise InputError(f"the batches must be such that can be gone through again, as a list, got {kind(batches)}")
         self._batches, self._labels = batches, [y for _, y in checked_batches(batches, [classifier])]
-        if not self._labels:
-            raise InputError("there are no images to evaluate on")
 
     def __iter__(self):
         for (x, y), before in zip(self._batches, self._labels, strict=True):

@@ -15,7 +15,6 @@ from pyro_advbnn.bayes.mixture import Mixture
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_fields, attack_images, predict, sums_of_draws
 from pyro_advbnn.evaluation.inputs import check_attacked, check_probabilities, checked_batches
 from pyro_advbnn.evaluation.intervals import Z95
-from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.random_streams import own_stream, undisturbed
 
 
@@ -104,8 +103,6 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
             norms.append(gradient.double().abs().flatten(1).sum(1))
         if progress:
             progress(sum(map(len, norms)), 0)
-    if not norms:
-        raise InputError("there are no images to evaluate on")
     norms = torch.cat(norms)
     mean, std = norms.mean().item(), norms.std(correction=min(1, len(norms) - 1)).item()
     half = Z95 * std / math.sqrt(len(norms))

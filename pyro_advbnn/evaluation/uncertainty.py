@@ -15,7 +15,7 @@ from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
 from pyro_advbnn.evaluation.inputs import checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval
-from pyro_advbnn.system.errors import InputError, check_number
+from pyro_advbnn.system.errors import check_number
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -83,8 +83,6 @@ def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())
         if progress:
             progress(total, correct)
-    if not parts:
-        raise InputError("there are no images to evaluate on")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
