@@ -1,21 +1,25 @@
 """What tests share: one thread, one small finished run, the digits read once; counts for README's reliability table."""
 import copy
 import functools
+import gc
 import os
 import shutil
 import sys
 from collections import Counter
 from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
 MODES = ["RGB", "L", "P", "RGBA", "1"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
 _COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
-LONGEST = ["test_reproduce", "test_train", "test_checks", "test_evaluate", "test_foreign_tools", "test_torchrun",
-           "test_streaming", "test_determinism", "test_carlini_wagner", "test_uncertainty_verb", "test_cifar10",
-           "test_packaging", "test_distributed", "test_figures", "test_signals", "test_kills", "test_micro_batches"]
+LONGEST = ["test_zoo", "test_ci_gpu", "test_reproduce", "test_train", "test_checks", "test_evaluate", "test_foreign_tools",
+           "test_torchrun", "test_streaming", "test_cuda_graphs", "test_determinism", "test_carlini_wagner",
+           "test_uncertainty_verb", "test_cifar10", "test_packaging", "test_distributed", "test_figures", "test_signals",
+           "test_kills", "test_micro_batches"]
 
 
 @pytest.fixture
@@ -97,15 +101,23 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("pyro_advbnn.reporting.figures.draw", lambda *_: [])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def digits_once():
-    """scikit-learn parses its digits anew at each call; a module whose tests load them hundreds of times need not."""
+    """scikit-learn parses its digits anew at each call; tests, which load them hundreds of times, need not."""
     from pyro_advbnn.datasets import loading
 
     read = functools.cache(loading.read_digits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "read_digits", lambda: copy.deepcopy(read()))
         yield
+
+
+@pytest.fixture
+def without_matplotlib(tmp_path_factory):
+    """PYTHONPATH for processes that draw no figures, where no test looks at these."""
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
+    return os.pathsep.join([str(folder), str(ROOT)])
 
 
 @pytest.fixture
@@ -131,9 +143,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """A process has one server to fork from: that of `victims`, where it has one, not the one that `streaming` would start."""
+    """A process has one server to fork from: that of `victims`, where it has one, not the one that `streaming` would start.
+
+    What is imported by now is not looked through whenever a test collects garbage.
+    """
     if "victims" in sys.modules:
         forkserver.ensure_running()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -14,6 +14,11 @@ TOY = ["--dataset=digits", "--network=convnet", "--width=4", "--num_train=100", 
        "--cuda_graphs=off", "--slower=10", "--budget_seconds=5400"]
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch, without_matplotlib):
+    monkeypatch.setenv("PYTHONPATH", without_matplotlib)
+
+
 def rehearsed(part, folder, *flags):
     """The finished process, the steps that are recorded, and the names in the packed records."""
     (folder / "packed").mkdir(exist_ok=True)

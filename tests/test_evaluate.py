@@ -77,6 +77,7 @@ def test_radii_are_lists_ranges_and_fractions(run, epsilons, expected):
     assert [float(row["epsilon"]) for row in got] == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_seeds_give_equal_files_and_other_seeds_other_rows(run, tmp_path):
     accuracy(run, "--epsilons", "0,0.1", *QUICK)
     first = (run / "evaluation" / "accuracy.csv").read_bytes()
@@ -137,6 +138,7 @@ def test_a_radius_of_a_list_gets_the_row_that_it_gets_alone(run, tmp_path):
     assert rows(tmp_path) == accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)[2:]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_step_that_cannot_reach_the_ball_is_told_once_and_marked_in_the_row(run, capsys):
     got = accuracy(run, "--epsilons", "0.01,0.1,0.2", *QUICK, "--step_size", 0.007)
     assert [row["reaches_ball"] for row in got] == ["true", "false", "false"]
@@ -252,6 +254,7 @@ def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     folder = tmp_path / "run"
     commands.run(train, ["--width=8", "--num_train=300", "--validation=30", "--num_steps=1", "--epochs=6",
@@ -343,11 +346,13 @@ def test_transfer_gives_all_ordered_pairs_and_a_diagonal_of_one(runs, tmp_path, 
     assert (tmp_path / "figures" / "transfer.svg").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_transfer_of_one_run_is_its_attack_on_itself(trained, tmp_path):
     row, = evaluated("transfer", str(trained), tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
     assert row["source"] == row["run"] and row["accuracy"] == row["accuracy_white_box"] and row["rho"] == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsys):
     found = evaluated("transfer", runs, tmp_path, "--epsilon", 0, *QUICK)["transfer"]
     assert [row["rho"] for row in found] == [None] * 4 and all(row["note"].startswith("drop ") for row in found)
@@ -433,6 +438,7 @@ def test_a_mixture_is_taken_by_every_verb_that_needs_no_one_posterior(runs, tmp_
     assert verb != "report" or "plain+run" in page.read_text() and "none+advbnn" in page.read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_of_the_users_own_stands_beside_a_built_in_one(runs, tmp_path, monkeypatch):
     (tmp_path / "own_compared.py").write_text(
         "from torch import nn\n"

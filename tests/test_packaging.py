@@ -1,5 +1,6 @@
 """Tests of what is declared, pinned and built: the lock, the imports, the wheel and its command."""
 import ast
+import functools
 import os
 import re
 import shutil
@@ -62,6 +63,7 @@ def test_make_and_conda_install_with_hashes():
     assert "--require-hashes -r requirements.lock" in (ROOT / "environment.yml").read_text()
 
 
+@functools.cache
 def imports(path):
     """(module, whether it is imported as soon as the file is) of each import, without Python's own and ours."""
     def visit(node, at_once):
@@ -73,10 +75,8 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module, at_once
 
-    for name, at_once in visit(ast.parse(path.read_text()), True):
-        name = name.partition(".")[0]
-        if name not in sys.stdlib_module_names and name not in OWN:
-            yield name, at_once
+    found = [(name.partition(".")[0], at_once) for name, at_once in visit(ast.parse(path.read_text()), True)]
+    return [(name, at_once) for name, at_once in found if name not in sys.stdlib_module_names and name not in OWN]
 
 
 def modules(requirements):

@@ -59,6 +59,7 @@ SOON = 1e-9                                              # minutes
     {"defense": "advbnn", "awp": 0.01, "micro_batch": 10},
 ], ids=lambda flags: "-".join(map(str, flags.values())))
 def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_the_run_in_one_piece(tmp_path, flags):
+    flags = flags | {"batch_size": 34}
     whole, pieces = run(tmp_path / "whole", **flags), run(tmp_path / "pieces", max_minutes=SOON, **flags)
     positions = []
     while True:
@@ -69,7 +70,7 @@ def test_a_run_that_is_stopped_after_every_step_and_resumed_ends_bit_for_bit_as_
         torch.manual_seed(len(positions))                # whatever another process has done to the streams
         np.random.seed(len(positions))
         train(resume=pieces, max_minutes=SOON)
-    assert positions == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+    assert positions == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
     assert_same_run(whole, pieces)
 
 

@@ -81,6 +81,7 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
         assert sum(row["num_in_bin"] for row in bins) == 60 == bins[0]["num_examples"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_draw_of_a_random_network_tells_no_mutual_information_and_a_line_says_so(run, tmp_path, capsys):
     words = ["--run", run, "--out", tmp_path, *QUICK[:4], "--num_test", 60, "--epsilon", 0.2, "--ood", "noise"]
     for _ in range(2):                                   # the second time the rows are there

@@ -26,7 +26,6 @@ from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, run_folders
 
 FILES = "hostile files refused"
-pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pyro_advbnn import benchmark, demo, evaluate, reproduce
 from pyro_advbnn.cli import commands, flag_types, help
 from pyro_advbnn.train import train
 
-pytestmark = pytest.mark.usefixtures("digits_once")
 FUNCTIONS = {"train": train, "benchmark": benchmark.benchmark, "demo": demo.demo,
              **{f"evaluate {verb}": function for verb, function in evaluate.VERBS.items()},
              **{f"reproduce {verb}": function for verb, function in reproduce.VERBS.items()}}

@@ -161,14 +161,14 @@ def test_the_command_trains_one_run_that_rank_0_alone_prints_and_writes(tmp_path
 
 
 @pytest.fixture
-def torchrun(tmp_path):
+def torchrun(tmp_path, without_matplotlib):
     """Starts `train` in two processes of torchrun's, stdout and stderr together in one pipe; killed at the end."""
     started = []
 
     def start(*words, restarts=0):
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                 f"--max-restarts={restarts}", "-m", "pyro_advbnn.train", *map(str, words)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": without_matplotlib, "OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(line, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT))
         return started[-1]
