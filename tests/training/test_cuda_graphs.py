@@ -7,7 +7,6 @@ import warnings
 import pyro
 import pytest
 import torch
-from torch import nn
 from victims import in_a_process
 
 import pyro_advbnn as ab
@@ -136,8 +135,7 @@ def test_a_training_prints_once_why_there_is_no_graph(tmp_path, capsys, monkeypa
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
-    classifier = Classifier(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-                                          nn.Linear(18, 10)))
+    classifier = Classifier(ab.networks.convnet(width=2))
     expected, state = classifier.eval()(batch[0]).detach(), {k: v.clone() for k, v in classifier.state_dict().items()}
     classifier.train()
     rng = torch.get_rng_state()
