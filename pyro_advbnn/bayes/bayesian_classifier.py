@@ -15,6 +15,7 @@ from torch.func import functional_call
 from pyro_advbnn.bayes.batch_norm import norms_in_training, processes_joined, statistics_of
 from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
+from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
 from pyro_advbnn.bayes.parameters import (
     counted_parameters,
@@ -101,7 +102,7 @@ class BayesianClassifier(Classifier):
         Where nothing requires a gradient, exp(log_std) is kept from call to call: change it in place, not through .data, of
         which torch tells nobody, or call eval() or train() afterwards.
         """
-        x, weights = self._laid_out(x), self.posterior_distribution().rsample()
+        x, weights = as_convolutions_like(x, self.network), self.posterior_distribution().rsample()
         if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
             return self._logits(self._by_name(weights), x)
         by_name = self._by_name(weights)
@@ -214,7 +215,7 @@ class BayesianClassifier(Classifier):
         with _scaled(of_weights):
             weights = pyro.sample("weights", self.prior)
         by_name = self._by_name(weights)
-        return self._observe(self._logits(by_name, self._laid_out(x)), x, y, of_likelihood, by_name)
+        return self._observe(self._logits(by_name, as_convolutions_like(x, self.network)), x, y, of_likelihood, by_name)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None, kl_weight: float | None = None, *,
               num_data: int | None = None) -> dict[str, torch.Tensor]:

@@ -58,13 +58,10 @@ class Classifier(nn.Module):
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
         .data, of which torch tells nobody, or call eval() or train() afterwards.
         """
-        x = self._laid_out(x)
+        x = as_convolutions_like(x, self.network)
         if any(p.requires_grad for p in self.parameters()) or not self._may_be_lean(x):
             return self._checked(self.network(x), x)
         return self._checked(self._lean_calls(self._kept_weights(x), x), x)
-
-    def _laid_out(self, x):
-        return x if in_transform() else as_convolutions_like(x, self.network)
 
     def _may_be_lean(self, x, tensors=None):
         """Whether lean calls may answer where no weight requires a gradient: in eval mode, and not under torch.func."""
