@@ -1,4 +1,5 @@
 """What only a GPU can show; skipped where there is none."""
+import os
 import threading
 
 import pyro
@@ -22,6 +23,7 @@ from pyro_advbnn.training.cuda_graphs import GraphedAttack, GraphedGradients
 from pyro_advbnn.training.nonfinite import NotFinite
 from pyro_advbnn.training.trainer import Training
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")           # read once, when a process first multiplies matrices
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -166,7 +168,7 @@ def test_a_graph_leaves_other_shapes_to_the_attack_itself(batch):
 @pytest.mark.parametrize(("defense", "optimizer"), [("adv", None), ("advbnn", "adam"), ("advbnn", "natural")])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_an_epoch_never_waits_for_the_gpu(defense, optimizer, precision):
-    _, settings = recipes.resolve("ours", "digits", defense, {
+    settings = recipes.resolve("ours", "digits", defense, {
         "batch_size": 64, "num_steps": 2, "optimizer": optimizer, "alpha": 0.01, "weight_averaging": 0.9, "awp": 0.005,
         "awp_start": 0.0})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
@@ -206,7 +208,7 @@ def test_gradients_as_a_cuda_graph_are_those_without_one(kind, awp, batch):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "natural"])
 def test_a_bad_step_on_the_gpu_is_named_when_the_training_asks(optimizer):
-    _, settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01,
+    settings = recipes.resolve("ours", "digits", "bnn", {"batch_size": 64, "optimizer": optimizer, "learning_rate": 0.01,
                                                           "alpha": 0.01})
     images = datasets.balanced_subset(datasets.load("digits", "train"), 256, 0).to("cuda")
     pyro.enable_validation(False)

@@ -57,15 +57,16 @@ class Towards:
     loss: str | Callable
 
     def __call__(self, logits, target):
-        return -LOSSES.get(self.loss, self.loss)(logits, target)
+        return -loss_function(self.loss)(logits, target)
 
 
 def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
     """The loss of each image (B,) averaged over attack_samples >= 1 draws, without gradient; see `loss_and_gradient`."""
+    function = loss_function(loss)
     with torch.no_grad():
         if average == "probability":
-            return LOSSES.get(loss, loss)(log_mean_softmax(classifier(x.clone()) for _ in range(attack_samples)), y)
-        losses = [LOSSES.get(loss, loss)(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
+            return function(log_mean_softmax(classifier(x.clone()) for _ in range(attack_samples)), y)
+        losses = [function(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
         return torch.stack(losses).mean(0)
 
 
@@ -104,7 +105,7 @@ class NotingSuccess:
     """A loss that notes the answers that it is given, for `succeeded` after all draws."""
 
     def __init__(self, loss):
-        self._function, self._answers = LOSSES.get(loss, loss), []
+        self._function, self._answers = loss_function(loss), []
 
     def __call__(self, logits, y):
         self._answers.append(logits.detach().softmax(-1))
@@ -127,7 +128,7 @@ def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average=
     """
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss
-    return gradient_of(lambda x: classifier(x.clone()), x, y, LOSSES.get(loss, loss), attack_samples)
+    return gradient_of(lambda x: classifier(x.clone()), x, y, loss_function(loss), attack_samples)
 
 
 def averaging_of(attack):
@@ -142,6 +143,11 @@ def check_loss(*, loss, attack_samples, average):
     if average not in AVERAGES:
         raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
     check_at_least("attack_samples", attack_samples, 1)
+
+
+def loss_function(loss):
+    """The function of a name of LOSSES; a function as it is."""
+    return LOSSES[loss] if isinstance(loss, str) else loss
 
 
 def loss_name(loss):

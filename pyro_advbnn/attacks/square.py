@@ -13,7 +13,6 @@ from torch import nn
 from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import LinfBall, check_ball
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse
-from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 
 
@@ -24,7 +23,7 @@ class Square(Attack):
     An `Attack`. Of num_queries >= 0 proposals per image the first is vertical stripes at the
     border of the ball; each further one sets a square, per channel, to +-epsilon. The square's share of the image is p_init
     in (0, 1] at first and halves on the authors' schedule, stretched to num_queries. A proposal replaces the current
-    point where its `loss` (`losses`), averaged over attack_samples draws, is larger.
+    point where it alone succeeds, or else where its `loss` (`losses`), averaged over attack_samples draws, is larger.
 
     A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
     lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
@@ -61,11 +60,10 @@ class Square(Attack):
         x_adv = x.detach().clone()
         yield x_adv
         ball = LinfBall(x, self.epsilon)
-        with eval_mode(classifier), frozen(classifier):
-            for query in range(self.num_queries if self.epsilon > 0 else 0):
-                proposal = self._squares(x_adv, ball, query) if query else self._stripes(ball)
-                x_adv = keep_worse(classifier, x_adv, proposal, y, **averaging_of(self))
-                yield x_adv
+        for query in range(self.num_queries if self.epsilon > 0 else 0):
+            proposal = self._squares(x_adv, ball, query) if query else self._stripes(ball)
+            x_adv = keep_worse(classifier, x_adv, proposal, y, **averaging_of(self))
+            yield x_adv
 
     def side(self, query: int, height: int, width: int) -> int:
         """The side of the square of query number `query` >= 1, from 1 to the shorter side of the image."""

@@ -22,7 +22,8 @@ def log_mean_softmax(answers):
 class AveragedClassifier(nn.Module):
     """(B, C, H, W) -> (B, classes): the log of the mean softmax over num_samples draws, in float32.
 
-    For attack libraries that expect a single answer; its softmax is the averaged prediction.
+    For attack libraries that expect a single answer; its softmax is the averaged prediction. Raises InputError for
+    num_samples < 1.
     """
 
     def __init__(self, classifier: nn.Module, num_samples: int) -> None:
@@ -33,7 +34,7 @@ class AveragedClassifier(nn.Module):
         self.training = classifier.training              # tools warn of a module in training mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return log_mean_softmax(self.classifier(x) for _ in range(self.num_samples))
+        return log_mean_softmax(self.classifier(x.clone()) for _ in range(self.num_samples))   # one may work in place
 
 
 class Pool(nn.Module):

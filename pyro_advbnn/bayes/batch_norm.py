@@ -42,9 +42,9 @@ def statistics_of(norms, call):
 
 
 def norms_in_training(network):
-    """The BatchNorms of a network that normalise by batches now and keep running statistics for later."""
-    return [module for module in network.modules() if type(module) in _KINDS and module.training
-            and module.track_running_stats and "forward" not in vars(module)]
+    """The BatchNorms of a network that normalise by batches now and keep running statistics for later, by torch's forward."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            and module.track_running_stats and type(module).forward in _FORWARDS and "forward" not in vars(module)]
 
 
 def processes_joined(norms):
@@ -176,4 +176,4 @@ def _joined_statistics(x):
     return mean, distributed.Sum.apply(deviations.square().sum(dims)) / count, count
 
 
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncedBatchNorm)
+_FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward, SyncedBatchNorm.forward)

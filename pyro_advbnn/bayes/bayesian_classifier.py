@@ -112,12 +112,6 @@ class BayesianClassifier(Classifier):
         calls = self._lean_calls
         return self._checked(calls(calls.weights(tensors, owned=self._shapes), x), x)
 
-    @property
-    def num_counted(self) -> int:
-        """The number of weights that the KL counts."""
-        start, stop = self.prior.counted
-        return stop - start
-
     def posterior_distribution(self) -> MeanFieldNormal:
         """The guide's distribution over the flat vector (d,)."""
         return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
@@ -227,7 +221,7 @@ class BayesianClassifier(Classifier):
         if not norms:
             return self._checked(self._call(by_name, x), x)
         stride = statistics_stride(len(x) * processes_joined(norms))
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride])):
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride].clone())):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):

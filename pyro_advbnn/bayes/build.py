@@ -8,6 +8,7 @@ from torch import nn
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.bayes.rse import add_noise
 from pyro_advbnn.bayes.settings import Std
 from pyro_advbnn.system.errors import InputError
@@ -27,5 +28,5 @@ def build_classifier(defense: str, network: nn.Module, *, prior_std: Std = 0.05,
     if kind == "bayesian":
         return BayesianClassifier(network, prior_std, init_std, prior=prior, kl_over=kl_over, deterministic=deterministic,
                                   batch_statistics=batch_statistics, likelihood=likelihood, class_weights=class_weights)
-    network = add_noise(network) if kind == "noisy" else network
+    network = add_noise(network) if kind == "noisy" else copied(network)
     return Classifier(network, likelihood=likelihood, class_weights=class_weights)

@@ -32,10 +32,13 @@ def categorical(logits):
 class Classifier(nn.Module):
     """A deterministic or noisy network: (B, C, H, W) in [0, 1] -> logits (B, classes).
 
+    network: an nn.Module, which is trained itself; `build_classifier` takes a copy.
     likelihood: a function from the network's output, one tensor, to a Pyro distribution of batch shape (B,). With another
     one than `categorical` a call returns what the network does: `lambda out: dist.Normal(out[:, 0], 0.1)` is a regression.
     class_weights: (classes,) numbers > 0, factors of the log-likelihood by class. With a mean of 1 over the training set
     kl_weight keeps its meaning. Predictions and attacks are not weighted.
+
+    Raises InputError for class_weights that are none, and for networks that no classifier can take, such as lazy ones.
     """
 
     class_weights: torch.Tensor | None
@@ -72,10 +75,10 @@ class Classifier(nn.Module):
         return LeanCalls(self.network, self._shared)
 
     def _kept_weights(self, x):
-        """The weights of lean calls, made anew where a weight, a buffer, a mode or autocast's dtype is not as it was."""
+        """The weights of lean calls, made anew where a weight, a buffer, autocast's dtype or what may be folded has changed."""
         parameters = dict(self.network.named_parameters())
         versions = [(t._version, t.data_ptr()) for t in (*parameters.values(), *self.network.buffers())]
-        state = versions, [module.training for module in self.network.modules()], autocast_dtype(x.device)
+        state = versions, self._lean_calls.still_pairs(), autocast_dtype(x.device)
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False):            # a later call may take gradients with them
                 self._kept = state, self._lean_calls.weights(parameters)
@@ -182,7 +185,7 @@ class Classifier(nn.Module):
         if self.class_weights is not None and output.shape[-1] != len(self.class_weights):
             raise InputError(f"there are {len(self.class_weights)} class_weights for {output.shape[-1]} classes")
         if self.class_weights is not None and y is not None:
-            scale = scale * self.class_weights[y]
+            scale = scale * self.class_weights[y.long()]         # of uint8 it would take a mask
         with pyro.plate("batch", len(x)), poutine.scale(scale=scale):
             pyro.sample("y", likelihood, obs=y)
         return output

@@ -80,7 +80,7 @@ class ElementwisePrior(TorchDistribution):
         super().__init__(event_shape=like.shape, validate_args=False)
 
     def sample(self, sample_shape=()):
-        return self._on(self._like.device).sample(torch.Size(sample_shape) + self.event_shape)
+        return self._on(self._like.device).sample(torch.Size(sample_shape) + self.event_shape).to(self._like.dtype)
 
     def log_prob(self, value):
         """The log density of `value` (d,): a scalar."""

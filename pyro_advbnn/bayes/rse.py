@@ -76,9 +76,11 @@ def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1
     Convolutions are taken in the order in which the network registers them; without any, linear layers are, but for those
     whose weights an attention reads. Encoder layers lose torch's fast path, which would read the weights of theirs.
 
-    Raises InputError for a network that has neither, and as `parameters.check_network`.
+    Raises InputError for a network that has neither, or noise already, and as `parameters.check_network`.
     """
     check_network(network)
+    if any(isinstance(module, AdditiveNoise) for module in network.modules()):
+        raise InputError("the network has noise before its layers already")
     noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
     named = [(name, module) for name, module in named if not isinstance(module, NonDynamicallyQuantizableLinear)]

@@ -4,9 +4,9 @@ from importlib import import_module
 _HOMES = {
     "augmentation": ("augment", "unit_range"),
     "batching": ("batches",),
-    "image_sets": ("Images", "ImageSet", "ImageView"),
+    "image_sets": ("Images",),
     "loading": ("from_arrays", "load"),
-    "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "LOADINGS", "SPLITS"),
+    "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "SPLITS"),
     "streaming": ("StreamedImages",),
     "subsets": ("balanced_subset", "hold_out", "most_held_out", "stratified_subset"),
 }

@@ -19,7 +19,7 @@ def read_imagenet143(data_dir, split):
     Returns (images, labels, class_names). Other class folders are left alone. The decoded split is kept in the file
     `data_dir/imagenet143-64-<split>.npy`, which is then mapped (images is an np.memmap) and decoded anew when the names
     or sizes of the image files have changed; where the folder cannot be written to, it is decoded into memory each time.
-    Raises InputError for missing or empty classes, unreadable images and a split that exceeds the memory.
+    Raises InputError for missing or empty classes and unreadable images.
     """
     data_dir = Path(data_dir)
     folder = _split_folder(data_dir, ["train" if split == "train" else "val"], "the class folders of ILSVRC-2012")

@@ -67,7 +67,7 @@ class _Probabilities(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x):
-        return torch.stack([network(x).float().softmax(-1) for network in self.networks]).mean(0)
+        return torch.stack([network(x.clone()).float().softmax(-1) for network in self.networks]).mean(0)
 
 
 def _onnx(program, x):

@@ -35,7 +35,7 @@ def check_classifier(classifier, x):
         raise InputError(f"the classifier must be an nn.Module, got {kind(classifier)}")
     with undisturbed(), eval_mode(classifier), frozen(classifier), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        logits = logits_of(classifier, x.clone())        # cloned: a first layer may work in place
+        logits = logits_of(classifier, x)
         check_logits(logits.detach())
         gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     if gradient is not None and not gradient.isfinite().all():
@@ -45,7 +45,7 @@ def check_classifier(classifier, x):
 
 def logits_of(classifier, x):
     """The logits (B, classes) of one call, in float32.   Raises InputError for an answer of another kind or shape."""
-    logits = checked_logits(classifier(x), len(x)).float()
+    logits = checked_logits(classifier(x.clone()), len(x)).float()       # a first layer may work in place
     check_explains_classes(classifier, logits)
     return logits
 

@@ -124,7 +124,8 @@ def _break(runs, run, attacks, strength, num_samples, ends):
     _tell(run, rows, [worst_case.CLEAN, *attacks], open_ones)
     row = settings | {"attacks": " ".join(attacks)} | worst_case.summary(rows) | {
         "tried": " ".join(name for name in attacks if name not in open_ones)}
-    if computed or not runs.known("robust", [row]):
+    known = runs.table("robust").find(row)
+    if computed or not known or known["tried"] != row["tried"]:
         runs.add("robust", [row])
     return runs.table("robust").find(row)
 

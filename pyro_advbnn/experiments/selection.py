@@ -24,8 +24,8 @@ class Selection:
         "choosing hyper-parameters.", "test")
     num_test: Images | None = flag("use a subset of the split with its share of each class, chosen by seed.")
     batch_size: BatchSize = flag("images attacked at once; they share the draws of a random network.", 500)
-    checkpoint: Literal["best", "last"] = flag("best (by held-out accuracy; the last, where nothing was held out) or "
-        "last.", "best")
+    checkpoint: Literal["best", "last"] = flag("best (by held-out accuracy, under attack where the training attacked; "
+        "the last, where nothing was held out) or last.", "best")
     data_dir: Path | None = flag("folder of the data set, where it has moved since the training.")
     network: str | None = flag("package.module:function once more, for runs that trained a network of your own.")
     seed: Seed = flag("of the weight draws and of the subset.", 0)

@@ -91,7 +91,7 @@ def _points(rows, x):
     """Rows by x, one each of a run: a clean accuracy measured twice, beside two attacks, is one point."""
     points = {}
     for row in rows:
-        points[place(row[x]), row["run"], row["checkpoint"], row["weights"]] = row        # the newest
+        points[place(row[x]), row["run"], row["checkpoint"]] = row       # the newest
     return [row for key, row in sorted(points.items(), key=lambda item: (item[0][0], str(item[0])))]
 
 

@@ -16,12 +16,10 @@ from pyro_advbnn.reporting.figures import FIGURES
 from pyro_advbnn.reporting.robustness_summaries import headline
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
-from pyro_advbnn.system.errors import InputError
 
-# Control characters are no text of a page, and those that turn the direction of writing make it read as what it is not.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _NUMBER = re.compile(r"[-−]?\d[\d\s.,%\[\]()±e+−-]*|\d+ h \d+ min|\d+ min \d+ s|[\d.]+ s")      # also intervals and times
-_GROUP = ("defense", "run", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")     # of examples
+_GROUP = ("run", "checkpoint", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")  # of examples
+_CALL = ("weights", "num_examples", "images", "seed")                    # what differs between calls for one group of them
 _RANDOM = tuple(name for name, defense in DEFENSES.items() if defense.random)
 
 
@@ -31,14 +29,12 @@ def write(folder, runs=None):
     folder: a result folder or a run folder, with evaluation/ and figures/. runs: run folders, by default all of
     folder/runs, or the folder itself where it is one. The same records give the same bytes.
 
-    Raises InputError where there is nothing to report, and for records of another version.
+    Raises InputError for records of another version.
     """
     folder = Path(folder)
     configs = run_descriptions.read(run_descriptions.run_folders(folder) if runs is None else [Path(run) for run in runs])
-    configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"], paper.DEFENSE_NAMES)))
+    configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"])))
     log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
-    if not (configs or log or list(folder.glob("evaluation/*.csv")) or list(folder.glob("figures/*.svg"))):
-        raise InputError(f"{folder} holds no run, no evaluation and no figure to report")
     page = _template().render(
         configs=configs, log=log, headline=headline(folder), **_overview(configs), tables=summaries.summaries(folder),
         figures=_figures(folder),
@@ -46,13 +42,14 @@ def write(folder, runs=None):
         commands=[*_trainings(configs), *dict.fromkeys(line["command"] for line in log)])
     path = folder / "report.html"
     with files.replacing(path) as file:
-        file.write(_INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", page.lstrip()).encode())
+        file.write(page.lstrip().encode())
     return path
 
 
-def _rank(name, names):
-    """The place of a name in `names`; unknown ones come last."""
-    return list(names).index(name) if name in names else len(names)
+def _rank(defense):
+    """Its place among the known ones; unknown ones come last."""
+    known = list(paper.DEFENSE_NAMES)
+    return known.index(defense) if defense in known else len(known)
 
 
 def _template():
@@ -85,10 +82,9 @@ def _overview(configs):
 
 
 def _figures(folder):
-    """(kind, of FIGURES or None; name of the file; the drawing as a data: URI) of each figure."""
-    kinds = {path: re.split("[-.]", path.stem)[0] for path in folder.glob("figures/*.svg")}
-    return [(kinds[path] if kinds[path] in FIGURES else None, path.name, _data_uri("svg+xml", path.read_bytes()))
-            for path in sorted(kinds, key=lambda path: (_rank(kinds[path], FIGURES), path.name))]
+    """(name, of FIGURES; the drawing as a data: URI) of each figure."""
+    paths = {name: folder / "figures" / f"{name}.svg" for name in FIGURES}
+    return [(name, _data_uri("svg+xml", path.read_bytes())) for name, path in paths.items() if path.exists()]
 
 
 def _data_uri(kind, content):
@@ -96,25 +92,29 @@ def _data_uri(kind, content):
 
 
 def _examples(folder):
-    """[rows of examples.csv of one run and attack, with the pictures that they name as data: URIs], a list of lists."""
+    """[rows of examples.csv of one checkpoint and attack, of the newest call, with their pictures as data: URIs], lists."""
     groups = {}
     for row in csv_tables.read(folder, "examples"):
         paths = {name: folder / "evaluation" / (row[name] or "") for name in row if name.endswith("_image")}
         pictures = {name: _data_uri("png", path.read_bytes()) if path.is_file() else None for name, path in paths.items()}
-        groups.setdefault(tuple(map(row.get, _GROUP)), []).append(row | pictures)
+        group = groups.setdefault(tuple(map(row.get, _GROUP)), [])
+        if group and any(group[0][name] != row[name] for name in _CALL):
+            group.clear()
+        group.append(row | pictures)
     return list(groups.values())
 
 
 def _caveats(folder, configs):
     """What these rows and runs leave open, as sentences."""
-    rows = [row for name in ("accuracy", "alpha", "prior_std", "steps") for row in csv_tables.read(folder, name)]
+    rows = [row for name in ("accuracy", "alpha", "prior_std", "runs", "steps", "many_draws", "robust")
+            for row in csv_tables.read(folder, name)]
     random = {row["run"] for row in rows if row["defense"] in _RANDOM and row["epsilon"]}
     weak = random - {row["run"] for row in rows if (row["attack_samples"] or 0) > 1 and row["epsilon"]}
     if weak:
         yield f"Only attacked with one draw per gradient, so not yet honestly: {', '.join(sorted(weak))}."
     attacks = {}
     for row in rows:
-        if row["reaches_ball"] is False:
+        if row.get("reaches_ball") is False:
             attacks.setdefault((row["epsilon"], row["step_size"]), set()).add(row["num_steps"])
     told = [f"radius {shown(radius)} with {', '.join(map(shown, sorted(steps)))} steps of {shown(size)}"
             for (radius, size), steps in sorted(attacks.items())]

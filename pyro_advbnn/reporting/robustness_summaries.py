@@ -15,9 +15,9 @@ def headline(folder):
     """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
 
     It is of the worst case over several attacks where there is one, of one attack whose points were judged likewise, else of
-    PGD; of test images where there are any, the first row's norm, the newest weights, the most images, the middle radius, and
-    the longest attack with the most draws on each checkpoint. What was stopped before all attacks had seen all images is left
-    out.
+    PGD; of test images where there are any, the first row's norm, the newest weights, the images of an attack with many draws
+    where there is one, the most of them, the middle of its radii, and the longest attack with the most draws on each
+    checkpoint. What was stopped before all attacks had seen all images is left out.
     """
     worst = [row for row in csv_tables.read(folder, "robust") if row["tried"] == row["attacks"]]
     worst = [row for row in worst if " " in row["attacks"]] or worst
@@ -28,8 +28,10 @@ def headline(folder):
     rows = _same(rows, lambda row: (row["dataset"], row.get("norm")), rows[0])
     newest = {(row["run"], row["checkpoint"]): row["weights"] for row in rows}
     rows = [row for row in rows if row["weights"] == newest[row["run"], row["checkpoint"]]]
-    rows = _same(rows, lambda row: row["images"], max(rows, key=lambda row: row["num_examples"]))
-    radii = sorted({row["epsilon"] for row in rows})
+    strong = [row for row in rows if (row["attack_samples"] or 1) > 1] or rows
+    most = max(strong, key=lambda row: row["num_examples"])
+    rows, radii = (_same(some, lambda row: row["images"], most) for some in (rows, strong))
+    radii = sorted({row["epsilon"] for row in radii})
     rows = [row for row in rows if row["epsilon"] == radii[(len(radii) - 1) // 2]]
     rows = sorted(rows, key=lambda row: (row["num_steps"], row["attack_samples"] or 1, -row["accuracy"]))
     rows = sorted({(row["run"], row["checkpoint"]): row for row in rows}.values(), key=lambda row: -row["accuracy"])

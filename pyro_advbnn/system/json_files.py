@@ -36,11 +36,8 @@ def as_json(content):
 
 
 def read_json(path):
-    """The content of a JSON file.   Raises InputError where it is missing or no JSON."""
-    try:
-        return _parsed(Path(path).read_bytes(), path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
+    """The content of a JSON file.   Raises InputError where it is no JSON."""
+    return _parsed(Path(path).read_bytes(), path)
 
 
 def _parsed(content, path):

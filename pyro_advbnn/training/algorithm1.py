@@ -71,7 +71,7 @@ def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share
 
 def gradients(classifier, x, y, *, kl_weight, micro_batch=None, share=1.0):
     """The `Objective` of a batch that is attacked already; `share` times its gradients are added to the parameters' grad."""
-    if micro_batch is None or micro_batch >= len(y):
+    if micro_batch is None:
         parts = objective(classifier, x, y, kl_weight=kl_weight)
         (parts.loss if share == 1 else parts.loss * share).backward()
         return replace(parts, loss=parts.loss.detach())  # a graph that lives on would stop the capture of a CUDA graph
@@ -83,5 +83,4 @@ def _attacked(classifier, x, y, attack, micro_batch):
     attack = unchecked(attack)
     if attack is None:
         return x
-    whole = micro_batch is None or micro_batch >= len(y)
-    return attack(classifier, x, y) if whole else attack_in_pieces(attack, classifier, x, y, micro_batch)
+    return attack(classifier, x, y) if micro_batch is None else attack_in_pieces(attack, classifier, x, y, micro_batch)

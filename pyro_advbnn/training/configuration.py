@@ -33,7 +33,7 @@ def configure(flags):
         metrics.require_tensorboard()
     for name in ("prior_std", "init_std"):
         _check_std(name, flags.get(name), flags.get("init_from"))
-    own, settings = recipes.resolve(recipe, dataset, defense, flags)
+    settings = recipes.resolve(recipe, dataset, defense, flags)
     check_optimizer(defense, settings)
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
@@ -52,7 +52,7 @@ def configure(flags):
         "defense": defense, "network": settings["network"], "width": settings["width"],
         "num_classes": images.num_classes, "in_channels": images.image_shape[0],
         "init_from": _text(flags.get("init_from")),
-        "recipe": recipe, "recipe_settings": own, "settings": settings, "seed": seed, **how, **_place(device),
+        "recipe": recipe, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
         "environment": environment() | {"device": describe_device(device), "normals": how_normals_are_drawn()},
@@ -97,7 +97,8 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
     cap: hold out a fifth of the images at most, for a number that the user did not choose. The digest is one of pixels,
     or, of images that are streamed, of names and sizes.
     """
-    with distributed.one_at_first() if data_dir is None else nullcontext():     # it may have to be downloaded
+    once = data_dir is None or dataset == "imagenet143"  # downloaded, or decoded into a file beside its images
+    with distributed.one_at_first() if once else nullcontext():
         images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
                                device=device)
     if images.num_classes < 2:

@@ -103,7 +103,9 @@ def check_memory(architecture, defense, device):
 
 def _start_from(network, name, run):
     own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
-    source, _, path = run_folders.load_classifier(run, network=copied(network) if own else None)
+    source, config, path = run_folders.load_classifier(run, network=copied(network) if own else None)
+    if DEFENSES[config["defense"]].kind == "noisy":
+        raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
     try:
         network.load_state_dict(source.mean_network().state_dict())
     except RuntimeError:
@@ -124,6 +126,7 @@ def _tried_out(network, config, images):
     batch_size, micro_batch = config["settings"]["batch_size"], config["micro_batch"]
     _check_parts(len(images), batch_size)
     image = _few(images, 1)[0]
+    datasets.augment(image, config["augmentation"], torch.Generator(image.device))   # refuses what it cannot take
     logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
     num_classes = checked_logits(logits, 1, config["num_classes"]).shape[1]
     if num_classes < images.num_classes:

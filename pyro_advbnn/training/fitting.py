@@ -40,7 +40,7 @@ def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: 
         given[name] = flag_types.take(name, str(value) if name == "device" else value, ANNOTATIONS[name])
     device = resolve_device(given["device"])
     images = datasets.from_arrays(x, y).to(device)
-    settings = recipes.resolve("ours", "npz", given["defense"], given)[1]
+    settings = recipes.resolve("ours", "npz", given["defense"], given)
     config = {"network": network, "num_classes": max(2, images.num_classes), "in_channels": images.image_shape[0],
               "width": None, "init_from": None, "augmentation": "none", "defense": given["defense"],
               "seed": given["seed"], "micro_batch": None, "precision": resolve_precision(None, device), "batch_norm": "sync",

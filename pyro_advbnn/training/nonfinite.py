@@ -15,8 +15,8 @@ class NotFinite(InputError):
 class Watch:
     """The step of a training that went wrong first.
 
-    A step goes wrong where its nll, its KL, their weighted sum or its gradient is not finite; so does, with an optimizer that
-    keeps squares in float32, a gradient beyond LARGEST_GRADIENT; and so does one after which a std has exploded.
+    A step goes wrong where its nll, its KL, their weighted sum or its gradient is not finite; so does a gradient beyond
+    LARGEST_GRADIENT, whose square is infinite in float32; and so does one after which a std has exploded.
     """
 
     def __init__(self, device):
@@ -59,5 +59,5 @@ def _what_went_wrong(nll, kl, loss, gradient, exploded, step, epoch):
         lost = ["kl times its weight"]                   # the nll alone is finite
     values = f"(nll {nll:g}, kl {kl:g}, largest gradient {gradient:g}) {at}"
     if not lost and math.isfinite(gradient):
-        return f"the gradient is too large for the optimizer, which squares it {values}"
+        return f"the gradient is too large: its square is infinite in float32 {values}"
     return f"the loss is not finite: {' and '.join(lost)} {values}" if lost else f"the gradient is not finite {values}"

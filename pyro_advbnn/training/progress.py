@@ -131,8 +131,9 @@ class Progress:
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def _note_statistics(self, in_training, predicted):
-        """Once, where batches normalised by their own statistics fare much better than predictions by the running ones."""
-        if self.config["classifier"]["kind"] == "bayesian" and in_training - predicted > _TOO_FAR_APART:
+        """Once, where batches normalised by a draw's own statistics fare much better than predictions by the running ones."""
+        by_draw = self.config["classifier"].get("batch_statistics") == "draw"      # no such entry without a posterior
+        if by_draw and in_training - predicted > _TOO_FAR_APART:
             self.note(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
                       f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
                       f"--epochs or a smaller --alpha keep the posterior narrower, and with --batch_statistics mean training "

@@ -74,11 +74,11 @@ RECIPES = {"paper": paper, "authors": authors, "ours": ours}
 
 
 def resolve(recipe, dataset, defense, flags):
-    """(the recipe's own settings, the settings with every flag that is not None put over them; step_size a number)."""
-    own, settings = RECIPES[recipe](dataset, defense), RECIPES[recipe](dataset, defense, flags.get("optimizer"))
-    settings |= {name: value for name, value in flags.items() if name in own and value is not None}
+    """The recipe's settings with every flag that is not None put over them; step_size a number."""
+    settings = RECIPES[recipe](dataset, defense, flags.get("optimizer"))
+    settings |= {name: value for name, value in flags.items() if name in settings and value is not None}
     settings["step_size"] = resolve_step_size(settings["step_size"], settings["epsilon"], settings["num_steps"])
-    return own, settings
+    return settings
 
 
 def resolve_step_size(step_size, epsilon, num_steps):

@@ -1,5 +1,6 @@
 """Tests of attack losses: known answers, and that both averages are those of their equations."""
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -252,6 +253,19 @@ def test_settings_out_of_range_are_refused(wrong, message):
 def test_dlr_of_two_classes_is_refused(batch):
     with pytest.raises(ab.InputError, match="dlr needs at least 3 classes, the classifier has 2"):
         expected_loss(Linear(2), batch[0], batch[1] % 2, loss="dlr")
+
+
+@dataclass
+class Doubled:
+    loss: str
+
+    def __call__(self, logits, y):
+        return 2 * LOSSES[self.loss](logits, y)
+
+
+def test_a_loss_need_not_be_hashable(batch):
+    network = Linear(5)
+    torch.testing.assert_close(expected_loss(network, *batch, loss=Doubled("ce")), 2 * expected_loss(network, *batch))
 
 
 def test_a_loss_is_called_by_its_name():

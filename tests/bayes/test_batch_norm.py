@@ -73,11 +73,21 @@ def test_the_gradient_goes_through_the_statistics_of_the_mean_network(network, s
     assert torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in (classifier.mean, classifier.log_std)])
 
 
-@pytest.mark.parametrize("num_images", [12, 129, 300])
-def test_training_and_prediction_are_one_function_of_a_draw_and_by_the_statistics_of_the_draw_they_are_two(num_images):
+class Named(nn.BatchNorm2d):
+    """A subclass that normalises as torch's own does."""
+
+
+class Added(nn.BatchNorm2d):
+    def forward(self, h):
+        return h + 1
+
+
+@pytest.mark.parametrize(("num_images", "norm"), [
+    (12, nn.BatchNorm2d), (129, nn.BatchNorm2d), (300, nn.BatchNorm2d), (12, Named)])
+def test_training_and_prediction_are_one_function_of_a_draw_and_by_the_statistics_of_the_draw_they_are_two(num_images, norm):
     x = images((num_images, 2, 4, 4))
     for batch_statistics in ("mean", "draw"):
-        classifier = bayesian(conv(nn.BatchNorm2d(3, momentum=1.0)), 0.5, batch_statistics=batch_statistics)
+        classifier = bayesian(conv(norm(3, momentum=1.0)), 0.5, batch_statistics=batch_statistics)
         answers = []
         for seed, mode in ((3, True), (4, False), (4, True)):        # prediction has the statistics of the last batch, a draw's
             torch.manual_seed(seed)
@@ -105,9 +115,10 @@ def test_a_norm_that_the_user_keeps_still_or_has_given_a_forward_stays_as_it_is(
     assert all(map(torch.equal, before.values(), classifier.network[1].state_dict().values()))
     own = conv(nn.BatchNorm2d(3))
     own[1].forward = lambda h: h + 1
-    classifier = bayesian(own, 0.5)
-    classifier(x)
-    assert classifier.network[1].num_batches_tracked == 0
+    for network in (own, conv(Added(3))):
+        classifier = bayesian(network, 0.5)
+        classifier(x)
+        assert classifier.network[1].num_batches_tracked == 0
 
 
 def test_unknown_statistics_are_refused():

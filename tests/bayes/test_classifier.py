@@ -212,6 +212,30 @@ def test_averaged_is_the_log_of_the_mean_softmax():
         classifier.averaged(0)
 
 
+class Centred(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, x):
+        return x.mul_(2).sub_(1) if self.in_place else 2 * x - 1
+
+
+@pytest.mark.parametrize("num_images", [6, 130])         # all of them tell BatchNorm's statistics, and every second one
+def test_a_first_layer_that_works_in_place_changes_no_image_that_is_used_again(num_images):
+    x, y, found = torch.rand(num_images, 1, 8, 8), torch.arange(num_images) % 3, []
+    before = x.clone()
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        network = nn.Sequential(Centred(in_place), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+        classifier = ab.BayesianClassifier(network.train(), init_std=0.1)
+        ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), lr=0.1), x.clone(), y, kl_weight=0)
+        classifier.eval()
+        found.append((classifier.mean.detach(), classifier.averaged(3)(x), ab.predict(classifier, x, num_samples=3)))
+    assert torch.equal(x, before)
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_averaged_is_in_the_mode_of_its_classifier(training):
     classifier = ab.BayesianClassifier(ab.networks.convnet(width=4)).train(training)
@@ -296,6 +320,7 @@ def test_defences_build_their_kind_of_classifier():
     assert noise == [0.2, 0.1, 0.1, 0.1]
     assert not any(isinstance(m, ab.AdditiveNoise) for m in network.modules())
     x = torch.rand(3, 1, 8, 8)
+    kinds["adv"].network.classifier.bias.data.add_(1)    # is nobody else's
     assert torch.equal(kinds["none"](x), F.linear(network.pool(network.features(x)).flatten(1), network.classifier.weight,
                                                    network.classifier.bias))
     with pytest.raises(ab.InputError, match="advbnn"):

@@ -192,6 +192,8 @@ def test_class_weights_are_factors_of_the_log_likelihood_alone(defense, tmp_path
     parts = objective(weighted, x, y, kl_weight=0.0)
     losses = F.cross_entropy(parts.logits, y, reduction="none")
     torch.testing.assert_close(parts.nll, (torch.tensor(FACTORS)[y] * losses).mean())
+    torch.manual_seed(1)
+    torch.testing.assert_close(objective(weighted, x, y.byte(), kl_weight=0.0).nll, parts.nll)
     attacked = []
     for classifier in (weighted, plain):
         torch.manual_seed(2)

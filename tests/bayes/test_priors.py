@@ -21,11 +21,14 @@ def test_normal_prior_is_independent_normals():
     torch.testing.assert_close(draws.std(0), reference.stddev, rtol=0.05, atol=0)
 
 
-def test_the_model_alone_draws_from_the_prior():
+@pytest.mark.parametrize("prior", ["normal", dist.Laplace(0.0, 0.3 / math.sqrt(2))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_model_alone_draws_from_the_prior(prior, dtype):
     import pyro
-    classifier = BayesianClassifier(networks.convnet(width=4), prior_std=0.3)
-    trace = pyro.poutine.trace(classifier.model).get_trace(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), 1.0)
-    assert trace.nodes["weights"]["value"].std().item() == pytest.approx(0.3, rel=0.1)
+    classifier = BayesianClassifier(networks.convnet(width=4).to(dtype), prior_std=0.3, prior=prior)
+    x, y = torch.rand(2, 1, 8, 8, dtype=dtype), torch.zeros(2, dtype=torch.long)
+    weights = pyro.poutine.trace(classifier.model).get_trace(x, y, 1.0).nodes["weights"]["value"]
+    assert weights.dtype == dtype and weights.std().item() == pytest.approx(0.3, rel=0.1)
 
 
 def test_scale_mixture_has_the_density_of_blundell_s_equation_7():

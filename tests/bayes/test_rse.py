@@ -94,9 +94,11 @@ def test_without_its_noise_the_network_is_itself():
         torch.testing.assert_close(ab.add_noise(network, 0.0, 0.0)(x), network(x))
 
 
-@pytest.mark.parametrize("network", [nn.Flatten(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))])
-def test_a_network_that_noise_has_no_place_in_is_refused(network):
-    with pytest.raises(ab.InputError, match="has neither"):
+@pytest.mark.parametrize(("network", "match"), [
+    (nn.Flatten(), "has neither"), (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)), "has neither"),
+    (ab.add_noise(nn.Linear(64, 10)), "has noise before its layers already")])
+def test_a_network_that_noise_has_no_place_in_is_refused(network, match):
+    with pytest.raises(ab.InputError, match=match):
         ab.build_classifier("rse", network)
 
 

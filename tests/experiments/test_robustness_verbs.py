@@ -107,6 +107,9 @@ def test_an_attack_that_was_stopped_between_its_batches_is_finished_by_the_next_
     assert row["tried"] == "noise" and attacks == {"none", "noise", "pgd"}
     evaluated(run, "robust", "--attacks", "noise,pgd")
     assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
+    csv_tables.Table(run, "robust").add([row])           # as where it is killed before the result is written
+    evaluated(run, "robust", "--attacks", "noise,pgd")
+    assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
 
 
 def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatch):

@@ -163,7 +163,7 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
     csv_tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
         ("run", "defense", "attack", "label", "clean_prediction", "adversarial_prediction", "clean_image"), EVIL)])
     json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
-    (folder / "figures" / f"{name}.svg").write_text(f"<script>{EVIL}</script>")
+    (folder / "figures" / "accuracy.svg").write_text(f"<script>{EVIL}</script>")
     evil = Summary(EVIL, EVIL, [EVIL, EVIL], [[EVIL, EVIL]], EVIL)
     monkeypatch.setattr(report.summaries, "summaries", lambda folder: [evil])
     page = write(folder)
@@ -177,7 +177,9 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
 def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_figure(folder):
     other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh",
                         "attack_samples": 1, "num_samples": 1, "accuracy": 0.1}
-    csv_tables.Table(folder, "accuracy").add([other, ACCURACY | {"attack_samples": 1, "accuracy": 0.8}])
+    weak = ACCURACY | {"attack_samples": 1, "accuracy": 0.8}
+    csv_tables.Table(folder, "accuracy").add([other, weak, weak | {"num_examples": 2000, "images": "more"},
+                                              *(weak | {"epsilon": radius} for radius in (0.25, 0.3))])
     page = report.write(folder).read_text()
     assert ("Under white-box PGD (ε = 0.2, 20 PGD steps, 10 draws per gradient where random, 360 images) these are right: "
             "Adv-BNN on 69.2 [64.2, 73.7] %, no defence on 10.0 [64.2, 73.7] %.") in page
@@ -208,6 +210,13 @@ def test_pictures_that_are_not_there_are_said_to_be_missing(folder):
     assert len(page.all("img")) == 2 + 3 and page.text.count("no picture") == 3
 
 
+def test_of_two_calls_for_the_same_examples_the_newest_is_shown(folder):
+    last = EXAMPLE | {"checkpoint": "advbnn/checkpoint.pt", "index": 19}
+    csv_tables.Table(folder, "examples").add([EXAMPLE | {"seed": 1, "index": 18}, last])
+    assert re.findall(r"best\.pt|checkpoint\.pt|Image \d+", write(folder).text.rpartition("side by side")[2]) == [
+        "best.pt", "Image 18", "checkpoint.pt", "Image 19"]
+
+
 def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
     for name in ("runs", "figures", "evaluation"):
         shutil.rmtree(folder / name)
@@ -220,9 +229,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
     assert len(page.all("img")) == 1
 
 
-def test_a_folder_without_any_record_and_what_is_no_run_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="no run, no evaluation"):
-        report.write(tmp_path / "nothing")
+def test_what_is_no_run_is_refused(folder):
     json_files.write_json(folder / "runs" / "none" / "config.json", [])
     with pytest.raises(InputError, match="none is no run folder"):
         report.write(folder)
@@ -255,7 +262,10 @@ def test_a_prior_by_auto_is_told_with_the_number_that_came_of_it(folder):
 
 def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
     csv_tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
-                                          ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1}])
+                                          ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1},
+                                          ACCURACY | {"run": "elsewhere", "attack_samples": 1}])
+    worst = {name: ACCURACY.get(name) for name in csv_tables.TABLES["robust"]}
+    csv_tables.Table(folder, "robust").add([worst | {"run": "elsewhere", "attacks": "pgd", "tried": "pgd", "norm": "linf"}])
     text = write(folder).text
     assert "Only attacked with one draw per gradient, so not yet honestly: weakly." in text
     assert "radius 0.7 with 20 steps of 0.025." in text and "uncommitted changes: none, advbnn" in text

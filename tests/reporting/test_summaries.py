@@ -157,6 +157,7 @@ def test_draws_agree_where_10_to_20_are_as_good_as_the_most(tmp_path):
 def test_a_smaller_alpha_agrees_where_its_clean_accuracy_is_higher(tmp_path, clean, verdict):
     runs = [run_fields(f"alpha{alpha}", "advbnn", alpha=alpha) for alpha in (0.0, 0.02, 1.0)]
     rows = [row(run, correct, epsilon, 10) for epsilon in (0.0, 0.035) for run, correct in zip(runs, (100, *clean))]
+    rows = [row(runs[2] | {"weights": "before it went on"}, 10, epsilon, 10) for epsilon in (0.0, 0.035)] + rows
     first, second = lines(summary_of(tmp_path, "alpha", rows))
     assert (first["curve"], first["agrees"], second["agrees"]) == ("clean", verdict, "-")
     assert [first[alpha] for alpha in ("0", "1/50", "1")] == ["10.0", *(f"{correct / 10:.1f}" for correct in clean)]

@@ -29,7 +29,9 @@ def test_the_rejection_curves_have_a_panel_for_each_score():
 
 
 def test_the_detection_figure_has_a_point_for_each_kind_of_images():
-    figure = drawing("detection", doubt_tables((ADVBNN,)))
+    rows = doubt_tables((ADVBNN,))
+    before = [one | {"auroc": 0.6, "num_samples": 3} for one in rows["detection"]]
+    figure = drawing("detection", rows | {"detection": before + rows["detection"]})
     points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [

@@ -39,11 +39,8 @@ def test_replacing_a_file_happens_in_one_step(tmp_path, monkeypatch, write):
     assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (None, "does not exist"), ("{", "cannot be read"), ("\xff", "cannot be read"),
-])
-def test_a_file_that_is_no_json_is_refused(tmp_path, text, message):
-    if text:
-        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("text", ["{", "\xff"])
+def test_a_file_that_is_no_json_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="cannot be read"):
         json_files.read_json(tmp_path / "config.json")

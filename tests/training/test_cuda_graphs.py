@@ -187,7 +187,7 @@ def test_a_step_on_a_gpu_reads_nothing_from_the_device_and_copies_no_number_to_i
     pyro.enable_validation(False)
     classifier = wrap(ab.networks.convnet(width=2))
     defense = "adv" if wrap is Classifier else "advbnn"
-    _, settings = recipes.resolve("ours", "digits", defense, {"batch_size": 32} | ({} if defense == "adv" else {"alpha": 0.01}))
+    settings = recipes.resolve("ours", "digits", defense, {"batch_size": 32} | ({} if defense == "adv" else {"alpha": 0.01}))
     training = Training(classifier, datasets.load("digits", "train"), settings, adversarial=True,
                         augmentation="crop_flip")
     training._check_every_step = False

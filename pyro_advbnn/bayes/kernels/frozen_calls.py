@@ -82,7 +82,7 @@ class LeanCalls:
 
     @torch.no_grad()
     def _compare(self, x, tensors):
-        for (_, name), _, norm in self._still_pairs():
+        for (_, name), _, norm in self.still_pairs():
             tensors = tensors | _moved(name, norm)
         with undisturbed():
             full = tree_leaves(self._full_call(tensors, x.clone()))        # a first layer may work in place
@@ -109,13 +109,14 @@ class LeanCalls:
 
         owned: the names of parameters whose memory may be written to.
         """
-        tensors, folded = dict(tensors), self._still_pairs()
+        tensors, folded = dict(tensors), self.still_pairs()
         with torch.no_grad():
             for (convolution, norm), *modules in folded:
                 tensors |= _folded(tensors, convolution, norm, *modules, owned)
             return self._autocast(tensors), [norm for *_, norm in folded]
 
-    def _still_pairs(self):
+    def still_pairs(self):
+        """[((names), convolution, BatchNorm), ...] that are folded now: the norm keeps still, and neither has got hooks."""
         pairs = [(pair, *map(self.network.get_submodule, pair)) for pair in self._pairs]
         return [(pair, convolution, norm) for pair, convolution, norm in pairs
                 if not norm.training and norm.running_mean is not None and _is_plain(convolution) and _is_plain(norm)]

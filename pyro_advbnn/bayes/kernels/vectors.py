@@ -153,9 +153,6 @@ class Buffers:
         self._kept = [*self._kept, buffer][-self._MOST_KEPT:]
         return buffer.detach()
 
-    def __deepcopy__(self, memo):
-        return Buffers()
-
     def __reduce__(self):
         return Buffers, ()
 
