@@ -320,9 +320,9 @@ def test_defences_build_their_kind_of_classifier():
     assert noise == [0.2, 0.1, 0.1, 0.1]
     assert not any(isinstance(m, ab.AdditiveNoise) for m in network.modules())
     x = torch.rand(3, 1, 8, 8)
+    expected = F.linear(network.pool(network.features(x)).flatten(1), network.classifier.weight, network.classifier.bias)
     kinds["adv"].network.classifier.bias.data.add_(1)    # is nobody else's
-    assert torch.equal(kinds["none"](x), F.linear(network.pool(network.features(x)).flatten(1), network.classifier.weight,
-                                                   network.classifier.bias))
+    assert torch.equal(kinds["none"](x), expected)
     with pytest.raises(ab.InputError, match="advbnn"):
         ab.build_classifier("madry", network)
 
