@@ -223,6 +223,8 @@ def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path)
             (({}, 100), ({}, 200), ({"checkpoint": "adv/checkpoint.pt", "weights": "other"}, 200))]
     assert [line["run"] for line in lines(summary_of(tmp_path, "runs", rows))] == [
         "adv, 100 images, best.pt", "adv, 200 images, best.pt", "adv, 200 images, checkpoint.pt"]
+    rows = [row(run | {"weights": weights}, 70) for weights in ("0a1b", "2c3d")]             # it went on in between
+    assert [line["run"] for line in lines(summary_of(tmp_path / "other", "runs", rows))] == ["adv, 0a1b", "adv, 2c3d"]
 
 
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
