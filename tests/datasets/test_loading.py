@@ -25,7 +25,6 @@ from pyro_advbnn.datasets import (
     DEFAULT_AUGMENTATION,
     SPLITS,
     Images,
-    ImageView,
     cache,
     folders,
     image_sets,
@@ -613,7 +612,7 @@ def test_a_folder_that_cannot_be_written_is_read_into_memory_as_a_cache_would_ho
     (imagenet_dir / "imagenet143-64-test.npy").unlink()
     monkeypatch.setattr(os, function, refuse)
     images = load("imagenet143", "test", imagenet_dir)
-    assert isinstance(mapped, ImageView) and isinstance(images, Images) and len(images) == 143
+    assert isinstance(mapped, image_sets.ImageView) and isinstance(images, Images) and len(images) == 143
     assert torch.equal(images.images, mapped.images) and np.array_equal(stored, images.images)
     assert not list(imagenet_dir.glob("*.np*")) and not list(imagenet_dir.glob(".*"))
 
