@@ -1,12 +1,20 @@
 """`.ci/gpu`, what is run on a lent GPU, rehearsed on the CPU at toy size."""
+import functools
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pyro_advbnn import evaluate, train
+from pyro_advbnn.cli import commands
+from pyro_advbnn.training.flags import check_meaning, check_optimizer
+from pyro_advbnn.training.recipes import resolve
 
 PROGRAM = Path(__file__).resolve().parents[1] / ".ci" / "gpu"
 TOY = ["--dataset=digits", "--network=convnet", "--width=4", "--num_train=100", "--epochs=2", "--min_epochs=1", "--runs=adv",
@@ -30,6 +38,28 @@ def rehearsed(part, folder, *flags):
     return process, [json.loads(line) for line in (folder / "gpu" / name / "steps.jsonl").read_text().splitlines()], names
 
 
+def test_the_commands_of_every_run_are_such_as_the_programs_take():
+    gpu, called = runpy.run_path(str(PROGRAM)), []
+    asked = SimpleNamespace(dataset="cifar10", data_dir=None, network="vgg16", width=None, num_train=50_000, validation=None,
+                            batch_size=256, weight_averaging=0.999, device="cpu", epsilons="8/255,0", num_test=(9, 3, 2))
+
+    def taken(command, flags):
+        idle = functools.wraps(command)(lambda **flags: called.append(flags))
+        commands.run(idle, [f"--{name}={value}" for name, value in flags.items() if value is not None])
+        return called[-1]
+
+    for name in gpu["RUNS"]:
+        groups = taken(train.train, gpu["training"](name, asked)).values()
+        flags = {flag: value for group in groups for flag, value in vars(group).items() if value is not None}
+        check_meaning(flags["defense"], flags)
+        check_optimizer(flags["defense"], resolve(flags["recipe"], "cifar10", flags["defense"], flags))
+        steps = gpu["evaluations"](name, asked)
+        for _, verb, chosen in steps:
+            taken(evaluate.VERBS[verb], chosen | {"run": "run"})
+        assert [verb for _, verb, _ in steps] == (["accuracy", "accuracy", "robust", "posterior"] if "bnn" in name else [
+            "accuracy", "robust"])
+
+
 def test_a_run_that_is_none_is_refused_before_any_work(tmp_path):
     process = subprocess.run([sys.executable, PROGRAM, "table1", "--runs=adv,advbn", f"--out={tmp_path / 'gpu'}"], text=True,
                              capture_output=True)
@@ -50,11 +80,9 @@ def test_table_1_trains_and_evaluates_and_a_second_call_goes_on_from_the_records
     process, steps, _ = rehearsed("table1", tmp_path, "--num_test", "0", "4", "4")             # evaluate refuses 0
     assert process.returncode == 1 and "1 evaluations are not done" in process.stdout, process.stdout + process.stderr
     assert [step["code"] for step in steps] == [0, 0, 2, 0]
-    process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4", "--runs=adv,advbnn", "--jobs=2")
+    process, steps, names = rehearsed("table1", tmp_path, "--num_test", "20", "4", "4", "--runs=adv,none", "--jobs=2")
     assert process.returncode == 0, process.stdout + process.stderr
-    assert {step["step"] for step in steps[4:]} == {"adv 1 draws", "advbnn train", *(
-        f"advbnn {name}" for name in ("1 draws", "20 draws", "apgd", "posterior"))}
-    assert {"epochs.json", "adv/config.json", "advbnn/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv",
-            "evaluation/layers.csv"} <= names
+    assert {step["step"] for step in steps[4:]} == {"adv 1 draws", "none train", "none 1 draws", "none apgd"}
+    assert {"epochs.json", "adv/config.json", "none/metrics.jsonl", "evaluation/accuracy.csv", "evaluation/robust.csv"} <= names
     assert not any(".pt" in name for name in names)
     assert len(rehearsed("table1", tmp_path)[1]) == len(steps)

@@ -61,7 +61,7 @@ def a_robust_network_withstands_a_small_attack_and_not_a_large_one(lines, _):
 
 CHECKS = {
     "attack_a_robust_network": (a_robust_network_withstands_a_small_attack_and_not_a_large_one,
-                                {"epochs": None, "num_train": None, "num_test": 40, "radii": (0, 4, 32), "draws": (1, 2)}),
+                                {"epochs": None, "num_train": None, "num_test": 20, "radii": (0, 4, 32), "draws": (1, 2)}),
     "any_network": (every_weight_is_bayesian, {"num_test": None}),
     "algorithm1_by_hand": (the_loss_falls, {"epochs": 4}),
     "what_one_draw_hides": (three_classifiers_have_an_accuracy_for_each_number_of_draws, {"draws": (1, 2)}),

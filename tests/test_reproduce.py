@@ -13,7 +13,7 @@ from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import ablations, accuracy_verbs, costs, reproduction, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
-from pyro_advbnn.reporting import csv_tables
+from pyro_advbnn.reporting import csv_tables, figures
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
@@ -360,7 +360,8 @@ def test_a_figure_after_another_trains_only_what_is_missing(whole, tmp_path, cap
     assert all(row in rows for row in csv_tables.read(tmp_path / "out", "accuracy"))
 
 
-def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_path, capsys):
+def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("accuracy", "steps")})
     out = shutil.copytree(whole, tmp_path / "out")
     for name in ("figures", "tables"):
         shutil.rmtree(out / name)
@@ -372,7 +373,7 @@ def test_what_was_lost_is_made_again_also_in_a_folder_that_was_moved(whole, tmp_
     said = capsys.readouterr().out
     assert "[1/2] python -m pyro_advbnn.evaluate steps" in said and "[2/2] python -m pyro_advbnn.evaluate report" in said
     assert "Table 1: accuracy (%) under white-box PGD on digits" in said and (out / "report.html").exists()
-    for name in ("evaluation/*.csv", "figures/*", "tables/*"):
+    for name in ("evaluation/*.csv", "figures/accuracy.*", "figures/steps.*", "tables/*"):
         assert {path.name: path.read_bytes() for path in out.glob(name)} == {
             path.name: path.read_bytes() for path in whole.glob(name)}
 

@@ -54,8 +54,9 @@ def test_a_certain_posterior_trains_as_the_plain_network_does_gradients_and_runn
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(("network", "shape"), NETWORKS.values(), ids=NETWORKS)
-def test_the_gradient_goes_through_the_statistics_of_the_mean_network(network, shape):
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "cumulative"])     # of the running statistics alone
+def test_the_gradient_goes_through_the_statistics_of_the_mean_network(name):
+    network, shape = NETWORKS[name]
     classifier, x = bayesian(network, 0.3), images(shape)
     before = copy.deepcopy(classifier.state_dict())
 

@@ -127,9 +127,15 @@ def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, nu
     tally("signals obeyed")
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 8])
-def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(tmp_path, monkeypatch, capsys, step, tally):
-    whole, cut, before = run(tmp_path / "whole"), tmp_path / "cut", handlers()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(
+        whole, tmp_path, monkeypatch, capsys, step, tally):
+    cut, before = tmp_path / "cut", handlers()
     at_step(monkeypatch, step, signal.SIGTERM)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
@@ -173,9 +179,9 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
     (Progress, "finished", 1, [signal.SIGINT]),
 ])
 def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
-    tmp_path, monkeypatch, capsys, owner, name, call, numbers, tally
+    whole, tmp_path, monkeypatch, capsys, owner, name, call, numbers, tally
 ):
-    whole, folder = run(tmp_path / "whole"), tmp_path / "run"
+    folder = tmp_path / "run"
     code, out, err = interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder)
     assert (code, err) == (130, f"interrupted; {folder} is finished\n") and "--resume" not in out
     assert_same_run(whole, folder)
@@ -192,13 +198,13 @@ def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path,
     assert "done: 2 epochs" in out and "--resume" not in out and run_folders.is_finished(tmp_path / "run")
 
 
-def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(tmp_path, monkeypatch, capsys):
+def test_a_second_signal_before_the_last_checkpoint_leaves_a_run_to_go_on_with(whole, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     twice = [signal.SIGTERM, signal.SIGTERM]
     code, out, err = interrupted_at(monkeypatch, capsys, loop, "accuracies", 4, twice, folder)
     assert (code, err) == (143, "terminated\n") and f"go on with --resume {folder} from {folder / 'checkpoint.pt'}" in out
     train(resume=folder)
-    assert_same_run(run(tmp_path / "whole"), folder)
+    assert_same_run(whole, folder)
 
 
 def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_train_it_again(tmp_path, monkeypatch, capsys):
@@ -270,17 +276,17 @@ def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
     assert seen == [signal.SIG_IGN, before] and handlers() == before
 
 
-@pytest.fixture(params=["python -m", "pyro-advbnn"])
-def call(request, monkeypatch):
+@pytest.fixture
+def call(by, monkeypatch):
     """A function that calls a command by its module, with words, in one of the two ways to call it."""
     def by_the_package(command, line):
         monkeypatch.setattr(sys, "argv", ["pyro-advbnn", command.__name__.partition(".")[2], *line])
         __main__.main()
 
-    return by_the_package if request.param == "pyro-advbnn" else lambda command, line: command.main(line)
+    return by_the_package if by == "pyro-advbnn" else lambda command, line: command.main(line)
 
 
-@pytest.mark.parametrize("number", WORDS)
+@pytest.mark.parametrize(("number", "by"), [*zip(WORDS, ["python -m", "pyro-advbnn", "python -m"])])
 def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call, tally):
     def stopped(owner, name, command, *line):
         """(exit code, stderr) of a command that gets a signal in a call of owner.name; the handlers come back."""

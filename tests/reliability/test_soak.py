@@ -90,8 +90,8 @@ def test_the_fit_sees_a_leak_through_noise_and_jumps_and_no_leak_where_there_is_
     assert abs(slope(100 + noise + 50 * (np.arange(150) > 20))) < 0.3
 
 
-def test_some_hundred_steps_leave_no_file_handle_and_no_thread(tmp_path):
-    used = soak(TEN_STEPS | {"out": tmp_path / "run"}, epochs=12, measure=True)
+def test_sixty_steps_leave_no_file_handle_and_no_thread(tmp_path):
+    used = soak(TEN_STEPS | {"out": tmp_path / "run"}, epochs=6, measure=True)
     _, handles, threads = zip(*used[3:], strict=True)
     assert max(handles) <= handles[0] and max(threads) <= threads[0]
 

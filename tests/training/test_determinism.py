@@ -11,8 +11,6 @@ from pyro_advbnn.system.devices import describe_device, is_nondeterministic, onl
 from pyro_advbnn.train import train
 from pyro_advbnn.training import configuration, loop
 
-STREAMED = {"dataset": "folder", "image_size": 8, "num_train": None, "validation": 6, "batch_size": 15, "loading": "stream"}
-
 
 @pytest.fixture(autouse=True)
 def process_as_before(monkeypatch):
@@ -47,16 +45,7 @@ def test_inside_only_deterministic_algorithms_are_taken_and_afterwards_all_is_as
                                    {"defense": "adv", "optimizer": "sgd", "micro_batch": 10},
                                    {"defense": "bnn", "optimizer": "natural", "micro_batch": 10}], ids=str)
 def test_equal_seeds_give_equal_bits_and_on_a_cpu_the_same_ones_as_without_the_flag(flags, tmp_path):
-    a, b, without = (run(tmp_path / name, deterministic=name != "without", **flags) for name in ("a", "b", "without"))
-    assert_same_run(a, b)
-    assert_same_run(a, without)
-
-
-@pytest.mark.slow
-def test_equal_seeds_give_equal_bits_with_workers_that_stream(tmp_path, folder):  # noqa: F811
-    flags = STREAMED | {"data_dir": tmp_path / "data", "augmentation": "crop_flip", "deterministic": True}
-    a, b = (run(tmp_path / name, workers=workers, **flags) for name, workers in (("a", 2), ("b", 2)))
-    assert_same_run(a, b)
+    assert_same_run(*(run(tmp_path / str(flag), deterministic=flag, **flags) for flag in (True, False)))
 
 
 def test_the_flag_is_recorded_kept_by_a_resumption_and_cannot_change_there(tmp_path, capsys, monkeypatch):
@@ -128,15 +117,17 @@ def test_looking_at_a_training_in_another_way_leaves_its_bits(plain, flags, tmp_
 
 
 @pytest.mark.parametrize("held_out", [0, 1, 19])
-def test_how_many_images_are_measured_on_leaves_the_bits_of_a_training_on_the_same_images(held_out, tmp_path, monkeypatch):
-    plain, real = run(tmp_path / "plain"), configuration.load_images
+@pytest.mark.parametrize("plain", ["advbnn"], indirect=True)
+def test_how_many_images_are_measured_on_leaves_the_bits_of_a_training_on_the_same_images(
+        plain, held_out, tmp_path, monkeypatch):
+    real = configuration.load_images
 
     def load_images(*arguments, **settings):
         images, held, digest = real(*arguments, **settings)
         return images, held.take(range(held_out)) if held_out else None, digest
 
     monkeypatch.setattr(configuration, "load_images", load_images)
-    assert equal(weights(plain), weights(run(tmp_path / "other")))
+    assert equal(weights(plain), weights(run(tmp_path / "other", augmentation="crop_flip")))
 
 
 @pytest.mark.parametrize("defense", ["advbnn", "advrse"])

@@ -1,11 +1,9 @@
 """Tests of weight decay: it pulls at means and deterministic parameters, and at no log std."""
 import pytest
 import torch
-from tiny_runs import assert_same_run, interrupt_after, run
 from torch import nn
 
 import pyro_advbnn as ab
-from pyro_advbnn.train import train
 from pyro_advbnn.training.recipes import build_optimizer
 
 OPTIMIZERS = {name: lambda classifier, name=name: build_optimizer(classifier, {
@@ -31,18 +29,6 @@ def test_a_deterministic_network_decays_as_a_whole():
     classifier = ab.Classifier(ab.networks.convnet(width=4))
     group, = build_optimizer(classifier, {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}).param_groups
     assert group["params"] == list(classifier.parameters()) and group["weight_decay"] == 0.1
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_training_with_weight_decay_goes_on_bit_for_bit(optimizer, tmp_path, monkeypatch):
-    flags = {"defense": "bnn", "weight_decay": 0.01, "optimizer": optimizer, "weight_averaging": 0.9}
-    whole = run(tmp_path / "whole", **flags)
-    interrupt_after(monkeypatch, 1)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", **flags)
-    monkeypatch.undo()
-    train(resume=tmp_path / "stopped")
-    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_a_parameter_may_get_its_first_gradient_in_a_later_step():
