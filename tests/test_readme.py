@@ -179,8 +179,10 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    best = [row for row in records(f"{folder}/evaluation/accuracy.csv") if row["checkpoint"].endswith("/best.pt")
-            and (row["run"] == run if run else row["run"].partition("-")[0] == defense)]
+    by_default = defense == "advbnn" and not run and (RUNS / folder / "prior").exists()        # by today's prior
+    run = "" if run == "fan_in" else run
+    best = [row for row in records(f"{folder}/{'prior/' if by_default else ''}evaluation/accuracy.csv")
+            if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
     return percent(one(best, defense=defense, epsilon=epsilon,
                        attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
 
