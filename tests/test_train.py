@@ -45,7 +45,7 @@ SOON = 1e-9                                              # minutes
 @pytest.mark.parametrize("flags", [
     {"defense": "advbnn", "augmentation": "crop_flip"},
     {"defense": "advbnn", "recipe": "authors", "prior_std": 0.1},
-    {"defense": "bnn", "prior": "spike_and_slab", "prior_std": 0.5, "init_std": 0.05},
+    {"defense": "bnn", "prior": "spike_and_slab", "prior_std": 0.5, "init_std": 0.05, "weight_decay": 0.01},
     {"defense": "rse", "recipe": "paper"},
     {"defense": "none", "precision": "bf16"},
     {"defense": "advbnn", "weight_averaging": 0.9},

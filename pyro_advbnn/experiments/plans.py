@@ -206,12 +206,11 @@ class Plan:
         self._white_box(["advbnn"] * len(runs), runs, name, epsilons, self.draws, against=name)
 
     def _white_box(self, defenses, runs, table, epsilons, attack_samples, **flags):
-        """Many draws per gradient on fewer images, in a step of their own, where the scale has it so."""
+        """Many draws per gradient, and their control, on fewer images in a step of their own, where the scale has it so."""
         fewer, parts = self.settings.get("num_many", self.num_test), [(attack_samples, None)]
         if fewer < self.num_test:
-            parts = [(attack_samples[:1], None)]
-            if attack_samples[1:] and DEFENSES[defenses[0]].random:      # else one draw is all there is
-                parts.append((attack_samples[1:], fewer))
+            many = attack_samples[1:] if DEFENSES[defenses[0]].random else attack_samples[:1]
+            parts = [(attack_samples[:1], None), *([(many, fewer)] if many else [])]
         for draws, num_test in parts:
             each = sum(costs.white_box(defense, epsilons, draws) for defense in defenses)
             self._evaluate("accuracy", runs, [table], each, num_test=num_test, epsilons=list(epsilons), attack_samples=draws,

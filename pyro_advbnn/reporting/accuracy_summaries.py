@@ -82,8 +82,10 @@ def runs(rows, folder):
     configs = run_descriptions.read(run_descriptions.run_folders(folder))
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
+    several = {run for run in order if len({row["weights"] for row in rows if row["run"] == run}) > len(
+        {row["checkpoint"] for row in rows if row["run"] == run})}           # weights in one checkpoint, as it went on
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        told_elsewhere = ["attack_samples", "alpha", "prior_std", *(["weights"] if "checkpoint" in curve.words else [])]
+        told_elsewhere = ["attack_samples", "alpha", "prior_std", *([] if curve.rows[0]["run"] in several else ["weights"])]
         last, words = curve.rows[-1], [text for name, text in curve.words.items() if name not in told_elsewhere]
         lines.append([", ".join([curve.label, *words]), defense_name(last), peculiar.get(last["run"]) or NONE,
                       str(last["attack_samples"] or NONE), *_cells(curve, radii)])

@@ -92,7 +92,7 @@ def _data_uri(kind, content):
 
 
 def _examples(folder):
-    """[rows of examples.csv of one checkpoint and attack, of the newest call, with their pictures as data: URIs], lists."""
+    """[rows of examples.csv of one checkpoint and attack, computed last, with their pictures as data: URIs], lists."""
     groups = {}
     for row in csv_tables.read(folder, "examples"):
         paths = {name: folder / "evaluation" / (row[name] or "") for name in row if name.endswith("_image")}

@@ -23,7 +23,7 @@ def calibration(rows):
 def detection(rows):
     """AUROC of doubt against clean images with its 95 % interval, a line for each kind of images, a panel for each score."""
     rows = [row for row in rows if row["auroc"] is not None]
-    rows = list({(row["run"], row["score"], detected(row)): row for row in rows}.values())           # the newest
+    rows = list({(row["checkpoint"], row["score"], detected(row)): row for row in rows}.values())    # the newest
     if not rows:
         return None
     names, kinds = labels(rows), list(dict.fromkeys(map(detected, rows)))

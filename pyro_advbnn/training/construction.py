@@ -28,7 +28,7 @@ _CLASSIFIER_SETTINGS = ("prior", "init_std", "kl_over", "batch_statistics")
 def build(config, images, network=None):
     """The Training that config describes, at its start; config gains the classifier's own settings.
 
-    network: an nn.Module on the CPU, to be trained itself, in place of the one that config names.
+    network: an nn.Module on the CPU, of which a copy is trained, in place of the one that config names.
     """
     settings = config["settings"]
     torch.manual_seed(config["seed"])
@@ -103,7 +103,7 @@ def check_memory(architecture, defense, device):
 
 def _start_from(network, name, run):
     own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
-    source, config, path = run_folders.load_classifier(run, network=copied(network) if own else None)
+    source, config, path = run_folders.load_classifier(run, network=network if own else None)
     if DEFENSES[config["defense"]].kind == "noisy":
         raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
     try:

@@ -214,7 +214,6 @@ def single_accuracy(module, x, y):
     return sum(accuracy(module, x, y, num_samples=1) for _ in range(50)) / 50
 
 
-@pytest.mark.torture
 def test_autoattack_rand_gives_an_image_up_at_the_first_lucky_answers_though_none_can_be_broken(hazard):
     module, x, y = hazard
     attack = auto_attack(epsilon=0.01, quick=False)      # version rand as it is: 2 x 100 steps, 20 draws per gradient
@@ -232,7 +231,6 @@ def test_averaged_draws_cure_autoattack_of_lucky_answers(hazard):
     assert attack.reported > 0.97
 
 
-@pytest.mark.torture
 def test_autoattack_returns_clean_images_where_it_gave_up_so_that_these_are_no_attack(trained):
     """Its count is too low and the images too weak: honest attacks lie between. By luck, so the mean of three runs counts."""
     (x, y), = datasets.batches(datasets.balanced_subset(datasets.load("digits", "test"), 90, 0), 90)
@@ -283,7 +281,6 @@ def test_foolbox_counts_lucky_answers_and_more_so_where_it_repeats(hazard):
     assert torch.stack(successes).any(0).float().mean() > 0.8              # what foolbox's repeat(10) would return
 
 
-@pytest.mark.torture
 def test_foolboxs_smallest_perturbation_is_none_where_a_lucky_answer_ends_the_search(trained, batch):
     (x, y), classifier = batch, trained["bnn"]
     attack = foolbox_attack("L2CarliniWagnerAttack", steps=60, binary_search_steps=5)

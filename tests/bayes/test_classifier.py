@@ -229,7 +229,7 @@ def test_a_first_layer_that_works_in_place_changes_no_image_that_is_used_again(n
         torch.manual_seed(0)
         network = nn.Sequential(Centred(in_place), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
         classifier = ab.BayesianClassifier(network.train(), init_std=0.1)
-        ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), lr=0.1), x.clone(), y, kl_weight=0)
+        ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), lr=0.1), x.clone(), y, kl_weight=0, awp=0.1)
         classifier.eval()
         found.append((classifier.mean.detach(), classifier.averaged(3)(x), ab.predict(classifier, x, num_samples=3)))
     assert torch.equal(x, before)

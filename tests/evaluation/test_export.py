@@ -9,9 +9,16 @@ X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 OTHER = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+class Centred(torch.nn.Module):
+    def forward(self, x):
+        return x.mul_(2).sub_(1)
+
+
 def classifier(defense="advbnn"):
     torch.manual_seed(2)
     network = ab.networks.convnet(3, width=2)
+    if defense == "in place":
+        network, defense = torch.nn.Sequential(Centred(), network), "advbnn"
     wide = {"init_std": 0.3} if defense == "advbnn" else {}
     return ab.build_classifier(defense, network, **wide).eval()
 
@@ -27,7 +34,7 @@ def run(path, x):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The given buffer is not writable")      # of torch 2.11
 @pytest.mark.parametrize("ending, defense, draws", [
-    ("pt2", "rse", 2), ("pt2", "mixture", 0), ("onnx", "advbnn", 3)])
+    ("pt2", "rse", 2), ("pt2", "mixture", 0), ("onnx", "advbnn", 3), ("pt2", "in place", 2)])
 def test_an_exported_file_answers_any_number_of_images_as_the_networks_it_was_made_of(tmp_path, ending, defense, draws):
     if ending == "onnx":
         pytest.importorskip("onnx")
@@ -39,7 +46,7 @@ def test_an_exported_file_answers_any_number_of_images_as_the_networks_it_was_ma
     torch.manual_seed(7)
     networks = [given.draw() for _ in range(draws)] or [given.mean_network()]
     for x in (OTHER, OTHER[:1]):
-        expected = torch.stack([network(x).softmax(-1) for network in networks]).mean(0)
+        expected = torch.stack([network(x.clone()).softmax(-1) for network in networks]).mean(0)
         torch.testing.assert_close(run(path, x), expected, rtol=0, atol=1e-5)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 

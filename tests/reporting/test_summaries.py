@@ -225,6 +225,9 @@ def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path)
         "adv, 100 images, best.pt", "adv, 200 images, best.pt", "adv, 200 images, checkpoint.pt"]
     rows = [row(run | {"weights": weights}, 70) for weights in ("0a1b", "2c3d")]             # it went on in between
     assert [line["run"] for line in lines(summary_of(tmp_path / "other", "runs", rows))] == ["adv, 0a1b", "adv, 2c3d"]
+    rows.append(row(run | {"checkpoint": "adv/checkpoint.pt", "weights": "4e5f"}, 70))
+    assert [line["run"] for line in lines(summary_of(tmp_path / "more", "runs", rows))] == [
+        "adv, best.pt, 0a1b", "adv, best.pt, 2c3d", "adv, checkpoint.pt, 4e5f"]
 
 
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
