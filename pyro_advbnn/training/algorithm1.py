@@ -48,6 +48,7 @@ def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=Non
     x = _attacked(classifier, x, y, attack, micro_batch)
     if awp:
         with buffers_kept(classifier.network):           # the perturbed weights' batch alone moves the running statistics
+            # cloned: a first layer may work in place
             _summed_gradients(classifier, optimizer, x.clone(), y, 0.0, micro_batch, share, take_gradients)
     with perturbed(classifier, awp) if awp else nullcontext():
         parts = _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, take_gradients)
