@@ -656,7 +656,7 @@ def test_the_table_of_budgets_equals_the_records_of_the_trials():
     assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
 
 
-def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
+def test_what_is_said_of_the_priors_decay_equals_the_records():
     runs, rows = cifar10_trials(), table("method.md", "prior", "nll, epoch 5")
     text = " ".join(PAGES["method.md"].split())
     names = {"fan_in": "images-64", "0.0038, as auto has it": "prior-0.0038",
@@ -681,12 +681,10 @@ def test_what_is_said_of_the_priors_decay_equals_the_records_and_the_networks():
     kl, snr = runs["prior-0.0038"]["course"][14][2:4]
     noise = price(alpha, 49_000, 924_186, snr)
     assert f"Of the {kl:.3f} nats per image at the end of the second row below the noise costs {noise:.3f}." in text
-    adv, posterior = (ab.load(RUNS / f"zoo/cifar10-{name}.pt") for name in ("adv", "advbnn"))
-    weights = {name: weight for name, weight in adv.network.named_parameters() if weight.dim() == 4}
-    own = {name: posterior.posterior()[name] for name in weights}
-    grown = [(own[name].loc.square().mean() / weight.square().mean()).sqrt().item() for name, weight in weights.items()]
-    snr = [(w.loc.square().mean() / w.scale.square().mean()).item() for w in own.values()]
-    decay = [alpha / 49_000 / (2 / weight[0].numel()) for weight in weights.values()]
+    sizes, kept = records("cifar10-trials/sizes.jsonl"), best_epoch(records("cifar10-medium/runs/advbnn-tuned/metrics.jsonl"))
+    grown = [row["advbnn, prior of fan_in"] / row["adv"] for row in sizes]
+    snr = [kept[f"snr/{row['weight'].removesuffix('.weight')}"] for row in sizes]
+    decay = [alpha / 49_000 / (2 / row["fan_in"]) for row in sizes]
     assert f"end {min(grown):.1f} to {max(grown):.1f} times as large" in text
     assert f"last three convolutions the signal-to-noise ratio is {min(snr[-3:]):.1f} to {max(snr[-3:]):.1f}." in text
     assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
