@@ -1,7 +1,7 @@
 """Tables of accuracy against the radius of the attack: Table 1, Fig. 2, and runs of any kind side by side."""
 from pyro_advbnn.cli.text_tables import NONE, percent, share
 from pyro_advbnn.reporting import paper, run_descriptions
-from pyro_advbnn.reporting.curves import curves
+from pyro_advbnn.reporting.curves import checkpoints_tell_weights, curves
 from pyro_advbnn.reporting.paper import dataset_name, defense_name
 from pyro_advbnn.reporting.summary import INTERVALS, Summary, shared
 
@@ -82,10 +82,9 @@ def runs(rows, folder):
     configs = run_descriptions.read(run_descriptions.run_folders(folder))
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
-    several = {run for run in order if len({row["weights"] for row in rows if row["run"] == run}) > len(
-        {row["checkpoint"] for row in rows if row["run"] == run})}           # weights in one checkpoint, as it went on
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        told_elsewhere = ["attack_samples", "alpha", "prior_std", *([] if curve.rows[0]["run"] in several else ["weights"])]
+        told_elsewhere = ["attack_samples", "alpha", "prior_std"]
+        told_elsewhere += ["weights"] if checkpoints_tell_weights(rows, curve.rows[0]["run"]) else []
         last, words = curve.rows[-1], [text for name, text in curve.words.items() if name not in told_elsewhere]
         lines.append([", ".join([curve.label, *words]), defense_name(last), peculiar.get(last["run"]) or NONE,
                       str(last["attack_samples"] or NONE), *_cells(curve, radii)])

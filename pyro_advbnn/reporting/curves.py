@@ -62,11 +62,17 @@ def named(rows, *shown, names=None):
         own = [settings(row) for row in rows if row["run"] == run]
         told[run] = {name for each in own for name in each
                      if name not in shown and len({other[name] for other in own if name in other}) > 1}
-        if len({each["checkpoint"] for each in own}) == len({each["weights"] for each in own}):
-            told[run] -= {"weights"}                     # the checkpoint already tells them
+        if checkpoints_tell_weights(rows, run):
+            told[run] -= {"weights"}
     for row in rows:
         words = [text for name, text in settings(row).items() if name in told[row["run"]]]
         yield ", ".join([names[row["run"]], *words]), row
+
+
+def checkpoints_tell_weights(rows, run):
+    """Whether the rows of a run have as many weights as checkpoints, so that the name of the one tells the other."""
+    own = [row for row in rows if row["run"] == run]
+    return len({row["checkpoint"] for row in own}) == len({row["weights"] for row in own})
 
 
 def _labels_of_many(rows):
