@@ -179,9 +179,9 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    by_default = defense == "advbnn" and not run and (RUNS / folder / "prior").exists()        # by today's prior
-    run = "" if run == "fan_in" else run
-    best = [row for row in records(f"{folder}/{'prior/' if by_default else ''}evaluation/accuracy.csv")
+    part = "fan_in" if run == "fan_in" else "prior" if defense == "advbnn" and not run else ""     # where a prior stands apart
+    part, run = f"{part}/" if part and (RUNS / folder / part).exists() else "", "" if run == "fan_in" else run
+    best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
             if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
     return percent(one(best, defense=defense, epsilon=epsilon,
                        attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
@@ -226,19 +226,101 @@ def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
                 assert cell.strip("*") == accuracy_of(label, epsilon, draws, folder, dataset), (label, epsilon)
 
 
-def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
-    text = " ".join(PAGES["results.md"].partition("## CIFAR-10, a narrow VGG16")[2].partition("\n## ")[0].split())
-    robust, runs = (records(f"cifar10-medium/evaluation/{name}.csv") for name in ("robust", "runs"))
+def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
+    text = section("results.md", "## CIFAR-10, a narrow VGG16").partition("### ")[0]
+    runs, radii = ("adv-tuned", "advbnn-tuned"), ("0", "0.015", "0.031372549", "0.035", "0.055", "0.07")
+    robust, found = of_the_pair("robust", ""), robust_images("cifar10-medium/evaluation/robust_examples.csv")
+    left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}
+    (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
+    gain = "{gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}]".format_map(
+        {name: 100 * value for name, value in worst_case.gain(found[runs[1]], found[runs[0]]).items()})
+    assert f"averaging 20 draws) it has {ours}, adversarial training {adv}: apart by {gain}." in text
+    assert f"(8/255, 500 images: {ours} and {adv} %; one seed)" in PAGES["README.md"]
+    assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}." in text
+    rows = [row for name in ("runs", "accuracy") for row in of_the_pair(name, "")]
+    best = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
+    known, one_draw, many = (listed_accuracies(best, run, draws, "500", radii)
+                             for run, draws in ((runs[0], "1"), (runs[1], "1"), (runs[1], "20")))
+    assert (f"adversarial training has {known} on the same 500 images (0 to 0.07), Adv-BNN {one_draw} under one draw "
+            f"and {many} under twenty: one draw hides nothing.") in text
+    last = [percent(one(rows, checkpoint=f"{runs[0]}/checkpoint.pt", epsilon=epsilon)["accuracy"])
+            for epsilon in ("0", "0.031372549")]
+    course = records(f"cifar10-medium/runs/{runs[1]}/metrics.jsonl")
+    held_out = [both_accuracies(epoch, "held_out") for epoch in (course[-1], best_epoch(course))]
+    assert ("adversarial training has {} and {} there (clean, 8/255), and held out, under the training's attack, Adv-BNN "
+            "has {}, at its best epoch {}.").format(*last, *held_out) in text
+    adv, ours = (records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1] for run in runs)
+    assert f"is {ours['nll']:.2f} for both." in text and f"{adv['nll']:.2f}" == f"{ours['nll']:.2f}"
+    (right, held_out), (others, theirs) = ([percent(end[f"{split}_robust_accuracy"]) for split in ("train", "held_out")]
+                                           for end in (ours, adv))
+    assert f"{right} % are right under attack, {held_out} held out; {others} and {theirs} by adversarial training." in text
+    assert f"ratio is {ours['snr']:.0f}, and the KL costs {ours['kl_per_image']:.3f} nats per image." in text
+    exact = records("cifar10-medium/float32/evaluation/accuracy.csv")
+    one_draw, many = (listed_accuracies(exact, runs[1], *of, radii) for of in (("1", "2000"), ("20", "500")))
+    assert f"in float32, has {one_draw} under one draw, {many} under twenty (`float32/`)." in text
+    earlier = records("cifar10-medium/bfloat16/evaluation/accuracy.csv")
+    one_draw, many = (listed_accuracies(earlier, runs[1], *of, ("0", "0.031372549", "0.035", "0.07"))
+                      for of in (("1", "2000"), ("20", "500")))
+    assert f"{one_draw} under one draw (clean, 8/255, 0.035, 0.07), {many} under twenty." in text
+
+
+def test_what_the_posterior_of_the_narrow_vgg16_is_equals_the_records():
+    text = section("results.md", "## CIFAR-10, a narrow VGG16").partition("### ")[0]
+    evaluation = "cifar10-medium/evaluation"
+    stds = one(records(f"{evaluation}/layers.csv"), layer="all")
+    prior, low = float(stds["prior_log_std"]), float(stds["log_std_q05"])
+    assert f"95 % are no more than {prior - low:.2f} below the prior's, {prior:.2f}:" in text
+    clean = sorted(percent(row["accuracy"]) for row in records(f"{evaluation}/ensemble.csv") if row["epsilon"] == "0")
+    assert f"1 to 50 draws per prediction have {clean[0]} to {clean[-1]} % on clean images (500)." in text
+    assert f"costs nothing ({pruned(evaluation, 'signal_to_noise', '0.6')} clean)" in text
+    left = [left_after_pruning(evaluation)["std", "0.4", epsilon] for epsilon in ("0.03125", "0")]
+    assert "40 % leave {} and {}, 60 % nothing".format(*left) in text
+    rho = sorted(f"{float(row['rho']):.2f}" for row in records(f"{evaluation}/transfer.csv") if row["source"] != row["run"])
+    assert "takes {} to {} of what the other's own takes (radius 0.06, 1,000 images; the paper says 0.5".format(*rho) in text
+
+
+def left_after_pruning(evaluation):
+    return {(row["prune_by"], row["fraction"], row["epsilon"]): percent(row["accuracy"])
+            for row in records(f"{evaluation}/pruning.csv") if row["prediction"] == "posterior"}
+
+
+def pruned(evaluation, by, share):
+    """What pruning that share changes, under attack and clean, as the page says it."""
+    of = left_after_pruning(evaluation)
+    return "{} to {} % at 8/256, {} to {} %".format(
+        *(of[by, part, epsilon] for epsilon in ("0.03125", "0") for part in ("0", share)))
+
+
+def of_the_pair(name, part):
+    """The records of adversarial training on CIFAR-10 and of Adv-BNN, by today's prior or in a part of its own."""
+    return [row for folder, run in (("", "adv-tuned"), (part, "advbnn-tuned"))
+            for row in records(f"cifar10-medium/{folder}evaluation/{name}.csv") if row["run"] == run]
+
+
+def section(page, heading):
+    """The text under a heading, up to the next one of its level, on one line."""
+    level = heading.partition(" ")[0]
+    return " ".join(re.split(rf"\n#{{1,{len(level)}}} ", PAGES[page].partition(f"\n{heading}\n")[2])[0].split())
+
+
+def test_what_attacks_leave_to_the_narrow_vgg16_by_fan_in_equals_the_records():
+    text = section("results.md", "### By a prior scaled by fan-in")
+    robust, runs = (of_the_pair(name, "fan_in/") for name in ("robust", "runs"))
     left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}
     assert (f"leaves {left['adv-tuned', False]} to adversarial training and, averaging 20 draws, "
             f"{left['advbnn-tuned', False]} to Adv-BNN") in text
     assert f"leaves {left['adv-tuned', True]} to adversarial training, {left['advbnn-tuned', True]} to Adv-BNN" in text
-    rho = {(row["source"], row["run"]): f"{float(row['rho']):.2f}" for row in records("cifar10-medium/evaluation/transfer.csv")}
+    rho = {(row["source"], row["run"]): f"{float(row['rho']):.2f}"
+           for row in records("cifar10-medium/fan_in/evaluation/transfer.csv")}
     both = "adv-tuned", "advbnn-tuned"
     told = [sorted({rho[source, target] for source in sources for target in both if source != target})
             for sources in (both, ["rse"], ["bnn", "none"])]
-    assert ("takes {0[0]} to {0[1]} of what the other's own takes (radius 0.06, 1,000 images; the paper says 0.5 to 0.6), one "
-            "made on RSE {1[0]} to {1[1]}, one made on BNN or no defence {2[0]} to {2[1]}.").format(*told) in text
+    assert ("takes {0[0]} to {0[1]} of what the other's own takes, one made on RSE {1[0]} to {1[1]}, one made on BNN or no "
+            "defence {2[0]} to {2[1]} (radius 0.06, 1,000 images).").format(*told) in text
+    evaluation = "cifar10-medium/fan_in/evaluation"
+    fifth = [left_after_pruning(evaluation)["std", "0.2", epsilon] for epsilon in ("0.03125", "0")]
+    assert (f"60 % go at no cost, too ({pruned(evaluation, 'signal_to_noise', '0.6')} clean), and by largest std 20 % "
+            "({} and {} %)").format(*fifth) in text
     few = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in runs if row["num_examples"] == "500"}
     shorter = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in
                records("cifar10-medium/epochs-15/evaluation/accuracy.csv") if row["num_examples"] == "2000"}
@@ -247,13 +329,13 @@ def test_what_attacks_leave_to_the_narrow_vgg16_equals_the_records():
          for run in both] for found in (few, shorter))
     assert f"adversarial training has {adv} (clean, 8/255, 0.035), Adv-BNN {ours} under one draw" in text
     assert f"After 15 epochs adversarial training had {short_adv}, Adv-BNN {short_ours} under one draw" in text
-    nll = [records(f"cifar10-medium/runs/{run}/metrics.jsonl")[-1]["nll"] for run in ("advbnn-tuned", "adv-tuned")]
+    nll = [records(f"cifar10-medium/{run}/metrics.jsonl")[-1]["nll"] for run in ("fan_in/runs/advbnn-tuned", "runs/adv-tuned")]
     assert "training {:.2f}, Adv-BNN {:.2f}".format(*nll[::-1]) in text
     assert f"after 30 epochs {nll[0] - nll[1]:.3f};" in " ".join(PAGES["method.md"].split())
 
 
 def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
-    text = " ".join(PAGES["results.md"].partition("## CIFAR-10, a narrow VGG16")[2].partition("\n## ")[0].split())
+    text = section("results.md", "### By a prior scaled by fan-in")
     evaluation = "cifar10-medium/seed-1/evaluation"
     rows = records(f"{evaluation}/accuracy.csv")
     rows = rows + [row for row in records(f"{evaluation}/runs.csv") if row["num_examples"] == "500"]
@@ -262,7 +344,7 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
         return listed_accuracies(rows, *of, epsilons=("0", "0.031372549", "0.035", "0.07"))
 
     adv, ours = "adv-tuned-seed-1", "advbnn-tuned-seed-1"
-    main = [row for row in records("cifar10-medium/evaluation/accuracy.csv") if row["checkpoint"].endswith("/best.pt")]
+    main = of_the_pair("accuracy", "fan_in/")
 
     def gaps(rows, adv, ours):
         of = {(row["run"], row["epsilon"]): 100 * float(row["accuracy"]) for row in rows
@@ -271,7 +353,7 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
 
     first, second = gaps(main, "adv-tuned", "advbnn-tuned"), gaps(rows, adv, ours)
     assert "with seed 1 by {}, {}, {} and {}.".format(*(f"{gap:.1f}" for gap in second)) in text
-    both = main + records("cifar10-medium/evaluation/runs.csv") + rows
+    both = main + of_the_pair("runs", "fan_in/") + rows
     few = {(row["run"], row["attack_samples"]): 100 * float(row["accuracy"]) for row in both
            if row["num_examples"] == "500" and row["epsilon"] == "0" and row["checkpoint"].endswith("/best.pt")}
     gap = statistics.mean(few["advbnn-tuned" + seed, "20"] - few["adv-tuned" + seed, "1"] for seed in ("", "-seed-1"))
@@ -285,8 +367,9 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: apart by" in text
     assert (f"mixture of both Adv-BNNs has {left[f'advbnn-tuned+{ours}']} in the worst case, both adversarially trained "
             f"networks averaged have {left[f'adv-tuned+{adv}']}") in text
-    runs = [robust_images(name) for name in ("cifar10-medium/evaluation/robust_examples.csv",
-                                             f"{evaluation}/robust_examples.csv.gz")]
+    runs = [robust_images("cifar10-medium/evaluation/robust_examples.csv")
+            | robust_images("cifar10-medium/fan_in/evaluation/robust_examples.csv.gz"),
+            robust_images(f"{evaluation}/robust_examples.csv.gz")]
     for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
         pairs = [[standing(found[defense + end], clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
                  for defense in ("adv-tuned", "advbnn-tuned")]
@@ -352,11 +435,9 @@ def test_what_more_steps_and_pruning_do_equals_the_records():
     of = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records("cifar10-medium/evaluation/steps.csv")}
     told = [f"from {of[run, '26']} to {of[run, '1000']}" for run in ("adv-tuned", "advbnn-tuned")]
     assert "adversarial training goes {}, Adv-BNN {} (8/256".format(*told) in pages
-    of = {(row["prune_by"], row["fraction"], row["epsilon"]): percent(row["accuracy"]) for row in
-          records("stl10-medium/evaluation/pruning.csv") if row["prediction"] == "posterior"}
-    told = [of["signal_to_noise", share, epsilon] for epsilon in ("0.03125", "0") for share in ("0", "0.6")]
-    assert "({} to {} at 8/256, {} to {} clean".format(*told) in pages
-    assert f"by largest std not even 20 % ({of['std', '0.2', '0.03125']})" in pages
+    assert f"({pruned('stl10-medium/evaluation', 'signal_to_noise', '0.6')} clean" in pages
+    left = left_after_pruning("stl10-medium/evaluation")["std", "0.2", "0.03125"]
+    assert f"by largest std not even 20 % ({left})" in pages
 
 
 def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
@@ -681,7 +762,8 @@ def test_what_is_said_of_the_priors_decay_equals_the_records():
     kl, snr = runs["prior-0.0038"]["course"][14][2:4]
     noise = price(alpha, 49_000, 924_186, snr)
     assert f"Of the {kl:.3f} nats per image at the end of the second row below the noise costs {noise:.3f}." in text
-    sizes, kept = records("cifar10-trials/sizes.jsonl"), best_epoch(records("cifar10-medium/runs/advbnn-tuned/metrics.jsonl"))
+    sizes, kept = records("cifar10-trials/sizes.jsonl"), best_epoch(
+        records("cifar10-medium/fan_in/runs/advbnn-tuned/metrics.jsonl"))
     grown = [row["advbnn, prior of fan_in"] / row["adv"] for row in sizes]
     snr = [kept[f"snr/{row['weight'].removesuffix('.weight')}"] for row in sizes]
     decay = [alpha / 49_000 / (2 / row["fan_in"]) for row in sizes]
@@ -701,7 +783,7 @@ def both_accuracies(epoch, split):
 def test_what_the_decay_weighs_equals_the_records():
     text = " ".join(PAGES["method.md"].split())
     courses = [records(f"{folder}/metrics.jsonl") for folder in (
-        "cifar10-medium/prior/runs/advbnn-tuned", "stl10-medium/prior/runs/advbnn")]
+        "cifar10-medium/runs/advbnn-tuned", "stl10-medium/prior/runs/advbnn")]
     assert "in the first epoch an image pays {:.2f} nats in all with the narrow VGG16, {:.2f} with Model A.".format(
         *(course[0]["kl_per_image"] for course in courses)) in text
     network = networks.build_network("vgg16", 10, 3, 16)
@@ -736,20 +818,9 @@ def test_what_the_prior_does_on_stl10_equals_the_records():
 
 
 def test_what_the_prior_does_on_cifar10_equals_the_records():
-    new = records("cifar10-medium/prior/evaluation/accuracy.csv")
-    adv = [row for row in records("cifar10-medium/evaluation/accuracy.csv") + records("cifar10-medium/evaluation/runs.csv")
-           if row["checkpoint"] == "adv-tuned/best.pt"]
-    few = ("0", "0.031372549", "0.035", "0.07")
-    told = []
-    for radii, images, draws in ((("0", "0.015", "0.031372549", "0.035", "0.055", "0.07"), "2000", "1"), (few, "500", "20")):
-        told += [listed_accuracies(new, "advbnn-tuned", draws, images, radii),
-                 listed_accuracies(adv, "adv-tuned", "1", images, radii)]
     nll = [f"{records(f'cifar10-medium/{run}/metrics.jsonl')[-1]['nll']:.3f}" for run in (
-        "prior/runs/advbnn-tuned", "runs/adv-tuned", "runs/advbnn-tuned")]
-    text = " ".join(PAGES["method.md"].split())
-    assert "end at a nll of {}, adversarial training's {} and {} by `fan_in`.".format(*nll) in text
-    assert ("have {} under one draw (0, 0.015, 8/255, 0.035, 0.055, 0.07), where adversarial training has {}; on 500, under "
-            "twenty draws, {} (0, 8/255, 0.035, 0.07), where it has {}.".format(*told)) in text
+        "runs/advbnn-tuned", "runs/adv-tuned", "fan_in/runs/advbnn-tuned")]
+    assert "end at a nll of {}, adversarial training's {} and {} by `fan_in`.".format(*nll) in PAGES["method.md"]
 
 
 def test_the_table_of_budgets_on_stl10_equals_the_records():

@@ -40,7 +40,7 @@ def _radii(rows, dataset):
         count = min(len(measured), _MOST_RADII)
         wanted = [measured[round(i * (len(measured) - 1) / max(count - 1, 1))] for i in range(count)]
     left_out = len(set(measured) - set(wanted))
-    return wanted, f"Without {left_out} more radii that were measured. " if left_out else ""
+    return wanted, f"Not shown: {left_out} of the measured radii. " if left_out else ""
 
 
 def _is_many(curve):

@@ -89,13 +89,13 @@ def test_many_radii_off_the_papers_are_thinned_and_the_note_counts_those_left_ou
     rows = [row(ADV | {"dataset": "digits"}, 500, round(0.02 * i, 2)) for i in range(16)]
     table = summary_of(tmp_path, "table1", rows, "accuracy")
     assert len(table.columns) == 3 + 7 and table.columns[3] == "ε = 0" and table.columns[-1] == "ε = 0.3"
-    assert "Without 9 more radii" in table.note
+    assert "Not shown: 9 of the measured radii. " in table.note
 
 
 def test_where_none_of_the_papers_radii_was_attacked_the_columns_are_those_that_were(tmp_path):
     rows = [row(ADV, 500, epsilon) for epsilon in (0, 8 / 255)]
     table = summary_of(tmp_path, "table1", rows, "accuracy")
-    assert table.columns[3:] == ["ε = 0", "ε = 0.0313725"] and "more radii" not in table.note
+    assert table.columns[3:] == ["ε = 0", "ε = 0.0313725"] and "Not shown" not in table.note
 
 
 def test_two_data_sets_have_a_table_1_each(tmp_path):
