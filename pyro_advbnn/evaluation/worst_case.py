@@ -47,7 +47,7 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     A row: attack, index of the image, label, and what `judge` says of the attacked image by the draws that judge
     (judged_margin; leaves: whether they are sure) and by those that count (margin, broken, wrong_draws, predicted), seconds.
     Each attack on each batch draws from a stream of its own, so that what is known need not be computed again.
-    known: a callable (name, indices) that gives these rows where it has them all, else None. stop: a callable that is asked
+    known: a callable (name, indices) that gives those of these rows that there are. stop: a callable that is asked
     before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
     check_at_least("num_samples", num_samples, 1)
@@ -56,16 +56,18 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
         for number, (x, y) in enumerate(batches):
-            here = [i for i in range(len(y)) if first + i not in left]
-            indices, first = [first + i for i in here], first + len(y)
-            if not here:
+            begin, first = first, first + len(y)
+            indices = [index for index in range(begin, first) if index not in left]
+            if not indices:
                 continue
-            rows = known(name, indices) if known else None
-            if rows is None and attack is not None and stop and stop():
-                return
-            if rows is None:
+            rows = list(known(name, indices)) if known else []
+            told = {row["index"] for row in rows}
+            new = [index - begin for index in indices if index not in told]
+            if new:
+                if attack is not None and stop and stop():
+                    return
                 with separate_randomness(_stream(seed, name, number)):
-                    rows = _rows(classifier, name, attack, x[here], y[here], indices, num_samples, may_leave)
+                    rows += _rows(classifier, name, attack, x[new], y[new], [begin + i for i in new], num_samples, may_leave)
             left |= {row["index"] for row in rows if row["leaves"]}
             yield name, rows
 

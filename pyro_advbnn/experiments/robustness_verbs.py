@@ -136,17 +136,17 @@ def _attacked(runs, run, attacks, settings, ends):
     before = {(row["attack"], row["index"]): row for row in runs.table("robust_examples").select(**settings)}
 
     def known(name, indices):
-        found = [before.get((name, index)) for index in indices]
-        return found if all(found) else None
+        return [before[name, index] for index in indices if (name, index) in before]
 
     with runs.measuring(run.name, len(run.images)) as progress:
         for name, found in worst_case.attacked(run.classifier, runs.batches(run), attacks,
                                                num_samples=settings["num_samples"], seed=runs.seed, known=known,
                                                stop=lambda: ends and time.monotonic() > ends):
-            if not known(name, [row["index"] for row in found]):
+            new = [row for row in found if (name, row["index"]) not in before]
+            if new:
                 computed = True
                 runs.add("robust_examples", [settings | row | {name: classes[row[name]] for name in ("label", "predicted")}
-                                             for row in found])
+                                             for row in new])
             rows += found
             worst = worst_case.worst_rows(rows).values()
             progress(len(worst), sum(not row["broken"] for row in worst))

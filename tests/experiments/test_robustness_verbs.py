@@ -112,6 +112,19 @@ def test_an_attack_that_was_stopped_between_its_batches_is_finished_by_the_next_
     assert [lines(run, name) for name in ("robust_examples", "robust")] == whole
 
 
+def test_fewer_attacks_afterwards_add_rows_and_change_none(run, monkeypatch, capsys):
+    monkeypatch.setattr(robustness_verbs.worst_case, "SURE", 0)                 # an image leaves as soon as it is broken
+    evaluated(run, "robust", *ATTACKS)
+    whole = lines(run, "robust_examples")
+    evaluated(run, "robust", "--attacks", "pgd")         # sees images, too, that an earlier attack had removed
+    after = lines(run, "robust_examples")
+    assert len(after) > len(whole) and all(row in after for row in whole)
+    monkeypatch.setattr(robustness_verbs.worst_case, "judge", lambda *_: pytest.fail("computed again"))
+    capsys.readouterr()
+    evaluated(run, "robust", *ATTACKS)
+    assert "added 0 rows" in capsys.readouterr().out
+
+
 def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 3))
     evaluated(run, "checks")
