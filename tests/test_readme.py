@@ -234,15 +234,15 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
     gain = "{gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}]".format_map(
         {name: 100 * value for name, value in worst_case.gain(found[runs[1]], found[runs[0]]).items()})
-    assert f"averaging 20 draws) it has {ours}, adversarial training {adv}: apart by {gain}." in text
+    assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: apart by {gain}." in text
     assert f"(8/255, 500 images: {ours} and {adv} %; one seed)" in PAGES["README.md"]
-    assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}." in text
+    assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}, in this order." in text
     rows = [row for name in ("runs", "accuracy") for row in of_the_pair(name, "")]
     best = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
     known, one_draw, many = (listed_accuracies(best, run, draws, "500", radii)
                              for run, draws in ((runs[0], "1"), (runs[1], "1"), (runs[1], "20")))
     assert (f"adversarial training has {known} on the same 500 images (0 to 0.07), Adv-BNN {one_draw} under one draw "
-            f"and {many} under twenty: one draw hides nothing.") in text
+            f"and {many} under twenty: one draw hides nothing that 500 images show.") in text
     last = [percent(one(rows, checkpoint=f"{runs[0]}/checkpoint.pt", epsilon=epsilon)["accuracy"])
             for epsilon in ("0", "0.031372549")]
     course = records(f"cifar10-medium/runs/{runs[1]}/metrics.jsonl")
@@ -257,7 +257,7 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     assert f"ratio is {ours['snr']:.0f}, and the KL costs {ours['kl_per_image']:.3f} nats per image." in text
     exact = records("cifar10-medium/float32/evaluation/accuracy.csv")
     one_draw, many = (listed_accuracies(exact, runs[1], *of, radii) for of in (("1", "2000"), ("20", "500")))
-    assert f"in float32, has {one_draw} under one draw, {many} under twenty (`float32/`)." in text
+    assert f"it has {one_draw} under one draw, {many} under twenty (`float32/`)." in text
     earlier = records("cifar10-medium/bfloat16/evaluation/accuracy.csv")
     one_draw, many = (listed_accuracies(earlier, runs[1], *of, ("0", "0.031372549", "0.035", "0.07"))
                       for of in (("1", "2000"), ("20", "500")))
@@ -269,12 +269,15 @@ def test_what_the_posterior_of_the_narrow_vgg16_is_equals_the_records():
     evaluation = "cifar10-medium/evaluation"
     stds = one(records(f"{evaluation}/layers.csv"), layer="all")
     prior, low = float(stds["prior_log_std"]), float(stds["log_std_q05"])
-    assert f"95 % are no more than {prior - low:.2f} below the prior's, {prior:.2f}:" in text
+    assert f"95 % are no more than {prior - low:.2f} below the prior's, {prior:.2f};" in text
     clean = sorted(percent(row["accuracy"]) for row in records(f"{evaluation}/ensemble.csv") if row["epsilon"] == "0")
-    assert f"1 to 50 draws per prediction have {clean[0]} to {clean[-1]} % on clean images (500)." in text
-    assert f"costs nothing ({pruned(evaluation, 'signal_to_noise', '0.6')} clean)" in text
-    left = [left_after_pruning(evaluation)["std", "0.4", epsilon] for epsilon in ("0.03125", "0")]
-    assert "40 % leave {} and {}, 60 % nothing".format(*left) in text
+    assert f"1 to 50 have {clean[0]} to {clean[-1]} % on clean images (500)." in text
+    differ = [percent(row["undecided"]) for part in ("", "fan_in/") for row in of_the_pair("robust", part)
+              if row["run"] == "advbnn-tuned" and "square" in row["attacks"]]
+    assert "differ on {} % of the images, by `fan_in` on {}.".format(*differ) in text
+    assert f"costs nothing that 500 images show ({pruned(evaluation, 'signal_to_noise', '0.6')} clean)" in text
+    left = [left_after_pruning(evaluation)["std", share, epsilon] for share in ("0.4", "0.6") for epsilon in ("0.03125", "0")]
+    assert "40 % leave {} and {}, 60 % leave {} and {} (one draw".format(*left) in text
     rho = sorted(f"{float(row['rho']):.2f}" for row in records(f"{evaluation}/transfer.csv") if row["source"] != row["run"])
     assert "takes {} to {} of what the other's own takes (radius 0.06, 1,000 images; the paper says 0.5".format(*rho) in text
 
@@ -352,6 +355,8 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
         return [round(of[adv, epsilon] - of[ours, epsilon], 6) for epsilon in ("0", "0.031372549", "0.035", "0.07")]
 
     first, second = gaps(main, "adv-tuned", "advbnn-tuned"), gaps(rows, adv, ours)
+    told = "On 2,000 images by {:.1f} (clean), {:.1f} (8/255), {:.1f} (0.035) and {:.1f} (0.07);"
+    assert told.format(*first) in text
     assert "with seed 1 by {}, {}, {} and {}.".format(*(f"{gap:.1f}" for gap in second)) in text
     both = main + of_the_pair("runs", "fan_in/") + rows
     few = {(row["run"], row["attack_samples"]): 100 * float(row["accuracy"]) for row in both
@@ -359,7 +364,7 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     gap = statistics.mean(few["advbnn-tuned" + seed, "20"] - few["adv-tuned" + seed, "1"] for seed in ("", "-seed-1"))
     assert (f"clean by the accuracies above it is {gap:.1f}, on 2,000 images -{statistics.mean([first[0], second[0]]):.1f}."
             in text)
-    assert f"clean by {statistics.mean([first[0], second[0]]):.1f} (2,000 images; means of two seeds)" in PAGES["README.md"]
+    assert f"clean by {statistics.mean([first[0], second[0]]):.1f} (2,000; means of two seeds)" in PAGES["README.md"]
     assert f"adversarial training has {accuracies(adv, '1', '2000')} (clean, 8/255, 0.035, 0.07)" in text
     assert f"Adv-BNN {accuracies(ours, '1', '2000')} under one draw, and {accuracies(ours, '20', '500')} under twenty" in text
     assert f"adversarial training has {accuracies(adv, '1', '500')} on the same images" in text

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pyro_advbnn as ab
+from pyro_advbnn.experiments.images import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO, FIXTURE = ROOT / "runs" / "zoo", ROOT.parent / "shared" / "data" / "fixture_small.npz"
@@ -39,6 +40,11 @@ def test_a_card_says_what_the_records_say_and_how_to_load_the_network(name):
     loading, = re.findall(r"^    (ab\.load\(.*)$", card, re.MULTILINE)
     classifier = eval(loading.replace("runs/zoo", str(ZOO)))
     assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+
+
+def test_the_records_of_adv_bnn_on_cifar10_are_of_the_network_that_is_here():
+    rows = [row for table in ("accuracy", "robust", "pruning") for row in records("cifar10-advbnn", table)]
+    assert {row["weights"] for row in rows} == {digest(ab.load(ZOO / "cifar10-advbnn.pt").state_dict())}
 
 
 @pytest.mark.slow
