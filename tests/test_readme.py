@@ -62,6 +62,12 @@ def one(rows, **fields):
     return found[0]
 
 
+def section(page, heading):
+    """The text under a heading, up to the next one of its level, on one line."""
+    level = heading.partition(" ")[0]
+    return " ".join(re.split(rf"\n#{{1,{len(level)}}} ", PAGES[page].partition(f"\n{heading}\n")[2])[0].split())
+
+
 def percent(share):
     return f"{100 * float(share):.1f}"
 
@@ -179,8 +185,9 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    part = "fan_in" if run == "fan_in" else "prior" if defense == "advbnn" and not run else ""     # where a prior stands apart
-    part, run = f"{part}/" if part and (RUNS / folder / part).exists() else "", "" if run == "fan_in" else run
+    part = {"": "prior/", "fan_in": "fan_in/"}.get(run, "") if defense == "advbnn" else ""
+    part = part if (RUNS / folder / part).exists() else ""           # some data sets have one prior apart, some the other
+    run = "" if run == "fan_in" else run
     best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
             if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
     return percent(one(best, defense=defense, epsilon=epsilon,
@@ -232,8 +239,7 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     robust, found = of_the_pair("robust", ""), robust_images("cifar10-medium/evaluation/robust_examples.csv")
     left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}
     (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
-    gain = "{gain:+.1f} [{gain_low:+.1f}, {gain_high:+.1f}]".format_map(
-        {name: 100 * value for name, value in worst_case.gain(found[runs[1]], found[runs[0]]).items()})
+    gain = gain_of(found, *reversed(runs))
     assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: apart by {gain}." in text
     assert f"(8/255, 500 images: {ours} and {adv} %; one seed)" in PAGES["README.md"]
     assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}, in this order." in text
@@ -275,7 +281,7 @@ def test_what_the_posterior_of_the_narrow_vgg16_is_equals_the_records():
     differ = [percent(row["undecided"]) for part in ("", "fan_in/") for row in of_the_pair("robust", part)
               if row["run"] == "advbnn-tuned" and "square" in row["attacks"]]
     assert "differ on {} % of the images, by `fan_in` on {}.".format(*differ) in text
-    assert f"costs nothing that 500 images show ({pruned(evaluation, 'signal_to_noise', '0.6')} clean)" in text
+    assert f"costs nothing that 500 images show ({pruned(evaluation)} clean)" in text
     left = [left_after_pruning(evaluation)["std", share, epsilon] for share in ("0.4", "0.6") for epsilon in ("0.03125", "0")]
     assert "40 % leave {} and {}, 60 % leave {} and {} (one draw".format(*left) in text
     rho = sorted(f"{float(row['rho']):.2f}" for row in records(f"{evaluation}/transfer.csv") if row["source"] != row["run"])
@@ -287,23 +293,17 @@ def left_after_pruning(evaluation):
             for row in records(f"{evaluation}/pruning.csv") if row["prediction"] == "posterior"}
 
 
-def pruned(evaluation, by, share):
-    """What pruning that share changes, under attack and clean, as the page says it."""
+def pruned(evaluation):
+    """What pruning 60 % by signal-to-noise changes, under attack and clean, as the page says it."""
     of = left_after_pruning(evaluation)
     return "{} to {} % at 8/256, {} to {} %".format(
-        *(of[by, part, epsilon] for epsilon in ("0.03125", "0") for part in ("0", share)))
+        *(of["signal_to_noise", share, epsilon] for epsilon in ("0.03125", "0") for share in ("0", "0.6")))
 
 
 def of_the_pair(name, part):
     """The records of adversarial training on CIFAR-10 and of Adv-BNN, by today's prior or in a part of its own."""
     return [row for folder, run in (("", "adv-tuned"), (part, "advbnn-tuned"))
             for row in records(f"cifar10-medium/{folder}evaluation/{name}.csv") if row["run"] == run]
-
-
-def section(page, heading):
-    """The text under a heading, up to the next one of its level, on one line."""
-    level = heading.partition(" ")[0]
-    return " ".join(re.split(rf"\n#{{1,{len(level)}}} ", PAGES[page].partition(f"\n{heading}\n")[2])[0].split())
 
 
 def test_what_attacks_leave_to_the_narrow_vgg16_by_fan_in_equals_the_records():
@@ -322,7 +322,7 @@ def test_what_attacks_leave_to_the_narrow_vgg16_by_fan_in_equals_the_records():
             "defence {2[0]} to {2[1]} (radius 0.06, 1,000 images).").format(*told) in text
     evaluation = "cifar10-medium/fan_in/evaluation"
     fifth = [left_after_pruning(evaluation)["std", "0.2", epsilon] for epsilon in ("0.03125", "0")]
-    assert (f"60 % go at no cost, too ({pruned(evaluation, 'signal_to_noise', '0.6')} clean), and by largest std 20 % "
+    assert (f"60 % go at no cost, too ({pruned(evaluation)} clean), and by largest std 20 % "
             "({} and {} %)").format(*fifth) in text
     few = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in runs if row["num_examples"] == "500"}
     shorter = {(row["run"], row["epsilon"]): percent(row["accuracy"]) for row in
@@ -355,9 +355,9 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
         return [round(of[adv, epsilon] - of[ours, epsilon], 6) for epsilon in ("0", "0.031372549", "0.035", "0.07")]
 
     first, second = gaps(main, "adv-tuned", "advbnn-tuned"), gaps(rows, adv, ours)
-    told = "On 2,000 images by {:.1f} (clean), {:.1f} (8/255), {:.1f} (0.035) and {:.1f} (0.07);"
-    assert told.format(*first) in text
-    assert "with seed 1 by {}, {}, {} and {}.".format(*(f"{gap:.1f}" for gap in second)) in text
+    told = ("On 2,000 images by {:.1f} (clean), {:.1f} (8/255), {:.1f} (0.035) and {:.1f} (0.07); "
+            "with seed 1 by {:.1f}, {:.1f}, {:.1f} and {:.1f}.")
+    assert told.format(*first, *second) in text
     both = main + of_the_pair("runs", "fan_in/") + rows
     few = {(row["run"], row["attack_samples"]): 100 * float(row["accuracy"]) for row in both
            if row["num_examples"] == "500" and row["epsilon"] == "0" and row["checkpoint"].endswith("/best.pt")}
@@ -369,12 +369,14 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     assert f"Adv-BNN {accuracies(ours, '1', '2000')} under one draw, and {accuracies(ours, '20', '500')} under twenty" in text
     assert f"adversarial training has {accuracies(adv, '1', '500')} on the same images" in text
     left = {row["run"]: percent(row["accuracy"]) for row in records(f"{evaluation}/robust.csv")}
-    assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: apart by" in text
-    assert (f"mixture of both Adv-BNNs has {left[f'advbnn-tuned+{ours}']} in the worst case, both adversarially trained "
-            f"networks averaged have {left[f'adv-tuned+{adv}']}") in text
     runs = [robust_images("cifar10-medium/evaluation/robust_examples.csv")
             | robust_images("cifar10-medium/fan_in/evaluation/robust_examples.csv.gz"),
             robust_images(f"{evaluation}/robust_examples.csv.gz")]
+    assert f"to Adv-BNN (averaging 20 draws): apart by {gain_of(runs[0], 'advbnn-tuned', 'adv-tuned')}." in text
+    assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: apart by {gain_of(runs[1], ours, adv)}." in text
+    assert (f"mixture of both Adv-BNNs has {left[f'advbnn-tuned+{ours}']} in the worst case, both adversarially trained "
+            f"networks averaged have {left[f'adv-tuned+{adv}']}: apart by "
+            f"{gain_of(runs[1], f'advbnn-tuned+{ours}', f'adv-tuned+{adv}')}.") in text
     for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
         pairs = [[standing(found[defense + end], clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
                  for defense in ("adv-tuned", "advbnn-tuned")]
@@ -404,9 +406,7 @@ def test_what_weight_perturbation_leaves_equals_the_records():
     gains = []
     for name, recipe in (("awp/evaluation/robust_examples.csv.gz", "perturbed"),
                          ("epochs-15/evaluation/robust_examples.csv", "tuned")):
-        found = robust_images(f"cifar10-medium/{name}")
-        gain = worst_case.gain(found[f"advbnn-{recipe}"], found[f"adv-{recipe}"])
-        gains.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[field] for field in ("gain", "gain_low", "gain_high"))))
+        gains.append(gain_of(robust_images(f"cifar10-medium/{name}"), f"advbnn-{recipe}", f"adv-{recipe}"))
     assert "apart by {} and {}.".format(*gains) in text
     nll = [f"{records(f'cifar10-medium/{folder}/metrics.jsonl')[-1]['nll']:.2f}" for folder in (
         "awp/runs/adv-perturbed", "awp/runs/advbnn-perturbed", "epochs-15/runs/adv-tuned", "epochs-15/runs/advbnn-tuned")]
@@ -417,6 +417,12 @@ def listed_accuracies(rows, run, draws, images, epsilons):
     *most, last = (percent(one(rows, run=run, attack_samples=draws, num_examples=images, epsilon=epsilon)["accuracy"])
                    for epsilon in epsilons)
     return f"{', '.join(most)} and {last}"
+
+
+def gain_of(found, contender, control):
+    """What a run has in the worst case more than another on the same images, with its interval, as the pages say it."""
+    gain = worst_case.gain(found[contender], found[control])
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[name] for name in ("gain", "gain_low", "gain_high")))
 
 
 def robust_images(name):
@@ -440,13 +446,13 @@ def test_what_more_steps_and_pruning_do_equals_the_records():
     of = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records("cifar10-medium/evaluation/steps.csv")}
     told = [f"from {of[run, '26']} to {of[run, '1000']}" for run in ("adv-tuned", "advbnn-tuned")]
     assert "adversarial training goes {}, Adv-BNN {} (8/256".format(*told) in pages
-    assert f"({pruned('stl10-medium/evaluation', 'signal_to_noise', '0.6')} clean" in pages
+    assert f"({pruned('stl10-medium/evaluation')} clean" in pages
     left = left_after_pruning("stl10-medium/evaluation")["std", "0.2", "0.03125"]
     assert f"by largest std not even 20 % ({left})" in pages
 
 
 def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
-    text = " ".join(PAGES["results.md"].partition("## STL-10, whole")[2].partition("\n## ")[0].split())
+    text = section("results.md", "## STL-10, whole")
     left = {row["run"]: percent(row["accuracy"]) for row in records("stl10-medium/evaluation/robust.csv")}
     assert f"leaves {left['adv']} to adversarial training and, averaging 20 draws, {left['advbnn']} to Adv-BNN" in text
     rows = records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
@@ -611,7 +617,7 @@ def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
 
 
 def test_what_the_posterior_means_equals_its_records():
-    text = " ".join(PAGES["method.md"].partition("## What the posterior means")[2].partition("## ")[0].split())
+    text = section("method.md", "## What the posterior means")
     pruning, uncertainty, detection = (records(f"digits-defaults/posterior/{name}.csv") for name in
                                        ("pruning", "uncertainty", "detection"))
     left = {(row["prune_by"], row["fraction"]): percent(row["accuracy"]) for row in pruning
