@@ -133,10 +133,12 @@ def captured(run, classifier, device):
     with undisturbed(), buffers_kept(classifier):        # what is tried out draws nothing and moves no running statistics
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):                           # kernels are chosen and libraries loaded before the capture
-                run()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(3):                       # kernels are chosen and libraries loaded before the capture
+                    run()
+        finally:                                         # what was begun before an error still reads memory of this stream
+            torch.cuda.current_stream(device).wait_stream(stream)
     classifier.release_buffers()
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[device.index]
     fresh = generator.clone_state()
