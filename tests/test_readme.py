@@ -185,13 +185,13 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    part = {"": "prior/", "fan_in": "fan_in/"}.get(run, "") if defense == "advbnn" else ""
-    part = part if (RUNS / folder / part).exists() else ""           # some data sets have one prior apart, some the other
+    part = "fan_in/" if run == "fan_in" and (RUNS / folder / "fan_in").exists() else ""         # on whole data sets apart
     run = "" if run == "fan_in" else run
     best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
             if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
-    return percent(one(best, defense=defense, epsilon=epsilon,
-                       attack_samples=draws if DEFENSES[defense].random else "1")["accuracy"])
+    found = one(best, defense=defense, epsilon=epsilon, attack_samples=draws if DEFENSES[defense].random else "1")
+    assert not part or found["prior_std"] == "fan_in"
+    return percent(found["accuracy"])
 
 
 def test_the_readmes_table_of_results_equals_the_records():
@@ -446,9 +446,12 @@ def test_what_more_steps_and_pruning_do_equals_the_records():
     of = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records("cifar10-medium/evaluation/steps.csv")}
     told = [f"from {of[run, '26']} to {of[run, '1000']}" for run in ("adv-tuned", "advbnn-tuned")]
     assert "adversarial training goes {}, Adv-BNN {} (8/256".format(*told) in pages
-    assert f"({pruned('stl10-medium/evaluation')} clean" in pages
-    left = left_after_pruning("stl10-medium/evaluation")["std", "0.2", "0.03125"]
-    assert f"by largest std not even 20 % ({left})" in pages
+    for part, told in (("", "by largest std 20 % leave {}."), ("fan_in/", "by largest std not even 20 % ({}).")):
+        assert f"({pruned(f'stl10-medium/{part}evaluation')} clean" in pages
+        assert told.format(left_after_pruning(f"stl10-medium/{part}evaluation")["std", "0.2", "0.03125"]) in pages
+    gone = {f"{float(left_after_pruning(f'{folder}/evaluation')['std', '0.6', '0.03125']):.0f}"
+            for folder in ("cifar10-medium", "stl10-medium")}
+    assert gone == {"10"} and "it leaves 10 % under attack." in PAGES["README.md"]
 
 
 def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
@@ -456,10 +459,18 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     left = {row["run"]: percent(row["accuracy"]) for row in records("stl10-medium/evaluation/robust.csv")}
     assert f"leaves {left['adv']} to adversarial training and, averaging 20 draws, {left['advbnn']} to Adv-BNN" in text
     rows = records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
-    for run, told in (("adv", "adversarial training has {}, {}, {}, {} and {} (0 to 0.07)"),
-                      ("advbnn", "under twenty draws {}, {}, {}, {} and {}")):
-        few = [row for row in rows if (row["run"], row["num_examples"]) == (run, "500")]
-        assert told.format(*(percent(row["accuracy"]) for row in sorted(few, key=lambda row: float(row["epsilon"])))) in text
+    adv, ours = (listed_accuracies(rows, *of, "500", ("0", "0.035", "0.07")) for of in (("adv", "1"), ("advbnn", "20")))
+    assert f"adversarial training has {adv} (0, 0.035, 0.07), Adv-BNN under twenty draws {ours}. APGD" in text
+    former, radii = records("stl10-medium/fan_in/evaluation/accuracy.csv"), ("0", "0.015", "0.035", "0.055", "0.07")
+    adv, ours = listed_accuracies(rows, "adv", "1", "500", radii), listed_accuracies(former, "advbnn", "20", "500", radii)
+    apgd, = records("stl10-medium/fan_in/evaluation/robust.csv")
+    assert (f"{ours} under twenty draws (0 to 0.07; adversarial training {adv}), and APGD leaves {percent(apgd['accuracy'])}."
+            in text)
+    earlier = records("stl10-medium/earlier/evaluation/accuracy.csv")
+    assert "{} clean and {} at 0.035 under twenty draws.".format(*(percent(row["accuracy"]) for row in earlier)) in text
+    many = percent(one(rows, run="advbnn", epsilon="0.035", attack_samples="20")["accuracy"])
+    theirs = percent(paper.accuracy("stl10", "advbnn", 0.035, many_draws=True))
+    assert f"There averaged draws leave {theirs} to the paper's Adv-BNN and {many} to ours" in text
     one_draw, honest = (100 * (float(one(rows, run="authors", epsilon="0.07", attack_samples=draws)["accuracy"])
                                - float(one(rows, run="adv", epsilon="0.07", num_examples=images)["accuracy"]))
                         for draws, images in (("1", "3000"), ("100", "500")))
@@ -469,6 +480,23 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     before = [" / ".join(percent(one(rows, epsilon=epsilon, attack_samples=draws)["accuracy"])
                          for epsilon in ("0", "0.035", "0.07")) for draws in ("1", "20")]
     assert "{} under one draw (0, 0.035, 0.07), {} under twenty".format(*before) in text
+
+
+def test_how_the_training_on_stl10_ends_and_what_its_posterior_is_equals_the_records():
+    text = section("results.md", "## STL-10, whole")
+    courses = [records(f"stl10-medium/runs/{run}/metrics.jsonl") for run in ("advbnn", "adv")]
+    (ours, our_change), (known, change) = ((best_epoch(course), [
+        f"{sign * 100 * (course[-1][name] - best_epoch(course)[name]):.1f}"
+        for sign, name in ((-1, "held_out_robust_accuracy"), (1, "held_out_accuracy"))]) for course in courses)
+    assert ("Adv-BNN loses {} points under attack and gains {} on clean images, held out; adversarial training loses {} and "
+            "gains {}.").format(*our_change, *change) in text
+    assert "they have {} and {} under the training's attack at their best epochs ({} and {} of 30).".format(
+        *(percent(best["held_out_robust_accuracy"]) for best in (known, ours)), known["epoch"], ours["epoch"]) in text
+    stds = one(records("stl10-medium/evaluation/layers.csv"), layer="all")
+    prior, median, *ends = (float(stds[name]) for name in ("prior_log_std", "log_std_median", "log_std_q05", "log_std_q95"))
+    assert (f"{prior - median:.2f} below the prior's, {prior:.2f}, and 90 % lie between "
+            "{:.2f} and {:.2f}.".format(*ends)) in text
+    assert f"ratio is {ours['snr']:.1f} there and {courses[0][-1]['snr']:.1f} at the last." in text
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
@@ -794,7 +822,7 @@ def both_accuracies(epoch, split):
 def test_what_the_decay_weighs_equals_the_records():
     text = " ".join(PAGES["method.md"].split())
     courses = [records(f"{folder}/metrics.jsonl") for folder in (
-        "cifar10-medium/runs/advbnn-tuned", "stl10-medium/prior/runs/advbnn")]
+        "cifar10-medium/runs/advbnn-tuned", "stl10-medium/runs/advbnn")]
     assert "in the first epoch an image pays {:.2f} nats in all with the narrow VGG16, {:.2f} with Model A.".format(
         *(course[0]["kl_per_image"] for course in courses)) in text
     network = networks.build_network("vgg16", 10, 3, 16)
@@ -806,26 +834,34 @@ def test_what_the_decay_weighs_equals_the_records():
 
 
 def test_what_the_prior_does_on_stl10_equals_the_records():
-    told, losses = [], []
-    for folder in ("prior/runs/advbnn", "runs/advbnn", "runs/adv"):
-        course = records(f"stl10-medium/{folder}/metrics.jsonl")
+    told, tested, lost, nll = [], [], [], []
+    parts = (("", "auto", "20"), ("earlier/", "0.008208", "20"), ("fan_in/", "fan_in", "20"), ("", "", "1"))
+    for part, prior, draws in parts:
+        run = "advbnn" if prior else "adv"
+        course = records(f"stl10-medium/{part}runs/{run}/metrics.jsonl")
         best = best_epoch(course)
-        losses.append(f"{100 * (best['held_out_robust_accuracy'] - course[-1]['held_out_robust_accuracy']):.1f}")
+        lost.append(f"{100 * (best['held_out_robust_accuracy'] - course[-1]['held_out_robust_accuracy']):.1f}")
         told += [best["epoch"], *(both_accuracies(epoch, "held_out") for epoch in (best, course[-1]))]
-    config = json_files.read_config(RUNS / "stl10-medium/prior/runs/advbnn")
-    assert config["settings"]["prior_std"] == pytest.approx(recipes.auto_prior_std(config["settings"]["alpha"], 4500), rel=1e-3)
-    rows = records("stl10-medium/prior/evaluation/accuracy.csv") + [
-        row for row in records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
-        if row["num_examples"] == "500" and row["checkpoint"].endswith("best.pt")]
-    tested = [percent(one(rows, prior_std=prior, attack_samples=draws, epsilon=epsilon, num_examples="500")["accuracy"])
-              for prior, draws in (("0.008208", "20"), ("fan_in", "20"), ("", "1")) for epsilon in ("0", "0.035")]
+        nll.append(f"{course[-1]['nll']:.3f}")
+        rows = records(f"stl10-medium/{part}evaluation/{'accuracy' if prior else 'runs'}.csv")
+        tested += [percent(one(rows, run=run, prior_std=prior, attack_samples=draws, epsilon=epsilon, num_examples="500")
+                           ["accuracy"]) for epsilon in ("0", "0.035")]
+    for part in ("", "earlier/"):
+        config = json_files.read_config(RUNS / f"stl10-medium/{part}runs/advbnn")
+        prior_std = recipes.auto_prior_std(config["settings"]["alpha"], 4500)
+        assert config["classifier"]["prior_std"] == pytest.approx(prior_std, rel=1e-3)
     text = " ".join(PAGES["method.md"].split())
-    assert "has its best epoch at {} of 30, {} held out, and ends at {}; by `fan_in` {} ({}) and {}.".format(
-        *told[:3], told[4], told[3], told[5]) in text
-    assert ("loses {} points under attack from best to last, by `fan_in` {}, and adversarial training {}.".format(*losses)
+    assert ("best epochs are {0} and {3} of 30, {1} and {4} held out, and they end at {2} and {5}; by `fan_in` {7} ({6}) and "
+            "{8}.").format(*told) in text
+    assert ("lose {} and {} points under attack from best to last, by `fan_in` {}, and adversarial training {}.".format(*lost)
             in text)
-    assert ("has {} % on clean test images and {} % under PGD of 0.035 with twenty draws (500 images, half an interval is 4 "
-            "points), where `fan_in` has {} and {}, adversarial training {} and {}.".format(*tested)) in text
+    assert "At the end the nll is {} and {}, by `fan_in` {}: the two".format(*nll) in text
+    one_draw = [listed_accuracies(records(f"stl10-medium/{part}evaluation/accuracy.csv"), "advbnn", "1", "3000",
+                                  ("0", "0.035", "0.07")) for part in ("", "fan_in/")]
+    assert "the first has {} (0, 0.035, 0.07), `fan_in` {}.".format(*one_draw) in text
+    assert ("have {0} and {2} % on clean test images and {1} and {3} % under PGD of 0.035 with twenty draws (500 images, half "
+            "an interval is 4 points), where `fan_in` has {4} and {5}, adversarial training {6} and {7}."
+            ).format(*tested) in text
 
 
 def test_what_the_prior_does_on_cifar10_equals_the_records():
@@ -835,7 +871,7 @@ def test_what_the_prior_does_on_cifar10_equals_the_records():
 
 
 def test_the_table_of_budgets_on_stl10_equals_the_records():
-    places = {"0.01": "runs/advbnn-0.01", "0.11: the default": "runs/advbnn", "0.2": "before/runs/advbnn",
+    places = {"0.01": "fan_in/runs/advbnn-0.01", "0.11: the default": "fan_in/runs/advbnn", "0.2": "before/runs/advbnn",
               "(adversarial training)": "runs/adv"}
     rows, of_five = table("method.md", "nats per image", "right in training"), []
     assert [row["nats per image"] for row in rows] == list(places)
@@ -850,6 +886,7 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
             assert [row[name] for name in ("SNR", "KL")] == [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"]
             share = price(config["settings"]["alpha"], 4500, config["num_weights"])
             assert float(row["nats per image"].partition(":")[0]) == pytest.approx(share, rel=0.02)
+            assert config["classifier"]["prior_std"] == "fan_in"
         of_five.append(mean_percent([epoch["held_out_robust_accuracy"] for epoch in course[-5:]]))
     assert "under attack are {}, {}, {} and {} %".format(*of_five) in PAGES["method.md"]
 

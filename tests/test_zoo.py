@@ -42,9 +42,10 @@ def test_a_card_says_what_the_records_say_and_how_to_load_the_network(name):
     assert {p.dtype for p in classifier.parameters()} == {torch.float32}
 
 
-def test_the_records_of_adv_bnn_on_cifar10_are_of_the_network_that_is_here():
-    rows = [row for table in ("accuracy", "robust", "pruning") for row in records("cifar10-advbnn", table)]
-    assert {row["weights"] for row in rows} == {digest(ab.load(ZOO / "cifar10-advbnn.pt").state_dict())}
+@pytest.mark.parametrize("name", ["cifar10-advbnn", "stl10-advbnn"])
+def test_the_records_of_adv_bnn_are_of_the_network_that_is_here(name):
+    rows = [row for table in ("accuracy", "robust", "pruning") for row in records(name, table)]
+    assert {row["weights"] for row in rows} == {digest(ab.load(ZOO / f"{name}.pt").state_dict())}
 
 
 @pytest.mark.slow
