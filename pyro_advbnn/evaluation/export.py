@@ -54,7 +54,7 @@ def export(classifier: Classifier | Mixture, path: str | Path, x: torch.Tensor, 
             program(x)                                   # fixed noise is drawn in the first call
             content = _CONTENT_OF[target.suffix](program, x)
     except Exception as error:                           # torch.export refuses in many ways what it cannot follow
-        raise InputError(f"the network cannot be exported: {reason(error)}") from None
+        raise InputError(f"the network cannot be exported: {reason(error.__cause__ or error)}") from None
     with replacing(target) as file:
         file.write(content)
 
