@@ -14,6 +14,7 @@ from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
 from pyro_advbnn.experiments import accuracy_verbs, verbs
+from pyro_advbnn.experiments.images import image_digest
 from pyro_advbnn.reporting import csv_tables, curves
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -522,6 +523,18 @@ def test_gradients_are_measured_on_training_and_on_test_images(runs, tmp_path):
         ("plain", "train", 1, 50), ("plain", "test", 1, 50), ("run", "train", 1, 50), ("run", "train", 3, 50),
         ("run", "test", 1, 50), ("run", "test", 3, 50)]
     assert all(0 < row["l1_norm_low"] < row["l1_norm"] < row["l1_norm_high"] for row in found)
+
+
+def test_gradients_are_of_training_images_in_the_shares_of_their_classes(tmp_path):
+    images, labels = np.zeros((100, 8, 8, 1), np.uint8), np.repeat([0, 1], [80, 20])
+    images[:, 0, 0, 0] = np.arange(100)
+    np.savez(tmp_path / "images.npz", x_train=images, y_train=labels, x_test=images[::10], y_test=labels[::10])
+    of_two_classes = {"dataset": "npz", "data_dir": tmp_path / "images.npz", "num_train": None, "validation": 0}
+    train(**EVALUATED | of_two_classes | {"epochs": 1}, out=tmp_path / "run")
+    found = evaluated("gradients", str(tmp_path / "run"), tmp_path, "--num_samples", 1)["gradients"]
+    trained = datasets.load("npz", "train", tmp_path / "images.npz")
+    assert [row["images"] for row in found if row["split"] == "train"] == [
+        image_digest(datasets.stratified_subset(trained, 10, seed=0))]
 
 
 def test_the_report_shows_examples_that_agree_with_the_classifier(runs, tmp_path, capsys):

@@ -13,10 +13,10 @@ from pyro_advbnn.system.errors import check_at_least
 
 @dataclass(frozen=True)
 class RandomNoise(Attack):
-    """Random points of the ball, an `Attack`.
+    """Random points of the border of the ball, an `Attack`.
 
-    border: on the border, each pixel epsilon up or down ("linf") or at the distance epsilon ("l2"), else anywhere in the
-    ball, uniformly; both are then brought to [0, 1]. Of num_tries >= 1 points an image's worst by `keep_worse` is kept.
+    Each pixel is epsilon up or down ("linf"), or the image at the distance epsilon ("l2"), then brought to [0, 1]. Of
+    num_tries >= 1 points an image's worst by `keep_worse` is kept.
     loss, attack_samples, average: as in `losses.loss_and_gradient`.
 
     Raises InputError for settings out of range.
@@ -25,7 +25,6 @@ class RandomNoise(Attack):
     epsilon: float
     norm: str = "linf"
     num_tries: int = 1
-    border: bool = True
     loss: str | Callable = "ce"
     attack_samples: int = 1
     average: str = "gradient"
@@ -40,8 +39,7 @@ class RandomNoise(Attack):
 
     def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ball = BALLS[self.norm](x, self.epsilon)
-        draw = ball.random_border_point if self.border else ball.random_point
-        x_adv = draw(self.generator)
+        x_adv = ball.random_border_point(self.generator)
         for _ in range(self.num_tries - 1):
-            x_adv = keep_worse(classifier, x_adv, draw(self.generator), y, **averaging_of(self))
+            x_adv = keep_worse(classifier, x_adv, ball.random_border_point(self.generator), y, **averaging_of(self))
         return x_adv

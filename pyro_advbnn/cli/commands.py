@@ -183,9 +183,6 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     name = given.removeprefix("--").replace("-", "_")
     if name in known:
         return name, text if equals else None
-    positive = re.sub("^no_?", "", name)
-    if positive != name and positive in known and _is_switch(known[positive]) and not equals:
-        return positive, "false"
     near = difflib.get_close_matches(name.strip("_"), known)
     hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else f"the flags are --{', --'.join(known)}"
     raise InputError(f"unknown flag {given[:100]}; {hint}")

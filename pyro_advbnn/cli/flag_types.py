@@ -47,7 +47,7 @@ BatchSize = Annotated[int, Range(1, 1_000_000)]
 Count = Annotated[int, Range(1, 100_000)]                            # draws, or steps
 CountOrNone = Annotated[int, Range(0, 100_000)]
 Epochs = Annotated[int, Range(1, 1_000_000)]
-Images = Annotated[int, Range(1, 1_000_000_000)]                     # a data set has fewer, and says so
+ImageCount = Annotated[int, Range(1, 1_000_000_000)]                 # a data set has fewer, and says so
 ImagesOrNone = Annotated[int, Range(0, 1_000_000_000)]
 Jobs = Annotated[int, Range(1, 256)]
 Minutes = Annotated[float, Range(0, 10_000_000, open_low=True)]      # 19 years

@@ -102,7 +102,7 @@ def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
             _, gradient = loss_and_gradient(classifier, x, y, attack_samples=num_samples)
             norms.append(gradient.double().abs().flatten(1).sum(1))
         if progress:
-            progress(sum(map(len, norms)), 0)
+            progress(sum(map(len, norms)))
     norms = torch.cat(norms)
     mean, std = norms.mean().item(), norms.std(correction=min(1, len(norms) - 1)).item()
     half = Z95 * std / math.sqrt(len(norms))

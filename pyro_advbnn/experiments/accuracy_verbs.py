@@ -9,7 +9,7 @@ from pyro_advbnn.cli.flag_types import Count
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
 from pyro_advbnn.evaluation.sweeps import ensemble_accuracies, steps_accuracies, transfer_accuracies, transfer_rate
 from pyro_advbnn.experiments import protocol
-from pyro_advbnn.experiments.verbs import Attack, Radius, StepSize, chosen_step, finish, verb, warn
+from pyro_advbnn.experiments.verbs import AttackFlags, Radius, StepSize, chosen_step, finish, verb, warn
 from pyro_advbnn.training import recipes
 
 _TABLES = {"epsilon": "accuracy", "alpha": "alpha", "prior_std": "prior_std", "run": "runs"}     # by --against
@@ -20,7 +20,7 @@ def accuracy(
     runs,
     *,
     epsilons: list[Radius] | None = None,
-    attack: Attack,
+    attack: AttackFlags,
     attack_samples: list[Count] = (1,),
     num_samples: Count = 20,
     against: Literal[tuple(_TABLES)] = "epsilon",
@@ -55,7 +55,7 @@ def white_box(runs, run, attack, num_samples, table="accuracy"):
 
 
 @verb("transfer")
-def transfer(runs, *, epsilon: Radius | None = None, attack: Attack, attack_samples: Count = 1, num_samples: Count = 20):
+def transfer(runs, *, epsilon: Radius | None = None, attack: AttackFlags, attack_samples: Count = 1, num_samples: Count = 20):
     """Transfer attacks between all ordered pairs of runs, and their correlation rho, Eq. (14) (Fig. 3).
 
     rho(A->B) = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]): the share of B's loss of accuracy that an attack made on A
@@ -125,7 +125,7 @@ def ensemble(
     *,
     epsilons: list[Radius] | None = None,
     num_samples: list[Count] = protocol.ENSEMBLE_DRAWS,
-    attack: Attack,
+    attack: AttackFlags,
     attack_samples: Count = 1,
 ):
     """Accuracy against the number of draws that a prediction averages, all numbers from one pass (Fig. 5, left).

@@ -137,9 +137,9 @@ class EvaluatedRuns(list):
         return datasets.batches(run.images if images is None else images, self.selection.batch_size)
 
     @contextmanager
-    def measuring(self, label, total):
+    def measuring(self, label, total, unit="image"):
         """The evaluation's own random stream, begun anew, its precision, and a progress callback; nothing outside changes."""
-        with separate_randomness(self.seed), arithmetic(self.device, self.precision), _progress(label, total) as progress:
+        with separate_randomness(self.seed), arithmetic(self.device, self.precision), _progress(label, total, unit) as progress:
             yield progress
 
     def table(self, name):
@@ -228,11 +228,12 @@ def _check_network(network, folders, configs):
 
 
 @contextmanager
-def _progress(label, total):
-    """A callback (images done, of those correct) that moves a bar; silent where stderr is no terminal."""
-    with tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(), unit="image") as bar:
-        def show(done, correct):
+def _progress(label, total, unit):
+    """A callback (number done, of those correct) that moves a bar; silent where stderr is no terminal."""
+    with tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(), unit=unit) as bar:
+        def show(done, correct=None):
             bar.update(done - bar.n)
-            bar.set_postfix_str(f"accuracy {100 * correct / done:.1f} %")
+            if correct is not None:
+                bar.set_postfix_str(f"accuracy {100 * correct / done:.1f} %")
 
         yield show

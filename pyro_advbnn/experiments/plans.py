@@ -149,7 +149,7 @@ class Plan:
 
     def _pair(self, title, name, seeds):
         """Adversarial training and Adv-BNN with the same flags, of several seeds as a mixture, attacked alike."""
-        mixed, subjects, epsilon = len(seeds) > 1, [], self._two_radii()[-1]
+        mixed, subjects, epsilon = len(seeds) > 1, [], self._compared_radii()[-1]
         for defense in ("adv", "advbnn"):
             runs = [self._pair_run(defense, name, seed) for seed in seeds]
             if not mixed:
@@ -182,8 +182,8 @@ class Plan:
 
     # Steps
 
-    def _two_radii(self):
-        """Clean, and the radii of the two comparisons that are wanted: the paper's 0.035, and 8/255."""
+    def _compared_radii(self):
+        """Clean, and where defences are compared: on CIFAR-10 and STL-10 the paper's 0.035 and 8/255, else the training's."""
         own = recipes.training_epsilon(self.wanted.dataset)
         return [0.0, 0.035, 8 / 255] if self.wanted.dataset in ("cifar10", "stl10") else [0.0, own]
 
@@ -192,7 +192,7 @@ class Plan:
 
     def _compared(self, defense, run):
         """A line of the table of runs: clean and attacked, with one and with many draws."""
-        self._white_box([defense], [run], "runs", self._two_radii(), self.draws, against="run")
+        self._white_box([defense], [run], "runs", self._compared_radii(), self.draws, against="run")
 
     def _compare(self, name, values):
         """Adv-BNN runs that differ in one setting, in one table; the value that the recipe has anyway is the main run.

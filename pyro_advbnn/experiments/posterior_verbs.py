@@ -13,7 +13,7 @@ from pyro_advbnn.evaluation.inputs import NotFiniteAnswer
 from pyro_advbnn.evaluation.sweeps import gradient_norms
 from pyro_advbnn.experiments import protocol
 from pyro_advbnn.experiments.images import image_digest
-from pyro_advbnn.experiments.verbs import Attack, Radius, finish, verb
+from pyro_advbnn.experiments.verbs import AttackFlags, Radius, finish, verb
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import checkpoints, recipes
 from pyro_advbnn.training.configuration import images_of
@@ -28,7 +28,7 @@ def posterior(
     prune_by: list[Literal[weight_statistics.PRUNE_BY]] = weight_statistics.PRUNE_BY,
     save_fractions: list[Annotated[float, Range(0, 1)]] | None = None,
     epsilon: Radius | None = None,
-    attack: Attack,
+    attack: AttackFlags,
     attack_samples: Count = 1,
     num_samples: Count = 20,
 ):
@@ -128,7 +128,7 @@ def gradients(runs, *, num_samples: list[Count] = (1, 20)):
 def _gradients(runs, run, counts):
     train, _ = images_of(run.config, "cpu", runs.selection.data_dir)
     if len(train) > len(run.images):
-        train = datasets.balanced_subset(train, len(run.images), runs.seed)
+        train = datasets.stratified_subset(train, len(run.images), runs.seed)
     rows = []
     for split, images, digest in (("train", train.to(runs.device), image_digest(train)),
                                   (runs.selection.split, run.images, run.digest)):

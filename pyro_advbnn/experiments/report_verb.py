@@ -5,7 +5,7 @@ from typing import Annotated
 from pyro_advbnn import datasets
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import examples
-from pyro_advbnn.experiments.verbs import Attack, Radius, draw_figures, verb
+from pyro_advbnn.experiments.verbs import AttackFlags, Radius, draw_figures, verb
 from pyro_advbnn.reporting import report, summaries
 from pyro_advbnn.training import recipes
 
@@ -16,7 +16,7 @@ def write_report(
     *,
     num_images: Annotated[int, Range(0, 50)] = 6,
     epsilon: Radius | None = None,
-    attack: Attack,
+    attack: AttackFlags,
     attack_samples: Count = 1,
     num_samples: Count = 20,
 ):

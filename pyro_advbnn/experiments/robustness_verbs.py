@@ -173,13 +173,13 @@ def _examined(runs, run, settings):
     examination = Examination(run.classifier, runs.batches(run), seed=runs.seed,
                               paper_step=recipes.default_step_size(runs.dataset), **settings)
     settings, rows, table = run.fields | run.image_fields | settings, [], runs.table("checks")
-    with runs.measuring(run.name, len(checks.CHECKS)) as progress:
+    with runs.measuring(run.name, len(checks.CHECKS), "check") as progress:
         for name, measure in checks.CHECKS.items():
             wanted = settings | {"check": name}
             if not table.find(wanted):
                 runs.add("checks", [wanted | vars(measure(examination))])
             rows.append(table.find(wanted))
-            progress(len(rows), sum(row["verdict"] == checks.HELD for row in rows))
+            progress(len(rows))
         for attack in checks.many_draws(examination):
             wanted = run.settings(attack, num_samples=examination.num_samples)
             if not runs.known("many_draws", [wanted]):

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Literal
 
 from pyro_advbnn.cli import python_calls
-from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, Images, Jobs, Minutes, Seed, Width
+from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, ImageCount, Jobs, Minutes, Seed, Width
 from pyro_advbnn.cli.python_calls import flag
 from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.system.precision import PRECISIONS
@@ -23,8 +23,8 @@ class Reproduction:
     width: Width | None = flag("base number of channels.")
     epochs: Epochs | None = flag("passes over the training set.")
     batch_size: BatchSize | None = flag("images per training step.")
-    num_train: Images | None = flag("class-balanced subset of the training images.")
-    num_test: Images | None = flag("test images, each class by its share; what takes many passes may take fewer.")
+    num_train: ImageCount | None = flag("class-balanced subset of the training images.")
+    num_test: ImageCount | None = flag("test images, each class by its share; what takes many passes may take fewer.")
     attack_samples: Count | None = flag("weight draws per gradient of the honest attack, which stands beside the paper's "
         "with one.")
     seed: Seed = flag("of all random streams.", 0)

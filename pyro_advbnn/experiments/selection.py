@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyro_advbnn.cli import python_calls
-from pyro_advbnn.cli.flag_types import BatchSize, Images, Seed
+from pyro_advbnn.cli.flag_types import BatchSize, ImageCount, Seed
 from pyro_advbnn.cli.python_calls import flag
 
 
@@ -22,7 +22,7 @@ class Selection:
         "the runs lie.")
     split: Literal["test", "held_out"] = flag("test, or held_out: the images that the run split off its training set, for "
         "choosing hyper-parameters.", "test")
-    num_test: Images | None = flag("use a subset of the split with its share of each class, chosen by seed.")
+    num_test: ImageCount | None = flag("use a subset of the split with its share of each class, chosen by seed.")
     batch_size: BatchSize = flag("images attacked at once; they share the draws of a random network.", 500)
     checkpoint: Literal["best", "last"] = flag("best (by held-out accuracy, under attack where the training attacked; "
         "the last, where nothing was held out) or last.", "best")

@@ -8,7 +8,7 @@ from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import ood_images
 from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
 from pyro_advbnn.experiments.images import image_digest
-from pyro_advbnn.experiments.verbs import Attack, Radius, draw_figures, verb
+from pyro_advbnn.experiments.verbs import AttackFlags, Radius, draw_figures, verb
 from pyro_advbnn.training import recipes
 
 TABLES = ("uncertainty", "detection", "rejection", "calibration")
@@ -21,7 +21,7 @@ def uncertainty(
     runs,
     *,
     epsilon: Radius | None = None,
-    attack: Attack,
+    attack: AttackFlags,
     attack_samples: Count = 10,
     num_samples: Count = 20,
     confidence_weight: Annotated[float, Range(0, 1_000_000)] = 3.0,
@@ -131,7 +131,7 @@ class _Doubt:
 
 
 def _show(run, doubt):
-    print(f"{run.name}, {doubt.num_samples} {'draws' if doubt.num_samples > 1 else 'draw'} per prediction")
+    print(f"{run.name}, {text_tables.counted(doubt.num_samples, 'draw', ' per prediction')}")
     print(text_tables.table(doubt.told, _TOLD))
     if doubt.unknown():
         print("note: mutual information needs several draws per prediction: --num_samples 2 or more")

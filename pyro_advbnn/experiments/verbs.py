@@ -38,7 +38,7 @@ def verb(name):
 
 
 @python_calls.flags
-class Attack:
+class AttackFlags:
     """The PGD attack."""
 
     num_steps: Count = flag("PGD steps.", 20)

@@ -1,5 +1,4 @@
 """Files that are written in one step, so that a crash leaves the old one or the new one."""
-import errno
 import os
 import re
 from contextlib import contextmanager
@@ -21,40 +20,19 @@ def replacing(path):
     """A binary file to write, which becomes `path` in one step at the end: a crash leaves the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path):
-        try:
-            temporary.unlink(missing_ok=True)           # a leftover, or a link that somebody planted
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)           # left over only where something failed
-
-
-@contextmanager
-def naming(path):
-    """Errors of the system inside name `path`: a full disk names no file, others a temporary one."""
     try:
-        yield
+        temporary.unlink(missing_ok=True)               # a leftover, or a link that somebody planted
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
-        if error.errno:
+        if error.errno:                                  # a full disk names no file, others the temporary one
             error.filename = str(path)
         raise
-
-
-def sync_folder(folder):
-    """Bring to the disk which names the folder holds; without it a power cut may undo a renaming."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do this by themselves
-            raise
     finally:
-        os.close(handle)
+        temporary.unlink(missing_ok=True)               # left over only where something failed
 
 
 def is_temporary(path):

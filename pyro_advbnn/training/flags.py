@@ -53,8 +53,8 @@ class Data:
         "imagenet143 it holds train/<wnid>/ and val/<wnid>/, made from the archives of ILSVRC-2012 as docs/data.md says.",
         first=True)
     image_size: flag_types.Side | None = flag("side in pixels that the images of dataset folder are brought to.")
-    num_train: flag_types.Images | None = flag("use a class-balanced subset of this size, from which the held-out images are "
-        "then split off.")
+    num_train: flag_types.ImageCount | None = flag("use a class-balanced subset of this size, from which the held-out images "
+        "are then split off.")
     validation: flag_types.ImagesOrNone | None = flag("number of held-out images, of each class the same share, by default "
         "1000 (digits 150) but at most a fifth; best.pt and patience read only these.")
     augmentation: Literal[AUGMENTATIONS] | None = flag("none, crop_flip or resized_crop; default by data set.")

@@ -77,13 +77,9 @@ def resolve(recipe, dataset, defense, flags):
     """The recipe's settings with every flag that is not None put over them; step_size a number."""
     settings = RECIPES[recipe](dataset, defense, flags.get("optimizer"))
     settings |= {name: value for name, value in flags.items() if name in settings and value is not None}
-    settings["step_size"] = resolve_step_size(settings["step_size"], settings["epsilon"], settings["num_steps"])
+    if settings["step_size"] in (None, "auto"):
+        settings["step_size"] = auto_step_size(settings["epsilon"], settings["num_steps"])
     return settings
-
-
-def resolve_step_size(step_size, epsilon, num_steps):
-    """The PGD step as a number; None and "auto" are 2.5 epsilon / num_steps."""
-    return auto_step_size(epsilon, num_steps) if step_size in (None, "auto") else step_size
 
 
 def auto_alpha(num_train: int, num_weights: int) -> float:

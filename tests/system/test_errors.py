@@ -11,7 +11,7 @@ import pyro_advbnn as ab
 from pyro_advbnn import benchmark, demo, evaluate
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.experiments.selection import Selection
-from pyro_advbnn.experiments.verbs import Attack
+from pyro_advbnn.experiments.verbs import AttackFlags
 from pyro_advbnn.system.errors import check_number, reason
 from pyro_advbnn.train import train
 
@@ -79,9 +79,9 @@ def test_paths_may_be_given_as_text_to_every_command_and_dataclass_of_flags(tmp_
     monkeypatch.chdir(tmp_path)
     train(out="text", width=2, num_train=60, validation=10, num_steps=1, epochs=1, defense="none", device="cpu")
     assert (tmp_path / "text/config.json").exists()
-    evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=[0], attack=Attack(num_steps=1))
+    evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=[0], attack=AttackFlags(num_steps=1))
     assert (tmp_path / "text/evaluation/accuracy.csv").exists()
-    evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=0.1, attack=Attack(num_steps=1))
+    evaluate.accuracy(of=Selection(run="text", num_test=10, device="cpu"), epsilons=0.1, attack=AttackFlags(num_steps=1))
     rows = csv.DictReader(Path("text/evaluation/accuracy.csv").read_text().splitlines())
     assert [float(row["epsilon"]) for row in rows] == [0, 0.1]
     assert Selection(runs=["a", Path("b")]).runs == [Path("a"), Path("b")]
@@ -114,7 +114,7 @@ def test_none_is_a_flag_that_is_not_given(tmp_path):
     (lambda: Selection(runs="a,b"), "runs must be a list, each a path"),
     (lambda: train(out="a", defense="adv", alpha=1), "alpha means nothing for --defense adv"),
     (lambda: train(out="a", defense="adv", num_samples=5), "num_samples 5 means nothing for --defense adv"),
-    (lambda: Attack(num_steps=1.5), "num_steps must be an integer"),
+    (lambda: AttackFlags(num_steps=1.5), "num_steps must be an integer"),
     (lambda: Reproduction(scale="huge"), "scale must be one of smoke, small, medium, paper, got 'huge'"),
     (lambda: benchmark.benchmark(out=3), "out must be a path, got 3"),
     (lambda: demo.demo(out=3), "out must be a path, got 3"),
