@@ -38,6 +38,15 @@ def both_devices(**settings):
     return ab.BayesianClassifier(network, **settings), ab.BayesianClassifier(network, **settings).cuda()
 
 
+def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
+    """The longest, and so the first: several workers take the tests in their order."""
+    tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
+    commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "report.html").exists()
+    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
+        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs", "gains"}
+
+
 @pytest.mark.parametrize("prior_std", [0.1, "fan_in"])
 def test_kl_and_its_gradient_are_those_of_the_cpu(prior_std):
     gradients = []
@@ -258,11 +267,3 @@ def test_the_benchmark_measures_time_memory_and_parts_on_the_gpu(tmp_path):
         if row["attack_s"] is not None:
             cut = sum(row[f"{part}_s"] for part in timings.PARTS)
             assert cut == pytest.approx(row["wall_s"], rel=0.5)
-
-
-def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
-    tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
-    commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
-    assert (tmp_path / "out" / "report.html").exists()
-    assert {path.stem for path in (tmp_path / "out" / "evaluation").glob("*.csv")} == set(csv_tables.TABLES) - {
-        *uncertainty_verb.TABLES, *robustness_verbs.TABLES, "runs", "gains"}

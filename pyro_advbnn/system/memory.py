@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 _TOLD = ("can't allocate memory", "could not create a", "bad_alloc", "bad allocation", "CUDA error: out of memory",
-         "ALLOC_FAILED")
+         "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def available_memory():

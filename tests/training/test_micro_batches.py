@@ -94,6 +94,11 @@ def test_the_cpu_running_out_of_memory_is_known_as_such():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
+@pytest.mark.parametrize("status", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"])
+def test_a_library_of_the_gpu_running_out_of_memory_is_known_by_its_status(status):
+    assert is_out_of_memory(RuntimeError(f"error: {status}"))
+
+
 WARM = ["--epochs=1", "--width=2", "--num_train=40", "--validation=0", "--num_steps=1", "--num_samples=1", "--device=cpu"]
 
 
