@@ -146,6 +146,9 @@ def check_command(environment, **more):
     assert run(script, "train", "--help", **more).startswith("usage: pyro-advbnn train [--flag value ...]\n")
     dry = run(script, "train", "--dataset=digits", "--dry_run", "--device=cpu", **more)
     assert '"defense": "advbnn"' in dry
+    (more["cwd"] / "mine.py").write_text("from torch import nn\n"
+                                         "def network(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n")
+    assert '"network": "mine:network"' in run(script, "train", "--network=mine:network", "--dry_run", "--device=cpu", **more)
     where = run(environment / "bin" / "python", "-c", "import pyro_advbnn; print(pyro_advbnn.__file__)", **more)
     assert Path(where.strip()).is_relative_to(environment)
     end = subprocess.run([script, "trian"], capture_output=True, text=True, **more)

@@ -65,10 +65,12 @@ def read_npz(path, split):
     """Your own arrays: images x_train, x_test uint8 (N, H, W, C) with C 1 or 3, labels y_train, y_test integers from 0.
 
     The number of classes is the largest training label + 1, for both splits.
-    Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range.
+    Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range, and training
+    labels without 0.
     """
     train_labels, images, labels = _npz_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
     train_labels = _checked_labels(train_labels, train_labels.size, MAX_CLASSES, f"{path}: y_train")
+    check_counted_from_0(train_labels, f"{path}: y_train")
     num_classes = int(train_labels.max()) + 1
     images = _channels_first(images, f"{path}: x_{split}")
     labels = _checked_labels(labels, len(images), num_classes, f"{path}: y_{split}")
@@ -169,6 +171,12 @@ def _channels_first(images, where, size=None):
     if images.dtype != np.uint8 or not fits:
         raise InputError(f"{where} must be uint8 of shape {expected}, got {images.dtype} {images.shape}")
     return images.transpose(0, 3, 1, 2).copy()
+
+
+def check_counted_from_0(labels, where):
+    """Raises InputError for labels of training images that lack class 0, as of a file that counts classes from 1."""
+    if labels.min() > 0:
+        raise InputError(f"{where}: classes count from 0, but the smallest label is {int(labels.min())}")
 
 
 def _checked_labels(labels, num_images, num_classes, where, first=0):

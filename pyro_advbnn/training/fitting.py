@@ -6,6 +6,7 @@ from pyro_advbnn import datasets
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.parameters import copied, trainable_parameters
 from pyro_advbnn.cli import flag_types
+from pyro_advbnn.datasets.arrays import check_counted_from_0
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import float32_products, resolve_precision
@@ -40,6 +41,7 @@ def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: 
         given[name] = flag_types.take(name, str(value) if name == "device" else value, ANNOTATIONS[name])
     device = resolve_device(given["device"])
     images = datasets.from_arrays(x, y).to(device)
+    check_counted_from_0(images.labels, "y")
     settings = recipes.resolve("ours", "npz", given["defense"], given)
     config = {"network": network, "num_classes": max(2, images.num_classes), "in_channels": images.image_shape[0],
               "width": None, "init_from": None, "augmentation": "none", "defense": given["defense"],

@@ -1,4 +1,5 @@
 """What `train` prints: one line at the start, a bar (or nothing, where no terminal listens), one line per epoch."""
+import math
 import sys
 import time
 
@@ -10,6 +11,7 @@ from pyro_advbnn.training import run_folders
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
 _COLLAPSING = 0.5      # an snr: 5,000 images of CIFAR-10 train well at 0.9, digits at alpha 1/10 have lost a sixth at 0.4
+_OF_CHANCE = 0.99      # a share of the nll at chance: a network that is stuck
 
 
 class Progress:
@@ -125,9 +127,13 @@ class Progress:
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
+        settings, classes = self.config["settings"], self.config["num_classes"]
         if row.get("snr", 1) < _COLLAPSING:
             self.note(f"note: the weights hold much more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
                       f"where a posterior collapses to its prior; a smaller --alpha helps", about="collapse")
+        elif row["epoch"] == settings["epochs"] and row["nll"] > _OF_CHANCE * math.log(classes):
+            self.note(f"note: the loss ends at that of chance, ln {classes} = {math.log(classes):.3f}: nothing is learnt; "
+                      f"a --learning_rate below {settings['learning_rate']:g} may help, or more epochs", about="chance")
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def _note_statistics(self, in_training, predicted):

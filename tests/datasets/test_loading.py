@@ -409,6 +409,7 @@ def test_an_npz_is_read_by_split_and_its_classes_are_those_of_train(tmp_path, ch
     ("train", {"y_train": np.array([0, 1, 2])}, "expected one label for each of 4 images, got 3 labels"),
     ("train", {"y_train": np.array([0, -1, 2, 0])}, "got -1 for image 1"),
     ("train", {"y_train": np.array([0, 1, 2, 10**5])}, "labels must be from 0 to 99999, got 100000 for image 3"),
+    ("test", {"y_train": np.array([1, 2, 3, 2])}, "y_train: classes count from 0, but the smallest label is 1"),
     ("train", {"y_train": np.array([0, 1, 2, None], dtype=object)}, "cannot be read"),
     ("test", {"y_test": np.array([0, 3])}, "y_test: labels must be from 0 to 2, got 3 for image 1"),
 ])

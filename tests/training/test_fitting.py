@@ -83,7 +83,7 @@ def test_a_network_may_tell_more_classes_apart_than_the_labels_have():
     (255 * FLOATS, Y, r"x must lie in \[0, 1\].*to 239"), (FLOATS - 0.5, Y, r"x must lie in \[0, 1\].*from -0.5"),
     (FLOATS * np.nan, Y, "x must lie in"), (X, Y[:5], "y: expected one label for each of 60 images, got 5"),
     (X, np.eye(3)[Y], r"y: labels must be integers of shape \(N,\), got float64 \(60, 3\)"),
-    (X, Y - 1, "y: labels must be from 0")])
+    (X, Y - 1, "y: labels must be from 0"), (X, Y + 1, "y: classes count from 0, but the smallest label is 1")])
 def test_arrays_of_another_kind_are_refused_in_a_line(x, y, says):
     with pytest.raises(ab.InputError, match=says):
         ab.fit(x, y, network="convnet", **SMALL)
