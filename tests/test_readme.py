@@ -254,7 +254,7 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
     gain = gain_of(found, *reversed(runs))
     assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: apart by {gain}." in text
-    assert f"(8/255, 500 images: {ours} and {adv} %; one seed)" in PAGES["README.md"]
+    assert f"(500 images, one seed; CIFAR-10 at 8/255: {ours} and {adv} %, STL-10" in PAGES["README.md"]
     assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}, in this order." in text
     rows = [row for name in ("runs", "accuracy") for row in of_the_pair(name, "")]
     best = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
@@ -438,11 +438,11 @@ def gain_of(found, contender, control):
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[name] for name in ("gain", "gain_low", "gain_high")))
 
 
-def robust_images(name):
-    """The rows of a robust_examples.csv by run, those numbers that tell the worst case as numbers."""
+def robust_images(name, weights=None):
+    """The rows of a robust_examples.csv by run, those numbers that tell the worst case as numbers; weights: digests, or all."""
     path, by_run = ROOT / "runs" / name, {}
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
-        for row in csv.DictReader(file):
+        for row in (row for row in csv.DictReader(file) if weights is None or row["weights"] in weights):
             by_run.setdefault(row["run"], []).append({"attack": row["attack"], "judged_margin": float(row["judged_margin"]),
                                                       "index": int(row["index"]), "broken": int(row["broken"])})
     return by_run
@@ -469,8 +469,17 @@ def test_what_more_steps_and_pruning_do_equals_the_records():
 
 def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     text = section("results.md", "## STL-10, whole")
-    left = {row["run"]: percent(row["accuracy"]) for row in records("stl10-medium/evaluation/robust.csv")}
-    assert f"leaves {left['adv']} to adversarial training and, averaging 20 draws, {left['advbnn']} to Adv-BNN" in text
+    robust = records("stl10-medium/evaluation/robust.csv")
+    adv, ours = (percent(one(robust, run=run, attacks="apgd-ce")["accuracy"]) for run in ("adv", "advbnn"))
+    assert f"leaves {adv} to adversarial training and, averaging 20 draws, {ours} to Adv-BNN" in text
+    worst = {row["run"]: row for row in robust if row["attacks"] != "apgd-ce"}
+    adv, ours = (percent(worst[run]["accuracy"]) for run in ("adv", "advbnn"))
+    found = robust_images("stl10-medium/evaluation/robust_examples.csv", [row["weights"] for row in worst.values()])
+    assert (f"The ensemble of attacks leaves {adv} and, without Square, {ours} to Adv-BNN: apart by "
+            f"{gain_of(found, 'advbnn', 'adv')}.") in text
+    assert f"STL-10 at 0.035: {ours} and {adv} %)" in PAGES["README.md"]
+    assert worst["advbnn"]["tried"] == worst["advbnn"]["attacks"].removesuffix(" square")
+    assert {row["broken"] for row in found["adv"] if row["attack"] == "square"} == {0}
     rows = records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
     former = records("stl10-medium/fan_in/evaluation/accuracy.csv")
     adv, ours, theirs = (listed_accuracies(found, run, draws, "500", ("0", "0.015", "0.035", "0.055", "0.07"))
