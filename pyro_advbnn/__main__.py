@@ -1,5 +1,4 @@
 """pyro-advbnn COMMAND, or python -m pyro_advbnn COMMAND: all commands under one name, each imported when it is called."""
-import os
 import sys
 from importlib import import_module
 
@@ -16,7 +15,8 @@ _FIRST_LINES = {
 
 def main():
     """Run the command that the first word of the process names, with the words after it."""
-    sys.path.insert(0, os.getcwd())                      # as python -m does: --network may name a module that lies there
+    if "" not in sys.path:
+        sys.path.append("")                              # the working folder: --network may name a module that lies there
     words = sys.argv[1:]
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     if words and words[0] in _FIRST_LINES:

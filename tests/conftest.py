@@ -16,10 +16,10 @@ SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
 MODES = ["RGB", "L", "P", "RGBA", "1"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
 _COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
-LONGEST = ["test_zoo", "test_ci_gpu", "test_reproduce", "test_train", "test_checks", "test_evaluate", "test_foreign_tools",
-           "test_torchrun", "test_streaming", "test_cuda_graphs", "test_determinism", "test_carlini_wagner",
-           "test_uncertainty_verb", "test_cifar10", "test_packaging", "test_distributed", "test_figures", "test_signals",
-           "test_kills", "test_micro_batches"]
+LONGEST = ["test_gpu", "test_zoo", "test_ci_gpu", "test_reproduce", "test_train", "test_checks", "test_evaluate",
+           "test_foreign_tools", "test_torchrun", "test_streaming", "test_cuda_graphs", "test_determinism",
+           "test_carlini_wagner", "test_uncertainty_verb", "test_cifar10", "test_packaging", "test_distributed", "test_figures",
+           "test_signals", "test_kills", "test_micro_batches"]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def both_devices(**settings):
 
 
 def test_all_of_the_papers_evidence_is_made_on_the_gpu(tmp_path):
-    """The longest, and so the first: several workers take the tests in their order."""
+    """The longest of all that need a GPU, and so the first of the first file (`conftest.LONGEST`)."""
     tiny = ["--epochs=1", "--num_train=100", "--num_test=20", "--width=4", "--attack_samples=2", "--device=cuda"]
     commands.run(reproduce.VERBS, ["all", *tiny, f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "report.html").exists()

@@ -838,8 +838,13 @@ def test_an_epoch_tells_nats_per_image_and_signal_to_noise_and_once_that_the_pos
         assert f"  kl 0.25 per image  snr {snr}  " in out and out.count("more noise than signal") == told
 
 
-@pytest.mark.parametrize("epoch, nll, snr, told", [(2, 2.29, 9.0, 1), (1, 2.29, 9.0, 0), (2, 2.2, 9.0, 0), (2, 2.29, 0.1, 0)])
-def test_a_training_that_ends_at_the_loss_of_chance_names_the_learning_rate(tmp_path, capsys, epoch, nll, snr, told):
-    config, training, _ = build(epochs=2)
-    Progress(config, training, tmp_path).epoch(ROW | {"epoch": epoch, "nll": nll, "snr": snr})
-    assert capsys.readouterr().out.count("chance, ln 10 = 2.303: nothing is learnt; a --learning_rate below 0.01 may") == told
+@pytest.mark.parametrize("last, told", [
+    ({}, 1), ({"epoch": 1}, 0), ({"nll": 2.2}, 0), ({"train_accuracy": 0.3}, 0), ({"snr": 0.1}, 0), (None, 0)])
+def test_a_training_that_ends_at_the_loss_of_chance_names_the_learning_rate(tmp_path, capsys, last, told):
+    config, training, _ = build()
+    progress = Progress(config, training, tmp_path)
+    if last is not None:                                 # else a run that was over before
+        progress.epoch(ROW | {"epoch": 2, "nll": 2.29} | last)
+    assert "of chance" not in capsys.readouterr().out
+    progress.finished(None)
+    assert capsys.readouterr().out.count("chance, ln 10 = 2.303; a --learning_rate below 0.01 may help") == told

@@ -183,7 +183,7 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     name = given.removeprefix("--").replace("-", "_")
     if name in known:
         return name, text if equals else None
-    near = [flag for flag in known if "".join(part[0] for part in flag.split("_")) == name]      # --lr
+    near = [flag for flag in known if "".join(part[0] for part in flag.split("_")) == name.strip("_")]      # --lr
     near = near or difflib.get_close_matches(name.strip("_"), known)
     hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else f"the flags are --{', --'.join(known)}"
     raise InputError(f"unknown flag {given[:100]}; {hint}")

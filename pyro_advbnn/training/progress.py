@@ -22,7 +22,7 @@ class Progress:
         self._began = self._refreshed = time.monotonic()
         self._progress_at_start = training.progress
         self._epoch_began, self._epoch_images = time.monotonic(), 0
-        self._bar, self._noted = None, set()
+        self._bar, self._noted, self._row = None, set(), None
 
     def begin(self):
         config, settings = self.config, self.config["settings"]
@@ -127,13 +127,10 @@ class Progress:
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
         self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
-        settings, classes = self.config["settings"], self.config["num_classes"]
         if row.get("snr", 1) < _COLLAPSING:
             self.note(f"note: the weights hold much more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
                       f"where a posterior collapses to its prior; a smaller --alpha helps", about="collapse")
-        elif row["epoch"] == settings["epochs"] and row["nll"] > _OF_CHANCE * math.log(classes):
-            self.note(f"note: the loss ends at that of chance, ln {classes} = {math.log(classes):.3f}: nothing is learnt; "
-                      f"a --learning_rate below {settings['learning_rate']:g} may help, or more epochs", about="chance")
+        self._row = row
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
     def _note_statistics(self, in_training, predicted):
@@ -167,3 +164,11 @@ class Progress:
         text = "" if best is None else (f"; best on the held-out images: epoch {best['epoch']}, clean "
                                         f"{100 * best['accuracy']:.1f} %, PGD {100 * best['robust_accuracy']:.1f} %")
         print(f"done: {self.training.epochs_done} epochs{text}")
+        self._note_chance(self.config["num_classes"], self._row or {})
+
+    def _note_chance(self, classes, last):
+        """Where a network was stuck to the end, and not by a posterior that collapsed; one epoch is too short to tell."""
+        learnt = last.get("nll", 0) < _OF_CHANCE * math.log(classes) or last["train_accuracy"] > 2 / classes
+        if not learnt and last["epoch"] > 1 and last.get("snr", 1) > _COLLAPSING:
+            print(f"note: the loss ends at that of chance, ln {classes} = {math.log(classes):.3f}; a --learning_rate below "
+                  f"{self.config['settings']['learning_rate']:g} may help, or more epochs")

@@ -122,7 +122,7 @@ def test_the_first_word_chooses_the_verb():
 @pytest.mark.parametrize(("words", "line"), [
     (["--epsilom", "3"], "unknown flag --epsilom; did you mean --epsilon or --epsilons?"),
     (["-epsilon", "3"], "unknown flag -epsilon; did you mean --epsilon or --epsilons?"),
-    (["--dd", "x"], "unknown flag --dd; did you mean --data_dir?"),
+    (["--dd", "x"], "unknown flag --dd; did you mean --data_dir?"), (["-dd=x"], "unknown flag -dd; did you mean --data_dir?"),
     (["--noresume"], "unknown flag --noresume; did you mean --resume?"),
     (["--noepsilon"], "unknown flag --noepsilon; did you mean --epsilon or --epsilons?"),
     (["--nonormalize=true"], "unknown flag --nonormalize; did you mean --normalize?"),
