@@ -503,6 +503,14 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     assert "{} under one draw (0, 0.035, 0.07), {} under twenty".format(*before) in text
 
 
+def test_how_the_training_on_eleven_classes_ends_equals_the_records():
+    ends = [records(f"imagenet-dogcat11/{run}/metrics.jsonl")[-1] for run in (
+        "runs/adv", "fan_in/runs/advbnn", "runs/advbnn", "runs/none")]
+    adv, fan_in, ours, none = (f"{100 * end['train_accuracy']:.0f} %" for end in ends)
+    assert adv == fan_in and (f"training images is {adv} (by `fan_in`, too), of Adv-BNN {ours}, without a defence {none}."
+                              in section("results.md", "## ImageNet, eleven classes of dogs and cats"))
+
+
 def test_how_the_training_on_stl10_ends_and_what_its_posterior_is_equals_the_records():
     text = section("results.md", "## STL-10, whole")
     courses = [records(f"stl10-medium/runs/{run}/metrics.jsonl") for run in ("advbnn", "adv")]
