@@ -77,7 +77,7 @@ def test_the_readme_has_at_most_160_lines():
 
 
 @pytest.mark.filterwarnings("ignore:Please import .gaussian_filter:DeprecationWarning")       # of foolbox
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable", "ignore:.isinstance.treespec:FutureWarning")  # torch 2.11
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable", "ignore::FutureWarning")          # of torch 2.11
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
 def test_the_examples_of_a_page_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
