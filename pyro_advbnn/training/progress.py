@@ -164,11 +164,12 @@ class Progress:
         text = "" if best is None else (f"; best on the held-out images: epoch {best['epoch']}, clean "
                                         f"{100 * best['accuracy']:.1f} %, PGD {100 * best['robust_accuracy']:.1f} %")
         print(f"done: {self.training.epochs_done} epochs{text}")
-        self._note_chance(self.config["num_classes"], self._row or {})
+        if self._row:                                    # else the run was over before
+            self._note_chance(self._row, self.config["num_classes"])
 
-    def _note_chance(self, classes, last):
+    def _note_chance(self, last, classes):
         """Where a network was stuck to the end, and not by a posterior that collapsed; one epoch is too short to tell."""
-        learnt = last.get("nll", 0) < _OF_CHANCE * math.log(classes) or last["train_accuracy"] > 2 / classes
-        if not learnt and last["epoch"] > 1 and last.get("snr", 1) > _COLLAPSING:
+        stuck = last["nll"] >= _OF_CHANCE * math.log(classes) and last["train_accuracy"] <= 2 / classes
+        if stuck and last["epoch"] > 1 and last.get("snr", 1) > _COLLAPSING:
             print(f"note: the loss ends at that of chance, ln {classes} = {math.log(classes):.3f}; a --learning_rate below "
                   f"{self.config['settings']['learning_rate']:g} may help, or more epochs")
