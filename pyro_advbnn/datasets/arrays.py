@@ -65,12 +65,13 @@ def read_npz(path, split):
     """Your own arrays: images x_train, x_test uint8 (N, H, W, C) with C 1 or 3, labels y_train, y_test integers from 0.
 
     The number of classes is the largest training label + 1, for both splits.
-    Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range, and training
-    labels without 0.
+    Raises InputError for a file that is no npz, a missing array, a wrong shape or type, a label out of range and, of the
+    training split, labels without 0.
     """
     train_labels, images, labels = _npz_arrays(path, ["y_train", f"x_{split}", f"y_{split}"])
     train_labels = _checked_labels(train_labels, train_labels.size, MAX_CLASSES, f"{path}: y_train")
-    check_counted_from_0(train_labels, f"{path}: y_train")
+    if split == "train":
+        check_counted_from_0(train_labels, f"{path}: y_train")
     num_classes = int(train_labels.max()) + 1
     images = _channels_first(images, f"{path}: x_{split}")
     labels = _checked_labels(labels, len(images), num_classes, f"{path}: y_{split}")

@@ -409,7 +409,7 @@ def test_an_npz_is_read_by_split_and_its_classes_are_those_of_train(tmp_path, ch
     ("train", {"y_train": np.array([0, 1, 2])}, "expected one label for each of 4 images, got 3 labels"),
     ("train", {"y_train": np.array([0, -1, 2, 0])}, "got -1 for image 1"),
     ("train", {"y_train": np.array([0, 1, 2, 10**5])}, "labels must be from 0 to 99999, got 100000 for image 3"),
-    ("test", {"y_train": np.array([1, 2, 3, 2])}, "y_train: classes count from 0, but the smallest label is 1"),
+    ("train", {"y_train": np.array([1, 2, 3, 2])}, "y_train: classes count from 0, but the smallest label is 1"),
     ("train", {"y_train": np.array([0, 1, 2, None], dtype=object)}, "cannot be read"),
     ("test", {"y_test": np.array([0, 3])}, "y_test: labels must be from 0 to 2, got 3 for image 1"),
 ])
@@ -430,6 +430,11 @@ def test_an_npz_that_is_missing_or_a_folder_or_a_single_array_is_refused(tmp_pat
 def test_who_has_no_test_images_may_train_all_the_same(tmp_path):
     path = write_npz(tmp_path / "mine.npz", x_test=None, y_test=None)
     assert len(load("npz", "train", path)) == 4
+
+
+def test_images_that_train_nothing_may_have_labels_from_1(tmp_path):
+    path = write_npz(tmp_path / "mine.npz", y_train=np.array([1, 2, 3, 2]), y_test=np.array([1, 3]))
+    assert load("npz", "test", path).num_classes == 4
 
 
 def test_where_there_are_test_images_those_for_validation_are_no_test_images(tmp_path):
