@@ -5,7 +5,9 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hostile import pixels, write_npz
 from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce, train
@@ -475,3 +477,16 @@ def test_every_piece_refuses_wrong_flags(verb, tmp_path, monkeypatch, capsys):
     assert "--scale must be one of smoke, small, medium, paper" in refusal(capsys, verb, "--scale", "big")
     assert "--data_dir" in refusal(capsys, verb, "--dataset", "npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_other_images_is_not_taken_for_the_plans_and_one_whose_images_moved_is(tmp_path):
+    first, moved, other = (tmp_path / f"{name}.npz" for name in ("first", "moved", "other"))
+    write_npz(first, x_train=pixels(12), y_train=np.arange(12) % 3)
+    shutil.copy(first, moved)
+    write_npz(other, x_train=pixels(12)[::-1], y_train=np.arange(12) % 3)
+    flags = {"dataset": "npz", "data_dir": first, "network": "convnet", "width": 4, "epsilon": 0.1, "epochs": 1,
+             "validation": 0, "defense": "none", "out": tmp_path / "run"}
+    train.train(**flags)
+    reproduction._refuse_other_run(tmp_path / "run", flags | {"data_dir": moved})
+    with pytest.raises(InputError, match="the training images are not those that the run began with"):
+        reproduction._refuse_other_run(tmp_path / "run", flags | {"data_dir": other})

@@ -43,7 +43,7 @@ class APGD(Attack):
 
     loss, attack_samples, average: as in `losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
-    num_steps times attack_samples forward calls of twice the batch.
+    2 num_steps times attack_samples forward calls.
 
     Raises InputError for settings out of range.
     """

@@ -23,6 +23,7 @@ ATTACKS = {                                              # name: (norms, how it 
     "pgd-probability": (_ANY, lambda s: s.pgd(average="probability")),
     "apgd-ce": (_ANY, lambda s: s.apgd("ce")),
     "apgd-dlr": (_ANY, lambda s: s.apgd("dlr")),
+    "apgd-margin": (_ANY, lambda s: s.apgd("margin")),
     "square": (_LINF, lambda s: Square(s.epsilon, s.num_queries, s.attack_samples)),
     "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples,
                                         num_samples=s.attack_samples)),
@@ -54,12 +55,11 @@ class Strength:
 
 
 def default_names(is_random, has_mean, num_classes, norm):
-    """The ensemble for a classifier: what makes no sense for it is left out."""
+    """The ensemble for a classifier: what makes no sense for it is left out; for dlr, which two classes have not, margin."""
     def fits(name):
         base, _, source = name.partition("@")
-        return not (source == "mean" and not has_mean or source and not is_random
-                    or base == "apgd-dlr" and num_classes < 3 or norm not in ATTACKS[base][0])
-    return [name for name in OF_RANDOM if fits(name)]
+        return not (source == "mean" and not has_mean or source and not is_random or norm not in ATTACKS[base][0])
+    return [name if num_classes > 2 else name.replace("dlr", "margin") for name in OF_RANDOM if fits(name)]
 
 
 def build(names, strength):
@@ -74,7 +74,7 @@ def build(names, strength):
 
 def _build(name, strength):
     base, at, source = name.partition("@")
-    if base not in ATTACKS:
+    if base not in ATTACKS or source == "self":
         raise InputError(f"--attacks must be of {', '.join(ATTACKS)}, or one of them as NAME@mean or NAME@pool:M, got {name!r}")
     norms, make = ATTACKS[base]
     if strength.norm not in norms:

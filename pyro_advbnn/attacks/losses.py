@@ -18,6 +18,7 @@ from pyro_advbnn.attacks.balls import per_image
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_softmax
 from pyro_advbnn.system.errors import InputError, check_at_least
+from pyro_advbnn.system.random_streams import undisturbed
 
 AVERAGES = ("gradient", "probability")
 
@@ -47,17 +48,33 @@ def dlr(logits, y):
     return (other - true) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
+def targeted_dlr(logits, target):
+    """(z_t - max_{j != t} z_j) / (z_pi1 - (z_pi3 + z_pi4) / 2) of each image (B,), above 0 where the target wins.
+
+    The targeted loss of Croce and Hein (2020), which unlike minus `dlr` is not constant where the target ranks third; it has
+    the true class's logit where here the largest other one stands.
+
+    Raises InputError for less than 4 classes.
+    """
+    if logits.shape[1] < 4:
+        raise InputError(f"the loss dlr needs at least 4 classes where there is a target, the classifier has {logits.shape[1]}")
+    wanted, other = true_and_other(logits, target)
+    top = logits.topk(4, dim=1).values
+    return (wanted - other) / (top[:, 0] - top[:, 2:].mean(1)).clamp_min(1e-12)
+
+
 LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 @dataclass(frozen=True)
 class Towards:
-    """The loss that a targeted attack raises: minus `loss`, of the target in the label's place."""
+    """The loss that a targeted attack raises: `targeted_dlr`, or minus another `loss` of the target in the label's place."""
 
     loss: str | Callable
 
     def __call__(self, logits, target):
-        return -loss_function(self.loss)(logits, target)
+        function = loss_function(self.loss)
+        return targeted_dlr(logits, target) if function is dlr else -function(logits, target)
 
 
 def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gradient"):
@@ -70,15 +87,6 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
         return torch.stack(losses).mean(0)
 
 
-def losses_together(classifier, x, other, y, **averaging):
-    """The `expected_loss` (B,) of x and that of `other`, two versions of the same images, as one batch of fresh calls.
-
-    averaging: loss, attack_samples and average as there. Both see the same draws of the weights, so that their difference
-    varies less than either.
-    """
-    return expected_loss(classifier, torch.cat([x, other]), torch.cat([y, y]), **averaging).chunk(2)
-
-
 def keep_worse(classifier, x_adv, other, y, **averaging):
     """Of each image the one of its two attacked versions that is worse, by `is_worse`; (B, C, H, W).
 
@@ -89,11 +97,20 @@ def keep_worse(classifier, x_adv, other, y, **averaging):
     return torch.where(per_image(is_worse(*another, *one), x_adv), other, x_adv)
 
 
-def outcomes_together(classifier, x_adv, other, y, *, loss="ce", **averaging):
-    """For x_adv, and for other, (the losses of `losses_together`, whether the averaged answer is a success), each (B,)."""
+def outcomes_together(classifier, x_adv, other, y, **averaging):
+    """For x_adv, and for other, (its `expected_loss`, whether the averaged answer is a success), each (B,).
+
+    Both see the same draws, of weights as of noise for each image, so that their difference varies less than either: the
+    calls begin from one state of torch's global generators.
+    """
+    with undisturbed():
+        outcome = _outcome(classifier, x_adv, y, **averaging)
+    return outcome, _outcome(classifier, other, y, **averaging)
+
+
+def _outcome(classifier, x, y, *, loss="ce", **averaging):
     noting = NotingSuccess(loss)
-    losses = losses_together(classifier, x_adv, other, y, loss=noting, **averaging)
-    return zip(losses, noting.succeeded().chunk(2), strict=True)
+    return expected_loss(classifier, x, y, loss=noting, **averaging), noting.succeeded()
 
 
 def is_worse(losses, succeeded, other_losses, other_succeeded):
@@ -160,7 +177,7 @@ def _of_mean_loss(call, x, y, function, attack_samples):
     for _ in range(attack_samples):
         with torch.enable_grad():
             losses = function(call(x).float(), y)
-            gradient, = torch.autograd.grad(losses.sum(), x)
+            gradient = _gradient(losses, x)
         total_loss, total_gradient = total_loss + losses.detach(), total_gradient + gradient
     return total_loss / attack_samples, total_gradient / attack_samples
 
@@ -170,8 +187,16 @@ def _of_mean_probability(call, x, y, function, attack_samples):
         return call(x) if attack_samples == 1 else checkpoint(call, x, use_reentrant=False)
     with torch.enable_grad():
         losses = function(log_mean_softmax(draw() for _ in range(attack_samples)), y)
-        gradient, = torch.autograd.grad(losses.sum(), x)
+        gradient = _gradient(losses, x)
     return losses.detach(), gradient
+
+
+def _gradient(losses, x):
+    gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
+    if gradient is None:
+        raise InputError("the classifier's answer has no gradient by its images: no_grad, detach or whole numbers stand in its "
+                         "way; of the attacks only Square and noise go without")
+    return gradient
 
 
 def true_and_other(logits, y):

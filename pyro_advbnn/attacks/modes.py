@@ -53,6 +53,8 @@ def is_random(classifier, x):
         inputs = x.detach().clone().requires_grad_()
         with torch.enable_grad():
             logits = classifier(inputs.clone())          # a first layer may work in place
+        if not logits.requires_grad:
+            return torch.zeros(1)
         return torch.autograd.grad(logits.float().logsumexp(-1).sum(), inputs)[0]
 
     with eval_mode(classifier), frozen(classifier), undisturbed():

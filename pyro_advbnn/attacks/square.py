@@ -25,9 +25,9 @@ class Square(Attack):
     in (0, 1] at first and halves on the authors' schedule, stretched to num_queries. A proposal replaces the current
     point where it alone succeeds, or else where its `loss` (`losses`), averaged over attack_samples draws, is larger.
 
-    A random classifier's loss of the current point is measured anew beside each proposal, in the same forward calls: a
-    lucky value is forgotten, and weights drawn once per call are the same for both. A query costs attack_samples forward
-    calls of twice the batch. All own randomness comes from `generator`, on x's device.
+    A random classifier's loss of the current point is measured anew beside each proposal, under the same draws: a lucky
+    value is forgotten. A query costs twice attack_samples forward calls. All own randomness comes from `generator`, on x's
+    device.
 
     Raises InputError for settings out of range.
     """

@@ -61,7 +61,7 @@ def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, tor
     Returns the columns of `csv_tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see
-    `inputs`. Modules are tried on the first two images, which draws nothing from torch's global generators.
+    `inputs`. Modules are tried on at most the first 16 images, which draws nothing from torch's global generators.
     """
     check_at_least("num_samples", num_samples, 1)
     batches = checked_batches(batches, [target if source is None else source, target])

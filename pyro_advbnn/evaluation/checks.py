@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_advbnn.attacks.apgd import APGD
-from pyro_advbnn.attacks.losses import loss_and_gradient, losses_together
+from pyro_advbnn.attacks.losses import loss_and_gradient, outcomes_together
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.pgd import PGD
@@ -138,10 +138,10 @@ def gradients(examination: Examination) -> Finding:
     classifier, loss = examination.classifier, examination.attack.loss
     for number, (x, y) in enumerate(examination.batches):
         with separate_randomness(examination.seed + number), eval_mode(classifier), frozen(classifier):
-            gradient = loss_and_gradient(classifier, x, y, loss=loss)[1].flatten(1)
+            gradient = loss_and_gradient(classifier, x, y, loss=loss)[1].flatten(1).double()     # the norm of small ones
         zeros.append((gradient == 0).float().mean(1))
         blind.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))       # the sign of NaN is 0
-        unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)
         constant.append(((unit * unit.roll(1, 0)).sum(1) > 1 - 1e-5) & ~blind[-1] & (len(x) > 1))
     lost, same = torch.cat(blind), torch.cat(constant)
     measured = (f"zero in every pixel, or no number, for {percent(lost)} of the images, zero in {percent(torch.cat(zeros))} of "
@@ -159,7 +159,8 @@ def loss_goes_up(examination: Examination) -> Finding:
         with separate_randomness(examination.seed + number):
             x_adv = examination.attack(classifier, x, y)
             with eval_mode(classifier), frozen(classifier):
-                before, after = losses_together(classifier, x, x_adv, y, loss="margin", attack_samples=examination.num_samples)
+                (before, _), (after, _) = outcomes_together(classifier, x, x_adv, y, loss="margin",
+                                                            attack_samples=examination.num_samples)
         risen.append(after > before)
     fallen = ~torch.cat(risen)
     return rarely(fallen, f"it rises for {percent(1 - fallen.float().mean().item())} of the images",

@@ -101,7 +101,7 @@ def checked_batches(batches, classifiers):
     for x, y in batches:
         check_images(x)
         if num_classes is None:
-            num_classes = min(check_classifier(classifier, x[:2]) for classifier in dict.fromkeys(classifiers))
+            num_classes = min(check_classifier(classifier, x[:16]) for classifier in dict.fromkeys(classifiers))
         yield x, checked_labels(y, num_classes, x)
     if num_classes is None:
         raise InputError("there are no images to evaluate on")

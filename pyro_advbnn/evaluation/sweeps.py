@@ -74,20 +74,6 @@ def transfer_accuracies(source, targets, batches, attack, *, num_samples=20, pro
     return _rows(asked, predictions, batches, [source, *targets.values()], progress)
 
 
-def transfer_rate(clean, transferred, white_box, num_examples):
-    """(rho, ""): rho(A->B) = (Acc[B] - Acc[B|A]) / (Acc[B] - Acc[B|B]), Eq. (14); or (None, why it means nothing).
-
-    The three accuracies lie in [0, 1], each of num_examples images. rho means nothing where the 95% interval of the drop
-    Acc[B] - Acc[B|B] holds 0, taking the two as independent: they are of the same images, so that their difference
-    varies less, and the rule errs towards saying nothing.
-    """
-    drop = clean - white_box
-    error = Z95 * math.sqrt((clean * (1 - clean) + white_box * (1 - white_box)) / num_examples)
-    if drop <= error:
-        return None, f"drop {100 * drop:.1f} ± {100 * error:.1f} points"
-    return (clean - transferred) / drop, ""
-
-
 def gradient_norms(classifier, batches, *, num_samples=1, progress=None):
     """The mean over images of the l_1 norm of the gradient of the loss by the image, with its 95% normal interval.
 

@@ -7,9 +7,10 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
-from pyro_advbnn.evaluation.sweeps import ensemble_accuracies, steps_accuracies, transfer_accuracies, transfer_rate
+from pyro_advbnn.evaluation.sweeps import ensemble_accuracies, steps_accuracies, transfer_accuracies
 from pyro_advbnn.experiments import protocol
 from pyro_advbnn.experiments.verbs import AttackFlags, Radius, StepSize, chosen_step, finish, verb, warn
+from pyro_advbnn.reporting.transfer_figure import with_rates
 from pyro_advbnn.training import recipes
 
 _TABLES = {"epsilon": "accuracy", "alpha": "alpha", "prior_std": "prior_std", "run": "runs"}     # by --against
@@ -109,11 +110,7 @@ def _clean_accuracy(runs, run, num_samples):
 
 def _with_rates(runs, rows):
     """The rows of all sources, each with Acc[B|B] and rho; written to the table where they are not there yet."""
-    white_box = {row["run"]: row["accuracy"] for row in rows if row["source"] == row["run"]}
-    complete = []
-    for row in rows:
-        rate, note = transfer_rate(row["accuracy_clean"], row["accuracy"], white_box[row["run"]], row["num_examples"])
-        complete.append(row | {"accuracy_white_box": white_box[row["run"]], "rho": rate, "note": note or None})
+    complete = with_rates(rows)
     if any(row["accuracy_white_box"] is None for row in rows):
         runs.table("transfer").add(complete)
     return complete

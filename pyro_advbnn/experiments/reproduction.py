@@ -246,13 +246,17 @@ def _training_flags(step, deadline):
 
 
 def _refuse_other_run(folder, flags):
-    """Raises InputError where the run in `folder` was trained with other flags; those of where and how may differ."""
+    """Raises InputError where the run in `folder` was trained with other flags or images; where and how may differ."""
     free = {"out", *MAY_CHANGE_ON_RESUME} - {"epochs", "network", "patience", "precision"}
-    for name, (began, now) in configuration.changed_flags(run_folders.read_config(folder), flags).items():
+    config = run_folders.read_config(folder)
+    changed = configuration.changed_flags(config, flags)
+    for name, (began, now) in changed.items():
         if name == "init_from" and began and now and Path(began).name == Path(now).name:
             continue                                     # the folder of all runs has been moved
         if name not in free:
             raise InputError(f"{folder} was trained with --{name} {began}, not {now}; choose another --out")
+    if "data_dir" in changed:
+        configuration.images_of(config, "cpu", flags.get("data_dir"))
 
 
 def _seconds_per_gradient(plan, images, device):

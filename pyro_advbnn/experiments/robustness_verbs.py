@@ -42,9 +42,10 @@ def robust(
     Args:
         epsilon: radius; default that of the data set's training (l2: 0.5).
         norm: of the perturbation, linf or l2.
-        attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr, square and
-            cw (l2); NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an ensemble of M fixed
-            draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,square, as far as they make sense.
+        attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr,
+            apgd-margin, square and cw (l2); NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an
+            ensemble of M fixed draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,square, as far as they
+            make sense (of two classes apgd-margin for apgd-dlr).
         num_steps: of each gradient attack (cw: five times as many, in each of six searches).
         attack_samples: weight draws averaged in each gradient, each query and each comparison of noises.
         average: over the draws of the loss's gradient, or of the probability (one answer, one gradient); square and cw always

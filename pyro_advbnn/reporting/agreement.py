@@ -63,9 +63,9 @@ def check_gradients(train, test):
 
 
 def check_alpha(rows):
-    """Whether the clean accuracy of the smallest alpha > 0 is above that of the largest."""
+    """Whether the clean accuracy of the smallest alpha > 0 is above that of the largest; of one run for each alpha."""
     rows = [row for row in rows if row["alpha"]]
-    if len({row["alpha"] for row in rows}) < 2:
+    if not 2 <= len({row["alpha"] for row in rows}) == len(rows):
         return NONE, NONE
     text, low, high = _change(rows[-1], rows[0], fraction(rows[-1]["alpha"]), fraction(rows[0]["alpha"]))
     if rows[0]["epsilon"]:
@@ -74,9 +74,12 @@ def check_alpha(rows):
 
 
 def check_prior_std(rows):
-    """Whether the highest accuracy can be told from the lowest, by an interval for all pairs at once; "auto" is not judged."""
+    """Whether the highest accuracy can be told from the lowest, by an interval for all pairs at once.
+
+    "auto" is not judged, nor what has several runs for one prior.
+    """
     rows = [row for row in rows if row["prior_std"] != "auto"]
-    if len({row["prior_std"] for row in rows}) < 2:
+    if not 2 <= len({row["prior_std"] for row in rows}) == len(rows):
         return NONE, NONE
     first, last = sorted(rows, key=lambda row: row["accuracy"])[::len(rows) - 1]
     text, low, _ = _change(first, last, first["prior_std"], last["prior_std"], math.comb(len(rows), 2))

@@ -23,10 +23,10 @@ SWEEPS = {                                               # title, x, x in words,
                 "Agrees, for clean images pruned by std: there is such a fraction above 0."),
     "alpha": ("Accuracy by the factor α of the KL", "alpha", "alpha", agreement.check_alpha,
               "Change: from the largest alpha to the smallest above 0. Agrees: that of the clean accuracy, with its interval, "
-              "lies above 0."),
+              "lies above 0. Not judged where runs share an alpha."),
     "prior_std": ("Accuracy by the prior's standard deviation", "prior_std", "prior std", agreement.check_prior_std,
                   "Change: from the lowest accuracy to the highest, auto left out, its interval for all pairs at once "
-                  f"(Bonferroni). {_SAME}"),
+                  f"(Bonferroni). {_SAME} Not judged where runs share a std."),
 }
 
 

@@ -35,10 +35,10 @@ class Curve:
 def curves(rows, x, *, over_runs=False, names=None):
     """`rows` split into curves over the column `x`: rows of different settings never share one.
 
-    over_runs: x is a setting of training, and a curve is of many runs. names: {run: label}, default `labels(rows)`. Clean
-    rows (epsilon 0) know no attack and belong to the curve of every attack.
+    over_runs: x is a setting of training, and a curve is of many runs, but of one of the checkpoints that a run has.
+    names: {run: label}, default `labels(rows)`. Clean rows (epsilon 0) know no attack and belong to the curve of every attack.
     """
-    across = ("run", "checkpoint", "weights", x) if over_runs else ()
+    across = ("run", "weights", x) if over_runs else ()
     names = names or (_labels_of_many(rows) if over_runs else labels(rows))
     groups = _in_order([_points(group, x) for group in _grouped(rows, x, across)], x, list(names))
     found = [Curve(names[group[0]["run"]], {}, group) for group in groups]
@@ -75,6 +75,13 @@ def checkpoints_tell_weights(rows, run):
     return len({row["checkpoint"] for row in own}) == len({row["weights"] for row in own})
 
 
+def several_checkpoints(rows):
+    """{checkpoint: the name of its file} of the runs that have rows of several."""
+    found = dict.fromkeys((row["run"], row["checkpoint"]) for row in rows)
+    runs = [run for run, _ in found]
+    return {checkpoint: Path(checkpoint).name for run, checkpoint in found if runs.count(run) > 1}
+
+
 def _labels_of_many(rows):
     """{run: label} for curves over many runs: at most the defence names them."""
     several = len({row["defense"] for row in rows}) > 1
@@ -83,9 +90,10 @@ def _labels_of_many(rows):
 
 def _grouped(rows, x, across):
     """The rows of each curve, as lists; a clean row over epsilon stands in each that has its other settings."""
-    groups = {}
+    groups, told = {}, several_checkpoints(rows)
     for row in sorted(rows, key=_is_clean):              # what may belong to several comes last
         own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
+        own |= {"checkpoint": told.get(row["checkpoint"])} if "run" in across else {}
         key = frozenset((name, value) for name, value in (settings(row, x) | own).items() if name not in (x, *across))
         homes = [home for home in groups if key <= home] if _is_clean(row) and x == "epsilon" else []
         for home in homes or [key]:

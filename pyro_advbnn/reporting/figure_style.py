@@ -2,6 +2,7 @@
 
 Ink on paper; a dark page turns the light of the whole drawing around, not its hues.
 """
+import itertools
 import math
 import textwrap
 
@@ -116,11 +117,12 @@ def finish_figure(figure, title, shared, handles):
     lines = [line.replace("\xa0", " ") for line in textwrap.wrap(words, 100)]
     figure.suptitle("\n".join([title, *lines]), x=0.01, ha="left")
     if handles:
-        longest = max(len(line) for handle in handles for line in handle.get_label().splitlines())
-        columns = max(1, min(len(handles), 100 // (longest + 9)))
+        lines = [handle.get_label().splitlines() for handle in handles]
+        columns = max(1, min(len(handles), 100 // (max(map(len, itertools.chain(*lines))) + 9)))
         figure.legend(handles=handles, loc="outside lower left", ncols=columns)
         width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.17 * math.ceil(len(handles) / columns))
+        entry = 0.04 + 0.13 * max(map(len, lines))
+        figure.set_size_inches(width, height + entry * math.ceil(len(handles) / columns))
     return figure
 
 

@@ -16,8 +16,8 @@ def headline(folder):
 
     It is of the worst case over several attacks where there is one, of one attack whose points were judged likewise, else of
     PGD; of test images where there are any, the first row's norm, the newest weights, the images of an attack with many draws
-    where there is one, the most of them, the middle of its radii, and the longest attack with the most draws on each
-    checkpoint. What was stopped before all attacks had seen all images is left out.
+    where there is one, the most of them, the middle of its radii, the longest attack that every checkpoint has met, else the
+    longest on each, and the most draws. What was stopped before all attacks had seen all images is left out.
     """
     worst = [row for row in csv_tables.read(folder, "robust") if row["tried"] == row["attacks"]]
     worst = [row for row in worst if " " in row["attacks"]] or worst
@@ -33,6 +33,9 @@ def headline(folder):
     rows, radii = (_same(some, lambda row: row["images"], most) for some in (rows, strong))
     radii = sorted({row["epsilon"] for row in radii})
     rows = [row for row in rows if row["epsilon"] == radii[(len(radii) - 1) // 2]]
+    met = [{row["num_steps"] for row in rows if row["checkpoint"] == path} for path in {row["checkpoint"] for row in rows}]
+    by_all = set.intersection(*met)
+    rows = [row for row in rows if not by_all or row["num_steps"] == max(by_all)]
     rows = sorted(rows, key=lambda row: (row["num_steps"], row["attack_samples"] or 1, -row["accuracy"]))
     rows = sorted({(row["run"], row["checkpoint"]): row for row in rows}.values(), key=lambda row: -row["accuracy"])
     names, attack = labels(rows), "white-box PGD"
@@ -42,8 +45,11 @@ def headline(folder):
     known = common(rows)
     chosen = [known[name] for name in ("epsilon", "num_steps", "attack_samples", "num_examples") if name in known]
     several = len({row["checkpoint"] for row in rows}) > len(names)
-    subjects = [names[row["run"]] + f" ({Path(row['checkpoint']).name})" * several for row in rows]
-    told = [f"{subject} on {percent(row, interval=True)} %" for subject, row in zip(subjects, rows)]
+    told = []
+    for row in rows:
+        apart = [Path(row["checkpoint"]).name] * several + [counted(row["num_steps"], "step")] * (not by_all)
+        subject = names[row["run"]] + (f" ({', '.join(apart)})" if apart else "")
+        told.append(f"{subject} on {percent(row, interval=True)} %")
     return f"Under {attack} ({', '.join(chosen)}{norm}) these are right: {', '.join(told)}."
 
 

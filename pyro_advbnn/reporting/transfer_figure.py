@@ -1,8 +1,9 @@
 """Transfer attacks (Fig. 3): their rows as maps of pairs that were measured alike, and heat maps in the colour of rho."""
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import counted
+from pyro_advbnn.evaluation.intervals import transfer_rate
 from pyro_advbnn.reporting import paper
-from pyro_advbnn.reporting.curves import common, labels, settings
+from pyro_advbnn.reporting.curves import common, labels, settings, several_checkpoints
 from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
 
 _TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "seed", "num_samples")
@@ -59,21 +60,37 @@ def transfer_maps(rows):
     """[({setting: text}, rows)]: each pair once in a map, the newest row; words: the settings in which the maps differ.
 
     The draws count where there is something to draw: per gradient of the source, per prediction of the target. A pair of
-    deterministic networks stands in every map that has its other settings.
+    deterministic networks stands in every map that has its other settings, and a run with one checkpoint in those of each
+    checkpoint of the others.
     """
-    defenses, maps = {row["run"]: row["defense"] for row in rows}, {}
-    for key, row in sorted(((_key(row, defenses), row) for row in rows), key=lambda pair: -len(pair[0])):
+    defenses, told, maps = {row["run"]: row["defense"] for row in rows}, several_checkpoints(rows), {}
+    for key, row in sorted(((_key(row, defenses, told), row) for row in rows), key=lambda pair: -len(pair[0])):
         for home in [home for home in maps if key <= home] or [key]:
             maps.setdefault(home, []).append(row)
     alike = frozenset.intersection(*maps)
     found = [(dict(sorted(key - alike)), {(row["source"], row["run"]): row for row in sorted(part, key=rows.index)})
              for key, part in maps.items()]
-    return sorted(((words, list(pairs.values())) for words, pairs in found), key=lambda pair: list(pair[0].items()))
+    return sorted(((words, with_rates(pairs.values())) for words, pairs in found), key=lambda pair: list(pair[0].items()))
 
 
-def _key(row, defenses):
+def with_rates(rows):
+    """The rows of one map, each with Acc[B|B] by the map's own attack on B and with rho."""
+    white_box = {row["run"]: row["accuracy"] for row in rows if row["source"] == row["run"]}
+    complete = []
+    for row in rows:
+        own = white_box.get(row["run"], row["accuracy_white_box"])
+        accuracies = row["accuracy_clean"], row["accuracy"], own
+        rate, note = (None, None) if own is None else transfer_rate(*accuracies, row["num_examples"])
+        complete.append(row | {"accuracy_white_box": own, "rho": rate, "note": note or None})
+    return complete
+
+
+def _key(row, defenses, told):
     """What keeps pairs in different maps, a set of (setting, text)."""
     key = {name: text for name, text in settings(row).items() if name in _TOLD}
+    checkpoints = {told[path] for path in (row["source_checkpoint"], row["checkpoint"]) if path in told}
+    if checkpoints:
+        key["checkpoint"] = " and ".join(sorted(checkpoints))
     source = DEFENSES.get(defenses.get(row["source"]))
     if (source is None or source.random) and row["attack_samples"] is not None:
         key["attack_samples"] = counted(row["attack_samples"], "draw", " per gradient")    # of the source, not the target

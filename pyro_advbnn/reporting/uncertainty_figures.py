@@ -1,5 +1,5 @@
 """Figures of doubt: the reliability diagram, and how well doubt detects attacked and foreign images."""
-from pyro_advbnn.reporting.curves import Curve, common, curves, labels, place, settings
+from pyro_advbnn.reporting.curves import Curve, common, curves, labels, place, settings, several_checkpoints
 from pyro_advbnn.reporting.figure_style import GREY, Look, error_bars, finish_figure, start_figure
 
 
@@ -29,8 +29,10 @@ def detection(rows):
     names, kinds = labels(rows), list(dict.fromkeys(map(detected, rows)))
     by_score = {score: [row for row in rows if row["score"] == score]
                 for score in sorted({row["score"] for row in rows}, key=place)}
-    panels = [[Curve(names[run], {}, [row for row in part if row["run"] == run])
-               for run in dict.fromkeys(row["run"] for row in part)] for part in by_score.values()]
+    told = several_checkpoints(rows)
+    panels = [[Curve(", ".join(filter(None, (names[run], told.get(path)))), {},
+                     [row for row in part if row["checkpoint"] == path])
+               for run, path in dict.fromkeys((row["run"], row["checkpoint"]) for row in part)] for part in by_score.values()]
     figure, axes = start_figure(len(panels), height=0.8 + 0.3 * len(kinds))
     look, shared = Look([curve for panel in panels for curve in panel]), common(rows)
     for ax, panel, part in zip(axes, panels, by_score.values(), strict=True):

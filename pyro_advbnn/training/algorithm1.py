@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 
 from pyro_advbnn.attacks.attack import checked_batch, labels_within_classes, unchecked
+from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.elbo import Objective, objective
 from pyro_advbnn.system import distributed
-from pyro_advbnn.system.errors import check_number
+from pyro_advbnn.system.errors import check_at_least, check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
 from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
@@ -27,10 +28,11 @@ def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torc
     awp: the size in [0, 1] of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward
     and backward pass; loss, nll, kl and their gradients are then those at the perturbed weights.
 
-    Raises InputError for images outside [0, 1], labels that are none of the classes, kl_weight and awp out of range, and where
-    the network does not return logits (B, classes).
+    Raises InputError for images outside [0, 1], labels that are none of the classes, kl_weight, micro_batch and awp out of
+    range, and where the network does not return logits (B, classes).
     """
     check_number("awp", awp, high=1)
+    check_at_least("micro_batch", 1 if micro_batch is None else micro_batch, 1)
     options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share, "awp": awp}
     if classifier.likelihood is not categorical:         # any numbers may be what it explains, and what explains them
         return step(classifier, optimizer, x, y, **options)
@@ -84,4 +86,5 @@ def _attacked(classifier, x, y, attack, micro_batch):
     attack = unchecked(attack)
     if attack is None:
         return x
-    return attack(classifier, x, y) if micro_batch is None else attack_in_pieces(attack, classifier, x, y, micro_batch)
+    with eval_mode(classifier):                          # which an attack of the user's may not see to
+        return attack(classifier, x, y) if micro_batch is None else attack_in_pieces(attack, classifier, x, y, micro_batch)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import Distribution
 from torch import nn
@@ -34,10 +35,10 @@ def save(path: str | Path, classifier: Classifier, config: Mapping | None = None
     if not isinstance(classifier, Classifier):
         raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; the "
                          f"weights of another module are saved by torch.save(module.state_dict(), path)")
+    config, settings, more = map(_without_numpy, (config, classifier.settings(), more))
     if not _is_plain(config):
         raise InputError(f"config must hold plain values only, got {config!r:.200}")
-    content = {"format": FORMAT, "config": dict(config or {}), "settings": classifier.settings(),
-               "state": classifier.state_dict(),
+    content = {"format": FORMAT, "config": dict(config or {}), "settings": settings, "state": classifier.state_dict(),
                "frozen": [name for name, p in classifier.named_parameters() if not p.requires_grad], **more}
     with replacing(path) as file:
         _write(content, file)
@@ -108,6 +109,15 @@ def read(path, *, mmap=False):
     if content["format"] != FORMAT:
         raise InputError(f"{path} has format {content['format']}; this version reads {FORMAT}")
     return content
+
+
+def _without_numpy(value):
+    """`value` with Python's numbers and texts for those of NumPy, which `read` refuses."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_without_numpy(key): _without_numpy(each) for key, each in value.items()}
+    return type(value)(map(_without_numpy, value)) if type(value) in (list, tuple) else value
 
 
 def _is_plain(config):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from pyro_advbnn import datasets, networks
-from pyro_advbnn.attacks.modes import eval_mode
+from pyro_advbnn.attacks.losses import loss_and_gradient
+from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.bayes import batch_norm
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
@@ -184,6 +185,9 @@ def _try_gradient(classifier, images, defense):
             raise InputError(f"the network cannot be called{drawn}: {reason(error)}") from None
         if silent:
             raise InputError(f"--defense {defense} puts noise before layers that the network does not call: it would have none")
+        if DEFENSES[defense].adversarial:
+            with frozen(classifier):
+                loss_and_gradient(classifier, x, y)
     check_logits(parts.logits)
     if classifier.unreached:
         raise InputError(told_unreached(classifier.unreached))

@@ -48,6 +48,7 @@ class Training:
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
         self.restart_averages()
+        self._finite = [name for name, value in _tensors(classifier) if value.isfinite().all()]     # an attention's mask is not
         self._watch = Watch(self.device)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
@@ -139,9 +140,9 @@ class Training:
         self._watch.check(self.epochs_done + 1)
 
     def check_weights(self):
-        """Raises NotFinite where the classifier's state holds a number that is not finite."""
-        for name, tensor in self.classifier.state_dict().items():
-            if not torch.isfinite(tensor).all():
+        """Raises NotFinite where the classifier's state holds a number that is not finite, and was so at the start."""
+        for name, tensor in _tensors(self.classifier):
+            if name in self._finite and not tensor.isfinite().all():
                 raise NotFinite(f"{name} is not finite after step {self.steps_done} of epoch {self.epochs_done + 1}")
 
     @property
@@ -199,3 +200,8 @@ class Training:
             self._augment.set_state(rng["augment"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
+
+
+def _tensors(classifier):
+    """(name, tensor) of the classifier's state; a module's extra state may be anything."""
+    return [(name, value) for name, value in classifier.state_dict().items() if isinstance(value, torch.Tensor)]

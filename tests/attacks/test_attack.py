@@ -1,5 +1,6 @@
 """Tests of what all attacks share, and a training step with them: what images and labels may be, and a target."""
 import copy
+from functools import partial
 
 import pyro.distributions as dist
 import pytest
@@ -96,7 +97,8 @@ def test_images_and_labels_are_looked_at_once_and_by_the_training_of_the_command
 
 
 TARGETED = {"PGD": ab.PGD(0.3, num_steps=10), "probability": ab.PGD(0.3, num_steps=10, average="probability", restarts=2),
-            "APGD": ab.APGD(0.3, num_steps=10), "margin": ab.APGD(0.3, num_steps=10, loss="margin", norm="linf"),
+            "APGD": ab.APGD(0.3, num_steps=10), "dlr": ab.PGD(0.3, num_steps=10, loss="dlr"),
+            "margin": ab.APGD(0.3, num_steps=10, loss="margin", norm="linf"),
             "Through": ab.Through(ab.PGD(0.3, num_steps=10), "self")}
 
 
@@ -125,3 +127,25 @@ def test_pgd_with_a_target_takes_the_step_that_makes_it_likelier(batch):
 def test_a_target_that_is_not_fit_is_refused_by_its_name(batch, attack, shift, message):
     with pytest.raises(ab.InputError, match=message):
         attack(ab.networks.convnet(width=4), *batch, target=batch[1] + shift)
+
+
+def test_an_attack_of_ones_own_meets_the_network_of_predictions_in_a_training_step_too(batch):
+    """Without dropout or the batch's statistics, and it moves none."""
+    network, seen = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(),
+                                        torch.nn.Linear(72, 10)), []
+
+    def by_hand(classifier, x, y):
+        seen.append(classifier.training)
+        x = x.clone().requires_grad_()
+        gradient, = torch.autograd.grad(torch.nn.functional.cross_entropy(classifier(x), y), x)
+        return (x + 0.1 * gradient.sign()).clamp(0, 1).detach()
+
+    classifier = ab.Classifier(network).train()
+    for take in (ab.train_step, partial(ab.train_step, micro_batch=100)):
+        trained(by_hand, take)(classifier, *batch)
+    assert seen == [False, False] and classifier.network.training and network[1].num_batches_tracked == 2
+
+
+def test_pieces_of_no_images_are_refused(classifier, batch):
+    with pytest.raises(ab.InputError, match="micro_batch must be at least 1, got 0"):
+        trained(None, partial(ab.train_step, micro_batch=0))(classifier, *batch)

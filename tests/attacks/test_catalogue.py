@@ -26,7 +26,8 @@ def test_names_build_their_attacks_in_order_with_the_shared_settings():
 def test_each_name_is_the_attack_that_it_says():
     pgd = ab.PGD(0.1, None, 2, 3, random_start=True)
     expected = {"noise": ab.RandomNoise(0.1, num_tries=10, attack_samples=3), "fgsm": ab.PGD(0.1, 0.1, 1, 3), "pgd": pgd,
-                "pgd-margin": replace(pgd, loss="margin"), "pgd-momentum": replace(pgd, momentum=0.9),
+                "pgd-margin": replace(pgd, loss="margin"), "apgd-margin": ab.APGD(0.1, 2, "margin", 3),
+                "pgd-momentum": replace(pgd, momentum=0.9),
                 "pgd-probability": replace(pgd, average="probability"), "square": ab.Square(0.1, 4, 3)}
     assert build(list(expected), STRENGTH) == expected
 
@@ -85,13 +86,13 @@ def test_an_attacks_own_randomness_comes_from_its_generator_alone(batch, attack)
 def test_what_makes_no_sense_for_a_classifier_is_left_out():
     assert default_names(True, True, 10, "linf") == list(OF_RANDOM)
     assert default_names(True, False, 10, "linf") == [name for name in OF_RANDOM if name != "apgd-ce@mean"]
-    assert default_names(False, False, 2, "linf") == ["noise", "pgd", "apgd-ce", "square"]
+    assert default_names(False, False, 2, "linf") == ["noise", "pgd", "apgd-ce", "apgd-margin", "square"]
     assert default_names(False, False, 10, "l2") == ["noise", "pgd", "apgd-ce", "apgd-dlr"]
 
 
 @pytest.mark.parametrize(("names", "norm", "message"), [
     (["pdg"], "linf", "must be of noise, fgsm"), (["pgd", "pgd"], "linf", "comes twice"),
-    (["pgd@"], "linf", "--attacks pgd@: source must be"),
+    (["pgd@"], "linf", "--attacks pgd@: source must be"), (["pgd@self"], "linf", "as NAME@mean or NAME@pool:M, got 'pgd@self'"),
     (["pgd@pool:0"], "linf", "source must be"), (["cw"], "linf", "cw is an attack in the norm l2"),
     (["square"], "l2", "square is an attack in the norm linf"),
 ])

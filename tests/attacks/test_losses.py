@@ -10,7 +10,17 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import pyro_advbnn as ab
-from pyro_advbnn.attacks.losses import AVERAGES, LOSSES, check_loss, expected_loss, loss_and_gradient, loss_name, margin
+from pyro_advbnn.attacks.losses import (
+    AVERAGES,
+    LOSSES,
+    Towards,
+    check_loss,
+    expected_loss,
+    loss_and_gradient,
+    loss_name,
+    margin,
+    outcomes_together,
+)
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.random_streams import separate_randomness
 
@@ -58,6 +68,24 @@ def test_margin_and_dlr_are_positive_just_where_another_class_wins():
     assert 0 < wrong.sum() < 200
     for name in ("margin", "dlr"):
         assert torch.equal(LOSSES[name](z, y) > 0, wrong)
+
+
+def test_dlr_towards_a_target_is_that_of_its_equation_and_above_0_just_where_the_target_wins():
+    z, target = 3 * torch.randn(200, 7), torch.randint(7, (200,))
+    rows, Z, T = np.arange(200), z.double().numpy(), target.numpy()
+    others = np.where(np.eye(7, dtype=bool)[T], -np.inf, Z).max(1)
+    first, _, third, fourth = np.sort(Z, 1)[:, :-5:-1].T
+    losses = Towards("dlr")(z, target)
+    np.testing.assert_allclose(losses, (Z[rows, T] - others) / (first - (third + fourth) / 2), rtol=1e-4, atol=1e-5)
+    assert torch.equal(losses > 0, z.argmax(1) == target)
+    with pytest.raises(ab.InputError, match="dlr needs at least 4 classes where there is a target, the classifier has 3"):
+        Towards("dlr")(z[:, :3], target % 3)
+
+
+def test_dlr_draws_a_target_of_the_third_rank_nearer():
+    z = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]], requires_grad=True)
+    gradient, = torch.autograd.grad(Towards("dlr")(z, torch.tensor([2])).sum(), z)
+    assert gradient[0, 2] > 0.05 > -0.05 > gradient[0, 0]
 
 
 def test_dlr_changes_with_neither_a_shift_nor_a_scale_of_the_logits():
@@ -270,3 +298,47 @@ def test_a_loss_need_not_be_hashable(batch):
 
 def test_a_loss_is_called_by_its_name():
     assert (loss_name("dlr"), loss_name(margin)) == ("dlr", "margin")
+
+
+NOISY = {"weights": lambda: ab.BayesianClassifier(ab.networks.convnet(width=2), init_std=0.3),
+         "noise": lambda: ab.build_classifier("rse", ab.networks.convnet(width=2)),
+         "a mixture": lambda: ab.Mixture([NOISY["weights"](), NOISY["noise"]()])}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("make", NOISY.values(), ids=NOISY)
+def test_two_versions_of_an_image_are_compared_under_the_same_draws_and_the_stream_moves_on_once(make, average):
+    classifier, x, y = make().eval(), torch.rand(6, 1, 8, 8), torch.randint(10, (6,))
+    averaging = {"attack_samples": 3, "average": average}
+    with frozen(classifier), separate_randomness(1):
+        (losses, succeeded), (same, too) = outcomes_together(classifier, x, x.clone(), y, **averaging)
+        after = torch.rand(1)
+    assert torch.equal(losses, same) and torch.equal(succeeded, too)
+    with frozen(classifier), separate_randomness(1):
+        alone = expected_loss(classifier, x, y, **averaging)
+        assert torch.equal(after, torch.rand(1))
+        torch.testing.assert_close(alone, losses)
+        assert not torch.equal(expected_loss(classifier, x, y, **averaging), alone)
+
+
+class Uncoupled(nn.Module):
+    """What stands between its answer and its images lets no gradient through."""
+
+    def __init__(self, hide):
+        super().__init__()
+        self.linear, self.hide = nn.Linear(16, 5), hide
+
+    def forward(self, x):
+        return self.linear(self.hide(x).flatten(1))
+
+
+@pytest.mark.parametrize("hide", [torch.no_grad()(lambda x: x - 0.5), torch.Tensor.detach, lambda x: (255 * x).long().float()])
+@pytest.mark.parametrize("attack", [ab.PGD(0.1), ab.APGD(0.1), ab.PGD(0.1, average="probability", attack_samples=2)])
+def test_an_answer_without_gradient_is_refused_in_a_line_and_attacked_by_square(batch, hide, attack):
+    network = Uncoupled(hide)
+    for attacked in (network, nn.Sequential(network, nn.Linear(5, 5).requires_grad_(False))):
+        with pytest.raises(ab.InputError, match="answer has no gradient by its images: no_grad, detach or whole numbers"):
+            ab.robust_accuracy(attacked, [batch], attack)
+    assert ab.robust_accuracy(network, [batch], ab.Square(0.1, 3))["num_examples"] == 6
+    with pytest.raises(ab.InputError, match="has no gradient by its images"):
+        loss_and_gradient(network, *batch)               # whose weights have one

@@ -77,7 +77,7 @@ def test_the_first_proposal_is_vertical_stripes_at_the_border_of_the_ball(batch)
     x = torch.full((6, 2, 8, 8), 0.5)
     network = Bright()
     list(Square(0.1, 1).iterates(network, x, ZEROS))
-    change = network.seen[0][6:] - x
+    change = network.seen[1] - x
     assert torch.allclose(change.abs(), torch.tensor(0.1)) and torch.equal(change, change[:, :, :1].expand(-1, -1, 8, -1))
     assert len({tuple(signs.flatten().tolist()) for signs in change[:, :, 0].sign()}) == 6
     assert 0.3 < (change > 0).float().mean() < 0.7
@@ -88,8 +88,8 @@ def test_every_further_proposal_sets_one_square_per_image_to_the_border(batch):
     attack, network = Square(0.1, 200), Bright()
     iterates, places = list(attack.iterates(network, x, ZEROS)), set()
     for query in (1, 3, 20, 199):
-        change = network.seen[query][6:] - iterates[query]
-        proposed = network.seen[query][6:] - x
+        change = network.seen[2 * query + 1] - iterates[query]
+        proposed = network.seen[2 * query + 1] - x
         side = attack.side(query, 8, 8)
         for one, whole in zip(change, proposed, strict=True):
             rows, columns = (one != 0).any(0).any(1).nonzero(), (one != 0).any(0).any(0).nonzero()
@@ -107,7 +107,7 @@ def test_a_square_reaches_every_place_of_an_image_that_is_not_square():
     network = Bright()
     for query, iterate in enumerate(attack.iterates(network, x, torch.ones(4, dtype=torch.long))):    # nothing is accepted
         if query > 1:
-            touched |= (network.seen[query - 1][4:] != iterate).any(0).any(0)
+            touched |= (network.seen[2 * query - 1] != iterate).any(0).any(0)
     assert touched.all()
 
 
@@ -125,13 +125,22 @@ def test_a_square_is_at_least_one_pixel_and_fits_into_the_image():
     assert Square(0.1, 1000, p_init=1.0).side(1, 4, 30) == 4
 
 
-def test_both_losses_are_measured_anew_in_the_same_calls_for_every_proposal(batch):
-    network = Bright(lambda n: torch.randn(n))
+def test_both_losses_are_measured_anew_under_the_same_draws_for_every_proposal(batch):
+    drawn = []
+
+    def noise(n):
+        drawn.append(torch.randn(n))
+        return drawn[-1]
+
+    network = Bright(noise)
     iterates = list(Square(0.1, 5, attack_samples=3).iterates(network, batch[0], ZEROS))
-    assert len(network.seen) == 15 and all(len(seen) == 12 for seen in network.seen)
+    assert len(network.seen) == 30
     for query in range(5):
-        for seen in network.seen[3 * query:3 * query + 3]:
-            assert torch.equal(seen[:6], iterates[query])
+        first, last = slice(6 * query, 6 * query + 3), slice(6 * query + 3, 6 * query + 6)
+        assert all(torch.equal(seen, iterates[query]) for seen in network.seen[first])
+        assert not any(torch.equal(seen, iterates[query]) for seen in network.seen[last])
+        assert torch.equal(torch.stack(drawn[first]), torch.stack(drawn[last]))
+    assert len({noise.sum().item() for noise in drawn}) == 15
 
 
 def test_a_lucky_value_does_not_stick(batch):
@@ -143,10 +152,13 @@ def test_a_lucky_value_does_not_stick(batch):
 
 
 def test_the_averaged_loss_decides_where_single_draws_mislead(batch):
-    """Noise of each image's own, several times a typical step: many draws find what one does not."""
+    """What a draw takes for brightness is mostly chance: many draws find what one does not."""
+    class Chance(Bright):
+        def forward(self, x):
+            return super().forward(x * (1 + 5 * torch.randn(x[:1].shape)))
+
     x, y = batch[0], ZEROS
-    one, many = (Square(0.1, 100, attack_samples=m, average="gradient")(Bright(lambda n: 5 * torch.randn(n)), x, y)
-                 for m in (1, 200))
+    one, many = (Square(0.1, 100, attack_samples=m, average="gradient")(Chance(), x, y) for m in (1, 200))
     assert (many - x).sum() > 1.5 * (one - x).sum() and ((many - x).sum((1, 2, 3)) > 0).all()
 
 

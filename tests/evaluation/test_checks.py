@@ -217,6 +217,16 @@ def test_gradients_that_are_alike_for_all_images_are_found(batches):
     assert "another image's for 0.0 %" in examine(Constant(), single, ["gradients"])["gradients"].measured
 
 
+def test_gradients_that_are_all_but_zero_are_not_taken_for_alike(batches):
+    """Those of a cross-entropy that is nearly certain: the squares in their norm are no float32 numbers."""
+    class Certain(nn.Module):
+        def forward(self, x):
+            brightness = (x.flatten(1) * torch.linspace(0, 1, x[0].numel())).square().sum(1)
+            return torch.stack([torch.full((len(x),), 55.0), brightness / 10], 1)
+    found = examine(Certain(), [(x, torch.zeros_like(y)) for x, y in batches], ["gradients"])["gradients"]
+    assert found.verdict != FAILED and "the same as another image's for 0.0 %" in found.measured
+
+
 def test_gradients_that_are_no_numbers_are_found(batches):
     """As behind a division by the std of an image, where that is 0."""
     class ByStd(nn.Module):

@@ -91,7 +91,7 @@ def test_labels_of_any_integer_type_are_class_numbers(batch):
 CLASSIFIERS = {
     "a tuple": (lambda z: (z, z), "must return one tensor of logits (B, classes)"),
     "class numbers": (lambda z: z.argmax(-1), "must return one tensor of logits"),
-    "one class": (lambda z: z[:, :1], "got a tensor (2, 1)"),
+    "one class": (lambda z: z[:, :1], ", 1) of torch.float32"),
     "one row for all": (lambda z: z.mean(0, keepdim=True), "got a tensor (1, 3)"),
     "NaN": (lambda z: z / 0 * 0, "logits must be finite, got NaN or infinite ones"),
     "infinity": (lambda z: z.abs() / 0, "logits must be finite"),
@@ -117,6 +117,12 @@ def test_logits_that_may_be_a_sigmoid_s_are_only_noted(batch, change):
     for judge in (lambda: inputs.check_classifier(classifier, batch[0]), lambda: ab.robust_accuracy(classifier, [batch])):
         with pytest.warns(Note, match="all lie between 0 and 1, as after a sigmoid"):
             judge()
+
+
+def test_a_sigmoid_of_three_classes_is_noted_from_eleven_images_on(batch):
+    x, y = (torch.cat(4 * [part]) for part in batch)
+    with pytest.warns(Note, match="as after a sigmoid"):
+        ab.worst_case_accuracy(Answering(torch.sigmoid), [(x, y)], {})
 
 
 def test_what_is_no_module_is_refused(batch):
@@ -171,12 +177,13 @@ def test_the_check_leaves_everything_as_it_was(batch):
         assert all(p.requires_grad and p.grad is None for p in module.parameters())
 
 
-def test_a_module_is_tried_once_and_on_two_images(batch):
+def test_a_module_is_tried_once_and_on_at_most_sixteen_images(batch):
     classifier = Answering()
     sizes = []
     classifier.register_forward_hook(lambda module, arguments, out: sizes.append(len(out)))
-    ab.robust_accuracy(classifier, [batch, batch], num_samples=1)
-    assert sizes == [2, 4, 4]
+    x, y = (torch.cat(5 * [part]) for part in batch)
+    ab.robust_accuracy(classifier, [(x, y), batch], num_samples=1)
+    assert sizes == [16, 20, 4]
 
 
 def test_the_fewer_classes_of_two_modules_bound_the_labels(batch):

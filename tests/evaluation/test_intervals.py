@@ -6,6 +6,7 @@ from pyro_advbnn.evaluation.intervals import (
     auroc_interval,
     difference_interval,
     paired_difference_interval,
+    transfer_rate,
     widening,
     wilson_interval,
 )
@@ -77,3 +78,19 @@ def test_an_auroc_of_1_or_0_has_an_interval_as_wide_as_its_images_are_few():
         variance = t * (1 - t) * (1 + spread * (1 - t) / (2 - t) + spread * t / (1 + t)) / 1000
         assert abs(0.8 - t) == pytest.approx(1.959964 * variance**0.5)
     assert low < 0.8 < high
+
+
+@pytest.mark.parametrize(("clean", "transferred", "white_box", "rho"), [
+    (0.9, 0.5, 0.1, 0.5), (0.9, 0.1, 0.1, 1.0), (0.9, 0.9, 0.1, 0.0), (0.8, 0.85, 0.3, -0.1),
+])
+def test_rho_is_that_of_equation_14(clean, transferred, white_box, rho):
+    assert transfer_rate(clean, transferred, white_box, 1000) == (pytest.approx(rho), "")
+
+
+def test_rho_is_left_out_where_the_drop_is_no_larger_than_its_error():
+    # the drop's standard error for n = 100: sqrt((0.5 * 0.5 + 0.4 * 0.6) / 100) = 0.07, times 1.96 = 0.1372
+    assert transfer_rate(0.5, 0.45, 0.4, 100) == (None, "drop 10.0 ± 13.7 points")
+    assert transfer_rate(0.5, 0.45, 0.4, 400)[0] == pytest.approx(0.5)
+    assert transfer_rate(0.5, 0.4, 0.5, 10**9)[0] is None
+    assert transfer_rate(0.4, 0.4, 0.5, 100)[0] is None
+    assert transfer_rate(1.0, 1.0, 1.0, 100) == (None, "drop 0.0 ± 0.0 points")

@@ -23,7 +23,7 @@ class Counting(nn.Module):
         self.classifier, self.counts = classifier, Counter()     # one for it and its copies
 
     def forward(self, x):
-        self.counts["gradients" if x.requires_grad else "forwards"] += len(x) > 2        # of two images: whether it is fit
+        self.counts["gradients" if x.requires_grad else "forwards"] += len(x) > 16       # of fewer: whether it is fit
         return self.classifier(x)
 
     def __getattr__(self, name):
@@ -126,22 +126,6 @@ def test_progress_is_told_after_every_batch(classifier, batch):
     assert seen == [60, 120, 60, 60]
 
 
-@pytest.mark.parametrize(("clean", "transferred", "white_box", "rho"), [
-    (0.9, 0.5, 0.1, 0.5), (0.9, 0.1, 0.1, 1.0), (0.9, 0.9, 0.1, 0.0), (0.8, 0.85, 0.3, -0.1),
-])
-def test_rho_is_that_of_equation_14(clean, transferred, white_box, rho):
-    assert sweeps.transfer_rate(clean, transferred, white_box, 1000) == (pytest.approx(rho), "")
-
-
-def test_rho_is_left_out_where_the_drop_is_no_larger_than_its_error():
-    # the drop's standard error for n = 100: sqrt((0.5 * 0.5 + 0.4 * 0.6) / 100) = 0.07, times 1.96 = 0.1372
-    assert sweeps.transfer_rate(0.5, 0.45, 0.4, 100) == (None, "drop 10.0 ± 13.7 points")
-    assert sweeps.transfer_rate(0.5, 0.45, 0.4, 400)[0] == pytest.approx(0.5)
-    assert sweeps.transfer_rate(0.5, 0.4, 0.5, 10**9)[0] is None
-    assert sweeps.transfer_rate(0.4, 0.4, 0.5, 100)[0] is None
-    assert sweeps.transfer_rate(1.0, 1.0, 1.0, 100) == (None, "drop 0.0 ± 0.0 points")
-
-
 def test_the_gradient_norm_of_a_linear_network_is_the_one_by_hand():
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     network[1].weight.data = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
@@ -199,12 +183,12 @@ class Leaving(ab.PGD):
 
 
 def test_what_falls_apart_on_the_way_is_refused(classifier, batch):
-    """Which a try on two images does not show: NaN of some images alone, and attacks that leave their ball."""
+    """Which a try on 16 images does not show: NaN of some images alone, and attacks that leave their ball."""
     class Lost(nn.Module):
         def forward(self, x):
-            return classifier(x).where(torch.arange(len(x))[:, None] < 5, torch.nan)
+            return classifier(x).where(torch.arange(len(x))[:, None] < 20, torch.nan)
 
-    with pytest.raises(InputError, match="NaN or infinite ones for 55 of 60 images"):
+    with pytest.raises(InputError, match="NaN or infinite ones for 40 of 60 images"):
         sweeps.ensemble_accuracies(Lost(), [batch], None, [1, 2])
     far = Leaving(0.1, num_steps=2)
     for sweep in (lambda: sweeps.ensemble_accuracies(classifier, [batch], far, [1]),

@@ -149,7 +149,8 @@ def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
 def test_two_classes_have_no_dlr_and_are_told_so_before_any_attack():
     run = SimpleNamespace(name="two", config={"num_classes": 2}, is_random=True, is_bayesian=True, is_mixture=False)
     strength = catalogue.Strength(0.1)
-    assert "apgd-dlr" not in robustness_verbs._ensemble(run, None, strength)[0]
+    names = robustness_verbs._ensemble(run, None, strength)[0]
+    assert "apgd-dlr" not in names and "apgd-margin" in names
     with pytest.raises(InputError, match="apgd-dlr needs at least 3 classes, two has 2"):
         robustness_verbs._ensemble(run, ["pgd", "apgd-dlr@mean"], strength)
 

@@ -16,6 +16,16 @@ def test_rows_of_other_settings_are_a_curve_of_their_own_with_a_label_that_says_
     assert all(xs == sorted(set(xs)) for xs in ([one["epsilon"] for one in curve.rows] for curve in both))
 
 
+def test_a_curve_over_runs_has_one_of_the_checkpoints_that_they_have():
+    best = [row(run_fields(f"a{alpha}", "advbnn", alpha=alpha), 500, 0.0) for alpha in (0.1, 1.0)]
+    last = [one | {"checkpoint": f"{one['run']}/checkpoint.pt", "weights": "later"} for one in best]
+    only, = curves.curves([*best, row(run_fields("a0", "advbnn", alpha=0.0, checkpoint="a0/checkpoint.pt"), 500, 0.0)], "alpha",
+                          over_runs=True)
+    assert len(only.rows) == 3 and only.text == ""
+    both = curves.curves(best + last, "alpha", over_runs=True)
+    assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", last)]
+
+
 def test_a_step_that_follows_the_radius_keeps_a_curve_in_one_piece():
     rows = [row(ADV, 500, epsilon, step_size=2.5 * epsilon / 20) for epsilon in (0.01, 0.02, 0.04)]
     curve, = curves.curves(rows, "epsilon")

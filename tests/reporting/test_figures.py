@@ -187,6 +187,18 @@ def test_points_that_others_have_in_between_are_not_joined_by_a_line():
     assert labels["10 draws per gradient"] == "None" != labels["1 draw per gradient"]
 
 
+def test_names_of_two_lines_in_the_legend_leave_the_axes_as_high_as_short_ones():
+    from matplotlib import rc_context
+
+    def height(name):
+        with rc_context(figure_style.STYLE):
+            figure = drawing("accuracy", [row(run_fields(f"{name}-{i}", "advbnn"), 500) for i in range(12)])
+            figure.draw_without_rendering()
+        return figure.axes[0].get_window_extent().height
+
+    assert height("a name of many words " * 4) == pytest.approx(height("a name of one line"), rel=0.1)
+
+
 def test_many_runs_differ_in_marker_and_a_defence_has_one_colour_in_all_figures():
     runs = [run_fields(f"run-{i}", "advbnn") for i in range(11)]
     found = curves.curves([row(run, 500) for run in (*runs, ADV)], "epsilon")

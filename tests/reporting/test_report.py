@@ -197,6 +197,19 @@ def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_fig
             ) in report.write(folder).read_text()
 
 
+@pytest.mark.parametrize(("steps", "told"), [
+    (20, "20 PGD steps, 10 draws per gradient where random, 360 images) these are right: Adv-BNN on 69.2 [64.2, 73.7] %, no "
+         "defence on 66.0 [64.2, 73.7] %."),
+    (40, "10 draws per gradient where random, 360 images) these are right: Adv-BNN (20 steps) on 69.2 [64.2, 73.7] %, no "
+         "defence (1,000 steps) on 10.0 [64.2, 73.7] %.")])
+def test_it_compares_what_met_the_same_attack_or_says_how_long_each_was(folder, steps, told):
+    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh",
+                        "attack_samples": 1, "num_samples": 1}
+    csv_tables.Table(folder, "accuracy").add([other | {"num_steps": 1000, "accuracy": 0.1},
+                                              other | {"num_steps": steps, "accuracy": 0.66}])
+    assert told in report.write(folder).read_text()
+
+
 def test_a_figure_stands_in_the_page_as_it_was_drawn(folder):
     start = "data:image/svg+xml;base64,"
     sources = [attributes["src"] for attributes in write(folder).all("img") if attributes["src"].startswith(start)]

@@ -113,16 +113,16 @@ def test_fig_2_has_every_row_and_the_published_number_at_the_radii_of_table_1(tm
 
 
 @pytest.mark.parametrize(("rho", "verdict"), [
-    (0.45, "yes"), (0.64, "yes"), (0.4, "no, lower"), (0.7, "no, higher"), (None, "-")])
+    (0.46, "yes"), (0.64, "yes"), (0.4, "no, lower"), (0.7, "no, higher"), (None, "-")])
 def test_rho_stands_beside_the_papers_range_and_agrees_within_the_stated_distance(tmp_path, rho, verdict):
-    rows = [row(ADVBNN, 400, draws=1) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": 0.3, "rho": rho,
-                                         "note": "drop 1.0 ± 2.0 points" if rho is None else None},
-            row(ADV, 300) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": 0.3, "rho": 1.0}]
+    white_box, clean = 0.3, 0.31 if rho is None else 0.3 + 0.1 / (1 - rho)                # transferred: 0.4
+    rows = [row(ADVBNN, 400, draws=1) | {"source": "adv", "accuracy_clean": clean, "accuracy_white_box": white_box},
+            row(ADV, 300) | {"source": "adv", "accuracy_clean": 0.8, "accuracy_white_box": white_box}]
     table = summary_of(tmp_path, "transfer", rows)
     first, diagonal = lines(table)
     assert first["agrees"] == verdict and first["paper"] == "≈ 0.5–0.6"
-    assert (first["Acc[B]"], first["Acc[B|A]"].split()[0], first["Acc[B|B]"]) == ("80.0", "40.0", "30.0")
-    assert first["ρ"] == ("drop 1.0 ± 2.0 points" if rho is None else f"{rho:.2f}")
+    assert (first["Acc[B]"], first["Acc[B|A]"].split()[0], first["Acc[B|B]"]) == (f"{100 * clean:.1f}", "40.0", "30.0")
+    assert first["ρ"] == ("drop 1.0 ± 4.0 points" if rho is None else f"{rho:.2f}")
     assert (diagonal["ρ"], diagonal["paper"], diagonal["agrees"]) == ("1.00", "-", "-")
 
 
@@ -172,6 +172,16 @@ def test_the_prior_agrees_where_the_highest_and_lowest_accuracy_are_alike(tmp_pa
     line, = lines(summary_of(tmp_path, "prior_std", rows))
     assert line["agrees"] == verdict and line["change"].endswith("0.05 to 0.1")
     assert (line["fan_in"], line["auto"]) == ("50.5", "64.0")        # the last is shown, but not of what the paper speaks of
+
+
+@pytest.mark.parametrize("name", ["alpha", "prior_std"])
+def test_nothing_is_judged_where_runs_share_a_value_as_two_seeds_do(tmp_path, name):
+    rows = [row(run_fields(f"{value}, seed {seed}", "advbnn", **{name: value}), correct)
+            for value in ((0.02, 1.0) if name == "alpha" else ("0.05", "0.1")) for seed, correct in ((0, 600), (1, 520))]
+    line, = lines(summary_of(tmp_path / "two", name, rows))
+    assert (line["change"], line["agrees"]) == ("-", "-")
+    line, = lines(summary_of(tmp_path / "one", name, rows[::2]))
+    assert line["change"].startswith("0.0")
 
 
 def test_a_run_without_a_prior_has_a_column_of_its_own(tmp_path):

@@ -41,6 +41,12 @@ def test_the_detection_figure_has_a_point_for_each_kind_of_images():
     assert drawing("detection", rows | {"detection": [one | {"auroc": None} for one in rows["detection"]]}) is None
 
 
+def test_the_detection_figure_tells_the_checkpoints_of_a_run_apart():
+    rows = doubt_tables((ADVBNN,))["detection"]
+    figure = drawing("detection", {"detection": [*rows, *(one | {"checkpoint": "advbnn/checkpoint.pt"} for one in rows)]})
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Adv-BNN, best.pt", "Adv-BNN, checkpoint.pt"]
+
+
 def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
     found = {each.name: each for each in summaries.summaries(folder_of(tmp_path, doubt_tables((ADV, ADVBNN))))}
     told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]

@@ -4,6 +4,7 @@ import pickle
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pyro.distributions import Normal
@@ -68,6 +69,16 @@ def test_every_setting_of_a_bayesian_classifier_comes_back(tmp_path, settings):
     checkpoints.save(tmp_path / "c.pt", classifier, CONFIG)
     own = {"prior": settings["prior"]} if not isinstance(settings.get("prior", ""), str) else {}
     assert_same(classifier, checkpoints.load(tmp_path / "c.pt", **own))
+
+
+def test_numpys_numbers_and_texts_come_back_as_pythons(tmp_path):
+    classifier = ab.BayesianClassifier(convnet(), prior_std=np.logspace(-2, 0, 3)[1], init_std={"*": np.float64(0.02)})
+    config = CONFIG | {"accuracy": np.mean([0.25, 0.75]), "class_names": list(np.array(["cat", "dog"]))}
+    checkpoints.save(tmp_path / "c.pt", classifier, config, epoch=np.int64(3), losses=[np.float32(0.5)])
+    content = checkpoints.read(tmp_path / "c.pt")
+    assert content["config"] == CONFIG | {"accuracy": 0.5, "class_names": ["cat", "dog"]}
+    assert (content["epoch"], content["losses"]) == (3, [0.5])
+    assert checkpoints.load(tmp_path / "c.pt").settings()["prior_std"] == pytest.approx(0.1)
 
 
 def test_a_network_of_the_users_own_comes_back_when_the_same_architecture_is_passed(tmp_path):

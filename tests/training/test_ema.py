@@ -74,3 +74,12 @@ def test_what_has_two_names_is_averaged_once():
         network[0].weight.add_(1)
     average.update(classifier, 100)
     torch.testing.assert_close(average.classifier.network[0].weight.detach(), before + 0.25)
+
+
+def test_a_mask_of_infinities_stays_as_it_is():
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1), persistent=False)
+    classifier = ab.BayesianClassifier(network)
+    average = MovingAverage(classifier, 0.9)
+    average.update(classifier, 0)
+    assert torch.equal(average.classifier.network.mask, network.mask)

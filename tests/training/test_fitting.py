@@ -99,3 +99,43 @@ def test_arrays_of_another_kind_are_refused_in_a_line(x, y, says):
 def test_arguments_out_of_range_and_networks_that_do_not_fit_are_refused_in_a_line(given, says):
     with pytest.raises(ab.InputError, match=says):
         ab.fit(X, Y, **{"network": network(), **SMALL, **given})
+
+
+class Masked(torch.nn.Module):
+    """Attention with a causal mask, which is infinite above its diagonal; what it says of itself besides is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(8, 4), torch.nn.Linear(32, 3)
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+
+    def forward(self, x):
+        rows = self.inner(x.flatten(1, 2))
+        weights = (rows @ rows.mT + self.mask).softmax(-1)
+        return self.outer((weights @ rows).flatten(1))
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv"])
+def test_a_mask_of_infinities_is_no_number_gone_wrong(defense):
+    fitted = ab.fit(X, Y, network=Masked(), defense=defense, **SMALL)
+    assert torch.equal(fitted.network.mask, Masked().mask)
+
+
+@pytest.mark.parametrize("defense", ["advbnn", "adv", "advrse"])
+def test_a_network_without_gradient_by_its_images_is_refused_where_it_is_to_be_attacked(defense):
+    class Normalised(torch.nn.Sequential):
+        def forward(self, x):
+            with torch.no_grad():
+                x = (x - 0.5) / 0.25
+            return super().forward(x)
+
+    network = Normalised(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    with pytest.raises(ab.InputError, match="has no gradient by its images"):
+        ab.fit(X, Y, network=network, defense=defense, **SMALL)
+    ab.fit(X, Y, network=network, defense={"adv": "none", "advbnn": "bnn", "advrse": "rse"}[defense], **SMALL)
