@@ -20,7 +20,7 @@ from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
-from pyro_advbnn.bayes.rse import AdditiveNoise, noise_before, silent_layers
+from pyro_advbnn.bayes.rse import noise_before, noises, silent_layers
 from pyro_advbnn.system.errors import InputError, Note, check_number
 
 
@@ -92,10 +92,11 @@ class Classifier(nn.Module):
               num_data: int | None = None) -> torch.Tensor:
         """The Pyro model: log p(w) + log p(y | x, w), the batch standing for num_data images; returns the logits.
 
-        For `SVI`, `NUTS` and `Predictive`. x (B, C, H, W). y: (B,), or None, which samples it; with y Pyro's `Predictive`
-        gives back the labels that went in. num_data: N, by default B, the batch being the whole data set.
-        kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)` with `TraceMeanField_ELBO`, for
-        Eq. (10): the weights' density is scaled by it, in the guide too, and the likelihood by 1 / B.
+        For `SVI`, `NUTS` and `Predictive`; for `NUTS` and guides of your own call eval() first: in training BatchNorm goes by
+        the statistics at this classifier's own mean (`batch_statistics`), whatever w is. x (B, C, H, W). y: (B,), or None,
+        which samples it; with y Pyro's `Predictive` gives back the labels that went in. num_data: N, by default B, the batch
+        being the whole data set. kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)` with
+        `TraceMeanField_ELBO`, for Eq. (10): the weights' density is scaled by it, in the guide too, and the likelihood by 1 / B.
 
         Raises InputError where one of the two is out of range or both are given, for a likelihood of another batch shape than
         (B,), and where the network does not return logits (B, classes).
@@ -139,9 +140,8 @@ class Classifier(nn.Module):
     def draw(self) -> nn.Module:
         """The network with one draw of its randomness fixed, an independent module."""
         network = copied(self.network)
-        for module in network.modules():
-            if isinstance(module, AdditiveNoise):
-                module.fix(int(torch.randint(2**63 - 1, ())))
+        for module in noises(network):
+            module.fix(int(torch.randint(2**63 - 1, ())))
         return network
 
     def mean_network(self) -> nn.Module:
@@ -158,7 +158,7 @@ class Classifier(nn.Module):
         likelihood = None if self.likelihood is categorical else getattr(self.likelihood, "__qualname__", repr(self.likelihood))
         noise = noise_before(self.network)
         return {"kind": "deterministic", "likelihood": likelihood, "class_weights": weights,
-                **({"noise_before": noise} if noise else {})}
+                **({"noise_before": noise, "noise_stds": [module.std for module in noises(self.network)]} if noise else {})}
 
     def unregistered_model(self, x: torch.Tensor, y: torch.Tensor | None, kl_weight: float | None = None,
                            num_data: int | None = None) -> torch.Tensor:
@@ -234,6 +234,9 @@ def check_explains_classes(module, logits):
         if not isinstance(likelihood, dist.Categorical):
             raise InputError(f"attacks and predictions need logits of classes, with a Categorical as likelihood, not "
                              f"{type(likelihood).__name__}: call the classifier itself for what it returns")
+        if not torch.allclose(likelihood.logits.float(), logits.float().log_softmax(-1), rtol=1e-2, atol=1e-2):
+            raise InputError("attacks and predictions take the softmax of what the network returns, and the likelihood is a "
+                             "Categorical of something else: let the network return its logits, a temperature included")
 
 
 def _as_weights(class_weights):

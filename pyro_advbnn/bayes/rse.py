@@ -79,7 +79,7 @@ def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1
     Raises InputError for a network that has neither, or noise already, and as `parameters.check_network`.
     """
     check_network(network)
-    if any(isinstance(module, AdditiveNoise) for module in network.modules()):
+    if noises(network):
         raise InputError("the network has noise before its layers already")
     noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
@@ -103,6 +103,11 @@ def noise_before(network):
     """{kind of layer: how many have noise before them}, of those that a call has come through; before the first call of all."""
     layers = [module for module in network.modules() if isinstance(module, NoisyLayer)]
     return dict(Counter(type(m.layer).__name__ for m in [m for m in layers if m.noise.drawn] or layers))
+
+
+def noises(network):
+    """The `AdditiveNoise` modules of a network, in its order."""
+    return [module for module in network.modules() if isinstance(module, AdditiveNoise)]
 
 
 def silent_layers(network):

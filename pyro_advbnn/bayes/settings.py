@@ -1,6 +1,7 @@
 """What the settings of a Bayesian classifier may say: names of priors, and stds by number, fan-in or name pattern. No torch."""
 import fnmatch
 import math
+import numbers
 import re
 from collections.abc import Mapping
 
@@ -40,7 +41,7 @@ def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):
 def _check_within(stds, within, argument):
     low, high = within
     for name, value in stds.items():
-        if not isinstance(value, int | float) or not low <= value <= high:
+        if not isinstance(value, numbers.Real) or not low <= value <= high:
             raise InputError(f"{argument} must lie between {low:g} and {high:g}, got {value!r} for {name}")
 
 
@@ -102,8 +103,8 @@ def _fan_in_std(network):
     stds = {}
     for prefix, module in network.named_modules():
         own = dict(module.named_parameters(prefix, recurse=False))
-        matrices = [p for p in own.values() if p.dim() > 1]
+        matrices = [] if hasattr(module, "normalized_shape") else [p for p in own.values() if p.dim() > 1]     # of LayerNorm
         layer_std = math.sqrt(2 / matrices[0][0].numel()) if matrices else 1.0
         for name, p in own.items():
-            stds[name] = math.sqrt(2 / p[0].numel()) if p.dim() > 1 else layer_std
+            stds[name] = math.sqrt(2 / p[0].numel()) if matrices and p.dim() > 1 else layer_std
     return {name: stds[name] for name, _ in network.named_parameters()}

@@ -112,6 +112,8 @@ def beats_transfer(examination: Examination) -> Finding:
 
 def beats_square(examination: Examination) -> Finding:
     """Gradients beat a black-box search (Square)."""
+    if examination.batches.some_images(1).dim() != 4:
+        return Finding(UNFIT, "there are no squares in feature vectors", "no loss by a search")
     queries = examination.num_queries
     search = Square(examination.epsilon, queries, examination.attack.attack_samples)
     return _beats(examination, examination.correct(search), f"{'1 query' if queries == 1 else f'{queries} queries'} of Square")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.losses import true_and_other
 from pyro_advbnn.bayes.averaging import log_mean_probability
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
@@ -24,8 +25,11 @@ _MEANS = ("nll", "brier", "entropy", "expected_entropy", "mutual_information", "
 
 
 def log_probabilities(classifier: nn.Module, x: torch.Tensor, *, num_samples: int = 20) -> torch.Tensor:
-    """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64; see
-    `accuracy.logits_of_draws`."""
+    """The log softmax of each of num_samples >= 1 forward calls in eval mode: (num_samples, B, K), float64.
+
+    Raises InputError for images that are not fit; see `accuracy.logits_of_draws`.
+    """
+    check_images(x)
     return logits_of_draws(classifier, x, num_samples).double().log_softmax(-1)
 
 
@@ -160,7 +164,7 @@ def _kept(score, correct, num_kept):
     border = score.sort().values[num_kept - 1]
     below, tied = score < border, score == border
     num_tied = num_kept - int(below.sum())
-    fields = accuracy_fields((correct[below].sum() + num_tied * correct[tied].mean()).item(), num_kept)
+    fields = accuracy_fields((correct[below].sum() + num_tied * correct[tied].double().mean()).item(), num_kept)
     return {"num_kept": fields.pop("num_examples"), **fields}
 
 

@@ -14,6 +14,7 @@ from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier
 from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.parameters import copied
+from pyro_advbnn.bayes.rse import noises
 from pyro_advbnn.bayes.settings import PRIORS
 from pyro_advbnn.networks import build_network, is_imported
 from pyro_advbnn.system.errors import InputError, as_path, reason
@@ -65,9 +66,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribut
 
     It has the dtype that it was saved in, but for half precision, which makes a file small: that comes back as float32.
 
-    network: an nn.Module of the same architecture (without RSE's noise, where config says that the defense adds it),
-    for those that config cannot name. prior, likelihood: the same ones, for a classifier that was built with one of its own,
-    and only for that.
+    network: an nn.Module of the same architecture, with or without RSE's noise, for those that config cannot name.
+    prior, likelihood: the same ones, for a classifier that was built with one of its own, and only for that.
 
     Raises InputError for files that are missing, no checkpoints, of another format or of another network, and for those that
     torch cannot read; the numbers in them are not checked.
@@ -140,7 +140,13 @@ def _build(content, network, prior, likelihood, path):
                          f"{'pass none' if own is None else 'pass it as likelihood'}")
     of_y = {"likelihood": likelihood or categorical, "class_weights": settings.get("class_weights")}
     if settings["kind"] != "bayesian":
-        return build_classifier(config.get("defense", "none"), network, **of_y)
+        stds, defense = settings.get("noise_stds", []), config.get("defense", "none")
+        if stds:
+            defense = "none" if noises(network) else "rse"
+        classifier = build_classifier(defense, network, **of_y)
+        for module, std in zip(noises(classifier), stds):
+            module.std = std
+        return classifier
     if (settings["prior"] in PRIORS) != (prior is None):
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
                          f"{'pass it as prior' if prior is None else 'pass none'}")

@@ -73,6 +73,18 @@ def test_nuts_finds_the_posterior():
     assert std == pytest.approx(exact_std(log_density, grid), rel=0.1)
 
 
+def test_the_joint_density_is_one_of_the_weights_alone_once_batchnorm_rests():
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), prior_std=1.0)
+    x, y, weights = torch.rand(16, 1, 8, 8), torch.arange(16) % 10, 0.3 * torch.randn(len(classifier.mean))
+    densities = []
+    for mode in (True, False, False, True):
+        classifier.train(mode)
+        densities.append(log_joint(classifier, weights, x, y))
+        with torch.no_grad():
+            classifier.mean.normal_()
+    assert densities[1] == densities[2] and densities[0] != densities[3]
+
+
 def test_a_guide_of_pyro_s_own_finds_the_posterior():
     classifier, x, y, log_density, grid = logistic()
     before = [p.detach().clone() for p in classifier.parameters()]
@@ -137,7 +149,7 @@ def test_a_normal_likelihood_is_a_regression_in_every_part_of_the_library(kind):
 
 
 ROWS = {"Normal": lambda out: dist.Normal(out[:, 0], 0.5), "StudentT": lambda out: dist.StudentT(3.0, out[:, 0]),
-        "Categorical": lambda out: dist.Categorical(logits=out / 2)}
+        "Categorical": lambda out: dist.Categorical(logits=out - 1)}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -148,6 +160,17 @@ def test_predictions_and_attacks_are_of_classes(name):
     for door in (lambda: ab.predict(classifier, x), lambda: ab.predict(classifier.averaged(2), x),
                  lambda: attack(classifier, x, y), lambda: ab.robust_accuracy(classifier, [(x, y)], num_samples=2)):
         with nullcontext() if name == "Categorical" else pytest.raises(ab.InputError, match=f"as likelihood, not {name}"):
+            door()
+
+
+@pytest.mark.parametrize("likelihood", [lambda out: dist.Categorical(logits=out / 10),
+                                        lambda out: dist.Categorical(probs=out.softmax(-1).square())])
+def test_a_categorical_of_other_logits_is_refused_where_the_softmax_would_be_wrong(likelihood):
+    network, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (torch.rand(8, 1, 2, 2), torch.arange(8) % 3)
+    classifier = ab.BayesianClassifier(network, likelihood=likelihood)
+    for door in (lambda: ab.predict(classifier, x), lambda: ab.predict(classifier.averaged(2), x),
+                 lambda: ab.PGD(0.1)(classifier, x, y), lambda: ab.robust_accuracy(classifier, [(x, y)])):
+        with pytest.raises(ab.InputError, match="let the network return its logits, a temperature included"):
             door()
 
 

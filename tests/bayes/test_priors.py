@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -45,10 +46,15 @@ def test_spike_and_slab_puts_its_mass_on_the_spike_and_the_slab():
 
 
 def test_fan_in_std_is_he_s_for_weights_and_one_for_normalisation():
-    network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3))
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3),
+                            nn.LayerNorm([1, 3]))
     assert per_parameter_std("fan_in", network) == {
         "0.weight": math.sqrt(2 / 18), "0.bias": math.sqrt(2 / 18), "1.weight": 1.0, "1.bias": 1.0,
-        "3.weight": math.sqrt(2 / 8), "3.bias": math.sqrt(2 / 8)}
+        "3.weight": math.sqrt(2 / 8), "3.bias": math.sqrt(2 / 8), "4.weight": 1.0, "4.bias": 1.0}
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert per_parameter_std(np.float32(0.5), nn.Linear(2, 2)) == {"weight": 0.5, "bias": 0.5}
 
 
 def test_the_first_pattern_that_matches_counts():

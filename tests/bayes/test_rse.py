@@ -119,3 +119,15 @@ def test_layers_that_the_network_reads_and_does_not_call_are_told_of(parts, told
     with pytest.warns(ab.Note, match=f"no noise is drawn {told}"):
         ab.negative_elbo(classifier, torch.rand(4, 1, 8, 8), torch.arange(4), kl_weight=0.0)
     assert classifier.settings()["noise_before"] == where
+
+
+@pytest.mark.parametrize("passed", [lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 10)),
+                                    lambda: ab.add_noise(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 10)))])
+@pytest.mark.parametrize("config", [None, {"defense": "rse"}])
+def test_noise_comes_back_from_a_checkpoint_with_its_stds(tmp_path, passed, config):
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 10))
+    classifier = ab.Classifier(ab.add_noise(network, 0.6, 0.3))
+    ab.save(tmp_path / "c.pt", classifier, config)
+    loaded = ab.load(tmp_path / "c.pt", network=passed())
+    assert [module.std for module in loaded.modules() if isinstance(module, ab.AdditiveNoise)] == [0.6]
+    assert torch.equal(loaded.network[0].layer.weight, classifier.network[0].layer.weight)

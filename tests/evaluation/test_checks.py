@@ -246,3 +246,9 @@ def test_the_curve_over_draws_is_measured_for_random_networks_alone(fragile, bat
     assert not exam.is_random and [attack.attack_samples for attack in checks.many_draws(exam)] == [1]
     assert Examination(Drowned(fragile.network, 1e-3), batches[:1], epsilon=EPSILON).is_random       # its gradients are
     assert Examination(ab.build_classifier("rse", ab.networks.convnet()), batches[:1], epsilon=EPSILON).is_random
+
+
+def test_feature_vectors_have_no_squares_and_every_other_check(batches):
+    flat = [(x.flatten(1), y) for x, y in batches[:1]]
+    found = examine(nn.Linear(64, 10), flat, list(checks.CHECKS))
+    assert found["beats Square"].verdict == checks.UNFIT != found["beats noise"].verdict

@@ -181,7 +181,9 @@ def test_the_interval_of_the_auroc_holds_the_true_one_also_of_few_images_and_nea
 
 def test_rejection_keeps_the_images_of_least_doubt():
     score = torch.tensor([0.4, 0.1, 0.3, 0.2]).double()
-    rows = uncertainty.rejection(score, torch.tensor([0.0, 1, 0, 1]), [0, 0.25, 0.5, 0.99])
+    right = torch.tensor([0, 1, 0, 1])
+    rows = uncertainty.rejection(score, right.float(), [0, 0.25, 0.5, 0.99])
+    assert rows == uncertainty.rejection(score, right.bool(), [0, 0.25, 0.5, 0.99])
     assert [(row["rejected"], row["num_kept"], row["accuracy"]) for row in rows] == [
         (0, 4, 0.5), (0.25, 3, pytest.approx(2 / 3)), (0.5, 2, 1), (0.99, 1, 1)]
 
@@ -224,3 +226,8 @@ def test_an_attacker_who_hides_leaves_less_doubt_and_is_wrong_as_often(classifie
         auroc = {name: uncertainty.detection(clean[score], each[score])["auroc"] for name, each in found.items()}
         assert auroc["hiding"] < auroc["blind"] == pytest.approx(
             roc_auc_score([0] * 60 + [1] * 60, torch.cat([clean[score], found["blind"][score]])))
+
+
+def test_images_that_are_none_are_refused(batch):
+    with pytest.raises(InputError, match=r"images must lie in \[0, 1\]"):
+        uncertainty.log_probabilities(nn.Flatten(), 255 * batch[0])

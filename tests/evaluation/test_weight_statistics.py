@@ -126,6 +126,16 @@ def test_pruning_takes_the_lowest_signal_to_noise_or_the_largest_std():
     assert weight_statistics.prune(tiny(mean, std), 0.25).mean.tolist() == pytest.approx([3.0, 0.1, -2.0, 0])
 
 
+@pytest.mark.parametrize("by", weight_statistics.PRUNE_BY)
+def test_pruning_in_steps_takes_what_pruning_at_once_does(classifier, by):
+    classifier.log_std.data = torch.linspace(-3, -1, 23)
+    classifier.mean.data = torch.linspace(1, 2, 23)
+    in_steps = classifier
+    for fraction in (0.2, 0.4, 0.6):
+        in_steps = weight_statistics.prune(in_steps, fraction, by)
+        assert torch.equal(in_steps.mean, weight_statistics.prune(classifier, fraction, by).mean)
+
+
 def test_pruning_nothing_and_everything_and_the_original_stays(classifier):
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     assert torch.equal(weight_statistics.prune(classifier, 0).mean, classifier.mean)
