@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         the statistics at this classifier's own mean (`batch_statistics`), whatever w is. x (B, C, H, W). y: (B,), or None,
         which samples it; with y Pyro's `Predictive` gives back the labels that went in. num_data: N, by default B, the batch
         being the whole data set. kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)` with
-        `TraceMeanField_ELBO`, for Eq. (10): the weights' density is scaled by it, in the guide too, and the likelihood by 1 / B.
+        `TraceMeanField_ELBO`, for Eq. (10): it scales the density of the weights, in the guide too, and 1 / B the likelihood.
 
         Raises InputError where one of the two is out of range or both are given, for a likelihood of another batch shape than
         (B,), and where the network does not return logits (B, classes).
