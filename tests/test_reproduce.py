@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import pixels, write_npz
+from hostile import pixels, write_folder, write_npz
 from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce, train
@@ -490,3 +490,31 @@ def test_a_run_of_other_images_is_not_taken_for_the_plans_and_one_whose_images_m
     reproduction._refuse_other_run(tmp_path / "run", flags | {"data_dir": moved})
     with pytest.raises(InputError, match="the training images are not those that the run began with"):
         reproduction._refuse_other_run(tmp_path / "run", flags | {"data_dir": other})
+
+
+def test_images_that_the_network_cannot_take_are_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write_npz(tmp_path / "a.npz", x_train=pixels(12, 16), y_train=np.arange(12) % 3, x_test=pixels(2, 16))
+    words = ["--dataset", "npz", "--data_dir", path, "--dry_run", "--num_train", "12", "--num_test", "2"]
+    told = refusal(capsys, "table1", *words, "--network", "torchvision:alexnet")
+    assert told.startswith("error: the network cannot take images of (3, 16, 16): ")
+
+
+def test_photographs_of_several_sizes_are_brought_to_one_as_in_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("cat", (20, 16)), ("dog", (16, 24))):
+        write_folder(tmp_path / "photos", {f"{split}/{name}": 6 for split in ("train", "test")}, size)
+    words = ["table1", "--dataset", "folder", "--data_dir", tmp_path / "photos", "--dry_run", "--width", 4]
+    assert "--image_size brings all to one size" in refusal(capsys, *words)
+    run(*words, "--image_size", 16)
+    assert capsys.readouterr().out.count("--image_size 16") == 2
+
+
+def test_the_shorter_side_of_images_names_their_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for height, width in ((20, 40), (40, 20)):
+        images = np.zeros((12, height, width, 3), np.uint8)
+        path = write_npz(tmp_path / "a.npz", x_train=images, y_train=np.arange(12) % 3, x_test=images[:2])
+        run("table1", "--dataset", "npz", "--data_dir", path, "--dry_run")
+        train.train(dataset="npz", data_dir=path, dry_run=True, width=4)
+        assert '"network": "convnet"' in capsys.readouterr().out

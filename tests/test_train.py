@@ -819,14 +819,23 @@ ROW = {"epoch": 1, "nll": 0.1, "kl": 1.0, "batch_accuracy": 0.1, "train_accuracy
 
 
 def test_a_training_tells_once_that_running_statistics_do_not_fit_its_wide_draws(tmp_path, capsys):
-    """What a long training with much KL comes to: right on batches normalised by themselves, at chance in prediction."""
+    """What a long training with much KL comes to: right on batches normalised by themselves, at chance in prediction.
+
+    After few steps it is the running statistics that are behind.
+    """
     for statistics in ("draw", "mean"):
         config, training, _ = build(batch_statistics=statistics)
         progress = Progress(config, training, tmp_path)
         for batches, predicted, told in ((0.9, 0.7, 0), (0.9, 0.3, 1), (0.9, 0.1, 0)):
             progress.epoch(ROW | {"batch_accuracy": batches, "train_accuracy": predicted})
-            count = capsys.readouterr().out.count("BatchNorm's running statistics do not fit draws this wide")
+            count = capsys.readouterr().out.count("on attacked batches in training, but 30 % in predictions on clean training "
+                                                  "images: BatchNorm's running statistics do not fit draws this wide")
             assert count == (told if statistics == "draw" else 0)
+    for defense, batches in (("advbnn", "attacked batches"), ("bnn", "batches")):
+        config, training, _ = build(defense=defense, batch_statistics="draw")
+        Progress(config, training, tmp_path).epoch(ROW | {"batch_accuracy": 0.9, "snr": 160.0})
+        out = capsys.readouterr().out
+        assert f"90 % right on {batches} in training" in out and "lag behind after so few steps; more --epochs" in out
 
 
 def test_an_epoch_tells_nats_per_image_and_signal_to_noise_and_once_that_the_posterior_collapses(tmp_path, capsys):

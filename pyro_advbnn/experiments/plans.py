@@ -73,7 +73,8 @@ class Plan:
     def identity(self):
         """What two plans for one folder must have in common: all that changes a result, as plain values."""
         wanted = self.wanted
-        return {"dataset": wanted.dataset, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
+        sized = {"image_size": wanted.image_size} if wanted.image_size else {}
+        return {"dataset": wanted.dataset, **sized, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
                 **self.settings, "num_train": self.num_train, "num_test": self.num_test}
 
     @property
@@ -243,7 +244,7 @@ class Plan:
     def _training_flags(self, defense, name):
         wanted, settings = self.wanted, self.settings
         chosen = ("recipe", "validation", "network", "width", "epochs", "batch_size", "schedule", "weight_averaging")
-        return {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "defense": defense,
+        return {"dataset": wanted.dataset, "data_dir": wanted.data_dir, "image_size": wanted.image_size, "defense": defense,
                 **{flag: settings.get(flag) for flag in chosen}, "num_train": self.num_train if settings["num_train"] else None,
                 "seed": wanted.seed, "device": wanted.device, "precision": self.precision, "out": self.out / "runs" / name}
 

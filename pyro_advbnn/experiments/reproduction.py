@@ -54,7 +54,8 @@ def _share(jobs):
 def _plan(pieces, wanted, device, **more):
     """The plan, and the test images.   Raises InputError where there are no data, or fewer than asked for."""
     resolve_precision(wanted.precision, device)
-    images = {split: datasets.load(wanted.dataset, split, wanted.data_dir) for split in datasets.SPLITS}
+    images = {split: datasets.load(wanted.dataset, split, wanted.data_dir, image_size=wanted.image_size)
+              for split in datasets.SPLITS}
     for name, split in (("num_train", "train"), ("num_test", "test")):
         asked, there = getattr(wanted, name), len(images[split])
         if asked and asked > there:                      # a scale takes fewer where the data set is small
@@ -261,10 +262,12 @@ def _refuse_other_run(folder, flags):
 
 def _seconds_per_gradient(plan, images, device):
     """`costs.seconds_per_gradient` of the plan's network, in the precision of its trainings and in that of evaluations."""
-    name = plan.network_for(images.image_shape[-1])
+    name = plan.network_for(min(images.image_shape[-2:]))
     architecture = name, images.num_classes, images.image_shape[0], plan.settings.get("width")
     construction.check_memory(architecture, "advbnn", device)
-    network = networks.build_network(*architecture).to(device)
+    network = networks.build_network(*architecture)
+    construction.logits_of_first(network, images)
+    network.to(device)
     evaluated = costs.seconds_per_gradient(network, images)
     return evaluated if plan.precision == "fp32" else costs.seconds_per_gradient(network, images, plan.precision), evaluated
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Literal
 
 from pyro_advbnn.cli import python_calls
-from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, ImageCount, Jobs, Minutes, Seed, Width
+from pyro_advbnn.cli.flag_types import BatchSize, Count, Epochs, ImageCount, Jobs, Minutes, Seed, Side, Width
 from pyro_advbnn.cli.python_calls import flag
 from pyro_advbnn.datasets.names import DATASETS
 from pyro_advbnn.system.precision import PRECISIONS
@@ -15,6 +15,7 @@ class Reproduction:
 
     dataset: Literal[DATASETS] = flag("digits comes with scikit-learn; the others read data_dir.", "digits")
     data_dir: Path | None = flag("folder of the data set, as in train.")
+    image_size: Side | None = flag("as in train.")
     scale: Literal["smoke", "small", "medium", "paper"] = flag("smoke (minutes, with digits), small (a subset and a narrow "
         "network), medium (all images, VGG16 of 16 base channels or on stl10 model_a, in 30 epochs: hours on two cores), "
         "paper (all images and the paper's network, in 30 epochs of one cycle with batches of 256).", "smoke")

@@ -40,7 +40,7 @@ def configure(flags):
                                              cap="validation" not in flags, loading=flags.get("loading", "auto"),
                                              workers=flags.get("workers"))
     _check_patience(flags.get("patience"), held_out)
-    settings["network"] = settings["network"] or recipes.default_network(images.image_shape[-1])
+    settings["network"] = settings["network"] or recipes.default_network(min(images.image_shape[-2:]))
     config = {
         "format": run_folders.FORMAT, "dataset": dataset, "data_dir": _text(flags.get("data_dir")),
         "image_size": flags.get("image_size"),

@@ -128,7 +128,7 @@ def _tried_out(network, config, images):
     _check_parts(len(images), batch_size)
     image = _few(images, 1)[0]
     datasets.augment(image, config["augmentation"], torch.Generator(image.device))   # refuses what it cannot take
-    logits = _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
+    logits = logits_of_first(network, images)
     num_classes = checked_logits(logits, 1, config["num_classes"]).shape[1]
     if num_classes < images.num_classes:
         raise InputError(f"labels must lie between 0 and {num_classes - 1}, as the network tells {num_classes} classes apart, "
@@ -209,6 +209,12 @@ def _few(images, number):
     """The first images as (x (B, C, H, W) in [0, 1], y (B,)) on the CPU."""
     few = images.take(list(range(min(number, len(images))))).in_memory()
     return datasets.unit_range(few.images.cpu()), few.labels.cpu()
+
+
+def logits_of_first(network, images):
+    """What the network, in eval mode from here on, makes of the first image.   Raises InputError where it cannot take it."""
+    image = _few(images, 1)[0]
+    return _logits(network.eval(), image, f"the network cannot take images of {tuple(image.shape[1:])}")
 
 
 @torch.no_grad()

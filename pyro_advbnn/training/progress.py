@@ -11,6 +11,7 @@ from pyro_advbnn.training import run_folders
 _SECONDS_BETWEEN_REFRESHES = 0.5
 _TOO_FAR_APART = 0.25                # accuracy on batches, attacked, above that of predictions, on clean images
 _COLLAPSING = 0.5      # an snr: 5,000 images of CIFAR-10 train well at 0.9, digits at alpha 1/10 have lost a sixth at 0.4
+_WIDE = 10               # an snr above which draws are too narrow to upset running statistics
 _OF_CHANCE = 0.99      # a share of the nll at chance: a network that is stuck
 
 
@@ -126,21 +127,24 @@ class Progress:
         print(f"epoch {row['epoch']:3d}/{self.config['settings']['epochs']}  nll {row['nll']:.3f}{kl}  "
               f"train {100 * row['train_accuracy']:5.1f} / {100 * row['train_robust_accuracy']:4.1f} %{held_out} "
               f"(clean / PGD)  {row['images_per_second']:.0f} images/s  {self._time_left()} left", flush=True)
-        self._note_statistics(row["batch_accuracy"], row["train_accuracy"])
+        self._note_statistics(row)
         if row.get("snr", 1) < _COLLAPSING:
             self.note(f"note: the weights hold much more noise than signal, at a signal-to-noise (snr) of {row['snr']:.2g}, as "
                       f"where a posterior collapses to its prior; a smaller --alpha helps", about="collapse")
         self._row = row
         self._epoch_began, self._epoch_images = time.monotonic(), 0
 
-    def _note_statistics(self, in_training, predicted):
+    def _note_statistics(self, row):
         """Once, where batches normalised by a draw's own statistics fare much better than predictions by the running ones."""
+        in_training, predicted = row["batch_accuracy"], row["train_accuracy"]
         by_draw = self.config["classifier"].get("batch_statistics") == "draw"      # no such entry without a posterior
         if by_draw and in_training - predicted > _TOO_FAR_APART:
-            self.note(f"note: {100 * in_training:.0f} % right on attacked batches in training, but {100 * predicted:.0f} % in "
-                      f"predictions on clean training images: BatchNorm's running statistics do not fit draws this wide; fewer "
-                      f"--epochs or a smaller --alpha keep the posterior narrower, and with --batch_statistics mean training "
-                      f"and prediction are one function", about="statistics")
+            kind = "attacked batches" if self.training.attack else "batches"
+            why = ("do not fit draws this wide; fewer --epochs or a smaller --alpha keep the posterior narrower, and with "
+                   "--batch_statistics mean training and prediction are one function" if row["snr"] < _WIDE else
+                   "lag behind after so few steps; more --epochs or a smaller --batch_size help")
+            self.note(f"note: {100 * in_training:.0f} % right on {kind} in training, but {100 * predicted:.0f} % in "
+                      f"predictions on clean training images: BatchNorm's running statistics {why}", about="statistics")
 
     def stopped(self, why):
         self.close()

@@ -55,6 +55,14 @@ def test_the_authors_recipe_counts_a_vggs_last_layer_and_all_of_model_a_and_forg
     assert differs == ({} if dataset == "stl10" else {"kl_over": "last"}) | alpha
 
 
+def test_the_authors_recipe_goes_by_the_network_whatever_its_images_and_a_flag_stands_over_it():
+    def kl_over(dataset, **flags):
+        return recipes.resolve("authors", dataset, "advbnn", flags)["kl_over"]
+
+    assert kl_over("stl10", network="vgg16") == kl_over("npz", network=None) == "last"
+    assert kl_over("folder", network="model_a") == kl_over("cifar10", kl_over="all") == "all"
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
 @pytest.mark.parametrize("defense", DEFENSES)
