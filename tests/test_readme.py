@@ -255,7 +255,7 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
     gain = gain_of(found, *reversed(runs))
     assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: apart by {gain}." in text
-    assert f"(500 images, one seed; CIFAR-10 at 8/255: {ours} and {adv} %, STL-10" in PAGES["README.md"]
+    assert f"(500 images; CIFAR-10 at 8/255: {ours} and {adv} %, with another seed" in PAGES["README.md"]
     assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}, in this order." in text
     rows = [row for name in ("runs", "accuracy") for row in of_the_pair(name, "")]
     best = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
@@ -399,6 +399,31 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
         half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
         told_as = f"{100 * statistics.mean(differences):.1f} ± {100 * half:.1f}"
         assert told.startswith(told_as) and told in text and (clean or told_as.removeprefix("-") in PAGES["README.md"])
+
+
+def test_what_a_second_seed_by_todays_prior_leaves_equals_the_records():
+    text = section("results.md", "## CIFAR-10, a narrow VGG16").partition("### ")[0]
+    adv, ours, both = "adv-tuned-seed-1", "advbnn-tuned-seed-1", ("cifar10-medium/seed-1", "cifar10-medium/seed-1/auto")
+    rows, left = ([row for run, folder in zip((adv, ours), both) for name in names
+                   for row in records(f"{folder}/evaluation/{name}.csv") if row["run"] == run]
+                  for names in (("accuracy", "runs"), ("robust",)))
+    rows = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
+    of = [listed_accuracies(rows, *one, epsilons=("0", "0.031372549", "0.035", "0.07")) for one in (
+        (adv, "1", "2000"), (ours, "1", "2000"), (adv, "1", "500"), (ours, "20", "500"))]
+    assert ("On 2,000 images adversarial training has {} (clean, 8/255, 0.035, 0.07), Adv-BNN {} under one draw; on 500 they "
+            "have {}, and {} under twenty.").format(*of) in text
+    control, contender = (percent(row["accuracy"]) for row in left)
+    seeds = [robust_images("cifar10-medium/evaluation/robust_examples.csv"),
+             robust_images(f"{both[0]}/evaluation/robust_examples.csv.gz", {left[0]["weights"]})
+             | robust_images(f"{both[1]}/evaluation/robust_examples.csv.gz")]
+    assert f"The ensemble of attacks leaves {control} and {contender}: apart by {gain_of(seeds[1], ours, adv)}." in text
+    assert f"with another seed {contender} and {control}" in PAGES["README.md"]
+    pairs = [[standing(found[run + end], clean=False) for found, end in zip(seeds, ("", "-seed-1"), strict=True)]
+             for run in ("adv-tuned", "advbnn-tuned")]
+    differences = [statistics.mean(theirs) - statistics.mean(others)
+                   for others, theirs in zip(*(zip(*seeds, strict=True) for seeds in pairs), strict=True)]
+    half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
+    assert f"The mean of both seeds on these 500 is {100 * statistics.mean(differences):+.1f} ± {100 * half:.1f}." in text
 
 
 def test_what_weight_perturbation_leaves_equals_the_records():
