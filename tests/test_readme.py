@@ -404,9 +404,9 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
 def test_what_a_second_seed_by_todays_prior_leaves_equals_the_records():
     text = section("results.md", "## CIFAR-10, a narrow VGG16").partition("### ")[0]
     adv, ours, both = "adv-tuned-seed-1", "advbnn-tuned-seed-1", ("cifar10-medium/seed-1", "cifar10-medium/seed-1/auto")
-    rows, left = ([row for run, folder in zip((adv, ours), both) for name in names
-                   for row in records(f"{folder}/evaluation/{name}.csv") if row["run"] == run]
-                  for names in (("accuracy", "runs"), ("robust",)))
+    rows, left = ([row for run, folder in zip((adv, ours), both) for row in records(f"{folder}/evaluation/{name}.csv")
+                   if row["run"] == run] for name in ("accuracy", "robust"))
+    rows = rows + [row for row in records(f"{both[0]}/evaluation/runs.csv") if row["run"] == adv]
     rows = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
     of = [listed_accuracies(rows, *one, epsilons=("0", "0.031372549", "0.035", "0.07")) for one in (
         (adv, "1", "2000"), (ours, "1", "2000"), (adv, "1", "500"), (ours, "20", "500"))]
