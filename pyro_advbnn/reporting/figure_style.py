@@ -117,11 +117,11 @@ def finish_figure(figure, title, shared, handles):
     lines = [line.replace("\xa0", " ") for line in textwrap.wrap(words, 100)]
     figure.suptitle("\n".join([title, *lines]), x=0.01, ha="left")
     if handles:
-        lines = [handle.get_label().splitlines() for handle in handles]
-        columns = max(1, min(len(handles), 100 // (max(map(len, itertools.chain(*lines))) + 9)))
+        texts = [handle.get_label().splitlines() for handle in handles]
+        columns = max(1, min(len(handles), 100 // (max(map(len, itertools.chain(*texts))) + 9)))
         figure.legend(handles=handles, loc="outside lower left", ncols=columns)
         width, height = figure.get_size_inches()
-        entry = 0.04 + 0.13 * max(map(len, lines))
+        entry = 0.04 + 0.13 * max(map(len, texts))       # inches, by its lines
         figure.set_size_inches(width, height + entry * math.ceil(len(handles) / columns))
     return figure
 

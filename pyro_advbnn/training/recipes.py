@@ -46,13 +46,8 @@ def paper(dataset, defense, optimizer=None):
 def authors(dataset, defense, optimizer=None):
     """What the authors' code did: the VGGs' KL of the last layer only, Model A's of all; on ImageNet-143 alpha never reached
     the loss."""
-    settings = paper(dataset, defense, optimizer)
-    settings["kl_over"] = _authors_kl_over(settings["network"])
+    settings = paper(dataset, defense, optimizer) | {"kl_over": None}    # by the network
     return settings | ({"alpha": _authors_alpha(defense, 1.0)} if dataset == "imagenet143" else {})
-
-
-def _authors_kl_over(network):
-    return "all" if network == "model_a" else "last"
 
 
 def ours(dataset, defense, optimizer=None):
@@ -82,8 +77,8 @@ def resolve(recipe, dataset, defense, flags):
     """The recipe's settings with every flag that is not None put over them; step_size a number."""
     settings = RECIPES[recipe](dataset, defense, flags.get("optimizer"))
     settings |= {name: value for name, value in flags.items() if name in settings and value is not None}
-    if recipe == "authors" and flags.get("kl_over") is None:
-        settings["kl_over"] = _authors_kl_over(settings["network"])
+    if settings["kl_over"] is None:
+        settings["kl_over"] = "all" if settings["network"] == "model_a" else "last"
     if settings["step_size"] in (None, "auto"):
         settings["step_size"] = auto_step_size(settings["epsilon"], settings["num_steps"])
     return settings
