@@ -489,6 +489,20 @@ class UsedInTraining(Unused):
     def forward(self, x):
         return super().forward(x) + (self.head(self[0](x)).mean() if self.training else 0)
 
+class SplitNorm(nn.BatchNorm2d):
+    def __init__(self, channels):                        # as of AdvProp: a norm of its own for the second half of a batch
+        super().__init__(channels)
+        self.other = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        first, second = x.chunk(2)
+        return torch.cat([super().forward(first), self.other(second)])
+
+def split(n):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), SplitNorm(4), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, n))
+
 class Experts(Unused):
     def __init__(self, n):
         super().__init__(n)
@@ -584,7 +598,7 @@ def test_networks_that_cannot_be_trained_are_refused_before_any_work(tmp_path, o
 
 @pytest.mark.parametrize(("name", "defense", "told"), [
     ("Recurrent", "adv", ""), ("Mixed", "adv", ""), ("Recurrent", "rse", "noise before 1 Linear"),
-    ("frozen", "advbnn", ""), ("UsedInTraining", "bnn", ""), ("Experts", "adv", ""),
+    ("frozen", "advbnn", ""), ("UsedInTraining", "bnn", ""), ("Experts", "adv", ""), ("split", "adv", ""),
     ("Reads", "bnn", ""), ("ReadsToo", "advrse", "noise before 1 Conv2d"),
     ("Cosines", "adv", "note: the classifier's logits all lie between 0 and 1"), ("Cosines", "bnn", "note: the")])
 def test_networks_that_are_only_odd_are_trained(tmp_path, odd_networks, capsys, name, defense, told):

@@ -13,6 +13,7 @@ from torch import nn
 
 from pyro_advbnn.bayes.kernels.frozen_calls import answering
 from pyro_advbnn.system import distributed
+from pyro_advbnn.system.errors import InputError
 
 
 def synchronise(network, device_type):
@@ -23,6 +24,10 @@ def synchronise(network, device_type):
     """
     if distributed.world_size() == 1:
         return network
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in _FORWARDS:
+            raise InputError(f"--batch_norm sync cannot do what the forward of {name} does, a {type(module).__name__}; "
+                             f"--batch_norm broadcast leaves each process its own part of a batch")
     if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return _replaced(network)

@@ -211,12 +211,16 @@ def sum_(tensor):
 def sum_gradients_(optimizer):
     """Collective: the gradients of the optimizer's parameters summed over the processes, in place.
 
-    Large ones, such as a Bayesian classifier's flat vectors, are reduced where they are, all others as one vector. Every
-    process must have gradients of the same parameters.
+    Large ones, such as a Bayesian classifier's flat vectors, are reduced where they are, all others as one vector. A process
+    that has none of a parameter, whose layer its network left out at random, adds zeros.
     """
     if world_size() == 1:
         return
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters]
     works = [dist.all_reduce(g, async_op=True) for g in gradients if _is_large(g)]
     _as_one_vector([g for g in gradients if not _is_large(g)], dist.all_reduce)
     for work in works:

@@ -97,7 +97,8 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
     cap: hold out a fifth of the images at most, for a number that the user did not choose. The digest is one of pixels,
     or, of images that are streamed, of names and sizes.
     """
-    with distributed.one_at_first() if data_dir is None else nullcontext():     # it may have to be downloaded
+    made = data_dir is None or dataset == "imagenet143"                    # downloaded, or cached, by the first process
+    with distributed.one_at_first() if made else nullcontext():
         images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
                                device=device)
     if images.num_classes < 2:

@@ -199,7 +199,7 @@ def _unreached_in_training(classifier, x, y):
     """What of `classifier.unreached` is so in training mode too: a network may have heads for that alone, or many experts."""
     other = copy.deepcopy(classifier).train()
     for module in other.modules():
-        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)        # one of several GPUs needs them all
+        module.training = type(module) not in (nn.SyncBatchNorm, batch_norm.SyncedBatchNorm)    # these need all processes
     other.unreached = None
     objective(other, x, y, kl_weight=0.0)
     return [name for name in classifier.unreached if name in other.unreached]

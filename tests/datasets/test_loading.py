@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hostile import pixels, refused, write_cifar10, write_folder, write_npz, write_stl10
 from PIL import Image
+from process_groups import group
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import InterpolationMode, center_crop, hflip, resize
@@ -26,12 +27,14 @@ from pyro_advbnn.datasets import (
     SPLITS,
     Images,
     cache,
+    decoding,
     folders,
     image_sets,
     load,
 )
 from pyro_advbnn.experiments import images as experiment_images
 from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.training import configuration
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 refusal = partial(refused, load)
@@ -574,6 +577,17 @@ def test_the_cache_serves_the_second_load_and_is_rebuilt_after_a_change(imagenet
     assert (third.images[5] == 9).all() and torch.equal(third.images[6], first.images[6])
     path.with_name("1.png").write_bytes(path.read_bytes())
     assert len(load("imagenet143", "train", imagenet_dir)) == 144
+
+
+def times_decoded(folder):
+    decoded = []
+    cache.decode_to = lambda store, paths, *how: (decoded.append(len(paths)), decoding.decode_to(store, paths, *how))
+    configuration.configure({"dataset": "imagenet143", "data_dir": folder, "defense": "none"})
+    return decoded
+
+
+def test_one_of_several_processes_makes_the_cache(imagenet_dir):
+    assert group(times_decoded, imagenet_dir) == [[143], []]
 
 
 def mapped_bytes(path):

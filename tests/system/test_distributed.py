@@ -83,6 +83,30 @@ def test_the_kl_counts_once():
         torch.testing.assert_close(kl_by_log_std, torch.full_like(mean, 0.1**2 / 0.2**2 - 1), rtol=1e-4, atol=1e-5)
 
 
+class LeftOut(nn.Module):
+    """Each process leaves out a layer of its own, as stochastic depth does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+    def forward(self, x):
+        return sum(layer(x) for i, layer in enumerate(self.layers) if i != distributed.rank())
+
+
+def gradients_of_layers():
+    torch.manual_seed(0)
+    network = LeftOut()
+    ((distributed.rank() + 1) * network(torch.ones(1, 4)).sum()).backward()
+    distributed.sum_gradients_(torch.optim.SGD(network.parameters(), 0.1))
+    return [layer.bias.grad for layer in network.layers]
+
+
+def test_a_layer_that_a_process_leaves_out_gets_the_gradient_of_the_others():
+    for first, second in group(gradients_of_layers):
+        assert torch.equal(first, torch.full((4,), 2.0)) and torch.equal(second, torch.ones(4))
+
+
 def test_without_a_share_a_step_asks_no_other_process():
     assert group(step_of_one) == [False, True]
 
@@ -152,6 +176,22 @@ def test_a_network_with_synchronised_norms_keeps_names_order_and_values():
     assert group(converted) == 2 * [(4 * ["SyncedBatchNorm"], True, True, True, True)]
     network = ab.networks.convnet(width=4)
     assert batch_norm.synchronise(network, "cpu") is network and "SyncedBatchNorm" not in str(network)   # in one process
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled():
+    with pytest.raises(InputError, match="^--batch_norm sync cannot do what the forward of 1 does, a Doubled; "):
+        batch_norm.synchronise(nn.Sequential(nn.ReLU(), Doubled(4)), "cpu")
+
+
+def test_a_norm_with_a_forward_of_its_own_is_not_taken_for_a_plain_one():
+    group(doubled)
+    network = nn.Sequential(Doubled(4))
+    assert batch_norm.synchronise(network, "cpu") is network
 
 
 def broadcast_course():
