@@ -197,7 +197,7 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
 
 def test_the_readmes_table_of_results_equals_the_records():
     places = {"CIFAR-10": ("cifar10-medium", "cifar10"), "STL-10": ("stl10-medium", "stl10")}
-    for row in table("README.md", "all training images, in %"):
+    for row in table("README.md", "whole data sets, in %"):
         (_, label), *cells = row.items()
         name, label = label.strip("*").split(": ")
         for column, cell in cells:
@@ -210,16 +210,16 @@ def test_the_readmes_table_of_results_equals_the_records():
 
 
 def test_what_the_readme_says_of_the_papers_lead_equals_its_table():
-    of = {row["all training images, in %"]: row for row in table("README.md", "all training images, in %")}
+    of = {row["whole data sets, in %"]: row for row in table("README.md", "whole data sets, in %")}
     theirs, ours, known = (of[name] for name in (
         "*CIFAR-10: paper, Adv-BNN; many draws by arXiv 2212.02003*", "CIFAR-10: adversarial training",
         "*CIFAR-10: paper, adversarial training*"))
     one_draw, many, baseline = (float(cell.strip("*")) for cell in (
         theirs["0.035, 1 draw"], theirs["0.035, 20 draws"], known["0.035, 1 draw"]))
     less = float(known["clean"].strip("*")) - float(ours["clean"])
-    assert (f"the paper's lead of {one_draw - baseline:.0f} points** on CIFAR-10 at 0.035: many draws remove "
-            f"{one_draw - many:.0f}, and its baseline has {baseline}, ours {ours['0.035, 1 draw']} (but {less:.1f} points "
-            "less on clean images).") in PAGES["README.md"]
+    text, lead, fall = PAGES["README.md"], one_draw - baseline, one_draw - many
+    assert f"The paper's lead of {lead:.0f} points** on CIFAR-10 at 0.035 falls by {fall:.0f} under many draws" in text
+    assert f"Its baseline has {baseline}, ours {ours['0.035, 1 draw']} (but {less:.1f} points less on clean images)." in text
 
 
 def test_the_table_of_defaults_by_data_set_equals_the_recipe():
@@ -254,8 +254,8 @@ def test_what_is_left_to_the_narrow_vgg16_equals_the_records():
     left = {(row["run"], "square" in row["attacks"]): percent(row["accuracy"]) for row in robust}
     (adv_apgd, adv), (apgd, ours) = ([left[run, whole] for whole in (False, True)] for run in runs)
     gain = gain_of(found, *reversed(runs))
-    assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: apart by {gain}." in text
-    assert f"(500 images; CIFAR-10 at 8/255: {ours} and {adv} %, with another seed" in PAGES["README.md"]
+    assert f"averaging 20 draws) Adv-BNN has {ours}, adversarial training {adv}: a difference of {gain}." in text
+    assert f"(500 images, Adv-BNN first) CIFAR-10 has {ours} and {adv} % at 8/255, with another seed" in PAGES["README.md"]
     assert f"APGD alone (40 steps) leaves {apgd} and {adv_apgd}, in this order." in text
     rows = [row for name in ("runs", "accuracy") for row in of_the_pair(name, "")]
     best = [row for row in rows if row["checkpoint"].endswith("/best.pt")]
@@ -386,10 +386,11 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
     runs = [robust_images("cifar10-medium/evaluation/robust_examples.csv")
             | robust_images("cifar10-medium/fan_in/evaluation/robust_examples.csv.gz"),
             robust_images(f"{evaluation}/robust_examples.csv.gz")]
-    assert f"to Adv-BNN (averaging 20 draws): apart by {gain_of(runs[0], 'advbnn-tuned', 'adv-tuned')}." in text
-    assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: apart by {gain_of(runs[1], ours, adv)}." in text
+    assert f"to Adv-BNN (averaging 20 draws): a difference of {gain_of(runs[0], 'advbnn-tuned', 'adv-tuned')}." in text
+    gain = gain_of(runs[1], ours, adv)
+    assert f"The ensemble of attacks leaves {left[adv]} and {left[ours]}: a difference of {gain}." in text
     assert (f"mixture of both Adv-BNNs has {left[f'advbnn-tuned+{ours}']} in the worst case, both adversarially trained "
-            f"networks averaged have {left[f'adv-tuned+{adv}']}: apart by "
+            f"networks averaged have {left[f'adv-tuned+{adv}']}: a difference of "
             f"{gain_of(runs[1], f'advbnn-tuned+{ours}', f'adv-tuned+{adv}')}.") in text
     for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
         pairs = [[standing(found[defense + end], clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
@@ -416,7 +417,7 @@ def test_what_a_second_seed_by_todays_prior_leaves_equals_the_records():
     seeds = [robust_images("cifar10-medium/evaluation/robust_examples.csv"),
              robust_images(f"{both[0]}/evaluation/robust_examples.csv.gz", {left[0]["weights"]})
              | robust_images(f"{both[1]}/evaluation/robust_examples.csv.gz")]
-    assert f"The ensemble of attacks leaves {control} and {contender}: apart by {gain_of(seeds[1], ours, adv)}." in text
+    assert f"The ensemble of attacks leaves {control} and {contender}: a difference of {gain_of(seeds[1], ours, adv)}." in text
     assert f"with another seed {contender} and {control}" in PAGES["README.md"]
     pairs = [[standing(found[run + end], clean=False) for found, end in zip(seeds, ("", "-seed-1"), strict=True)]
              for run in ("adv-tuned", "advbnn-tuned")]
@@ -446,7 +447,7 @@ def test_what_weight_perturbation_leaves_equals_the_records():
     for name, recipe in (("awp/evaluation/robust_examples.csv.gz", "perturbed"),
                          ("epochs-15/evaluation/robust_examples.csv", "tuned")):
         gains.append(gain_of(robust_images(f"cifar10-medium/{name}"), f"advbnn-{recipe}", f"adv-{recipe}"))
-    assert "apart by {} and {}.".format(*gains) in text
+    assert "a difference of {} and {}.".format(*gains) in text
     nll = [f"{records(f'cifar10-medium/{folder}/metrics.jsonl')[-1]['nll']:.2f}" for folder in (
         "awp/runs/adv-perturbed", "awp/runs/advbnn-perturbed", "epochs-15/runs/adv-tuned", "epochs-15/runs/advbnn-tuned")]
     assert "is {} and {}, where it was {} and {}.".format(*nll) in text
@@ -501,9 +502,9 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     worst = {row["run"]: row for row in robust if row["attacks"] != "apgd-ce"}
     adv, ours = (percent(worst[run]["accuracy"]) for run in ("adv", "advbnn"))
     found = robust_images("stl10-medium/evaluation/robust_examples.csv", [row["weights"] for row in worst.values()])
-    assert (f"The ensemble of attacks leaves {adv} and, without Square, {ours} to Adv-BNN: apart by "
+    assert (f"The ensemble of attacks leaves {adv} and, without Square, {ours} to Adv-BNN: a difference of "
             f"{gain_of(found, 'advbnn', 'adv')}.") in text
-    assert f"STL-10 at 0.035: {ours}, not by Square, and {adv} %)" in PAGES["README.md"]
+    assert f"STL-10 {ours} (not attacked by Square) and {adv} % at 0.035." in PAGES["README.md"]
     assert worst["advbnn"]["tried"] == worst["advbnn"]["attacks"] and "square" not in worst["advbnn"]["attacks"]
     assert {row["broken"] for row in found["adv"] if row["attack"] == "square"} == {0}
     rows = records("stl10-medium/evaluation/runs.csv") + records("stl10-medium/evaluation/accuracy.csv")
@@ -521,8 +522,11 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     one_draw, honest = (100 * (float(one(rows, run="authors", epsilon="0.07", attack_samples=draws)["accuracy"])
                                - float(one(rows, run="adv", epsilon="0.07", num_examples=images)["accuracy"]))
                         for draws, images in (("1", "3000"), ("100", "500")))
-    assert (f"one draw shows {one_draw:.0f} points of lead on STL-10 at 0.07, a hundred draws {honest:.0f}."
-            in PAGES["README.md"])
+    shares = [float(one(rows, run=run, epsilon="0.07", attack_samples=draws, num_examples="500")["accuracy"])
+              for run, draws in (("authors", "100"), ("adv", "1"))]
+    error = 100 * 1.96 * sum(share * (1 - share) / 500 for share in shares) ** 0.5
+    assert (f"one draw shows {one_draw:.0f} points of lead on STL-10 at 0.07, a hundred draws {honest:.0f} ± {error:.0f} (500 "
+            "images).") in PAGES["README.md"]
     rows = records("stl10-medium/before/evaluation/accuracy.csv")
     before = [" / ".join(percent(one(rows, epsilon=epsilon, attack_samples=draws)["accuracy"])
                          for epsilon in ("0", "0.035", "0.07")) for draws in ("1", "20")]
@@ -677,7 +681,7 @@ def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
     assert "By APGD alone it is {} and {}.".format(*apgd) in text
     former = withstand([of_former["cifar60-advbnn"]], "last")
     assert f"*The former recipe* stood {apart(former, withstand(adv[:1], 'last'))} points above" in text
-    assert f"today's last is apart from it by {apart(withstand(ours[:1], 'last'), former)}." in text
+    assert f"today's last differs from it by {apart(withstand(ours[:1], 'last'), former)}." in text
 
 
 def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
@@ -848,7 +852,7 @@ def test_what_is_said_of_the_priors_decay_equals_the_records():
     better, worse = ([apart(*(sum((correct(run, attack) for run in runs), []) for runs in pair))
                       for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (former, known)))
     assert (f"by {better[0]} (PGD) and {better[1]} points (APGD), image by image" in text
-            and f"those by `fan_in` were apart by {worse[0]} and {worse[1]}." in text)
+            and f"those by `fan_in` differed by {worse[0]} and {worse[1]}." in text)
     alpha = runs["prior-0.0038"]["settings"]["alpha"]
     assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
     kl, snr = runs["prior-0.0038"]["course"][14][2:4]
@@ -981,10 +985,10 @@ def test_the_table_of_todays_defaults_equals_its_records():
 def test_the_readme_tells_what_a_step_costs_as_the_records_do():
     cpu = [100 * float(one(records(f"benchmark-cpu/defaults/batch-{batch}.csv"), contestant="adv-bnn")["cpu_ratio"]) - 100
            for batch in (128, 32)]
-    gpu = sorted(100 * float(row["wall_ratio"]) - 100 for row in records("gpu/h100/benchmark/benchmark.csv")
-                 if row["contestant"] == "adv-bnn")
-    assert ("costs {:.0f} % more than one of adversarial training at batch 128 on a CPU, {:.0f} % at 32, {:.0f} to {:.0f} % on "
-            "an H100").format(*cpu, gpu[0], gpu[-1]) in PAGES["README.md"]
+    rows = records("gpu/h100/benchmark/benchmark.csv")
+    gpu = [100 * float(one(rows, contestant="adv-bnn", batch_size=batch)["wall_ratio"]) - 100 for batch in ("1024", "512")]
+    assert ("costs {:.0f} % more than one of adversarial training at batch 128 on a CPU, {:.0f} % at 32. On an H100 it costs "
+            "{:.0f} % more at batch 1,024, {:.0f} % at 512").format(*cpu, *gpu) in PAGES["README.md"]
 
 
 def test_the_table_of_the_benchmark_equals_the_record():

@@ -44,7 +44,7 @@ def paper(dataset, defense, optimizer=None):
 
 
 def authors(dataset, defense, optimizer=None):
-    """What the authors' code did: the VGGs' KL of the last layer only, Model A's of all; on ImageNet-143 alpha never reached
+    """Close to the authors' code: the KL of the last layer only, of Model A that of all; on ImageNet-143 alpha never reached
     the loss."""
     settings = paper(dataset, defense, optimizer) | {"kl_over": None}    # by the network
     return settings | ({"alpha": _authors_alpha(defense, 1.0)} if dataset == "imagenet143" else {})
