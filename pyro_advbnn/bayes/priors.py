@@ -153,4 +153,4 @@ def _kl_to_normal(posterior, prior):
 def _kl_elementwise(posterior, prior):
     part = slice(*prior.counted)
     weights = dist.Normal(posterior.loc[part], posterior.log_std[part].exp())
-    return kl_divergence(weights, prior.one_weight).sum()
+    return kl_divergence(weights, prior._on(weights.loc.device)).sum()

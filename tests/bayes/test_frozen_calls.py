@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 import pyro_advbnn as ab
+from pyro_advbnn.attacks.losses import loss_and_gradient
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, fusible
@@ -334,6 +336,23 @@ def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_n
     classifier.release_buffers()
     for answer in (first, ab.predict(classifier, X, num_samples=2)):
         torch.testing.assert_close(answer, network(X).softmax(-1), rtol=1e-3, atol=1e-4)
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return self[1](checkpoint(self[0], x, use_reentrant=False))
+
+
+def test_where_the_gradient_calls_modules_anew_the_network_is_called_as_it_is():
+    network = settled(Checkpointed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+                                   nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))))
+    y, gradients = torch.arange(3), []
+    with pytest.warns(Note, match="the network answers otherwise"):
+        for classifier in (Classifier(network), network):
+            with frozen(classifier):
+                gradients.append(loss_and_gradient(classifier, X, y)[1])
+    assert torch.equal(*gradients) and gradients[0].any()
+    assert all(p.grad is None for p in network.parameters())
 
 
 CLASSIFIERS = [

@@ -103,6 +103,14 @@ def test_the_gradient_of_the_kl_in_log_std_is_that_of_autograd(settings, counted
     torch.testing.assert_close(classifier.kl_by_log_std(), expected)
 
 
+def test_a_closed_form_follows_the_classifier_to_another_device():
+    prior = dist.Laplace(torch.tensor(0.0), torch.tensor(0.1))
+    classifier = BayesianClassifier(networks.convnet(width=4), prior=prior, init_std=0.05)
+    expected = classifier.kl()
+    classifier.prior.log_prob(classifier.mean.detach().to("meta"))          # meta in a GPU's place
+    assert classifier.kl() == expected
+
+
 @pytest.mark.parametrize("arguments", [([0.5], [1.0, 2.0]), ([0.5, 0.6], [1.0, 2.0]),
                                        ([0.5, 0.5], [1.0, 0.0]), ([-0.5, 1.5], [1.0, 2.0])])
 def test_mixtures_out_of_range_are_refused(arguments):

@@ -93,12 +93,28 @@ class LeanCalls:
             if autocast_dtype(x.device) is None or is_out_of_memory(error):
                 raise
             agree = False
+        agree = agree and not self._calls_again(tensors, x[:2])
         if not agree:
             warnings.warn("called more cheaply, with BatchNorm folded into convolutions, weights in autocast's dtype, or "
                           "another loop for 2x2 max-pooling and the ReLU before it, the network answers otherwise, so its "
                           "forward does what its modules do not tell: attacks and predictions call it as it is, which takes "
                           "longer", Note, stacklevel=2)
         return agree
+
+    @torch.enable_grad()
+    def _calls_again(self, tensors, x):
+        """Whether the gradient calls modules anew, as activation checkpointing does: by then they would answer otherwise."""
+        again, x = [], x.clone().requires_grad_()
+        with undisturbed():
+            answers = [t.sum() for t in tree_leaves(self._full_call(tensors, x * 1)) if getattr(t, "requires_grad", False)]
+            hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: again.append(True))
+            try:
+                torch.autograd.grad(answers, x, allow_unused=True)
+            except Exception:                            # an operation without a gradient, which a prediction need not have
+                return bool(answers)
+            finally:
+                hook.remove()
+        return bool(again)
 
     def release_buffers(self):
         """Give back the work memory that calls keep."""
