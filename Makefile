@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Long campaigns of kills, full disks and malformed inputs; they print how many were survived.
+# Long campaigns of kills, full disks and malformed inputs.
 torture: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m torture
 

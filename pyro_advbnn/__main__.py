@@ -18,7 +18,6 @@ def main():
     if "" not in sys.path:
         sys.path.append("")                              # the working folder: --network may name a module that lies there
     words = sys.argv[1:]
-    words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     if words and words[0] in _FIRST_LINES:
         return import_module(f"pyro_advbnn.{words[0]}").main(words[1:], under=words[0])
     commands.run(_FIRST_LINES, words)

@@ -1,4 +1,4 @@
-"""What tests share: one thread, one small finished run, the digits read once; counts for README's reliability table."""
+"""What tests share: one thread, one small finished run, the digits read once."""
 import copy
 import functools
 import gc
@@ -14,20 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SIZES = [(8, 8), (9, 7), (30, 11), (8, 60)]
 MODES = ["RGB", "L", "P", "RGBA", "1"]
-os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch is imported: two threads of networks this small wait for
-_COUNTS = Counter()                                      # each other, most of all where another program has one of the cores
+# Before torch is imported: two threads of networks this small wait for each other, most of all where others use a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 LONGEST = ["test_gpu", "test_zoo", "test_ci_gpu", "test_reproduce", "test_train", "test_checks", "test_evaluate",
            "test_foreign_tools", "test_torchrun", "test_streaming", "test_cuda_graphs", "test_determinism",
            "test_carlini_wagner", "test_uncertainty_verb", "test_cifar10", "test_packaging", "test_distributed", "test_figures",
            "test_signals", "test_kills", "test_micro_batches"]
-
-
-@pytest.fixture
-def tally():
-    """A function that adds to a count of the session: tally("kills survived"), tally("malformed inputs refused", 20)."""
-    def add(name, number=1):
-        _COUNTS[name] += number
-    return add
 
 
 @pytest.fixture(autouse=True)
@@ -150,10 +142,3 @@ def pytest_collection_finish():
     if "victims" in sys.modules:
         forkserver.ensure_running()
     gc.freeze()
-
-
-def pytest_terminal_summary(terminalreporter):
-    if _COUNTS:
-        terminalreporter.section("reliability")
-        for name, number in sorted(_COUNTS.items()):
-            terminalreporter.write_line(f"{number:6,}  {name}")

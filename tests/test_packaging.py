@@ -185,11 +185,10 @@ def test_every_command_is_in_the_list_and_is_run_by_its_name(monkeypatch, capsys
         with pytest.raises(SystemExit) as end:
             __main__.main()
         assert end.value.code == 2 and says in capsys.readouterr().err
-    for words in (["help", "evaluate"], ["evaluate", "--help"]):
-        monkeypatch.setattr(sys, "argv", ["pyro-advbnn", *words])
-        with pytest.raises(SystemExit) as end:
-            __main__.main()
-        assert end.value.code == 0 and "evaluate VERB" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["pyro-advbnn", "evaluate", "--help"])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 0 and "evaluate VERB" in capsys.readouterr().out
 
 
 @pytest.mark.torture

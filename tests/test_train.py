@@ -710,7 +710,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
 @pytest.mark.parametrize(("given", "message"), [
     ("--epoch 2", "did you mean --epochs?"),
     ("--learning_rate 0", "--learning_rate must be a number > 0"),
-    ("--defense advbn", "did you mean advbnn?"),
+    ("--defense advbn", "--defense must be one of none, adv, rse, bnn, advbnn, advrse, got 'advbn'"),
     ("--optimizer natural --defense adv", "--optimizer natural needs a posterior, and --defense adv has none"),
     ("--optimizer natural --alpha 0", "--alpha 0 needs --optimizer adam or sgd: natural divides by alpha"),
     ("--optimizer natural --alpha 1e-300 --prior_std 1", "num_train / alpha must lie in [0, 1e+30]"),

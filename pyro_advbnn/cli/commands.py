@@ -87,13 +87,12 @@ def _notes() -> Iterator[None]:
 
 
 def _run(commands: Command | dict[str, Command], words: list[str], under: str) -> None:
-    words = _with_help_as_flag(words)
     verb, function = "", commands
     if isinstance(commands, dict):
         if _HELP & set(words) and words[0] not in commands:
             _show(help.of_verbs(commands, under))
         verb, function = _verb(words, commands)
-        words = _with_help_as_flag(words[1:])
+        words = words[1:]
     if _HELP & set(words):
         _show(help.of_function(function, f"{under} {verb}".strip()))
     try:
@@ -116,10 +115,6 @@ def _leave_to_the_first() -> None:
         _end(0)
 
 
-def _with_help_as_flag(words: list[str]) -> list[str]:
-    return [*words[1:], "--help"] if words[:1] == ["help"] else words
-
-
 def _show(text: str) -> NoReturn:
     _leave_to_the_first()
     print(text, flush=True)
@@ -136,8 +131,7 @@ def _verb(words: list[str], commands: dict[str, Command]) -> tuple[str, Command]
     word = words[0] if words else ""
     if word in commands:
         return word, commands[word]
-    near = difflib.get_close_matches(word, commands)
-    verbs = ", ".join([*near, *(verb for verb in commands if verb not in near)])
+    verbs = ", ".join(commands)
     if not word or _is_flag(word):
         raise InputError(f"a verb must come first; choose one of: {verbs}")
     raise InputError(f"unknown verb {word!r:.100}; choose one of: {verbs}")
@@ -178,7 +172,7 @@ def _texts(function: Command, words: list[str]) -> dict[str, str]:
 def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     """The name of the flag that word gives, and its text if that is in the same word."""
     if not _is_flag(word):
-        raise InputError(f"unexpected {word!r:.100}: only flags are taken, as --name value{_flag_for(word, known)}")
+        raise InputError(f"unexpected {word!r:.100}: only flags are taken, as --name value")
     given, equals, text = word.partition("=")
     name = given.removeprefix("--").replace("-", "_")
     if name in known:
@@ -187,15 +181,6 @@ def _flag(word: str, known: dict[str, Parameter]) -> tuple[str, str | None]:
     near = near or difflib.get_close_matches(name.strip("_"), known)
     hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else f"the flags are --{', --'.join(known)}"
     raise InputError(f"unknown flag {given[:100]}; {hint}")
-
-
-def _flag_for(word: str, known: dict[str, Parameter]) -> str:
-    """The flag that was probably meant by a word without one."""
-    for name, parameter in known.items():
-        if word in flag_types.choices(parameter.annotation):
-            return f"; did you mean --{name} {word}?"
-    near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
-    return f"; did you mean --{near[0]}?" if near else ""
 
 
 def _call(function: Command, texts: dict[str, str]) -> None:

@@ -1,5 +1,4 @@
 """What a flag may be, read from the annotation of its argument: one meaning for texts, values from Python and from JSON."""
-import difflib
 import math
 import numbers
 import os
@@ -64,7 +63,7 @@ def read(name: str, text: str, annotation: Any) -> Any:
     """The value that text has under annotation.
 
     A number is finite and spelled as "0.03", "1e-3", "1_000", "8/255" or "-1/2"; a list of numbers is such as
-    "0,0.01:0.03:0.01,8/255", at most 10,000. A range start:stop:step is computed in fractions, so that each value is the
+    "0,0.01:0.03:0.01,8/255". A range start:stop:step, of at most 10,000, is computed in fractions, so that each value is the
     float nearest to its decimal, and holds stop when a step hits it within rounding.
 
     Raises:
@@ -85,12 +84,6 @@ def take(name: str, value: Any, annotation: Any) -> Any:
 def expected(annotation: Any, *, written: bool = True) -> str:
     """The values under annotation in words; written: with how a list is written as text."""
     return " or ".join(_words(member, bounds, written) for member, bounds in members(annotation))
-
-
-def choices(annotation: Any) -> list[str]:
-    """The words among which a value under annotation, or each element of a list, may be chosen."""
-    kinds = [get_args(member)[0] if get_origin(member) is list else member for member, _ in members(annotation)]
-    return [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def members(annotation: Any, bounds: Range = EVERY_NUMBER) -> list[tuple[Any, Range]]:
@@ -139,8 +132,7 @@ def _value(name: str, given: Any, annotation: Any, parsed: Callable[[Any, Any], 
             return value
         break                                            # a number out of range must not pass as the text of `float | str`
     because = f" ({reason})" if reason else ""
-    raise InputError(f"{name} must be {words.removesuffix(' or none')}, got {given!r:.200}{because}"
-                     f"{_nearest(given, annotation)}")
+    raise InputError(f"{name} must be {words.removesuffix(' or none')}, got {given!r:.200}{because}")
 
 
 def _parsed(text: str, member: Any) -> Any:
@@ -193,8 +185,6 @@ def _numbers(text: str) -> list[Fraction]:
     values = []
     for word in _split(text):
         values += _range(*map(_number, word.split(":"))) if ":" in word else [_number(word)]
-    if len(values) > MAX_COUNT:
-        raise ValueError(f"more than {MAX_COUNT} numbers")
     return values
 
 
@@ -218,9 +208,3 @@ def _split(text: str) -> list[str]:
     if not all(words):
         raise ValueError("an element is empty")
     return words
-
-
-def _nearest(given: Any, annotation: Any) -> str:
-    known, words = choices(annotation), [word.strip() for word in str(given).split(",")]
-    near = [match for word in words if word not in known for match in difflib.get_close_matches(word, known, 1)]
-    return f"; did you mean {', '.join(near)}?" if near else ""

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
 from multiprocessing import forkserver, resource_tracker
 
 import torch
@@ -20,8 +19,6 @@ from pyro_advbnn.datasets.image_sets import Images, ImageSet
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError
 
-BATCHES_AHEAD = 2                                        # of each worker
-
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages(ImageSet):
@@ -31,7 +28,7 @@ class StreamedImages(ImageSet):
     image_size: the shorter side is scaled to it and the centre is cut out.
     workers: processes that read the files; 0 reads them in this one. A script of your own that uses any needs the guard
         `if __name__ == "__main__":`, because they are not forked from this process but import its main module.
-    device: where `read` copies the batches to, one ahead.
+    device: where `read` copies the batches to.
 
     An image that cannot be read is found when its turn comes: `read` then raises InputError.
     """
@@ -76,18 +73,16 @@ class StreamedImages(ImageSet):
 
     def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         batches = list(batches)
-        pixels = self._pixels([self.rows[indices] for indices in batches])
-        return one_ahead(zip(pixels, (self.labels[indices] for indices in batches)), self.device)
+        for pixels, indices in zip(self._pixels([self.rows[indices] for indices in batches]), batches, strict=True):
+            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in (pixels, self.labels[indices]))
 
     def _pixels(self, batches):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
         workers = min(self.workers, len(batches))
-        options = {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": _end_with_parent,
-                   "multiprocessing_context": _context()} if workers else {}
+        options = {"worker_init_fn": _end_with_parent, "multiprocessing_context": _context()} if workers else {}
         return _checked(
-            _Reader(self.image_size), batch_sampler=map(self._paths_at, batches), collate_fn=_as_it_is,
-            num_workers=workers, pin_memory=self.device.type == "cuda", generator=torch.Generator(),  # not torch's global one
-            **options)
+            _Reader(self.image_size), batch_size=None, sampler=map(self._paths_at, batches), num_workers=workers,
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)      # not torch's global one
 
     def _paths_at(self, rows):
         return [self.paths[row] for row in rows.tolist()]
@@ -99,44 +94,19 @@ def default_workers():
     return max(1, min(8, cores // distributed.local_world_size()))
 
 
-def one_ahead(batches, device):
-    """Tuples of tensors on the device, where each is copied while the one before is being worked on."""
-    if device.type == "cpu":
-        yield from batches
-        return
-    stream = torch.cuda.Stream(device)
-    copies = (_start_copy(batch, device, stream) for batch in batches)
-    for (copied, done), _ in pairwise(chain(copies, [None])):
-        current = torch.cuda.current_stream(device)
-        current.wait_event(done)
-        for tensor in copied:
-            tensor.record_stream(current)                # or its memory would be given away too early
-        yield copied
-
-
-def _start_copy(batch, device, stream):
-    with torch.cuda.stream(stream):
-        copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-        return copied, stream.record_event()
-
-
 class _Reader:
     """The data set as DataLoader sees it: its indices are the paths of a batch, so that a worker holds none itself."""
 
     def __init__(self, image_size):
         self.image_size = image_size
 
-    def __getitems__(self, paths):
+    def __getitem__(self, paths):
         """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
         try:
             with decoding.quiet():
                 return torch.stack([torch.from_numpy(decoding.read(path, self.image_size)) for path in paths])
         except InputError as error:
             return error
-
-
-def _as_it_is(batch):
-    return batch
 
 
 def _checked(*arguments, **options):

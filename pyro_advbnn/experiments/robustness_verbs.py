@@ -55,8 +55,6 @@ def robust(
         max_minutes: start no further batch after this time; the result is then that of what was tried.
     """
     epsilon = epsilon or (recipes.training_epsilon(runs.dataset) if norm == "linf" else 0.5)
-    if norm == "linf" and epsilon > 1:
-        raise InputError(f"--epsilon must be a number in (0, 1], the range of the images, got {epsilon:g}")
     ends = time.monotonic() + 60 * max_minutes if max_minutes else None
     ensembles = [_ensemble(run, attacks, catalogue.Strength(
         epsilon, num_steps, run.draws(attack_samples), num_queries, norm, average)) for run in runs]

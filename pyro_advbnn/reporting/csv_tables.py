@@ -70,7 +70,7 @@ class Table:
     def __init__(self, folder, name):
         self.path = Path(folder) / "evaluation" / f"{name}.csv"
         self.columns = TABLES[name]
-        self._load()
+        self._lines = {self._key(line): line for line in _read(self.path, self.columns)}
 
     @property
     def rows(self):
@@ -89,7 +89,7 @@ class Table:
 
     def add(self, rows):
         """Write `rows`, mappings from column to value; missing columns stay empty. The file changes in one step.
-        Of several processes one at a time may add: who evaluates holds the lock of the folder.
+        One `Table` of a file at a time may add: who evaluates holds the lock of the folder.
 
         A row whose columns but for the results are those of an older one takes its place.
         """
@@ -97,14 +97,10 @@ class Table:
         if unknown:
             raise ValueError(f"no columns of {self.path.name}: {sorted(unknown)}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._load()                                     # rows may have been added by another Table of the same file
         for row in rows:
             line = {name: _cell(row.get(name)) for name in self.columns}
             self._lines[self._key(line)] = line
         write(self.path, self.columns, self._lines.values())
-
-    def _load(self):
-        self._lines = {self._key(line): line for line in _read(self.path, self.columns)}
 
     def _key(self, line):
         return tuple(line[name] for name in self.columns if name not in _RESULTS)

@@ -12,7 +12,6 @@ from pyro_advbnn.reporting.run_descriptions import SETTINGS
 from pyro_advbnn.reporting.transfer_figure import transfer
 from pyro_advbnn.reporting.uncertainty_figures import calibration, detection
 from pyro_advbnn.system import files, json_files
-from pyro_advbnn.system.errors import InputError
 
 _EDGE = "#fafafa"                                       # of bars, and their hatches; on light and dark pages
 _FEW = 30                                               # epochs, each with a marker
@@ -21,7 +20,7 @@ _FEW = 30                                               # epochs, each with a ma
 def draw(folder, names=None):
     """Draw the figures `names` (default: all of FIGURES) whose csv files, or metrics.jsonl, `folder` holds; the paths written.
 
-    Each becomes folder/figures/<name>.svg and .png. Raises InputError for files of another version and without matplotlib.
+    Each becomes folder/figures/<name>.svg and .png. Raises InputError for files of another version.
     """
     paths = []
     for name, (csv_name, drawing) in FIGURES.items():
@@ -39,10 +38,7 @@ def _epochs(folder):
 
 
 def _write(folder, name, drawing, rows):
-    try:
-        import matplotlib.figure
-    except ImportError:
-        raise InputError("figures need matplotlib: pip install pyro_advbnn[evaluation]") from None
+    import matplotlib.figure
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")      # a name in letters that the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "constrained_layout not applied")          # names of hundreds of letters

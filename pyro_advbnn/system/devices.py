@@ -2,7 +2,6 @@
 import ctypes
 import os
 import resource
-import sys
 from contextlib import contextmanager
 
 import torch
@@ -42,7 +41,7 @@ def keep_freed_memory():
     of 128. What is held at most stays about the same. Other C libraries are left as they are, and so is a process whose
     address space is limited (ulimit -v), where others could not have what is kept.
     """
-    mallopt = _of_glibc("mallopt")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
@@ -88,8 +87,3 @@ def peak_memory_mib(device):
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
-
-
-def _of_glibc(function):
-    """None in other C libraries."""
-    return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None

@@ -107,21 +107,16 @@ def _train(folder, config, training, held_out, best, max_minutes, at_end):
     with only_deterministic(config["deterministic"]), float32_products(config["precision"]), signals.asking() as asked:
         for note in cuda_graphs.accelerate(training, config):
             print(note)
-        with _at_end(at_end, folder):
+        try:
             finished = loop.run(folder, config, training, held_out, best, max_minutes, asked)
+        except InputError:                               # numbers that went wrong have a course, too
+            _end(at_end, folder)
+            raise
+        _end(at_end, folder)
     if asked.number:
         raise signals.Interrupted(asked.number, f"{folder} is finished" if finished else "")
 
 
-@contextmanager
-def _at_end(function, folder):
-    """Call function, if any, with the folder when what is done inside has ended, or numbers that went wrong have ended it."""
-    error = None
-    try:
-        yield
-    except InputError as raised:
-        error = raised
+def _end(function, folder):
     if function and distributed.is_main():
         function(folder)
-    if error:
-        raise error

@@ -134,21 +134,19 @@ def test_the_first_word_chooses_the_verb():
     (["--seed", "x"], "--seed must be an integer, got 'x'"),
     (["--seed", "None"], "--seed must be an integer, got 'None'"),
     (["--momentum", "1"], "--momentum must be a number in [0, 1), got '1'"),
-    (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'; did you mean auto?"),
+    (["--step_size", "aut"], "--step_size must be a number >= 0 or auto, got 'aut'"),
     (["--prior_std", "-1"], "--prior_std must be a number >= 0 or text, got '-1'"),
-    (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'; did you mean cifar10?"),
+    (["--dataset", "cifar"], "--dataset must be one of digits, cifar10, stl10, got 'cifar'"),
     (["--depth", "12"], "--depth must be one of 11, 16, got '12'"),
     (["--epsilons", "0,2"], "--epsilons must be a list of numbers in [0, 1] written a,b,c or start:stop:step, got '0,2'"),
-    (["--defenses", "adv,non"],
-     "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'; did you mean none?"),
+    (["--defenses", "adv,non"], "--defenses must be a list written a,b,c, each one of none, adv, got 'adv,non'"),
     (["--resume", "maybe"], "--resume must be true or false, got 'maybe'"),
     (["--data_dir="], "--data_dir must be a path, got ''"),
     (["--epsilon"], "--epsilon needs a value: a number >= 0"),
     (["--name", "--resume"], "--name needs a value: text"),
     (["--seed=1", "--seed", "1"], "--seed is given twice"),
     (["--num-steps=1", "--num_steps=1"], "--num_steps is given twice"),
-    (["digits"], "unexpected 'digits': only flags are taken, as --name value; did you mean --dataset digits?"),
-    (["epsilon=3"], "unexpected 'epsilon=3': only flags are taken, as --name value; did you mean --epsilon?"),
+    (["digits"], "unexpected 'digits': only flags are taken, as --name value"),
     (["-"], "unexpected '-': only flags are taken, as --name value"),
     ([], "missing --out (a path)"),
 ])
@@ -164,15 +162,15 @@ def test_the_separator_of_fire_is_refused_with_all_that_follows(capsys, words):
 @pytest.mark.parametrize(("words", "line"), [
     ([], "a verb must come first; choose one of: accuracy, transfer, train"),
     (["--run", "a"], "a verb must come first; choose one of: accuracy, transfer, train"),
-    (["trane"], "unknown verb 'trane'; choose one of: train, transfer, accuracy"),
+    (["trane"], "unknown verb 'trane'; choose one of: accuracy, transfer, train"),
     (["accuracy", "--run=a", "--out=b"], "unknown flag --out; the flags are --run, --num_samples"),
     (["accuracy", "train"], "unexpected 'train': only flags are taken, as --name value"),
 ])
-def test_a_missing_or_wrong_verb_is_refused_with_the_verbs_nearest_first(capsys, words, line):
+def test_a_missing_or_wrong_verb_is_refused_with_the_verbs(capsys, words, line):
     assert refusal(capsys, VERBS, *words) == line
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--nonsense", "--help"], ["--epsilon", "-h"]])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--nonsense", "--help"], ["--epsilon", "-h"]])
 def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys, words):
     with pytest.raises(SystemExit) as end:
         commands.run(train, words)
@@ -185,7 +183,7 @@ def test_help_tells_each_flag_with_type_default_and_description_on_stdout(capsys
     assert "default 0,0.5\n" in out and "InputError" not in out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--run", "a", "-h"], ["help", "nothing"]])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--run", "a", "-h"]])
 def test_help_without_a_verb_lists_the_verbs(capsys, words):
     with pytest.raises(SystemExit) as end:
         commands.run(VERBS, words)
@@ -194,10 +192,9 @@ def test_help_without_a_verb_lists_the_verbs(capsys, words):
     assert "  accuracy  Measure the accuracy.\n" in out and "A second paragraph" not in out
 
 
-@pytest.mark.parametrize("words", [["accuracy", "--help"], ["help", "accuracy"], ["accuracy", "help"]])
-def test_help_with_a_verb_tells_the_flags_of_that_verb(capsys, words):
+def test_help_with_a_verb_tells_the_flags_of_that_verb(capsys):
     with pytest.raises(SystemExit) as end:
-        commands.run(VERBS, words)
+        commands.run(VERBS, ["accuracy", "--help"])
     assert end.value.code == 0
     assert " accuracy --run ... [--flag value ...]\n" in capsys.readouterr().out
 

@@ -111,7 +111,7 @@ def test_a_program_that_imports_the_package_keeps_its_signals():
 
 
 @pytest.mark.parametrize("number", WORDS)
-def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number, tally):
+def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, number):
     code, word = 128 + number, WORDS[number]
     folder = tmp_path / "run"
     victim = Victim("pyro_advbnn.train:train", [*words(ENDLESS), "--out", folder], tmp_path / "out")
@@ -124,7 +124,6 @@ def test_a_process_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path, nu
     done = content(folder)["training"]["epochs_done"]
     assert done >= 1 and f"stopped in epoch {done + 1} after step {content(folder)['training']['steps_done']}:" in lines[-2]
     train(resume=folder, max_minutes=1e-9)
-    tally("signals obeyed")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(
-        whole, tmp_path, monkeypatch, capsys, step, tally):
+        whole, tmp_path, monkeypatch, capsys, step):
     cut, before = tmp_path / "cut", handlers()
     at_step(monkeypatch, step, signal.SIGTERM)
     capsys.readouterr()
@@ -150,7 +149,6 @@ def test_a_run_that_was_asked_to_stop_at_any_step_ends_as_the_run_in_one_piece(
         train(resume=cut)
     assert run_folders.is_finished(cut)
     assert_same_run(whole, cut)
-    tally("signals obeyed")
 
 
 def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **flags):
@@ -179,7 +177,7 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
     (Progress, "finished", 1, [signal.SIGINT]),
 ])
 def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
-    whole, tmp_path, monkeypatch, capsys, owner, name, call, numbers, tally
+    whole, tmp_path, monkeypatch, capsys, owner, name, call, numbers
 ):
     folder = tmp_path / "run"
     code, out, err = interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder)
@@ -187,7 +185,6 @@ def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go
     assert_same_run(whole, folder)
     with pytest.raises(InputError, match="has done 2 epochs of 2"):
         train(resume=folder)
-    tally("signals obeyed")
 
 
 def test_a_run_without_patience_left_is_finished_too_whatever_stops_it(tmp_path, monkeypatch, capsys):
@@ -287,7 +284,7 @@ def call(by, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "by"), [*zip(WORDS, ["python -m", "pyro-advbnn", "python -m"])])
-def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call, tally):
+def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call):
     def stopped(owner, name, command, *line):
         """(exit code, stderr) of a command that gets a signal in a call of owner.name; the handlers come back."""
         monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
@@ -296,7 +293,6 @@ def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, mo
         with pytest.raises(SystemExit) as end:
             call(command, list(map(str, line)))
         assert handlers() == before
-        tally("signals obeyed")
         return end.value.code, capsys.readouterr().err
 
     code, word = 128 + number, WORDS[number]

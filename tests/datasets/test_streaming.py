@@ -9,7 +9,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from torch.multiprocessing.reductions import shared_cache
 
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.cli import commands
-from pyro_advbnn.datasets import decoding, load, loading, streaming
+from pyro_advbnn.datasets import decoding, load, loading
 from pyro_advbnn.datasets.image_sets import Images
 from pyro_advbnn.datasets.streaming import StreamedImages
 from pyro_advbnn.reporting import csv_tables
@@ -327,32 +326,6 @@ def test_workers_do_not_outlive_a_training_that_is_killed(training):
     training.kill()
     training.wait()
     assert wait_for_nobody(training, 20) == {}
-
-
-def test_the_copy_of_a_batch_begins_before_the_one_before_is_handed_out(monkeypatch):
-    events = []
-    stream = SimpleNamespace(record_event=lambda: "done")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: memoryview(b""))    # any context manager
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(
-        wait_event=lambda event: events.append("wait")))
-
-    class Batch:
-        def __init__(self, number):
-            self.number = number
-
-        def to(self, device, non_blocking):
-            assert non_blocking
-            events.append(f"copy {self.number}")
-            return self
-
-        def record_stream(self, stream):
-            events.append(f"keep {self.number}")
-
-    for batch, in streaming.one_ahead(((Batch(number),) for number in range(3)), SimpleNamespace(type="cuda")):
-        events.append(f"use {batch.number}")
-    assert events == ["copy 0", "copy 1", "wait", "keep 0", "use 0", "copy 2", "wait", "keep 1", "use 1", "wait", "keep 2",
-                      "use 2"]
 
 
 @pytest.mark.gpu

@@ -157,7 +157,7 @@ def test_two_classes_have_no_dlr_and_are_told_so_before_any_attack():
 
 @pytest.mark.parametrize(("words", "message"), [
     (["robust", "--attacks=pdg"], "--attacks must be of noise, fgsm"),
-    (["robust", "--epsilon=2"], "--epsilon must be a number in (0, 1]"),
+    (["robust", "--epsilon=2"], "epsilon must lie in [0, 1], got 2"),
     (["robust", "--attacks=square", "--norm=l2"], "square is an attack in the norm linf"),
     (["robust", "--epsilon=0"], "--epsilon"),
     (["checks", "--epsilon=0"], "--epsilon"),

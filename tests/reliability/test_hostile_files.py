@@ -25,8 +25,6 @@ from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, run_folders
 
-FILES = "hostile files refused"
-
 
 @pytest.fixture
 def run(finished, tmp_path):
@@ -73,43 +71,39 @@ def test_the_bombs_would_go_off_if_they_were_let(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"pickle", "torch", "legacy", "npz"}
 
 
-def test_neither_resuming_nor_starting_from_nor_evaluating_a_run_runs_its_code(run, marker, tmp_path, capsys, tally):
+def test_neither_resuming_nor_starting_from_nor_evaluating_a_run_runs_its_code(run, marker, tmp_path, capsys):
     for content in [*everything(marker), inside_torch(marker, training=Bomb(marker))]:
         for name in ("checkpoint.pt", "best.pt"):
             (run / name).write_bytes(content)
             assert str(run / name) in refused(checkpoints.read, run / name, mmap=True)
             assert str(run / name) in refused(run_folders.load_classifier, run, "best" if name == "best.pt" else "last")
-            tally(FILES)
     before = digests(run)
     for commands, words in ((train, ["--resume", run]), (train, [*RUN_FLAGS, "--init_from", run, "--out", tmp_path / "new"]),
                             (evaluate.VERBS, ["accuracy", "--run", run, "--num_test", "10"])):
         assert str(run) in refused_command(capsys, commands, *words)
-        tally(FILES)
     assert digests(run) == before and not marker.exists() and not (tmp_path / "new").exists()
 
 
-def test_no_array_file_runs_code(tmp_path, marker, tally):
+def test_no_array_file_runs_code(tmp_path, marker):
     (tmp_path / "stl10").mkdir()
     for content in everything(marker):
         (tmp_path / "mine.npz").write_bytes(content)
         (tmp_path / "stl10" / "stl10.npz").write_bytes(content)
         for name, place in (("npz", tmp_path / "mine.npz"), ("stl10", tmp_path / "stl10")):
             assert str(tmp_path) in refused(datasets.load, name, "train", place)
-            tally(FILES)
     assert not marker.exists()
 
 
-def test_the_names_inside_an_npz_are_never_paths(tmp_path, tally):
+def test_the_names_inside_an_npz_are_never_paths(tmp_path):
     path = write_npz(tmp_path / "a.npz")
     with zipfile.ZipFile(path, "a") as archive:
         for name in ("../x.npy", "/tmp/x.npy", "..\\x.npy"):
             archive.writestr(name, b"0")
-            tally(FILES)
     before = digests(tmp_path)
     assert len(datasets.load("npz", "train", path)) == 4 and digests(tmp_path) == before
 
 
-def test_no_image_and_no_cache_runs_code(tmp_path, marker, monkeypatch, tally):
+def test_no_image_and_no_cache_runs_code(tmp_path, marker, monkeypatch):
     folder, images = write_folder(tmp_path / "folder"), write_imagenet(tmp_path / "imagenet", monkeypatch)
     expected = datasets.load("imagenet143", "train", images).images.clone()
     path = images / "imagenet143-64-train.npy"
@@ -121,7 +115,6 @@ def test_no_image_and_no_cache_runs_code(tmp_path, marker, monkeypatch, tally):
         assert "0.png" in refused(datasets.load, "folder", "train", folder)
         streamed = datasets.load("folder", "train", folder, image_size=8, loading="stream", workers=0)
         assert "0.png" in refused(next, streamed.read([torch.arange(1)]))
-        tally(FILES, 3)
     assert not marker.exists()
 
 
@@ -132,7 +125,7 @@ def test_a_cache_of_objects_with_the_right_fingerprint_is_not_unpickled(tmp_path
     assert cache._mapped(tmp_path / "cache.npy", (1, 3, 64, 64), fingerprint) is None and not marker.exists()
 
 
-def test_a_network_that_a_run_names_is_not_imported(run, tmp_path, monkeypatch, capsys, tally):
+def test_a_network_that_a_run_names_is_not_imported(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path(__file__).with_name('IT-RAN').mkdir()\n")
     monkeypatch.syspath_prepend(tmp_path)
     content, config = checkpoints.read(run / "checkpoint.pt"), json_files.read_json(run / "config.json")
@@ -143,5 +136,4 @@ def test_a_network_that_a_run_names_is_not_imported(run, tmp_path, monkeypatch, 
         for commands, words in ((train, ["--resume", run, "--epochs", "2"]), (evaluate.VERBS, ["accuracy", "--run", run]),
                                 (train, [*RUN_FLAGS, "--init_from", run, "--out", tmp_path / "new"])):
             refused_command(capsys, commands, *words)
-            tally(FILES)
     assert not (tmp_path / "IT-RAN").exists() and "harmful" not in sys.modules

@@ -63,7 +63,7 @@ def check_folder(folder):
 
 
 def trainings(folder, whole, kills, seed):
-    """Kill trainings until `kills` have been; each ends as the whole run. How many were killed, and how many ended."""
+    """Kill trainings until `kills` have been; each ends as the whole run."""
     whole, seconds = whole
     chance, count, number = random.Random(seed), 0, 0
     while count < kills:
@@ -84,24 +84,20 @@ def trainings(folder, whole, kills, seed):
         left = {path.name for path in run.iterdir()} - {".lock-owner"}   # that of one that was killed at its very end
         assert left == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt"}
         assert [row["epoch"] for row in metrics(run)] == [1, 2, 3]
-    return count, number
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.torture)])
-def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, kills, one_thread, tally):
-    count, runs = trainings(tmp_path, whole, kills, seed=kills)
-    tally("kills survived by trainings", count)
-    tally("killed trainings that ended as the run in one piece", runs)
+def test_a_training_that_is_killed_again_and_again_ends_as_the_run_in_one_piece(tmp_path, whole, kills, one_thread):
+    trainings(tmp_path, whole, kills, seed=kills)
 
 
 @pytest.mark.parametrize("when", ["before", "inside", "after"])
-def test_killed_while_it_writes_its_first_file_a_run_can_still_be_trained(tmp_path, when, one_thread, tally):
+def test_killed_while_it_writes_its_first_file_a_run_can_still_be_trained(tmp_path, when, one_thread):
     run = tmp_path / "run"
     assert killed("pyro_advbnn.train:train", [*words(FLAGS), "--out", run], tmp_path / "out", ("torch.save", 1, when), 0)
     assert check_folder(run) and not run_folders.has_checkpoint(run)
     train(resume=run)
     assert check_folder(run) and run_folders.is_finished(run)
-    tally("kills survived by trainings")
 
 
 def evaluations(folder, run, kills, seed):
@@ -123,9 +119,8 @@ def evaluations(folder, run, kills, seed):
         commands.run(evaluate.VERBS, list(map(str, line)))
         assert (out / "evaluation" / "accuracy.csv").read_bytes() == expected
         shutil.rmtree(out)
-    return count
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.torture)])
-def test_an_evaluation_that_is_killed_loses_and_doubles_no_row(tmp_path, whole, kills, one_thread, tally):
-    tally("kills survived by evaluations", evaluations(tmp_path, whole[0], kills, seed=kills))
+def test_an_evaluation_that_is_killed_loses_and_doubles_no_row(tmp_path, whole, kills, one_thread):
+    evaluations(tmp_path, whole[0], kills, seed=kills)

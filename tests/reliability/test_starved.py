@@ -64,7 +64,7 @@ def outcome(capsys, verbs, *line):
     return code, err
 
 
-def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_room(tmp_path, disk, capsys, tally):
+def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_room(tmp_path, disk, capsys):
     whole, folder = run(tmp_path / "whole", **FLAGS), disk.path / "run"
     run(folder, **FLAGS, max_minutes=1e-9)
     size, failed = (folder / "checkpoint.pt").stat().st_size, 0
@@ -82,10 +82,9 @@ def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_i
     if not run_folders.is_finished(folder):
         train(resume=folder)
     assert_same_run(whole, folder)
-    tally("full disks survived", failed)
 
 
-def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, capsys, monkeypatch, tally):
+def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, capsys, monkeypatch):
     real, folder = loop.accuracies, disk.path / "run"
 
     def fill(*arguments, **more):                        # at the end of the first epoch
@@ -99,20 +98,18 @@ def test_a_disk_that_fills_during_a_training_names_the_way_on(tmp_path, disk, ca
     disk.free()
     train(resume=folder)
     assert_same_run(run(tmp_path / "whole", **FLAGS), folder)
-    tally("full disks survived")
 
 
-def test_a_new_run_on_a_full_disk_leaves_nothing_or_a_run_that_can_begin(disk, capsys, tally):
+def test_a_new_run_on_a_full_disk_leaves_nothing_or_a_run_that_can_begin(disk, capsys):
     for leave in (0, 4096, 16384):
         disk.fill(leave)
         code, err = outcome(capsys, train, *words(FLAGS), "--out", disk.path / "run")
         assert code == 2 and "No space left on device" in err
         assert os.listdir(disk.path) == ["filler"] or (disk.path / "run" / "config.json").exists()
-        tally("full disks survived")
         shutil.rmtree(disk.path / "run", ignore_errors=True)
 
 
-def test_an_evaluation_on_a_full_disk_keeps_its_rows_and_goes_on(tmp_path, disk, capsys, tally):
+def test_an_evaluation_on_a_full_disk_keeps_its_rows_and_goes_on(tmp_path, disk, capsys):
     folder, out, failed = run(tmp_path / "run", defense="none", epochs=1), disk.path / "out", 0
     line = ["accuracy", "--run", folder, *EVALUATE, "--out"]
     commands.run(evaluate.VERBS, list(map(str, [*line, tmp_path / "whole"])))
@@ -130,10 +127,9 @@ def test_an_evaluation_on_a_full_disk_keeps_its_rows_and_goes_on(tmp_path, disk,
     commands.run(evaluate.VERBS, list(map(str, [*line, out])))
     assert (out / "evaluation" / "accuracy.csv").read_bytes() == (tmp_path / "whole/evaluation/accuracy.csv").read_bytes()
     assert {path.name for path in (out / "figures").iterdir()} == {path.name for path in (tmp_path / "whole/figures").iterdir()}
-    tally("full disks survived", failed)
 
 
-def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, capsys, monkeypatch, tally):
+def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, capsys, monkeypatch):
     folder = run(disk.path / "run", **FLAGS, max_minutes=1e-9)
     before = snapshot(disk.path)
     disk.writable(False)
@@ -148,10 +144,9 @@ def test_a_read_only_disk_is_refused_before_any_work_and_stays_as_it_is(disk, ca
     disk.writable(True)
     train(resume=folder, max_minutes=1e-9)
     assert content(folder)["training"]["steps_done"] == 2
-    tally("read-only folders refused", 3)
 
 
-def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch, tally):
+def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, capsys, monkeypatch):
     real, folder = loop.accuracies, tmp_path / "run"
 
     def vanish(*arguments, **more):
@@ -162,4 +157,3 @@ def test_a_folder_that_vanishes_during_a_training_ends_it_in_one_line(tmp_path, 
     code, err = outcome(capsys, train, *words(FLAGS), "--out", folder)
     assert code == 2 and f"No such file or directory; {folder} holds no run any more" in err
     assert os.listdir(tmp_path) == []
-    tally("vanished folders survived")

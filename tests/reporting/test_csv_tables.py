@@ -1,6 +1,5 @@
 """Tests of tables: rows come back as they were, are found by their settings; files of other columns are refused."""
 import csv
-import os
 
 import pytest
 
@@ -57,24 +56,6 @@ def test_a_row_of_the_same_settings_takes_the_place_of_the_older_one(tmp_path):
     rows = csv_tables.read(tmp_path, "accuracy")
     assert [(row["seed"], row["accuracy"]) for row in rows] == [(0, 0.4), (1, 0.333333333)] == [
         (row["seed"], row["accuracy"]) for row in table.rows]
-
-
-def test_rows_that_another_table_of_the_file_adds_meanwhile_are_kept(tmp_path):
-    one, other = Table(tmp_path, "accuracy"), Table(tmp_path, "accuracy")
-    for table, seed in ((one, 0), (other, 1), (one, 2)):
-        table.add([ROW | {"seed": seed}])
-    assert [row["seed"] for row in csv_tables.read(tmp_path, "accuracy")] == [0, 1, 2] == [row["seed"] for row in one.rows]
-
-
-def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    table = Table(tmp_path, "accuracy")
-    table.add([ROW])
-    before = table.path.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left") as error:
-        table.add([ROW | {"seed": 1}])
-    assert error.value.filename == str(table.path) and table.path.read_bytes() == before
-    assert sorted(os.listdir(tmp_path / "evaluation")) == ["accuracy.csv"]
 
 
 @pytest.mark.parametrize("name", csv_tables.TABLES)

@@ -10,7 +10,6 @@ from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of
 from pyro_advbnn.reporting import curves, figure_style, figures
 from pyro_advbnn.reporting.csv_tables import TABLES
 from pyro_advbnn.system import json_files
-from pyro_advbnn.system.errors import InputError
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
@@ -165,14 +164,6 @@ def test_only_the_figures_asked_for_are_drawn_and_none_without_rows(tmp_path):
     folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,)), "steps": []})
     assert [path.name for path in figures.draw(tmp_path)] == ["accuracy.svg", "accuracy.png"]
     assert figures.draw(tmp_path, ["steps", "alpha"]) == []
-
-
-def test_without_matplotlib_the_error_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
-    folder = folder_of(tmp_path, {"accuracy": accuracy_rows(ADV, (1,))})
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"^figures need matplotlib: pip install pyro_advbnn\[evaluation\]$"):
-        figures.draw(folder)
 
 
 def test_points_that_others_have_in_between_are_not_joined_by_a_line():

@@ -31,11 +31,12 @@ def test_replacing_a_file_happens_in_one_step(tmp_path, monkeypatch, write):
     assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
 
     def crash(*_):
-        raise OSError("no power")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(OSError, match="no power"):
+    with pytest.raises(OSError, match="No space left") as error:
         write(tmp_path / "file", {"a": 2})
+    assert error.value.filename == str(tmp_path / "file") and os.listdir(tmp_path) == ["file"]
     assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
 
 

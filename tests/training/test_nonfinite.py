@@ -119,17 +119,16 @@ GOING_WRONG = {
 
 
 @pytest.mark.parametrize("case", GOING_WRONG)
-def test_a_training_whose_numbers_go_wrong_stops_at_that_step_and_names_the_term(case, tmp_path, capsys, tally):
+def test_a_training_whose_numbers_go_wrong_stops_at_that_step_and_names_the_term(case, tmp_path, capsys):
     flags, message, step = GOING_WRONG[case]
     folder = tmp_path / "run"
     err = failure(capsys, folder, **flags)
     assert err.startswith(f"error: {message}") and f" at step {step} of epoch 1; " in err
     assert f"no checkpoint has been written to {folder} yet" in err
     assert {path.name for path in folder.iterdir()} == {".lock", "config.json"}
-    tally("trainings whose numbers went wrong, stopped at that step")
 
 
-def test_the_bad_step_is_neither_in_the_last_checkpoint_nor_in_the_best_one(tmp_path, capsys, tally):
+def test_the_bad_step_is_neither_in_the_last_checkpoint_nor_in_the_best_one(tmp_path, capsys):
     folder = tmp_path / "run"
     err = failure(capsys, folder, **broken("last_of_second_epoch", epochs=3))
     assert "nll nan" in err and " at step 4 of epoch 2; " in err
@@ -138,7 +137,6 @@ def test_the_bad_step_is_neither_in_the_last_checkpoint_nor_in_the_best_one(tmp_
         assert is_finite(content(folder, name)), name
     assert content(folder)["training"]["epochs_done"] == 1 and content(folder, "best.pt")["best"]["epoch"] == 1
     assert [row["epoch"] for row in metrics(folder)] == [1]
-    tally("trainings whose numbers went wrong, stopped at that step")
 
 
 @pytest.mark.parametrize("prior_std", [1e-16, 1e16, 1e-300, 1e300, "fan_in/1e30"])

@@ -197,7 +197,7 @@ def kill_rank(process, rank):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint_until_a_sigterm(tmp_path, torchrun, tally):
+def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint_until_a_sigterm(tmp_path, torchrun):
     folder = tmp_path / "run"
     process = torchrun(*words(folder, epochs=10_000), restarts=1)
     read_until(process, "epoch   2/")
@@ -214,19 +214,17 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint_unti
     assert not (folder / locks.OWNER).exists()
     train(resume=folder, epochs=at["epochs_done"] + 1)
     assert [row["epoch"] for row in metrics(folder)] == list(range(1, at["epochs_done"] + 2))
-    tally("signals obeyed")
 
 
 @pytest.mark.slow
 @pytest.mark.torture
-def test_a_killed_process_ends_the_job_within_a_minute_and_torchrun_names_it(tmp_path, torchrun, tally):
+def test_a_killed_process_ends_the_job_within_a_minute_and_torchrun_names_it(tmp_path, torchrun):
     process = torchrun(*words(tmp_path / "run", epochs=10_000))
     read_until(process, "epoch   2/")
     kill_rank(process, 1)
     out, _ = process.communicate(timeout=60)
     assert process.returncode
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in out.partition("Root Cause")[2]
-    tally("kills survived by trainings")
 
 
 def signalled(words, rank, step):
@@ -248,7 +246,7 @@ def signalled(words, rank, step):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, rank, tally):
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, rank):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     processes(train_command, words(whole))
     (code, out, err), other = processes(signalled, words(folder), rank, 1)
@@ -258,7 +256,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, rank, t
     (code, _, err), other = processes(train_command, ["--resume", folder])
     assert (code, err, other) == (0, "", (0, "", ""))
     assert_same_run(whole, folder)
-    tally("signals obeyed")
 
 
 def test_rank_0_holds_the_lock_of_a_run_and_a_refusal_ends_all(tmp_path):
