@@ -208,6 +208,8 @@ class BayesianClassifier(Classifier):
         of_weights, of_likelihood = site_scales(len(x), kl_weight, num_data)
         with _scaled(of_weights):
             weights = pyro.sample("weights", self.prior)
+        if weights.dim() > 1:
+            raise InputError("the network takes one draw of the weights in a call: vectorize_particles=False, parallel=False")
         by_name = self._by_name(weights)
         return self._observe(self._logits(by_name, as_convolutions_like(x, self.network)), x, y, of_likelihood, by_name)
 

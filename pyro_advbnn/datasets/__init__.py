@@ -4,6 +4,7 @@ from importlib import import_module
 _HOMES = {
     "augmentation": ("augment", "unit_range"),
     "batching": ("batches",),
+    "decoding": ("read_image",),
     "image_sets": ("Images",),
     "loading": ("from_arrays", "load"),
     "names": ("AUGMENTATIONS", "DATASETS", "DEFAULT_AUGMENTATION", "SPLITS"),
@@ -12,7 +13,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["AUGMENTATIONS", "Images", "augment", "balanced_subset", "batches", "from_arrays", "hold_out", "load",
-           "stratified_subset"]
+           "read_image", "stratified_subset"]
 
 
 def __getattr__(name):

@@ -1,6 +1,7 @@
 """Image files: one as pixels, many decoded at once."""
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ def decode(paths, image_size=None):
     Raises InputError for unreadable images and for images of different sizes.
     """
     with quiet():
-        shape = (3, image_size, image_size) if image_size else read(paths[0]).shape
+        shape = (3, image_size, image_size) if image_size else read_image(paths[0]).shape
     images = np.empty((len(paths), *shape), dtype=np.uint8)
     decode_to(images.__setitem__, paths, image_size, shape)
     return images
@@ -31,7 +32,7 @@ def decode_to(store, paths, image_size, shape):
     """
 
     def fill(i):
-        pixels = read(paths[i], image_size)
+        pixels = read_image(paths[i], image_size)
         if pixels.shape != shape:
             first, other = (f"{path} is {width}x{height}" for path, (_, height, width) in
                             ((paths[0], shape), (paths[i], pixels.shape)))
@@ -49,8 +50,12 @@ def quiet():
     return warnings.catch_warnings(action="ignore")
 
 
-def read(path, image_size=None):
-    """The pixels of an image file, uint8 (3, H, W).   Raises InputError where it cannot be read."""
+def read_image(path: str | Path, image_size: int | None = None) -> np.ndarray:
+    """The pixels of an image file as `train --dataset folder` sees them: RGB, uint8 (3, H, W).
+
+    image_size: the shorter side is scaled to it, bicubically, and the centre is cut out.
+    Raises InputError where it cannot be read.
+    """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             rgb = _as_rgb(image)

@@ -58,6 +58,8 @@ def _split_folder(data_dir, names, content):
         if (data_dir / name).is_dir():
             return data_dir / name
     wanted = " or ".join(f"{name}/" for name in names)
+    if not data_dir.is_dir():
+        raise InputError(f"there is no folder {data_dir}; --data_dir must hold {wanted} with {content}")
     raise InputError(f"{data_dir}: there is no {wanted} in it; --data_dir must hold {wanted} with {content}")
 
 

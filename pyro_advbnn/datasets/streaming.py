@@ -74,7 +74,8 @@ class StreamedImages(ImageSet):
     def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         batches = list(batches)
         for pixels, indices in zip(self._pixels([self.rows[indices] for indices in batches]), batches, strict=True):
-            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in (pixels, self.labels[indices]))
+            labels = self.labels[indices].to(self.device, non_blocking=True)
+            yield pixels.to(self.device, non_blocking=True), labels
 
     def _pixels(self, batches):
         """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
@@ -104,7 +105,7 @@ class _Reader:
         """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
         try:
             with decoding.quiet():
-                return torch.stack([torch.from_numpy(decoding.read(path, self.image_size)) for path in paths])
+                return torch.stack([torch.from_numpy(decoding.read_image(path, self.image_size)) for path in paths])
         except InputError as error:
             return error
 

@@ -69,13 +69,18 @@ def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, tor
     return {**attack_fields(attack), "num_samples": num_samples, **accuracy_fields(correct, total)}
 
 
-def count_correct(target, batches, attack=None, *, source=None, num_samples=20, progress=None):
-    """(correct, total): the counts behind `robust_accuracy`, also of no images."""
+def count_correct(target, batches, attack=None, *, source=None, num_samples=20, progress=None, class_weights=None):
+    """(correct, total): the counts behind `robust_accuracy`, also of no images.
+
+    class_weights: (classes,), as how much an image counts by its class.
+    """
     correct = total = 0
     for x, y in batches:
         x_adv = attack_images(attack, target if source is None else source, x, y)
-        correct += int((mean_probabilities(target, x_adv, num_samples).argmax(-1) == y).sum())
-        total += len(y)
+        right = mean_probabilities(target, x_adv, num_samples).argmax(-1) == y
+        counts = torch.ones_like(y) if class_weights is None else class_weights.double()[y.long()]
+        correct += (right * counts).sum().item()
+        total += counts.sum().item()
         if progress:
             progress(total, correct)
     return correct, total

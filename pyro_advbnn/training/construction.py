@@ -107,10 +107,13 @@ def _start_from(network, name, run):
     source, config, path = run_folders.load_classifier(run, network=network if own else None)
     if DEFENSES[config["defense"]].kind == "noisy":
         raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
-    try:
-        network.load_state_dict(source.mean_network().state_dict())
-    except RuntimeError:
-        raise InputError(f"--init_from: the network in {path} is not the one that is to be trained") from None
+    there, here = ({name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if isinstance(tensor, torch.Tensor)}
+                   for net in (source.mean_network(), network))
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            raise InputError(f"--init_from: the network in {path} is not the one that is to be trained: {name} has shape "
+                             f"{there.get(name)} there, {here.get(name)} here")
+    network.load_state_dict(source.mean_network().state_dict())
 
 
 def _warn_of_known_images(config):

@@ -5,7 +5,7 @@ import torch
 
 from pyro_advbnn import datasets
 from pyro_advbnn.cli import signals
-from pyro_advbnn.evaluation.accuracy import accuracy_fields, count_correct
+from pyro_advbnn.evaluation.accuracy import count_correct
 from pyro_advbnn.evaluation.weight_statistics import layer_numbers
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
@@ -177,11 +177,13 @@ class Course:
 def accuracies(classifier, images, settings, *, seed, batch_size=None, precision="fp32"):
     """(clean, robust): accuracy of averaged predictions on `images`, clean and under the training's own PGD.
 
-    Collective: each process measures its part of the images. Draws from streams of its own, so that measuring changes no
-    training. batch_size: None is that of the training. precision: see `precision.autocast`.
+    An image counts by the weight of its class, where the classifier has class_weights. Collective: each process measures its
+    part of the images. Draws from streams of its own, so that measuring changes no training. batch_size: None is that of the
+    training. precision: see `precision.autocast`.
     """
     batches = datasets.batches(images, batch_size or settings["batch_size"], shard=distributed.shard())
     with separate_randomness(distributed.own_seed(seed)), autocast(images.device, precision):
-        counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"])
-                  for attack in (None, build_attack(settings))]
-    return tuple(accuracy_fields(*count)["accuracy"] for count in distributed.sum_(torch.tensor(counts)).tolist())
+        counts = [count_correct(classifier, batches, attack, num_samples=settings["num_samples"],
+                                class_weights=classifier.class_weights) for attack in (None, build_attack(settings))]
+    sums = distributed.sum_(torch.tensor(counts, dtype=torch.float64))
+    return tuple((sums[:, 0] / sums[:, 1]).tolist())

@@ -53,7 +53,8 @@ class Progress:
         (fewest, rare), (most, common) = (choose(zip(counts, names, strict=True)) for choose in (min, max))
         if most > 2 * fewest:
             meaning = ("; held-out accuracy is not balanced but weighs them so, as test accuracy does where the test images "
-                       "have the same shares" if self.config["num_held_out"] else "")
+                       "have the same shares" if self.config["num_held_out"] and not self.config["settings"]["class_weights"]
+                       else "")
             print(f"note: the classes have from {fewest:,} ({rare}) to {most:,} ({common}) training images{meaning}")
 
     def _processes(self):

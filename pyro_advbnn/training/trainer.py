@@ -121,7 +121,8 @@ class Training:
 
     def _note(self, parts, y):
         """Add a step's numbers, those of all processes, to the sums of the epoch, and look whether they are finite."""
-        correct = (parts.logits.argmax(-1) == y).sum()
+        correct, weights = parts.logits.argmax(-1) == y, self.classifier.class_weights
+        correct = (correct if weights is None else correct * weights[y.long()]).sum()
         sums = [value.detach().double() * len(y) for value in (parts.loss, parts.nll, parts.kl)]
         loss, nll, kl, correct = distributed.sum_(torch.stack([*sums, correct.double()]))
         num_images = torch.full_like(nll, self._num_images())
@@ -152,7 +153,10 @@ class Training:
         return min(self.micro_batch or part, part)
 
     def averages(self):
-        """nll, kl, loss (Eq. 10) and one-draw accuracy on the batches as they were trained on, means of the epoch so far."""
+        """nll, kl, loss (Eq. 10) and one-draw accuracy on the batches as they were trained on, means of the epoch so far.
+
+        class_weights, where there are some, weight nll and accuracy.
+        """
         nll, kl, correct, count, loss = self._sums.tolist()
         sums = {"nll": nll, "kl": kl, "batch_accuracy": correct, "loss": loss}
         return {name: total / max(count, 1) for name, total in sums.items()}

@@ -117,6 +117,15 @@ def test_scales_out_of_range_are_refused(arguments, message, part):
         getattr(classifier, part)(x, y, **arguments)
 
 
+def test_several_draws_in_one_call_are_refused():
+    classifier, x, y, *_ = logistic()
+    classifier.eval()
+    model, guide, together = classifier.model, classifier.guide, Trace_ELBO(2, max_plate_nesting=1, vectorize_particles=True)
+    for call in (SVI(model, guide, pyro.optim.Adam({}), together).step, Predictive(model, None, guide, 2, parallel=True)):
+        with pytest.raises(ab.InputError, match="vectorize_particles=False, parallel=False"):
+            call(x, y)
+
+
 def test_the_labels_draw_nothing_from_the_stream_of_the_weights():
     classifier, x, y, *_ = logistic()
     torch.manual_seed(3)

@@ -533,7 +533,7 @@ def test_imagenet143_picks_its_classes_and_scales_them(imagenet_dir):
 
 def test_missing_imagenet_classes_are_listed(imagenet_dir):
     absent, wnids = imagenet_dir / "absent", folders._imagenet143_wnids()
-    assert refusal("imagenet143", "train", absent).startswith(f"{absent}: there is no train/ in it")
+    assert refusal("imagenet143", "train", absent).startswith(f"there is no folder {absent}; --data_dir must hold train/")
     for wnid in wnids[3:15]:
         (imagenet_dir / "train" / wnid).rename(imagenet_dir / f"gone-{wnid}")
     message = refusal("imagenet143", "train", imagenet_dir)

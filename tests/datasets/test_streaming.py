@@ -78,8 +78,8 @@ def test_a_streamed_set_tells_of_itself_what_one_in_memory_does(folder):
 
 
 def test_a_pass_that_begins_in_the_middle_reads_only_the_rest(folder, monkeypatch):
-    whole, read, real = batches(streamed(folder), augmentation="none"), [], decoding.read
-    monkeypatch.setattr(decoding, "read", lambda path, size: (read.append(path), real(path, size))[1])
+    whole, read, real = batches(streamed(folder), augmentation="none"), [], decoding.read_image
+    monkeypatch.setattr(decoding, "read_image", lambda path, size: (read.append(path), real(path, size))[1])
     assert_same_batches(batches(streamed(folder), 5, augmentation="none"), whole[5:])
     assert len(read) == len(set(read)) == 51 - 5 * 7
 
@@ -87,7 +87,7 @@ def test_a_pass_that_begins_in_the_middle_reads_only_the_rest(folder, monkeypatc
 def test_parts_are_those_of_memory_and_read_no_file(folder, monkeypatch):
     some, other = streamed(folder), in_memory(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "read", refuse)
+        patch.setattr(decoding, "read_image", refuse)
         parts = [datasets.balanced_subset(some, 20, 3), *datasets.hold_out(some, 15, 3), some.take([4, 50, 4])]
     for part, same in zip(parts, [datasets.balanced_subset(other, 20, 3), *datasets.hold_out(other, 15, 3),
                                   other.take([4, 50, 4])]):
@@ -108,7 +108,7 @@ def test_the_hash_of_streamed_images_is_one_of_names_and_sizes(folder, monkeypat
         images.update_hash(found)
         return found.hexdigest()
 
-    monkeypatch.setattr(decoding, "read", refuse)
+    monkeypatch.setattr(decoding, "read_image", refuse)
     images = streamed(folder)
     first = digest(images)
     assert digest(streamed(folder)) == first != digest(images.take(range(50)))
@@ -187,7 +187,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(folder):
 
 
 def test_an_error_of_the_program_while_it_reads_is_not_taken_for_a_killed_worker(folder, monkeypatch):
-    monkeypatch.setattr(decoding, "read", lambda *_: torch.zeros(2).view(3))
+    monkeypatch.setattr(decoding, "read_image", lambda *_: torch.zeros(2).view(3))
     with pytest.raises(RuntimeError, match="is invalid for input of size 2"):
         batches(streamed(folder))
 

@@ -3,6 +3,9 @@ import pytest
 import torch
 from tiny_runs import build, refusal, words
 
+from pyro_advbnn.bayes.classifier import Classifier
+from pyro_advbnn.training import loop
+
 
 def few_of_class_1(folder, per_class=(30, 10, 20)):
     random, labels = np.random.RandomState(0), np.repeat(range(len(per_class)), per_class)
@@ -29,6 +32,29 @@ def test_they_count_the_images_that_are_left_to_train_on(tmp_path):
     assert len(training.images) == 48
     counts = torch.bincount(training.images.labels)
     assert config["classifier"]["class_weights"] == pytest.approx((48 / (3 * counts)).tolist())
+
+
+class Constant(torch.nn.Module):
+    """Every image is of class 0."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.eye(num_classes)[0])
+
+    def forward(self, x):
+        return x.flatten(1).sum(1, keepdim=True) * 0 + self.bias
+
+
+@pytest.mark.parametrize(("given", "share"), [(None, 1 / 2), ("balanced", 1 / 3), ([1.0, 4.0, 1.0], 30 / 90)])
+def test_the_accuracies_of_a_training_are_weighted_too(tmp_path, given, share):
+    config, training, _ = build(**few_of_class_1(tmp_path), class_weights=given, defense="adv", epochs=1, batch_size=16)
+    classifier = Classifier(Constant(3), class_weights=config["classifier"]["class_weights"])
+    measured = loop.accuracies(classifier, training.images, training.settings, seed=0, batch_size=7)
+    assert measured == pytest.approx((share, share))
+    training.classifier = classifier
+    training.optimizer = torch.optim.SGD(classifier.parameters(), 0.0)
+    list(training.epoch())
+    assert training.averages()["batch_accuracy"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("given", "message"), [
