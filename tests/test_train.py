@@ -442,7 +442,7 @@ def test_a_start_from_a_network_with_noise_is_refused_by_name(tmp_path):
 def test_a_start_from_another_architecture_is_refused(tmp_path, finished, flags):
     if flags.get("dataset"):
         flags = flags | {"data_dir": colours(tmp_path), "num_train": None, "validation": 4}
-    with pytest.raises(InputError, match=r"is not the one that is to be trained: \S+ has shape \(.*\) there, .* here"):
+    with pytest.raises(InputError, match=r"is not the one that is to be trained: \S+ has the shape \(.*\) there, \(.*\) here"):
         build(init_from=finished, **flags)
 
 

@@ -20,14 +20,14 @@ def synchronise(network, device_type):
     """`network` with every BatchNorm normalising by the joined batch of all processes; alone, as it is.
 
     Works in place; names, order and values of parameters and buffers stay. "cuda" takes torch's SyncBatchNorm, which
-    refuses tensors on the CPU.
+    refuses tensors on the CPU.   Raises InputError for a BatchNorm with a forward of its own.
     """
     if distributed.world_size() == 1:
         return network
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in _FORWARDS:
-            raise InputError(f"--batch_norm sync cannot do what the forward of {name} does, a {type(module).__name__}; "
-                             f"--batch_norm broadcast leaves each process its own part of a batch")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.forward.__func__ not in _FORWARDS:
+            raise InputError(f"--batch_norm sync cannot join the batches of {name}, a {type(module).__name__} with a forward "
+                             f"of its own; --batch_norm broadcast leaves each process its own part")
     if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return _replaced(network)

@@ -209,7 +209,8 @@ class BayesianClassifier(Classifier):
         with _scaled(of_weights):
             weights = pyro.sample("weights", self.prior)
         if weights.dim() > 1:
-            raise InputError("the network takes one draw of the weights in a call: vectorize_particles=False, parallel=False")
+            raise InputError("one draw of the weights in a call: Trace_ELBO(vectorize_particles=False), "
+                             "Predictive(parallel=False)")
         by_name = self._by_name(weights)
         return self._observe(self._logits(by_name, as_convolutions_like(x, self.network)), x, y, of_likelihood, by_name)
 

@@ -98,8 +98,9 @@ class Classifier(nn.Module):
         being the whole data set. kl_weight: alpha / N as in `negative_elbo`, an argument of `SVI.step(x, y, kl_weight)` with
         `TraceMeanField_ELBO`, for Eq. (10): it scales the density of the weights, in the guide too, and 1 / B the likelihood.
 
-        Raises InputError where one of the two is out of range or both are given, for a likelihood of another batch shape than
-        (B,), and where the network does not return logits (B, classes).
+        Raises InputError where one of the two is out of range or both are given, for several draws of the weights at once
+        (vectorised particles), for a likelihood of another batch shape than (B,), and where the network does not return logits
+        (B, classes).
         """
         pyro.module(self._pyro_name, self)
         return self.unregistered_model(x, y, kl_weight, num_data)

@@ -63,8 +63,8 @@ def read(name: str, text: str, annotation: Any) -> Any:
     """The value that text has under annotation.
 
     A number is finite and spelled as "0.03", "1e-3", "1_000", "8/255" or "-1/2"; a list of numbers is such as
-    "0,0.01:0.03:0.01,8/255". A range start:stop:step, of at most 10,000, is computed in fractions, so that each value is the
-    float nearest to its decimal, and holds stop when a step hits it within rounding.
+    "0,0.01:0.03:0.01,8/255". A range start:stop:step, of at most 10,000 numbers, is computed in fractions, so that each value
+    is the float nearest to its decimal, and holds stop when a step hits it within rounding.
 
     Raises:
         InputError: it has none; the message begins with name.

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.errors import InputError, check_at_least, reason
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 
@@ -53,9 +53,11 @@ def quiet():
 def read_image(path: str | Path, image_size: int | None = None) -> np.ndarray:
     """The pixels of an image file as `train --dataset folder` sees them: RGB, uint8 (3, H, W).
 
-    image_size: the shorter side is scaled to it, bicubically, and the centre is cut out.
+    image_size: >= 1, to which the shorter side is scaled, bicubically, and the centre is cut out; None leaves the size.
     Raises InputError where it cannot be read.
     """
+    if image_size is not None:
+        check_at_least("image_size", image_size, 1)
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             rgb = _as_rgb(image)

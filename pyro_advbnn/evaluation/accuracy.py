@@ -72,7 +72,7 @@ def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, tor
 def count_correct(target, batches, attack=None, *, source=None, num_samples=20, progress=None, class_weights=None):
     """(correct, total): the counts behind `robust_accuracy`, also of no images.
 
-    class_weights: (classes,), as how much an image counts by its class.
+    class_weights: (classes,), how much an image counts, by its class; the counts are then sums of weights.
     """
     correct = total = 0
     for x, y in batches:

@@ -33,8 +33,7 @@ def write(folder, runs=None):
     """
     folder = Path(folder)
     configs = run_descriptions.read(run_descriptions.run_folders(folder) if runs is None else [Path(run) for run in runs])
-    order = list(paper.DEFENSE_NAMES)
-    configs = dict(sorted(configs.items(), key=lambda item: order.index(item[1]["defense"])))
+    configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"])))
     log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
     page = _template().render(
         configs=configs, log=log, headline=headline(folder), **_overview(configs), tables=summaries.summaries(folder),
@@ -45,6 +44,12 @@ def write(folder, runs=None):
     with files.replacing(path) as file:
         file.write(page.lstrip().encode())
     return path
+
+
+def _rank(defense):
+    """Its place among the known ones; unknown ones come last."""
+    known = list(paper.DEFENSE_NAMES)
+    return known.index(defense) if defense in known else len(known)
 
 
 def _template():

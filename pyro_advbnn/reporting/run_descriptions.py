@@ -6,6 +6,7 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import NONE, count, counted, share, shown
 from pyro_advbnn.reporting.paper import dataset_name, defense_name
 from pyro_advbnn.system import json_files
+from pyro_advbnn.system.errors import InputError
 
 
 def run_folders(folder):
@@ -16,9 +17,17 @@ def run_folders(folder):
 
 
 def read(runs):
-    """{name: config} of the run folders; a config gains its last line of metrics.   Raises InputError for what is no run."""
-    return {run.resolve().name: json_files.read_config(run) | {
-        "metrics": (json_files.read_jsonl(run / "metrics.jsonl") or [{}])[-1]} for run in runs}
+    """{name: config} of the run folders; a config gains its last line of metrics.
+
+    Raises InputError where a folder is no run, or two have the same name.
+    """
+    configs = {}
+    for run in runs:
+        name, config = run.resolve().name, json_files.read_config(run)
+        if name in configs:
+            raise InputError(f"two runs are named {name}; runs are told apart by the names of their folders")
+        configs[name] = config | {"metrics": (json_files.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
+    return configs
 
 
 def shared_and_differing(configs):
@@ -69,8 +78,8 @@ def _network(config):
 
 
 def _training_attack(config):
-    settings = config["settings"]
-    if not DEFENSES[config["defense"]].adversarial:
+    settings, known = config["settings"], DEFENSES.get(config["defense"])
+    if known is None or not known.adversarial:
         return "none"
     return (f"PGD, ε {shown(settings.get('epsilon'))}, {shown(settings.get('num_steps'))} steps of "
             f"{shown(settings.get('step_size'))}, {counted(settings.get('attack_samples'), 'draw', ' per gradient')}")

@@ -171,13 +171,13 @@ def leave():
 
 @contextmanager
 def one_at_first():
-    """The first process of each machine goes through alone, then the others; for downloads, once in a process's life."""
+    """The first process of each machine goes through alone, then the others; once in a process's life, for downloads."""
     if world_size() == 1:
         yield
         return
     done = f"first of machine {os.environ.get('GROUP_RANK', 0)}"
     if local_rank():
-        _store.wait([done], _TIMEOUT)
+        _store.wait([done], timedelta(days=1))           # the first may decode ImageNet; if it dies, torchrun ends all
     try:
         yield
     finally:
@@ -212,7 +212,8 @@ def sum_gradients_(optimizer):
     """Collective: the gradients of the optimizer's parameters summed over the processes, in place.
 
     Large ones, such as a Bayesian classifier's flat vectors, are reduced where they are, all others as one vector. A process
-    that has none of a parameter, whose layer its network left out at random, adds zeros.
+    that has none of a parameter, whose layer its network left out at random, adds zeros; where all have none it is 0, too, by
+    which decay and momentum go on, unlike in one process.
     """
     if world_size() == 1:
         return

@@ -97,7 +97,7 @@ def load_images(dataset, data_dir, image_size, subset, num_held_out, seed, devic
     cap: hold out a fifth of the images at most, for a number that the user did not choose. The digest is one of pixels,
     or, of images that are streamed, of names and sizes.
     """
-    made = data_dir is None or dataset == "imagenet143"                    # downloaded, or cached, by the first process
+    made = data_dir is None or dataset == "imagenet143"                    # downloaded or cached by the first of a machine
     with distributed.one_at_first() if made else nullcontext():
         images = datasets.load(dataset, "train", data_dir, image_size=image_size, loading=loading, workers=workers,
                                device=device)

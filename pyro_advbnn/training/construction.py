@@ -107,13 +107,14 @@ def _start_from(network, name, run):
     source, config, path = run_folders.load_classifier(run, network=network if own else None)
     if DEFENSES[config["defense"]].kind == "noisy":
         raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
-    there, here = ({name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if isinstance(tensor, torch.Tensor)}
-                   for net in (source.mean_network(), network))
+    state = source.mean_network().state_dict()
+    there, here = ({name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+                   for tensors in (state, network.state_dict()))
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
-            raise InputError(f"--init_from: the network in {path} is not the one that is to be trained: {name} has shape "
-                             f"{there.get(name)} there, {here.get(name)} here")
-    network.load_state_dict(source.mean_network().state_dict())
+            raise InputError(f"--init_from: the network in {path} is not the one that is to be trained: {name} has the shape "
+                             f"{there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here")
+    network.load_state_dict(state)
 
 
 def _warn_of_known_images(config):

@@ -34,8 +34,8 @@ class Run:
     resume: Path | None = flag("run folder to go on with; epochs, max_minutes, patience, tensorboard, data_dir, device, "
         "network, workers, precision, compile, cuda_graphs and micro_batch may be given too. A run without a checkpoint yet "
         "starts from the beginning.", first=True)
-    recipe: Literal["paper", "authors", "ours"] | None = flag("paper (Table 2, KL of all weights), authors (what their code "
-        "did), ours (the default; KL of all weights, made to train).", first=True)
+    recipe: Literal["paper", "authors", "ours"] | None = flag("paper (Table 2, KL of all weights), authors (close to "
+        "their code), ours (the default; KL of all weights, made to train).", first=True)
     seed: flag_types.Seed | None = flag("of all random streams, default 0.")
     max_minutes: flag_types.Minutes | None = flag("stop after this time, resumable.")
     tensorboard: bool | None = flag("also write the numbers of metrics.jsonl into a TensorBoard event file in the run folder, "
@@ -92,7 +92,7 @@ class Method:
     kl_warmup: _Share | None = flag("share of the training over which alpha rises from 0.")
     class_weights: Literal["balanced"] | list[_Factor] | None = flag("factors of the log-likelihood by class: balanced, as "
         "if there were equally many images of each, or a number for each class; scaled to a mean of 1 over the training set. "
-        "Attacks and accuracies are not weighted.")
+        "They weight the accuracies that the training measures, too; attacks and evaluate are not weighted.")
     num_samples: flag_types.Count | None = flag("draws averaged in held-out predictions.")
 
 

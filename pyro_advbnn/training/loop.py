@@ -1,4 +1,5 @@
 """The course of a training in its run folder: epochs, measurements, checkpoints, and what stops it before its end."""
+import signal
 from contextlib import nullcontext
 
 import torch
@@ -39,8 +40,11 @@ def run(folder, config, training, held_out, best, max_minutes, asked):
         if explained is None:
             raise
         raise InputError(explained) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         course.progress.close()
+        if run_folders.is_finished(folder):              # a second signal, when all was written
+            asked.number = asked.number or getattr(error, "number", signal.SIGINT)
+            return True
         where = folder / "checkpoint.pt" if run_folders.has_checkpoint(folder) else "the beginning"
         print(f"go on with --resume {folder} from {where}", flush=True)
         raise

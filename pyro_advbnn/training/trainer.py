@@ -155,7 +155,7 @@ class Training:
     def averages(self):
         """nll, kl, loss (Eq. 10) and one-draw accuracy on the batches as they were trained on, means of the epoch so far.
 
-        class_weights, where there are some, weight nll and accuracy.
+        class_weights, where there are some, weight nll and accuracy, whose mean is exact at the epoch's end.
         """
         nll, kl, correct, count, loss = self._sums.tolist()
         sums = {"nll": nll, "kl": kl, "batch_accuracy": correct, "loss": loss}

@@ -174,7 +174,7 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
 @pytest.mark.parametrize(("owner", "name", "call", "numbers"), [
     (loop, "accuracies", 4, [signal.SIGINT]),                         # the last measurement
     (run_folders, "save_position", 2, [signal.SIGINT]),               # the last checkpoint is written
-    (Progress, "finished", 1, [signal.SIGINT]),
+    (Progress, "finished", 1, [signal.SIGINT]), (Progress, "finished", 1, [signal.SIGINT, signal.SIGINT]),
 ])
 def test_a_run_that_is_interrupted_when_it_is_finished_says_so_and_not_how_to_go_on(
     whole, tmp_path, monkeypatch, capsys, owner, name, call, numbers

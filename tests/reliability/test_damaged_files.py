@@ -35,6 +35,11 @@ def stl10(root, monkeypatch):
     return root, Path("stl10_binary") / "train_X.bin"
 
 
+def stl10_labels(root, monkeypatch):
+    write_stl10(root)
+    return root, Path("stl10_binary") / "train_y.bin"
+
+
 def npz(root, monkeypatch):
     return write_npz(root / "mine.npz"), Path("mine.npz")
 
@@ -47,14 +52,15 @@ def imagenet143(root, monkeypatch):
     return write_imagenet(root, monkeypatch), Path("train/n02/1.png")
 
 
-DATA = {"cifar10": cifar10, "stl10": stl10, "npz": npz, "folder": folder, "imagenet143": imagenet143}
+DATA = {"cifar10": cifar10, "stl10": stl10, "stl10 labels": stl10_labels, "npz": npz, "folder": folder,
+        "imagenet143": imagenet143}
 
 
 @pytest.fixture(params=DATA)
 def data(request, tmp_path, monkeypatch):
     """(name, what --data_dir takes, the file to damage) of a small data set."""
     data_dir, file = DATA[request.param](tmp_path, monkeypatch)
-    return request.param, data_dir, tmp_path / file
+    return request.param.split()[0], data_dir, tmp_path / file
 
 
 def test_a_missing_an_empty_and_a_cut_file_of_every_data_set_is_refused_and_named(data):

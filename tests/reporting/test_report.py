@@ -155,7 +155,7 @@ def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
     harmless = write(folder)
     name = EVIL.replace("/", "")                                        # a folder's name cannot hold a slash
     write_run(folder / "runs" / name, dataset=EVIL, network=EVIL, recipe=EVIL, flags={EVIL: EVIL}, class_names=[EVIL],
-              environment={"git_commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}})
+              environment={"git_commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}}, defense=EVIL)
     csv_tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
         ("run", "defense", "attack", "label", "clean_prediction", "adversarial_prediction", "clean_image"), EVIL)])
     json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
@@ -245,10 +245,13 @@ def test_what_is_no_run_is_refused(folder):
     assert not (folder / "report.html").exists()
 
 
-def test_the_runs_are_those_asked_for_or_the_folder_itself(folder):
+def test_the_runs_are_those_asked_for_or_the_folder_itself(folder, tmp_path):
     assert "no defence" not in write(folder, [folder / "runs" / "advbnn"]).text
     run = folder / "runs" / "none"
     assert "no defence" in write(run).text
+    shutil.copytree(run, tmp_path / "again" / "none")
+    with pytest.raises(InputError, match="two runs are named none"):
+        report.write(folder, [run, tmp_path / "again" / "none"])
 
 
 def test_decay_averaging_and_the_start_have_columns_where_a_run_has_them(folder):

@@ -184,7 +184,7 @@ class Doubled(nn.BatchNorm2d):
 
 
 def doubled():
-    with pytest.raises(InputError, match="^--batch_norm sync cannot do what the forward of 1 does, a Doubled; "):
+    with pytest.raises(InputError, match="^--batch_norm sync cannot join the batches of 1, a Doubled with a fo"):
         batch_norm.synchronise(nn.Sequential(nn.ReLU(), Doubled(4)), "cpu")
 
 

@@ -45,7 +45,7 @@ class Constant(torch.nn.Module):
         return x.flatten(1).sum(1, keepdim=True) * 0 + self.bias
 
 
-@pytest.mark.parametrize(("given", "share"), [(None, 1 / 2), ("balanced", 1 / 3), ([1.0, 4.0, 1.0], 30 / 90)])
+@pytest.mark.parametrize(("given", "share"), [(None, 1 / 2), ("balanced", 1 / 3), ([1.0, 2.0, 1.0], 30 / 70)])
 def test_the_accuracies_of_a_training_are_weighted_too(tmp_path, given, share):
     config, training, _ = build(**few_of_class_1(tmp_path), class_weights=given, defense="adv", epochs=1, batch_size=16)
     classifier = Classifier(Constant(3), class_weights=config["classifier"]["class_weights"])

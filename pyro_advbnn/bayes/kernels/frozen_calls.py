@@ -43,7 +43,7 @@ class LeanCalls:
         before = {second: first for first, second in pairs}
         self._poolings = {name: before.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
         self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
-        self._agree = {}                                 # by the dtype of autocast
+        self._agree = {}                                 # by the dtype of autocast, and in inference mode or not
         self._buffers = Buffers()
 
     def __call__(self, weights, x):
@@ -76,9 +76,10 @@ class LeanCalls:
         dtype = autocast_dtype(x.device)
         if not (self._pairs or self._poolings or dtype and self._cast):
             return True
-        if dtype not in self._agree and not any(module.training for module in self.network.modules()):
-            self._agree[dtype] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
-        return self._agree.get(dtype, False)
+        key = dtype, torch.is_inference_mode_enabled()
+        if key not in self._agree and not any(module.training for module in self.network.modules()):
+            self._agree[key] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
+        return self._agree.get(key, False)
 
     @torch.no_grad()
     def _compare(self, x, tensors):
@@ -93,28 +94,30 @@ class LeanCalls:
             if autocast_dtype(x.device) is None or is_out_of_memory(error):
                 raise
             agree = False
-        agree = agree and not self._calls_again(tensors, x[:2])
+        agree = agree and (torch.is_inference_mode_enabled() or not self._calls_again(tensors, x[:2]))
         if not agree:
             warnings.warn("called more cheaply, with BatchNorm folded into convolutions, weights in autocast's dtype, or "
                           "another loop for 2x2 max-pooling and the ReLU before it, the network answers otherwise, so its "
-                          "forward does what its modules do not tell: attacks and predictions call it as it is, which takes "
-                          "longer", Note, stacklevel=2)
+                          "forward does what its modules do not tell, or its gradient calls modules anew, as by activation "
+                          "checkpointing: attacks and predictions call it as it is, which takes longer", Note, stacklevel=2)
         return agree
 
     @torch.enable_grad()
     def _calls_again(self, tensors, x):
         """Whether the gradient calls modules anew, as activation checkpointing does: by then they would answer otherwise."""
-        again, x = [], x.clone().requires_grad_()
-        with undisturbed():
-            answers = [t.sum() for t in tree_leaves(self._full_call(tensors, x * 1)) if getattr(t, "requires_grad", False)]
-            hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: again.append(True))
-            try:
+        called, x = [], x.clone().requires_grad_()
+        hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: called.append(True))
+        try:
+            with undisturbed():
+                answers = [t.sum() for t in tree_leaves(self._full_call(tensors, x * 1)) if getattr(t, "requires_grad", False)]
+                called.clear()
                 torch.autograd.grad(answers, x, allow_unused=True)
-            except Exception:                            # an operation without a gradient, which a prediction need not have
-                return bool(answers)
-            finally:
-                hook.remove()
-        return bool(again)
+        except Exception as error:                       # an operation without a gradient: a prediction needs none
+            if is_out_of_memory(error):
+                raise
+        finally:
+            hook.remove()
+        return bool(called)
 
     def release_buffers(self):
         """Give back the work memory that calls keep."""
