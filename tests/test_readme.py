@@ -394,12 +394,7 @@ def test_what_a_second_seed_and_mixtures_leave_equals_the_records():
             f"networks averaged have {left[f'adv-tuned+{adv}']}: a difference of "
             f"{gain_of(runs[1], f'advbnn-tuned+{ours}', f'adv-tuned+{adv}')}.") in text
     for clean, told in ((False, "-2.2 ± 1.8 under attack"), (True, "-3.6 ± 1.9 clean")):
-        pairs = [[standing(found[defense + end], clean) for found, end in zip(runs, ("", "-seed-1"), strict=True)]
-                 for defense in ("adv-tuned", "advbnn-tuned")]
-        differences = [statistics.mean(ours) - statistics.mean(adv)
-                       for adv, ours in zip(*(zip(*seeds, strict=True) for seeds in pairs), strict=True)]
-        half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
-        told_as = f"{100 * statistics.mean(differences):.1f} ± {100 * half:.1f}"
+        told_as = mean_gain(runs, "advbnn-tuned", "adv-tuned", clean).removeprefix("+")
         assert told.startswith(told_as) and told in text and (clean or told_as.removeprefix("-") in PAGES["README.md"])
 
 
@@ -420,12 +415,7 @@ def test_what_a_second_seed_by_todays_prior_leaves_equals_the_records():
              | robust_images(f"{both[1]}/evaluation/robust_examples.csv.gz")]
     assert f"The ensemble of attacks leaves {control} and {contender}: a difference of {gain_of(seeds[1], ours, adv)}." in text
     assert f"with another seed {contender} and {control}" in PAGES["README.md"]
-    pairs = [[standing(found[run + end], clean=False) for found, end in zip(seeds, ("", "-seed-1"), strict=True)]
-             for run in ("adv-tuned", "advbnn-tuned")]
-    differences = [statistics.mean(theirs) - statistics.mean(others)
-                   for others, theirs in zip(*(zip(*seeds, strict=True) for seeds in pairs), strict=True)]
-    half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
-    assert f"The mean of both seeds on these 500 is {100 * statistics.mean(differences):+.1f} ± {100 * half:.1f}." in text
+    assert f"The mean of both seeds on these 500 is {mean_gain(seeds, 'advbnn-tuned', 'adv-tuned')}." in text
 
 
 def test_what_weight_perturbation_leaves_equals_the_records():
@@ -482,6 +472,15 @@ def standing(rows, clean):
     return [not worst[index]["broken"] for index in sorted(worst)]
 
 
+def mean_gain(seeds, contender, control, clean=False):
+    """What a run has more than another in the mean of seeds 0 and 1, image by image, with half its interval."""
+    images = [[standing(found[run + end], clean) for found, end in zip(seeds, ("", "-seed-1"), strict=True)]
+              for run in (contender, control)]
+    gains = [statistics.mean(one) - statistics.mean(other)
+             for one, other in zip(*(zip(*of_seeds, strict=True) for of_seeds in images), strict=True)]
+    return f"{100 * statistics.mean(gains):+.1f} ± {100 * 1.96 * statistics.stdev(gains) / math.sqrt(len(gains)):.1f}"
+
+
 def test_what_more_steps_and_pruning_do_equals_the_records():
     pages = " ".join(PAGES["results.md"].split())
     of = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records("cifar10-medium/evaluation/steps.csv")}
@@ -532,6 +531,26 @@ def test_what_the_page_says_of_stl10_beside_its_table_equals_the_records():
     before = [" / ".join(percent(one(rows, epsilon=epsilon, attack_samples=draws)["accuracy"])
                          for epsilon in ("0", "0.035", "0.07")) for draws in ("1", "20")]
     assert "{} under one draw (0, 0.035, 0.07), {} under twenty".format(*before) in text
+
+
+def test_what_a_second_seed_on_stl10_leaves_equals_the_records():
+    text, folder = section("results.md", "## STL-10, whole"), "stl10-medium/seed-1/evaluation"
+    rows, radii = records(f"{folder}/accuracy.csv"), ("0", "0.035", "0.07")
+    of = [listed_accuracies(rows, f"{defense}-seed-1", draws, num_examples, radii) for defense, draws, num_examples in (
+        ("adv", "1", "3000"), ("advbnn", "1", "3000"), ("adv", "1", "500"), ("advbnn", "20", "500"))]
+    assert ("On 3,000 images adversarial training has {} (clean, 0.035, 0.07), Adv-BNN {} under one draw; on 500 they have {}, "
+            "and {} under twenty.").format(*of) in text
+    left = {row["run"]: row for row in records(f"{folder}/robust.csv")}
+    control, contender = (percent(left[run]["accuracy"]) for run in ("adv-seed-1", "advbnn-seed-1"))
+    assert [left[run]["tried"] for run in ("adv-seed-1", "advbnn-seed-1")] == [
+        "apgd-ce apgd-dlr", "apgd-ce@mean apgd-ce apgd-dlr"]
+    seeds = [robust_images("stl10-medium/evaluation/robust_examples.csv", {row["weights"] for row in records(
+        "stl10-medium/evaluation/robust.csv") if "square" in row["attacks"] or "@mean" in row["attacks"]}),
+             robust_images(f"{folder}/robust_examples.csv.gz")]
+    gain = gain_of(seeds[1], "advbnn-seed-1", "adv-seed-1")
+    assert f"leaves {control} and {contender}: a difference of {gain}." in text
+    assert f"The mean of both seeds on these 500 is {mean_gain(seeds, 'advbnn', 'adv')}." in text
+    assert f"at 0.035, with another seed {contender} and {control} (by APGD alone)." in PAGES["README.md"]
 
 
 def test_how_the_training_on_eleven_classes_ends_equals_the_records():

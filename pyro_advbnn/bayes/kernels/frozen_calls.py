@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
@@ -105,10 +106,10 @@ class LeanCalls:
     @torch.enable_grad()
     def _calls_again(self, tensors, x):
         """Whether the gradient calls modules anew, as activation checkpointing does: by then they would answer otherwise."""
-        called, x = [], x.clone().requires_grad_()
+        called, x = [], x.detach().clone().requires_grad_()
         hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: called.append(True))
         try:
-            with undisturbed():
+            with undisturbed(), saved_tensors_hooks(_same, _same):       # not by a checkpoint that the whole call is in
                 answers = [t.sum() for t in tree_leaves(self._full_call(tensors, x * 1)) if getattr(t, "requires_grad", False)]
                 called.clear()
                 torch.autograd.grad(answers, x, allow_unused=True)
