@@ -25,7 +25,8 @@ def synchronise(network, device_type):
     if distributed.world_size() == 1:
         return network
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.forward.__func__ not in _FORWARDS:
+        plain = getattr(module.forward, "__func__", None) in _FORWARDS               # a function of its own has none
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not plain:
             raise InputError(f"--batch_norm sync cannot join the batches of {name}, a {type(module).__name__} with a forward "
                              f"of its own; --batch_norm broadcast leaves each process its own part")
     if device_type == "cuda":

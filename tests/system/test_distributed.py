@@ -184,8 +184,11 @@ class Doubled(nn.BatchNorm2d):
 
 
 def doubled():
-    with pytest.raises(InputError, match="^--batch_norm sync cannot join the batches of 1, a Doubled with a fo"):
-        batch_norm.synchronise(nn.Sequential(nn.ReLU(), Doubled(4)), "cpu")
+    own = nn.BatchNorm2d(4)
+    own.forward = lambda x: 2 * x
+    for norm, name in ((Doubled(4), "Doubled"), (own, "BatchNorm2d")):
+        with pytest.raises(InputError, match=f"^--batch_norm sync cannot join the batches of 1, a {name} with a forward"):
+            batch_norm.synchronise(nn.Sequential(nn.ReLU(), norm), "cpu")
 
 
 def test_a_norm_with_a_forward_of_its_own_is_not_taken_for_a_plain_one():
