@@ -25,8 +25,7 @@ def synchronise(network, device_type):
     if distributed.world_size() == 1:
         return network
     for name, module in network.named_modules():
-        plain = getattr(module.forward, "__func__", None) in _FORWARDS               # a function of its own has none
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not plain:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _calls_torchs(module):
             raise InputError(f"--batch_norm sync cannot join the batches of {name}, a {type(module).__name__} with a forward "
                              f"of its own; --batch_norm broadcast leaves each process its own part")
     if device_type == "cuda":
@@ -50,7 +49,12 @@ def statistics_of(norms, call):
 def norms_in_training(network):
     """The BatchNorms of a network that normalise by batches now and keep running statistics for later, by torch's forward."""
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-            and module.track_running_stats and type(module).forward in _FORWARDS and "forward" not in vars(module)]
+            and module.track_running_stats and _calls_torchs(module)]
+
+
+def _calls_torchs(norm):
+    """Whether a BatchNorm's forward is torch's, or ours of the joined batch: neither its class nor it has one of its own."""
+    return getattr(norm.forward, "__func__", None) in _FORWARDS
 
 
 def processes_joined(norms):
