@@ -16,9 +16,9 @@ class Reproduction:
     dataset: Literal[DATASETS] = flag("digits comes with scikit-learn; the others read data_dir.", "digits")
     data_dir: Path | None = flag("folder of the data set, as in train.")
     image_size: Side | None = flag("as in train.")
-    scale: Literal["smoke", "small", "medium", "paper"] = flag("smoke (up to half an hour, with digits), small (a subset and a "
-        "narrow network), medium (all images, VGG16 of 16 base channels or on stl10 model_a, in 30 epochs: hours on two "
-        "cores), paper (all images and the paper's network, in 30 epochs of one cycle with batches of 256).", "smoke")
+    scale: Literal["smoke", "small", "medium", "paper"] = flag("smoke (minutes, with digits), small (a subset and a narrow "
+        "network), medium (all images, VGG16 of 16 base channels or on stl10 model_a, in 30 epochs: hours on two cores), "
+        "paper (all images and the paper's network, in 30 epochs of one cycle with batches of 256).", "smoke")
     recipe: Literal["paper", "authors", "ours"] | None = flag("as in train; default ours, at scale paper authors.")
     network: str | None = flag("as in train; default by data set and scale.")
     width: Width | None = flag("base number of channels.")
