@@ -1,0 +1,674 @@
+"""Tests that the numbers of the README and of docs/, in tables and beside them, are those of the records in runs/."""
+import math
+import re
+import statistics
+
+import pytest
+from pages import PAGES, RUNS, one, percent, records, section, table
+from torch import nn
+
+from pyro_advbnn import networks
+from pyro_advbnn.bayes.bayesian_classifier import statistics_stride
+from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.evaluation import worst_case
+from pyro_advbnn.reporting import paper
+from pyro_advbnn.system import json_files
+from pyro_advbnn.training import recipes
+
+DEFENSE_OF = {name: defense for defense, name in paper.DEFENSE_NAMES.items()}
+RADII = {"clean": "0", "8/255": "0.031372549"}
+CIFAR10, STL10 = "cifar10-medium", "stl10-medium"
+TRAININGS = {CIFAR10: ("2000", ["clean", "8/255", "0.035", "0.07"]), STL10: ("3000", ["clean", "0.035", "0.07"])}
+
+
+def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
+    """What a table has to say of a defence: our record, or what the source says that the label names."""
+    source, _, name = label.strip("*").partition(";")[0].rpartition(", ")
+    if source:
+        return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
+    name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
+    defense = DEFENSE_OF[name]
+    part = "fan_in/" if run == "fan_in" and (RUNS / folder / "fan_in").exists() else ""         # on whole data sets apart
+    run = "" if run == "fan_in" else run
+    best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
+            if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
+    found = one(best, defense=defense, epsilon=epsilon, attack_samples=draws if DEFENSES[defense].random else "1")
+    assert not part or found["prior_std"] == "fan_in"
+    return percent(found["accuracy"])
+
+
+def test_the_readmes_table_of_results_equals_the_records():
+    places = {"CIFAR-10": ("cifar10-medium", "cifar10"), "STL-10": ("stl10-medium", "stl10")}
+    for row in table("README.md", "whole data sets, in %"):
+        (_, label), *cells = row.items()
+        name, label = label.strip("*").split(": ")
+        for column, cell in cells:
+            epsilon, draws = re.fullmatch(r"([\d.]+), (\d+) draws?", column.replace("clean", "0, 1 draw")).groups()
+            if label == "adversarial training" and draws == "20":          # on the images of which Adv-BNN has 20 draws
+                few = [row for row in records(f"{places[name][0]}/evaluation/runs.csv") if "/best.pt" in row["checkpoint"]]
+                assert cell == percent(one(few, defense="adv", epsilon=epsilon, num_examples="500")["accuracy"])
+            else:
+                assert not cell or cell.strip("*") == accuracy_of(label, epsilon, draws, *places[name]), (label, column)
+
+
+def test_what_the_readme_says_of_the_papers_lead_equals_its_table():
+    of = {row["whole data sets, in %"]: row for row in table("README.md", "whole data sets, in %")}
+    theirs, ours, known = (of[name] for name in (
+        "*CIFAR-10: paper, Adv-BNN; many draws by arXiv 2212.02003*", "CIFAR-10: adversarial training",
+        "*CIFAR-10: paper, adversarial training*"))
+    one_draw, many, baseline = (float(cell.strip("*")) for cell in (
+        theirs["0.035, 1 draw"], theirs["0.035, 20 draws"], known["0.035, 1 draw"]))
+    less = float(known["clean"].strip("*")) - float(ours["clean"])
+    text, lead, fall = PAGES["README.md"], one_draw - baseline, one_draw - many
+    assert f"The paper's lead of {lead:.0f} points** on CIFAR-10 at 0.035 falls by {fall:.0f} under many draws" in text
+    assert (f"The paper's baseline has {baseline}, ours {ours['0.035, 1 draw']} (but {less:.1f} points less on clean images)."
+            in text)
+
+
+@pytest.mark.parametrize("title, folder, dataset", [
+    ("defence", "cifar10-small", "cifar10"), ("VGG16", "gpu/h100/cifar10", "cifar10"),
+    ("narrow VGG16", "cifar10-medium", "cifar10"), ("Model A", "stl10-medium", "stl10"),
+    ("eleven classes", "imagenet-dogcat11", "imagenet143")])
+def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
+    for row in table("results.md", title, "draws per gradient"):
+        (_, label), (_, draws), *cells = row.items()
+        for epsilon, cell in cells:
+            epsilon, draws = epsilon.replace("8/255", "0.031372549"), draws.strip("*")
+            if cell or title == "defence":               # the others leave out what nobody measured
+                assert cell.strip("*") == accuracy_of(label, epsilon, draws, folder, dataset), (label, epsilon)
+
+
+def best_rows(folder, run, *names):
+    """The rows of the best epoch of a run in the first tables of a folder, in their order."""
+    paths = [f"{folder}/evaluation/{name}.csv" for name in names]
+    return [row for path in paths if (RUNS / path).exists() for row in records(path)
+            if row["run"] == run and row["checkpoint"].endswith("/best.pt")]
+
+
+def listed(rows, radii, **fields):
+    """The accuracies of the first rows with these fields, - where a radius was not measured; nothing where none was."""
+    found = [[row for row in rows if {**fields, "epsilon": RADII.get(radius, radius)}.items() <= row.items()]
+             for radius in radii]
+    return " / ".join(percent(of[0]["accuracy"]) if of else "-" for of in found) if any(found) else ""
+
+
+def worst_images(folder, run):
+    """What each attack made of each image where several attacked the run, a row for each."""
+    row, = (row for row in best_rows(folder, run, "robust") if " " in row["attacks"])
+    name, = (path.name for path in (RUNS / folder / "evaluation").glob("robust_examples.csv*"))
+    return [{"attack": image["attack"], "judged_margin": float(image["judged_margin"]), "index": int(image["index"]),
+             "broken": int(image["broken"])} for image in records(f"{folder}/evaluation/{name}")
+            if (image["run"], image["weights"]) == (run, row["weights"])]
+
+
+def of_folder(name, folder):
+    """The folder and the run that a cell of a table names, below a folder of runs/."""
+    part, _, run = name.rpartition("/")
+    return f"{folder}/{part}".strip("/"), run
+
+
+@pytest.mark.parametrize("folder", TRAININGS)
+def test_the_tables_of_all_trainings_equal_the_records(folder):
+    (images, radii), baseline = TRAININGS[folder], None
+    column = f"one draw: {' / '.join(radii)}"
+    for row in table("results.md", "training", column):
+        place, bayesian = of_folder(row["run"], folder), "Adv-BNN" in row["training"]
+        measured, robust = best_rows(*place, "accuracy", "runs"), best_rows(*place, "robust")
+        assert bayesian == (robust or measured)[0]["run"].startswith("advbnn")
+        assert not bayesian or (("fan_in" in row["training"] or "former" in row["training"])
+                                == ((robust or measured)[0]["prior_std"] == "fan_in"))
+        assert row[column] == listed(measured, radii, attack_samples="1", num_examples=images), row
+        assert row["20 draws"] == listed(measured, radii, attack_samples="20" if bayesian else "1", num_examples="500"), row
+        for name, several in (("APGD", False), ("worst case", True)):
+            assert row[name] == "".join(percent(of["accuracy"]) for of in robust if (" " in of["attacks"]) == several), row
+        found = worst_images(*place) if row["worst case"] else None
+        if found and bayesian:
+            gain = worst_case.gain(found, baseline)
+            apart = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[name] for name in ("gain", "gain_low", "gain_high")))
+        assert row["apart"] == (apart if found and bayesian else ""), row
+        baseline = baseline if bayesian else found
+
+
+def mean_gain(runs, others, clean=False):
+    """What runs have more than others, run by run, in the mean, image by image, with half its interval."""
+    images = [[standing(*place, clean) for place in places] for places in (runs, others)]
+    gains = [statistics.mean(mine) - statistics.mean(theirs) for mine, theirs in zip(*(zip(*of, strict=True) for of in images))]
+    return f"{100 * statistics.mean(gains):+.1f} ± {100 * 1.96 * statistics.stdev(gains) / math.sqrt(len(gains)):.1f}"
+
+
+def standing(folder, run, clean):
+    """Whether each image stands, in order."""
+    left = worst_case.worst_rows([row for row in worst_images(folder, run) if row["attack"] == "none" or not clean])
+    return [not left[index]["broken"] for index in sorted(left)]
+
+
+ADV = [(CIFAR10, "adv-tuned"), (f"{CIFAR10}/seed-1", "adv-tuned-seed-1")]
+ADVBNN = [(CIFAR10, "advbnn-tuned"), (f"{CIFAR10}/seed-1/auto", "advbnn-tuned-seed-1")]
+FAN_IN = [(f"{CIFAR10}/fan_in", "advbnn-tuned"), (f"{CIFAR10}/seed-1", "advbnn-tuned-seed-1")]
+STL10_ADV, STL10_ADVBNN = ([(STL10, run), (f"{STL10}/seed-1", f"{run}-seed-1")] for run in ("adv", "advbnn"))
+
+
+def share(place, epsilon, draws="1", images="500"):
+    """An accuracy of a run, in %, not rounded."""
+    found = [row for row in best_rows(*place, "accuracy", "runs")
+             if (row["epsilon"], row["attack_samples"], row["num_examples"]) == (epsilon, draws, images)]
+    return 100 * float(found[0]["accuracy"])
+
+
+def worst_case_of(*places):
+    """The accuracy of runs in the worst case, as a page says it, of each."""
+    return [percent(one([row for row in best_rows(*place, "robust") if " " in row["attacks"]])["accuracy"]) for place in places]
+
+
+def test_what_is_said_of_both_seeds_equals_the_records():
+    text, readme = section("results.md", "## CIFAR-10, a narrow VGG16"), PAGES["README.md"]
+    assert f"the mean of both seeds is {mean_gain(ADVBNN, ADV)} points apart in the worst case." in text
+    attacked, clean = (mean_gain(FAN_IN, ADV, clean) for clean in (False, True))
+    less = statistics.mean(share(adv, "0", images="2000") - share(ours, "0", images="2000") for adv, ours in zip(ADV, FAN_IN))
+    assert (f"in the mean by {attacked} points in the worst case and {clean} clean, image by image on the 500 by the "
+            f"ensemble's own draws; on the 2,000 clean images by -{less:.1f}.") in text
+    assert (f"in the worst case by {attacked.removeprefix('-')} points (500 images), clean by {less:.1f} (2,000; means of two "
+            "seeds)") in readme
+    known, ours, other, others = worst_case_of(ADV[0], ADVBNN[0], ADV[1], ADVBNN[1])
+    assert f"CIFAR-10 has {ours} and {known} % at 8/255, with another seed {others} and {other}, STL-10" in readme
+    text = section("results.md", "## STL-10, whole")
+    assert f"the mean of both seeds is {mean_gain(STL10_ADVBNN, STL10_ADV)} points apart in the worst case." in text
+    known, ours, other, others = worst_case_of(STL10_ADV[0], STL10_ADVBNN[0], STL10_ADV[1], STL10_ADVBNN[1])
+    assert (f"STL-10 {ours} (not attacked by Square) and {known} % at 0.035, with another seed {others} and {other} (by APGD "
+            "alone).") in readme
+    tried = [one([row for row in best_rows(*place, "robust") if " " in row["attacks"]])["tried"]
+             for place in (STL10_ADVBNN[0], STL10_ADV[1], STL10_ADVBNN[1])]
+    assert "square" not in tried[0] and tried[1:] == ["apgd-ce apgd-dlr", "apgd-ce@mean apgd-ce apgd-dlr"]
+    assert {row["broken"] for row in worst_images(*STL10_ADV[0]) if row["attack"] == "square"} == {0}
+
+
+def test_what_is_said_of_the_narrow_vgg16_equals_the_records():
+    text, evaluation = section("results.md", "## CIFAR-10, a narrow VGG16"), f"{CIFAR10}/evaluation"
+    both, few = (ADVBNN[0], FAN_IN[0]), {"attack_samples": "1", "num_examples": "500"}
+    for place, told in zip(both, ("with seed 0 Adv-BNN has {} under one draw there", "either: {} with seed 0 on the 500.")):
+        assert told.format(listed(best_rows(*place, "runs"), TRAININGS[CIFAR10][1], **few)) in text
+    alone = [[float(left) for left in worst_case_of(*runs)] for runs in (FAN_IN, ADV)]
+    together = worst_case_of(*((f"{CIFAR10}/seed-1", f"{run}-tuned+{run}-tuned-seed-1") for run in ("advbnn", "adv")))
+    assert "have {:.1f} (Adv-BNN) and {:.1f} points more in the worst case".format(
+        *(float(left) - statistics.mean(of) for left, of in zip(together, alone))) in text
+    stds = one(records(f"{evaluation}/layers.csv"), layer="all")
+    prior, low = float(stds["prior_log_std"]), float(stds["log_std_q05"])
+    assert f"95 % are no more than {prior - low:.2f} below the prior's, {prior:.2f};" in text
+    clean = sorted(percent(row["accuracy"]) for row in records(f"{evaluation}/ensemble.csv") if row["epsilon"] == "0")
+    assert f"1 to 50 have {clean[0]} to {clean[-1]} % on clean images (500)." in text
+    differ = [percent(row["undecided"]) for place in both for row in best_rows(*place, "robust") if " " in row["attacks"]]
+    assert "differ on {} % of the images, by `fan_in` on {}.".format(*differ) in text
+    steps = {(row["run"], row["num_steps"]): percent(row["accuracy"]) for row in records(f"{evaluation}/steps.csv")}
+    told = [f"from {steps[run, '26']} to {steps[run, '1000']}" for run in ("adv-tuned", "advbnn-tuned")]
+    assert "adversarial training goes {}, Adv-BNN {} (8/256".format(*told) in text
+
+
+def test_what_is_said_of_transfer_on_whole_cifar10_equals_the_records():
+    text, both = section("results.md", "## CIFAR-10, a narrow VGG16"), ("adv-tuned", "advbnn-tuned")
+    tables = (records(f"{folder}/evaluation/transfer.csv") for folder in (CIFAR10, f"{CIFAR10}/fan_in"))
+    ours, fan_in = ({(row["source"], row["run"]): f"{float(row['rho']):.2f}" for row in rows} for rows in tables)
+    assert "takes {} to {} of what the other's own takes (radius 0.06, 1,000 images; the paper says 0.5".format(
+        *sorted(ours[source, target] for source in both for target in both if source != target)) in text
+    told = [sorted({fan_in[source, target] for source in sources for target in both if source != target})
+            for sources in (both, ["rse"], ["bnn", "none"])]
+    assert ("takes {0[0]} to {0[1]} of what the other's own takes, one made on RSE {1[0]} to {1[1]}, one made on BNN or no "
+            "defence {2[0]} to {2[1]} (radius 0.06, 1,000 images).").format(*told) in text
+
+
+def test_what_is_said_of_stl10_equals_the_records():
+    text, adv, ours, authors = section("results.md", "## STL-10, whole"), STL10_ADV[0], STL10_ADVBNN[0], (STL10, "authors")
+    theirs = percent(paper.accuracy("stl10", "advbnn", 0.035, many_draws=True))
+    assert f"There averaged draws leave {theirs} to the paper's Adv-BNN and {share(ours, '0.035', '20'):.1f} to ours" in text
+    one_draw = share(authors, "0.07", images="3000") - share(adv, "0.07", images="3000")
+    many, known = share(authors, "0.07", "100"), share(adv, "0.07")
+    error = 1.96 * sum(of * (100 - of) / 500 for of in (many, known)) ** 0.5
+    assert (f"Twenty draws leave {share(authors, '0.07', '20'):.1f} and a hundred {many:.1f}, where adversarial training has "
+            f"{known:.1f} on the same images: {many - known:.0f} points of the {one_draw:.0f}.") in text
+    assert (f"one draw shows {one_draw:.0f} points of lead on STL-10 at 0.07, a hundred draws {many - known:.0f} ± {error:.0f} "
+            "(500 images).") in PAGES["README.md"]
+    stds = one(records(f"{STL10}/evaluation/layers.csv"), layer="all")
+    prior, median, *ends = (float(stds[name]) for name in ("prior_log_std", "log_std_median", "log_std_q05", "log_std_q95"))
+    assert f"{prior - median:.2f} below the prior's, {prior:.2f}, and 90 % lie between {ends[0]:.2f} and {ends[1]:.2f}." in text
+    course = records(f"{STL10}/runs/advbnn/metrics.jsonl")
+    assert f"ratio is {best_epoch(course)['snr']:.1f} there and {course[-1]['snr']:.1f} at the last." in text
+    assert f"signal-to-noise ratio is {records(f'{STL10}/runs/authors/metrics.jsonl')[-1]['snr']:.2f}: nearly all noise" in text
+
+
+def best_epoch(course):
+    return max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+
+
+def both_accuracies(epoch, split):
+    return " / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
+
+
+def test_the_table_of_ends_equals_the_records():
+    for row in table("results.md", "run", "right in training"):
+        folder, run = of_folder(row["run"], "")
+        course = records(f"{folder}/runs/{run}/metrics.jsonl")
+        best, last = best_epoch(course), course[-1]
+        noise = [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"] if "snr" in last else ["", ""]
+        held_out = f"{both_accuracies(best, 'held_out')} ({best['epoch']})", both_accuracies(last, "held_out")
+        assert list(row.values())[1:] == [f"{last['nll']:.3f}", *noise, both_accuracies(last, "train"), *held_out], row
+        assert len(course) == (15 if {"epochs-15", "before", "awp"} & {*folder.split("/")} and CIFAR10 in folder else 30)
+
+
+def test_how_far_the_narrow_vgg16_by_fan_in_is_from_adversarial_training_at_the_end_equals_the_records():
+    nll = {row["run"]: float(row["nll"]) for row in table("results.md", "run", "right in training")}
+    assert f"after 30 epochs\n{nll[f'{CIFAR10}/fan_in/advbnn-tuned'] - nll[f'{CIFAR10}/adv-tuned']:.3f};" in PAGES["method.md"]
+
+
+def test_the_table_of_pruning_equals_the_records():
+    for row in table("results.md", "60 % less by signal-to-noise"):
+        name, _, part = row["Adv-BNN"].partition(", ")
+        folder = f"{ {'CIFAR-10': CIFAR10, 'STL-10': STL10}[name]}/{part}".strip("/")
+        left = {(found["prune_by"], found["fraction"], found["epsilon"]): percent(found["accuracy"])
+                for found in records(f"{folder}/evaluation/pruning.csv") if found["prediction"] == "posterior"}
+        pruned = [("std", "0"), *(("signal_to_noise", part) for part in ("0.6", "0.8")),
+                  *(("std", part) for part in ("0.2", "0.4", "0.6"))]
+        assert list(row.values())[1:] == [f"{left[*of, '0']} / {left[*of, '0.03125']}" for of in pruned]
+    gone = {f"{float(row['60 %'].split(' / ')[1]):.0f}" for row in table("results.md", "60 % less by signal-to-noise")
+            if "fan_in" not in row["Adv-BNN"]}
+    assert gone == {"10"} and "it leaves 10 % under attack." in PAGES["README.md"]
+
+
+def test_how_the_training_on_eleven_classes_ends_equals_the_records():
+    ends = [records(f"imagenet-dogcat11/{run}/metrics.jsonl")[-1] for run in (
+        "runs/adv", "fan_in/runs/advbnn", "runs/advbnn", "runs/none")]
+    adv, fan_in, ours, none = (f"{100 * end['train_accuracy']:.0f} %" for end in ends)
+    assert adv == fan_in and (f"training images is {adv} (by `fan_in`, too), of Adv-BNN {ours}, without a defence {none}."
+                              in section("results.md", "## ImageNet, eleven classes of dogs and cats"))
+
+
+def test_the_table_of_the_kl_of_all_weights_equals_the_records():
+    rows = records("digits-kl/evaluation/runs.csv")
+    for row in table("results.md", "run", "what it is"):
+        for column, epsilon, draws in (("clean", "0", "1"), ("1 draw", "0.2", "1"), ("10 draws", "0.2", "10")):
+            assert row[column] == percent(one(rows, run=row["run"], epsilon=epsilon, attack_samples=draws)["accuracy"]), (
+                row, column)
+    cells = {row["run"]: row for row in table("results.md", "run", "what it is")}
+    costs = [float(cells["kl-ours"]["10 draws"]) - float(cells[f"kl-{name}"]["10 draws"]) for name in ("alpha-1", "adam")]
+    assert f"costs {costs[0]:.0f} points already" in PAGES["results.md"]
+    assert f"Adam is {costs[1]:.0f} points below" in PAGES["results.md"]
+    assert "gave Adv-BNN {1 draw} and {10 draws})".format_map(cells["kl-ours"]) in PAGES["README.md"]      # demo's training
+    stds = {name: json_files.read_config(RUNS / f"digits-kl/runs/kl-{name}")["classifier"]["prior_std"]
+            for name in ("ours", "alpha-1", "alpha-1-50")}
+    assert cells["kl-alpha-1"]["what it is"].endswith(f"a prior of {stds['alpha-1']:.2f} instead of {stds['ours']:.3f}")
+    assert cells["kl-alpha-1-50"]["what it is"].endswith(f"a prior of {stds['alpha-1-50']:.2f}")
+
+
+def test_the_table_of_gains_equals_the_records():
+    rows = records("digits-beyond/evaluation/gains.csv")
+    for row in table("results.md", "pair", "seed 0"):
+        of_pair = [one(rows, pair=row["pair"], seed=seed) for seed in "012"]
+        for column, name in (("adversarial training", "control_accuracy"), ("Adv-BNN", "accuracy")):
+            assert row[column] == mean_percent([float(each[name]) for each in of_pair]), (row, column)
+        for each in of_pair:
+            gain, low, high = (f"{100 * float(each[name]):+.1f}" for name in ("gain", "gain_low", "gain_high"))
+            assert row[f"seed {each['seed']}"] == f"{gain} [{low}, {high}]", row
+    assert {row["pair"] for row in table("results.md", "pair", "seed 0")} == {row["pair"] for row in rows}
+
+
+def test_the_table_of_the_worst_case_equals_the_records():
+    robust, examples, checks = (records(f"cifar10-small/evaluation/{name}.csv") for name in
+                                ("robust", "robust_examples", "checks"))
+    for row in table("robustness.md", "worst case"):
+        run = DEFENSE_OF[row["defence"]]
+        clean = [example["broken"] == "0" for example in examples if example["run"] == run and example["attack"] == "none"]
+        worst, weak = one(robust, run=run), row["paper's attack, 1 draw"]
+        assert row["clean"] == percent(sum(clean) / len(clean)), run
+        low, high = percent(worst["accuracy_low"]), percent(worst["accuracy_high"])
+        assert row["worst case"] == f"{percent(worst['accuracy'])} [{low}, {high}]", run
+        assert row["its images under single draws"] == percent(worst["single_draw_accuracy"]), run
+        assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
+
+
+def digits_runs():
+    """{name: record} of the recipe ours on digits: two defences, three lengths, three seeds."""
+    return {record["run"]: record for record in records("digits-defaults/records.jsonl")}
+
+
+def correct(record, attack):
+    return [broken == "0" for broken in record["broken"][attack]]
+
+
+def mean_percent(values):
+    return percent(sum(values) / len(values))
+
+
+def apart(one, other):
+    """The mean of one minus other, which are right or wrong on the same images, and half its 95 % interval, in %."""
+    differences = [a - b for a, b in zip(one, other)]
+    mean = sum(differences) / len(differences)
+    half = 1.96 * (sum((value - mean) ** 2 for value in differences) / (len(differences) - 1) / len(differences)) ** 0.5
+    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+
+
+def test_the_table_of_lengths_is_the_mean_of_three_seeds():
+    runs = digits_runs()
+    for row in table("method.md", "epochs", "PGD apart"):
+        ours, adv = ([runs[f"{defense}-{row['epochs']}-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
+        for column, three in (("Adv-BNN", ours), ("adversarial training", adv)):
+            assert row[column] == " / ".join([mean_percent([run["last"]["clean"] for run in three]), *(
+                mean_percent(sum((correct(run, attack) for run in three), [])) for attack in ("pgd", "apgd-ce"))])
+        for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
+            assert row[column] == apart(*(sum((correct(run, attack) for run in three), []) for three in (ours, adv)))
+        from_image = [mean_percent([run["last"]["pgd_10_draws"] for run in three]) for three in (ours, adv)]
+        last = [run["course"][-1] for run in ours]
+        assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
+        assert row["KL"] == f"{sum(values[2] for values in last) / 3:.3f}"
+    text = " ".join(PAGES["method.md"].split())
+    assert "starts at the image it has {} after 240 and adversarial training {} (means".format(*from_image) in text
+
+
+def test_the_table_of_runs_equals_the_records():
+    runs = digits_runs()
+    for row in table("defaults.md", "run", "last"):
+        record = runs.pop(row["run"])
+        for column in ("last", "best"):
+            assert row[column] == f"{percent(record[column]['clean'])} / {percent(record[column]['pgd_10_draws'])}"
+        assert row["APGD"] == mean_percent(correct(record, "apgd-ce"))
+    assert list(runs) == ["adam-60-0"]                   # of the figure
+
+
+def test_the_table_of_60_epochs_on_cifar10_equals_the_records():
+    places = {"adversarial training, seed 0": ("cifar10-60/at-8-255", "cifar60-adv"),
+              "adversarial training, seed 1": ("cifar10-5000", "cifar60-adv-seed-1"),
+              "Adv-BNN, seed 0": ("cifar10-5000", "cifar60-advbnn"),
+              "Adv-BNN, seed 1": ("cifar10-5000", "cifar60-advbnn-seed-1"),
+              "Adv-BNN by the former recipe, seed 0": ("cifar10-60/at-8-255", "cifar60-advbnn")}
+    for row in table("method.md", "run", "checkpoint"):
+        folder, run = places[row["run"]]
+        measured, worst = (records(f"{folder}/evaluation/{name}.csv") for name in ("accuracy", "robust"))
+        checkpoint = f"{run}/{'best' if row['checkpoint'] == 'best' else 'checkpoint'}.pt"
+        clean = {found["accuracy"] for found in measured if (found["checkpoint"], float(found["epsilon"])) == (checkpoint, 0)}
+        assert {row["clean"]} == set(map(percent, clean))
+        for column, draws in (("PGD, 1 draw", "1"), ("PGD, 10 draws", "10")):
+            assert not row[column] or row[column] == percent(one(
+                measured, checkpoint=checkpoint, epsilon="0.031372549", attack_samples=draws)["accuracy"])
+        if row["APGD, 10 draws"]:
+            assert row["APGD, 10 draws"] == percent(one(worst, checkpoint=checkpoint, attacks="apgd-ce")["accuracy"])
+
+
+def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
+    runs = {record["run"]: record["broken"] for record in records("cifar10-5000/records.jsonl")}
+    of_former = {record["run"]: record["broken"] for record in records("cifar10-60/at-8-255/records.jsonl")}
+    ours, adv = [runs["cifar60-advbnn"], runs["cifar60-advbnn-seed-1"]], [of_former["cifar60-adv"], runs["cifar60-adv-seed-1"]]
+
+    def withstand(runs, moment, attacks=("pgd", "apgd-ce")):
+        return [{*broken} == {"0"} for run in runs for broken in zip(*(run[moment][attack] for attack in attacks))]
+
+    text = " ".join(PAGES["method.md"].split())
+    both, apgd = ([apart(withstand(ours, "last", attacks), withstand(adv, moment, attacks)) for moment in ("last", "best")]
+                  for attacks in (("pgd", "apgd-ce"), ("apgd-ce",)))
+    assert "training's last by {} points, and from its best by {} (both seeds).".format(*both) in text
+    assert "By APGD alone it is {} and {}.".format(*apgd) in text
+    former = withstand([of_former["cifar60-advbnn"]], "last")
+    assert f"*The former recipe* stood {apart(former, withstand(adv[:1], 'last'))} points above" in text
+    assert f"today's last differs from it by {apart(withstand(ours[:1], 'last'), former)}." in text
+
+
+def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
+    text = " ".join(PAGES["method.md"].split())
+    course = records("cifar10-5000/runs/cifar60-advbnn/metrics.jsonl")
+    lowest, last = min(course, key=lambda epoch: epoch["snr"]), course[-1]["snr"]
+    assert f"falls to {lowest['snr']:.1f} by epoch {lowest['epoch']} (seed 0) and comes back to {last:.1f}." in text
+    rows = {(row["run"], row["checkpoint"]): row for row in table("method.md", "run", "checkpoint")}
+    clean = float(rows["adversarial training, seed 0", "last"]["clean"]) - float(
+        rows["Adv-BNN by the former recipe, seed 0", "last"]["clean"])
+    assert f"with {clean:.1f} less on clean images." in text
+    rows = [row for row in records("cifar10-5000/evaluation/pruning.csv") if row["prediction"] == "posterior"]
+    by_noise, by_std = ([percent(one(rows, prune_by=criterion, fraction=fraction, epsilon="0.031372549")["accuracy"])
+                         for fraction in fractions] for criterion, fractions in (
+                             ("signal_to_noise", ("0", "0.6")), ("std", ("0", "0.2", "0.4"))))
+    assert (f"60 % go at no cost ({by_noise[0]} to {by_noise[1]} %, 500 images), by largest std 20 % ({by_std[1]} %), and 40 % "
+            f"at {float(by_std[0]) - float(by_std[2]):.1f} points") in text
+
+
+def test_what_the_posterior_means_equals_its_records():
+    text = section("method.md", "## What the posterior means")
+    pruning, uncertainty, detection = (records(f"digits-defaults/posterior/{name}.csv") for name in
+                                       ("pruning", "uncertainty", "detection"))
+    left = {(row["prune_by"], row["fraction"]): percent(row["accuracy"]) for row in pruning
+            if (row["prediction"], row["epsilon"]) == ("posterior", "0.2")}
+    assert re.findall(r"\(([\d.]+) to ([\d.]+) %\)", text)[0] == (left["signal_to_noise", "0"], left["signal_to_noise", "0.4"])
+    assert f"60 % at {float(left['signal_to_noise', '0']) - float(left['signal_to_noise', '0.6']):.1f} points" in text
+    lost = float(left["std", "0"]) - float(left["std", "0.2"])
+    assert f"20 % go at {lost:.1f} points ({left['std', '0.2']} %), and 40 % are too many ({left['std', '0.4']} %)" in text
+    ours, adv = (one(uncertainty, run=f"{defense}-240-0", attack="pgd") for defense in ("advbnn", "adv"))
+    assert (f"the nll is {float(ours['nll']):.2f} and the calibration error {float(ours['calibration_error']):.3f}; "
+            f"adversarial training has {float(adv['nll']):.2f} and {float(adv['calibration_error']):.3f}.") in text
+    aurocs = [float(one(detection, run=f"{defense}-240-0", attack="pgd-confident", score=score, positives="all")["auroc"])
+              for defense, score in (("advbnn", "mutual_information"), ("adv", "entropy"))]
+    assert ("an AUROC of {:.3f} by mutual information, where the attacker hides; adversarial training's entropy has {:.3f}."
+            ).format(*aurocs) in text
+
+
+def test_the_table_of_trials_is_the_mean_of_their_seeds():
+    runs = records("digits-trials/held-out.jsonl")
+    for row in table("defaults.md", "trial"):
+        of_run = [run for run in runs if run["run"] == row["trial"]]
+        assert row["nll"] == f"{sum(run['nll'] for run in of_run) / len(of_run):.3f}"
+        assert row["last"] == " / ".join(mean_percent([run["last"][name] for run in of_run]) for name in ("clean", "pgd"))
+        assert row["best"] == mean_percent([run["best"]["pgd"] for run in of_run])
+    assert {run["run"] for run in runs} == {row["trial"] for row in table("defaults.md", "trial")}
+
+
+def test_the_table_of_curvatures_equals_the_records():
+    rows = records("digits-trials/curvature.jsonl")
+    for row, record in zip(table("method.md", "curvature by"), rows, strict=True):
+        _, nll, kl, snr = record["course"][-1][:4]
+        assert [row[name] for name in ("nll", "KL per image", "loss")] == [f"{value:.3f}" for value in (nll, kl, nll + kl)]
+        assert row["SNR"] == f"{snr:.1f}"
+
+
+def test_the_table_of_cuts_equals_the_records():
+    found = {(r["settings"]["curvature"], r["clip"], r["settings"]["rho"], len(r["course"])): r["course"][-1]
+             for r in records("digits-trials/clip.jsonl")}
+    for row in table("method.md", "way", "rho"):
+        kind, cut = re.match(r"(\w+), (?:cut at (\d+)|IVON's step)", row["way"]).groups()
+        _, nll, kl, snr = found.pop((kind, cut and int(cut), float(row["rho"]), int(row["epochs"])))[:4]
+        assert [row[name] for name in ("nll", "KL per image", "loss")] == [f"{value:.3f}" for value in (nll, kl, nll + kl)]
+        assert row["SNR"] == f"{snr:.1f}"
+    assert not found
+
+
+def test_the_table_of_alphas_equals_the_records():
+    runs = {f"{record['settings']['alpha']:.2g}": record for record in records("digits-alpha/records.jsonl")}
+    for row in table("method.md", "alpha", "clean / 1 / 10"):
+        record = runs.pop(row["alpha"])
+        measured = [record["last"][name] for name in ("clean", "pgd_1_draw", "pgd_10_draws")]
+        assert row["clean / 1 / 10"] == " / ".join(map(percent, measured))
+        assert (row["SNR"], row["KL"]) == (f"{record['course'][-1][3]:.3g}", f"{record['course'][-1][2]:.3g}")
+        assert row["pruned"] == percent(record["pruned_60"])
+        assert (row["calibration"], row["AUROC"]) == (f"{record['calibration_error']:.3f}", f"{record['auroc']:.3f}")
+    assert not runs
+
+
+def test_what_is_said_of_alphas_equals_the_records():
+    runs = {record["run"]: record for record in records("digits-alpha/records.jsonl")}
+    before = {record["run"]: record for record in records("digits-alpha/fan-in.jsonl")}
+    text = " ".join(PAGES["method.md"].split())
+    many = {name: run["last"]["pgd_10_draws"] for name, run in runs.items()}
+    one_draw = {name: run["last"]["pgd_1_draw"] for name, run in runs.items()}
+    hidden = [f"{100 * (one_draw[name] - many[name]):.1f}" for name in ("alpha-0.1", "alpha-0.001")]
+    assert "at 0.1 an attacker with ten draws wins {} points more, at 0.001 {}.".format(*hidden) in text
+    small = [name for name, run in runs.items() if run["settings"]["alpha"] <= 0.01]
+    left = [100 * runs[name]["pruned_60"] for name in small]
+    costs, former = ([100 * (kind[name]["last"]["pgd_10_draws"] - kind[name]["pruned_60"]) for name in small]
+                     for kind in (runs, before))
+    assert small[-1] == "alpha-0.0001"
+    assert (f"the accuracy is {min(left):.0f} to {max(left):.0f} % from 0.01 down, which costs {min(costs):.1f} to "
+            f"{max(costs):.1f} points.") in text
+    assert f"it cost {min(former[:-1]):.1f} to {max(former[:-1]):.1f} there, and {former[-1]:.1f} at 0.0001." in text
+    best = max(many[name] for name in small) - many["alpha-auto"]
+    assert f"down robustness under ten draws gains {100 * best:.1f} points at most" in text
+    seeds = {record["run"]: record["last"]["pgd_10_draws"] for record in records("digits-alpha/seeds.jsonl")} | many
+    means = [mean_percent([seeds[f"alpha-{alpha}{suffix}"] for suffix in ("", "-seed-1", "-seed-2")])
+             for alpha in ("auto", "0.001", "0.0001")]
+    assert "at 0.0026, 0.001 and 0.0001 are {}, {} and {} (`seeds.jsonl`".format(*means) in text
+    last = {name: [epoch[2] for epoch in run["course"][11:]] for name, run in runs.items()}
+    within = max(100 * (max(kls) / min(kls) - 1) for name, kls in last.items() if name in small and name != "alpha-0.01")
+    falls = [100 * (1 - last[f"alpha-{alpha}"][-1] / last[f"alpha-{alpha}"][0]) for alpha in (0.01, 0.03, 0.1)]
+    assert (f"the KL stays within {within:.0f} % from 0.0026 down. "
+            "At 0.01 it falls by {:.0f} %, at 0.03 by {:.0f} %, at 0.1 by {:.0f} %:".format(*falls)) in text
+    kl, snr = runs["alpha-0.0001"]["course"][-1][2:4]
+    assert 0.85 < 1 - price(0.0001, 1287, 66_026, snr) / kl < 0.95      # "nine tenths"
+
+
+def cifar10_trials():
+    return {record["run"]: record for record in records("cifar10-trials/records.jsonl")}
+
+
+def test_the_table_of_images_equals_the_records_of_the_trials():
+    names = {"16 images": "alpha-0.00035", "32 images": "images-32", "64 images: the default": "images-64",
+             "128 images": "images-128", "the draw, 128 images": "draw", "(adversarial training, 128 images)": "adv"}
+    runs, rows = cifar10_trials(), table("method.md", "statistics of")
+    assert [row["statistics of"] for row in rows] == list(names)
+    for row in rows:
+        record = runs[names[row["statistics of"]]]
+        images = int(re.search(r"\d+", row["statistics of"])[0])
+        assert images == record["images_of_statistics"]
+        assert record["run"] == "adv" or record["settings"]["alpha"] == pytest.approx(0.00035, rel=0.01)
+        assert "the default" not in row["statistics of"] or images == record["settings"]["batch_size"] / statistics_stride(128)
+        for epoch, (_, nll, _, _, *held_out) in zip((1, 2), [*record["course"][:2], [0] * 6]):
+            known = [f"{nll:.3f}", " / ".join(map(percent, held_out))] if nll else ["", ""]
+            assert [row[f"nll, epoch {epoch}"], row[f"held out, epoch {epoch}"]] == known
+
+
+def price(alpha, num_train, num_weights, snr=recipes.BUDGETED_SNR):
+    """What the KL costs an image, in nats, where the prior is scaled to the weights (method.md)."""
+    return alpha / num_train * num_weights / 2 * math.log1p(snr)
+
+
+def test_the_table_of_budgets_equals_the_records_of_the_trials():
+    epoch = int(re.search(r"smaller budget is better\*\*: epoch (\d+) of", PAGES["method.md"])[1])
+    runs, rows = cifar10_trials(), table("method.md", "alpha", "budget")
+    names = {"0.007": "alpha-0.007", "0.0014": "alpha-0.0014", "0.00035": "alpha-0.00035", "0.00035, 64 images": "images-64",
+             "(adversarial training)": "adv"}
+    assert [row["alpha"] for row in rows] == list(names)
+    for row in rows:
+        record = runs[names[row["alpha"]]]
+        alpha, (_, nll, kl, snr, *held_out) = record["settings"]["alpha"], record["course"][epoch - 1]
+        assert (row["nll"], row["clean / PGD"]) == (f"{nll:.3f}", " / ".join(map(percent, held_out)))
+        assert [row[name] for name in ("SNR", "KL")] == ([f"{snr:.2f}", f"{kl:.3f}"] if alpha else ["", ""])
+        assert float(row["budget"] or 0) == pytest.approx(price(alpha, 49_000, 924_186), rel=0.02)
+    ours, adv = (runs[name]["course"][-1][1] for name in ("images-64", "adv"))
+    assert f"Adv-BNN's nll is {ours - adv:.3f} above" in PAGES["method.md"]
+
+
+def test_what_is_said_of_the_priors_decay_equals_the_records():
+    runs, rows = cifar10_trials(), table("method.md", "prior", "nll, epoch 5")
+    text = " ".join(PAGES["method.md"].split())
+    names = {"fan_in": "images-64", "0.0038, as auto has it": "prior-0.0038",
+             "0.012, alpha 0.0035": "prior-0.012", "(adversarial training)": "adv"}
+    assert [row["prior"] for row in rows] == list(names)
+    for row in rows:
+        course = runs[names[row["prior"]]]["course"]
+        told = {f"nll, epoch {epoch}": f"{course[epoch - 1][1]:.3f}" for epoch in (5, 10, 15)}
+        snr, *held_out = course[14][3:]
+        assert row == {"prior": row["prior"], **told, "SNR": f"{snr:.1f}" if snr else "",
+                       "held out, epoch 15": " / ".join(map(percent, held_out))}
+    lower = [ours[1] < adv[1] for ours, adv in zip(*(runs[name]["course"] for name in ("images-64", "adv")), strict=True)]
+    assert lower == [True] * 10 + [False] * 5            # "up to epoch 10 of 15"
+    former, digits = records("digits-trials/prior.jsonl"), digits_runs()
+    ours, known = ([digits[f"{defense}-240-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
+    better, worse = ([apart(*(sum((correct(run, attack) for run in runs), []) for runs in pair))
+                      for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (former, known)))
+    assert (f"by {better[0]} (PGD) and {better[1]} points (APGD), image by image" in text
+            and f"those by `fan_in` differed by {worse[0]} and {worse[1]}." in text)
+    alpha = runs["prior-0.0038"]["settings"]["alpha"]
+    assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
+    kl, snr = runs["prior-0.0038"]["course"][14][2:4]
+    noise = price(alpha, 49_000, 924_186, snr)
+    assert f"Of the {kl:.3f} nats per image at the end of the second row below the noise costs {noise:.3f}." in text
+    sizes, kept = records("cifar10-trials/sizes.jsonl"), best_epoch(
+        records("cifar10-medium/fan_in/runs/advbnn-tuned/metrics.jsonl"))
+    grown = [row["advbnn, prior of fan_in"] / row["adv"] for row in sizes]
+    snr = [kept[f"snr/{row['weight'].removesuffix('.weight')}"] for row in sizes]
+    decay = [alpha / 49_000 / (2 / row["fan_in"]) for row in sizes]
+    assert f"end {min(grown):.1f} to {max(grown):.1f} times as large" in text
+    assert f"last three convolutions the signal-to-noise ratio is {min(snr[-3:]):.1f} to {max(snr[-3:]):.1f}." in text
+    assert f"at most {1e6 * max(decay):.1f}e-6, {round(5e-4 / max(decay), -1):.0f} times less" in text
+
+
+def test_what_the_decay_weighs_equals_the_records():
+    text = " ".join(PAGES["method.md"].split())
+    courses = [records(f"{folder}/metrics.jsonl") for folder in (
+        "cifar10-medium/runs/advbnn-tuned", "stl10-medium/runs/advbnn")]
+    assert "in the first epoch an image pays {:.2f} nats in all with the narrow VGG16, {:.2f} with Model A.".format(
+        *(course[0]["kl_per_image"] for course in courses)) in text
+    network = networks.build_network("vgg16", 10, 3, 16)
+    norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    first, last = (sum(epoch[f"kl_per_image/{name}"] for name in norms)
+                   / sum(value for name, value in epoch.items() if name.startswith("kl_per_image/"))
+                   for epoch in (courses[0][0], courses[0][-1]))
+    assert last < 0.2 < 0.7 < first                      # in the first epoch BatchNorm's scales, at the end the convolutions
+
+
+def test_the_table_of_budgets_on_stl10_equals_the_records():
+    places = {"0.01": "fan_in/runs/advbnn-0.01", "0.11: the default": "fan_in/runs/advbnn", "0.2": "before/runs/advbnn",
+              "(adversarial training)": "runs/adv"}
+    rows, of_five = table("method.md", "nats per image", "right in training"), []
+    assert [row["nats per image"] for row in rows] == list(places)
+    for row in rows:
+        folder = f"stl10-medium/{places[row['nats per image']]}"
+        config, course = json_files.read_config(RUNS / folder), records(f"{folder}/metrics.jsonl")
+        last, best = course[-1], best_epoch(course)
+        told = [both_accuracies(*each) for each in ((last, "train"), (best, "held_out"), (last, "held_out"))]
+        assert [row[name] for name in ("nll", "right in training", "best", "last")] == [
+            f"{last['nll']:.3f}", told[0], f"{told[1]} ({best['epoch']})", told[2]]
+        if config["settings"]["alpha"]:
+            assert [row[name] for name in ("SNR", "KL")] == [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"]
+            share = price(config["settings"]["alpha"], 4500, config["num_weights"])
+            assert float(row["nats per image"].partition(":")[0]) == pytest.approx(share, rel=0.02)
+            assert config["classifier"]["prior_std"] == "fan_in"
+        of_five.append(mean_percent([epoch["held_out_robust_accuracy"] for epoch in course[-5:]]))
+    assert "under attack are {}, {}, {} and {} %".format(*of_five) in PAGES["method.md"]
+
+
+def test_what_a_small_budget_costs_on_digits_equals_the_records():
+    few, adv = records("digits-trials/small-budget.jsonl"), [digits_runs()[f"adv-240-{seed}"] for seed in range(3)]
+    for attack, name in (("pgd", "PGD"), ("apgd-ce", "APGD")):
+        told = f"{apart(*(sum((correct(run, attack) for run in runs), []) for runs in (few, adv)))} ({name})"
+        assert told in PAGES["method.md"].partition("With a budget of 0.01 nats")[2].partition("\n- ")[0], told
+
+
+def test_the_table_of_todays_defaults_equals_its_records():
+    for row in table("benchmark.md", "attack", "MiB"):
+        ours, floor = (one(records(f"benchmark-cpu/defaults/batch-{row['batch']}.csv"), contestant=name)
+                       for name in ("adv-bnn", "deterministic"))
+        assert row["CPU ratio"] == f"{float(ours['cpu_ratio']):.3f}"
+        assert row["MiB"] == f"{float(ours['peak_memory_bytes']) / 2**20:.0f}"
+        for part in ("attack", "update", "optimizer"):
+            added = (float(ours[f"{part}_s"]) - float(floor[f"{part}_s"])) / float(floor["wall_s"])
+            assert row[part] == f"{added:.3f}"
+
+
+def test_the_readme_tells_what_a_step_costs_as_the_records_do():
+    cpu = [100 * float(one(records(f"benchmark-cpu/defaults/batch-{batch}.csv"), contestant="adv-bnn")["cpu_ratio"]) - 100
+           for batch in (128, 32)]
+    rows = records("gpu/h100/benchmark/benchmark.csv")
+    gpu = [100 * float(one(rows, contestant="adv-bnn", batch_size=batch)["wall_ratio"]) - 100 for batch in ("1024", "512")]
+    assert ("costs {:.0f} % more than one of adversarial training at batch 128 on a CPU, {:.0f} % at 32. On an H100 it costs "
+            "{:.0f} % more at batch 1,024, {:.0f} % at 512").format(*cpu, *gpu) in PAGES["README.md"]
+
+
+def test_the_table_of_the_benchmark_equals_the_record():
+    rows = records("benchmark-cpu/benchmark.csv")
+    for row in table("benchmark.md", "contestant", "peak MiB"):
+        record = one(rows, batch_size=row["batch"], precision=row["precision"], contestant=row["contestant"])
+        assert row["ms"] == f"{1000 * float(record['wall_s']):.0f}" and row["to"] == record["floor"], row
+        assert row["CPU ratio"] == f"{float(record['cpu_ratio']):.3f}", row
+        assert row["peak MiB"] == f"{float(record['peak_memory_bytes']) / 2**20:.0f}", row
+
+
+def test_the_table_of_the_h100_equals_the_records():
+    now, before = (records(f"gpu/h100/{name}/benchmark.csv") for name in ("benchmark", "benchmark-before/graphs-auto"))
+    for row in table("benchmark.md", "of matmul %"):
+        ours, floor = (one(now, batch_size=row["batch"], contestant=name) for name in ("adv-bnn", "deterministic"))
+        then = one(before, batch_size=row["batch"], contestant="adv-bnn")
+        assert list(row.values())[1:] == [
+            f"{float(ours['images_per_second']):,.0f}", f"{float(floor['images_per_second']):,.0f}",
+            f"{float(ours['wall_ratio']):.3f}", f"{100 * float(ours['matmul_share']):.0f}",
+            f"{float(then['images_per_second']):,.0f}", f"{float(then['wall_ratio']):.3f}"], row
