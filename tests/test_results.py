@@ -229,6 +229,8 @@ def test_what_is_said_of_stl10_equals_the_records():
     stds = one(records(f"{STL10}/evaluation/layers.csv"), layer="all")
     prior, median, *ends = (float(stds[name]) for name in ("prior_log_std", "log_std_median", "log_std_q05", "log_std_q95"))
     assert f"{prior - median:.2f} below the prior's, {prior:.2f}, and 90 % lie between {ends[0]:.2f} and {ends[1]:.2f}." in text
+    prior_std = f"{json_files.read_config(RUNS / STL10 / 'runs/advbnn')['classifier']['prior_std']:.4f}"
+    assert f"(its prior is {prior_std})" in text and f"the prior is {prior_std})" in PAGES["method.md"]
     course = records(f"{STL10}/runs/advbnn/metrics.jsonl")
     assert f"ratio is {best_epoch(course)['snr']:.1f} there and {course[-1]['snr']:.1f} at the last." in text
     assert f"signal-to-noise ratio is {records(f'{STL10}/runs/authors/metrics.jsonl')[-1]['snr']:.2f}: nearly all noise" in text
@@ -358,6 +360,8 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
         assert row["KL"] == f"{sum(values[2] for values in last) / 3:.3f}"
     text = " ".join(PAGES["method.md"].split())
+    falls = [100 * (1 - run["course"][-1][2] / run["course"][-61][2]) for run in ours]           # of 240 epochs, the last row
+    assert "falls by {:.1f}, {:.1f} and {:.1f} % in the three seeds.".format(*falls) in text
     assert "starts at the image it has {} after 240 and adversarial training {} (means".format(*from_image) in text
 
 
@@ -452,6 +456,15 @@ def test_the_table_of_trials_is_the_mean_of_their_seeds():
         assert row["last"] == " / ".join(mean_percent([run["last"][name] for run in of_run]) for name in ("clean", "pgd"))
         assert row["best"] == mean_percent([run["best"]["pgd"] for run in of_run])
     assert {run["run"] for run in runs} == {row["trial"] for row in table("defaults.md", "trial")}
+
+
+def test_the_table_of_statistics_for_batch_norm_equals_the_records():
+    ends = {record["name"]: record["log"][-1] for record in records("digits-trials/records.jsonl")}
+    names = ("batch", "renorm", "meannet", "meansub", "adv")
+    for row, end in zip(table("method.md", "BatchNorm in training by"), map(ends.get, names), strict=True):
+        held_out = end["held"]
+        told = [held_out["clean"], held_out["pgd1"], held_out.get("pgd10", held_out["pgd1"])]          # adv draws nothing
+        assert (row["clean / 1 / 10"], row["nll"]) == (" / ".join(map(str, told)), f"{end['nll']:.3f}"), row
 
 
 def test_the_table_of_curvatures_equals_the_records():
