@@ -46,3 +46,15 @@ def one(rows, **fields):
 
 def percent(share):
     return f"{100 * float(share):.1f}"
+
+
+def mean_percent(values):
+    return percent(sum(values) / len(values))
+
+
+def best_epoch(course):
+    return max(course, key=lambda epoch: (epoch["held_out_robust_accuracy"], epoch["held_out_accuracy"]))
+
+
+def both_accuracies(epoch, split):
+    return " / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
