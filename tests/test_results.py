@@ -161,8 +161,8 @@ def test_what_is_said_of_both_seeds_equals_the_records():
     assert f"the mean of both seeds is {mean_gain(ADVBNN, ADV)} points apart in the worst case." in text
     attacked, clean = (mean_gain(FAN_IN, ADV, clean) for clean in (False, True))
     less = statistics.mean(share(adv, "0", images="2000") - share(ours, "0", images="2000") for adv, ours in zip(ADV, FAN_IN))
-    assert (f"in the mean by {attacked} points in the worst case and {clean} clean, image by image on the 500 by the "
-            f"ensemble's own draws; on the 2,000 clean images by -{less:.1f}.") in text
+    assert (f"The mean difference of both seeds is {attacked} points in the worst case and {clean} clean, image by image on "
+            f"the 500 by the ensemble's own draws, and -{less:.1f} clean on the 2,000.") in text
     assert (f"in the worst case by {attacked.removeprefix('-')} points (500 images), clean by {less:.1f} (2,000; means of two "
             "seeds)") in readme
     known, ours, other, others = worst_case_of(ADV[0], ADVBNN[0], ADV[1], ADVBNN[1])
@@ -180,9 +180,13 @@ def test_what_is_said_of_both_seeds_equals_the_records():
 
 def test_what_is_said_of_the_narrow_vgg16_equals_the_records():
     text, evaluation = section("results.md", "## CIFAR-10, a narrow VGG16"), f"{CIFAR10}/evaluation"
-    both, few = (ADVBNN[0], FAN_IN[0]), {"attack_samples": "1", "num_examples": "500"}
-    for place, told in zip(both, ("with seed 0 Adv-BNN has {} under one draw there", "either: {} with seed 0 on the 500.")):
-        assert told.format(listed(best_rows(*place, "runs"), TRAININGS[CIFAR10][1], **few)) in text
+    both = ADVBNN[0], FAN_IN[0]
+    for place, who in zip(both, ("Adv-BNN has", "the 500 have")):
+        of = [listed(best_rows(*place, *names), TRAININGS[CIFAR10][1], attack_samples=draws, num_examples="500")
+              for draws, names in (("1", ["runs"]), ("20", ["accuracy"]))]
+        assert re.search("with seed 0 {} {} under one draw( there,)? and {} under twenty.".format(who, *of), text)
+    known = listed(best_rows(*ADV[0], "runs"), ["clean", "0.015", "8/255", "0.035", "0.055", "0.07"], num_examples="500")
+    assert f"On the 500 images of the rows of 20 draws adversarial training has {known}." in text
     alone = [[float(left) for left in worst_case_of(*runs)] for runs in (FAN_IN, ADV)]
     together = worst_case_of(*((f"{CIFAR10}/seed-1", f"{run}-tuned+{run}-tuned-seed-1") for run in ("advbnn", "adv")))
     assert "have {:.1f} (Adv-BNN) and {:.1f} points more in the worst case".format(
@@ -215,6 +219,11 @@ def test_what_is_said_of_stl10_equals_the_records():
     text, adv, ours, authors = section("results.md", "## STL-10, whole"), STL10_ADV[0], STL10_ADVBNN[0], (STL10, "authors")
     theirs = percent(paper.accuracy("stl10", "advbnn", 0.035, many_draws=True))
     assert f"There averaged draws leave {theirs} to the paper's Adv-BNN and {share(ours, '0.035', '20'):.1f} to ours" in text
+    listed_500 = listed(best_rows(*adv, "runs"), ["clean", "0.015", "0.035", "0.055", "0.07"], num_examples="500")
+    assert f"rows of more draws adversarial training has {listed_500} (0, 0.015, 0.035, 0.055, 0.07)." in text
+    apgd = [percent(one(best_rows(*place, "robust"), attacks="apgd-ce")["accuracy"])
+            for place in ((f"{STL10}/fan_in", "advbnn"), adv)]
+    assert "APGD leaves {}, and {} to adversarial training.".format(*apgd) in text
     one_draw = share(authors, "0.07", images="3000") - share(adv, "0.07", images="3000")
     many, known = share(authors, "0.07", "100"), share(adv, "0.07")
     error = 1.96 * sum(of * (100 - of) / 500 for of in (many, known)) ** 0.5
@@ -233,6 +242,7 @@ def test_what_is_said_of_stl10_equals_the_records():
 
 
 def test_the_table_of_ends_equals_the_records():
+    stl10 = []
     for row in table("results.md", "run", "right in training"):
         folder, run = of_folder(row["run"], "")
         course = records(f"{folder}/runs/{run}/metrics.jsonl")
@@ -240,7 +250,16 @@ def test_the_table_of_ends_equals_the_records():
         noise = [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"] if "snr" in last else ["", ""]
         held_out = f"{both_accuracies(best, 'held_out')} ({best['epoch']})", both_accuracies(last, "held_out")
         assert list(row.values())[1:] == [f"{last['nll']:.3f}", *noise, both_accuracies(last, "train"), *held_out], row
+        stl10 += [(best, last)] if STL10 in folder else []
         assert len(course) == (15 if {"epochs-15", "before", "awp"} & {*folder.split("/")} and CIFAR10 in folder else 30)
+    lost = [100 * (best["held_out_robust_accuracy"] - last["held_out_robust_accuracy"]) for best, last in stl10]
+    text = section("results.md", "## How the trainings end")
+    assert f"the last epoch is {min(lost):.1f} to {max(lost):.1f} points below the best under attack" in text
+    assert all(last["held_out_accuracy"] >= best["held_out_accuracy"] for best, last in stl10)
+    rows = [[row for row in records(f"{folder}/evaluation/runs.csv") if row["checkpoint"] == f"{run}/checkpoint.pt"]
+            for folder, run in (*ADV, *FAN_IN)]
+    of = [listed(of_run, ["clean", "8/255"], num_examples="2000") for of_run in rows]
+    assert "training has {} and, with seed 1, {} there, Adv-BNN by `fan_in` {} and {}.".format(*of) in text
 
 
 def test_how_far_the_narrow_vgg16_by_fan_in_is_from_adversarial_training_at_the_end_equals_the_records():
@@ -249,7 +268,7 @@ def test_how_far_the_narrow_vgg16_by_fan_in_is_from_adversarial_training_at_the_
 
 
 def test_the_table_of_pruning_equals_the_records():
-    for row in table("results.md", "60 % less by signal-to-noise"):
+    for row in table("results.md", "lowest signal-to-noise: 60 % out"):
         name, _, part = row["Adv-BNN"].partition(", ")
         folder = f"{ {'CIFAR-10': CIFAR10, 'STL-10': STL10}[name]}/{part}".strip("/")
         left = {(found["prune_by"], found["fraction"], found["epsilon"]): percent(found["accuracy"])
@@ -257,7 +276,7 @@ def test_the_table_of_pruning_equals_the_records():
         pruned = [("std", "0"), *(("signal_to_noise", part) for part in ("0.6", "0.8")),
                   *(("std", part) for part in ("0.2", "0.4", "0.6"))]
         assert list(row.values())[1:] == [f"{left[*of, '0']} / {left[*of, '0.03125']}" for of in pruned]
-    gone = {f"{float(row['60 %'].split(' / ')[1]):.0f}" for row in table("results.md", "60 % less by signal-to-noise")
+    gone = {f"{float(row['60 % out'].split(' / ')[1]):.0f}" for row in table("results.md", "lowest signal-to-noise: 60 % out")
             if "fan_in" not in row["Adv-BNN"]}
     assert gone == {"10"} and "it leaves 10 % under attack." in PAGES["README.md"]
 
