@@ -7,7 +7,11 @@ NONE = "-"                                               # nothing measured, or 
 
 def table(rows, columns):
     """`rows` as text: a header and one aligned line each; columns is {title: function of a row}."""
-    lines = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
+    return aligned([list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)])
+
+
+def aligned(lines):
+    """Lines of texts, as many in each, with what stands below each other to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 

@@ -1,7 +1,7 @@
 """Tables of accuracy against the radius of the attack: Table 1, Fig. 2, and runs of any kind side by side."""
 from pyro_advbnn.cli.text_tables import NONE, percent, share
 from pyro_advbnn.reporting import paper, run_descriptions
-from pyro_advbnn.reporting.curves import checkpoints_tell_weights, curves
+from pyro_advbnn.reporting.curves import curves
 from pyro_advbnn.reporting.paper import dataset_name, defense_name
 from pyro_advbnn.reporting.summary import INTERVALS, Summary, shared
 
@@ -12,7 +12,7 @@ def table1(rows, _):
     """Table 1, one for each data set: our accuracies, and below them those that were published."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     return [_table1_of([row for row in rows if row["dataset"] == dataset], dataset,
-                       f"-{dataset.replace(':', '-')}" if len(datasets) > 1 else "") for dataset in datasets]
+                       f"-{dataset.replace(':', '-')}" if dataset != datasets[0] else "") for dataset in datasets]
 
 
 def _table1_of(rows, dataset, suffix):
@@ -83,9 +83,8 @@ def runs(rows, folder):
     peculiar = run_descriptions.peculiarities({name: configs[name] for name in order if name in configs})
     found, lines = curves(rows, "epsilon", names={name: name for name in order}), []
     for curve in sorted(found, key=lambda curve: order.index(curve.rows[0]["run"])):
-        told_elsewhere = ["attack_samples", "alpha", "prior_std"]
-        told_elsewhere += ["weights"] if checkpoints_tell_weights(rows, curve.rows[0]["run"]) else []
-        last, words = curve.rows[-1], [text for name, text in curve.words.items() if name not in told_elsewhere]
+        last = curve.rows[-1]
+        words = [text for name, text in curve.words.items() if name not in ("attack_samples", "alpha", "prior_std")]
         lines.append([", ".join([curve.label, *words]), defense_name(last), peculiar.get(last["run"]) or NONE,
                       str(last["attack_samples"] or NONE), *_cells(curve, radii)])
     told = ("Unlike most: settings that most of these runs have otherwise" if len(peculiar) == len(order) else

@@ -89,13 +89,18 @@ def _labels_of_many(rows):
 
 
 def _grouped(rows, x, across):
-    """The rows of each curve, as lists; a clean row over epsilon stands in each that has its other settings."""
+    """The rows of each curve, as lists.
+
+    A clean row over epsilon stands in each that has its other settings, a run's only checkpoint in the curve of each.
+    """
     groups, told = {}, several_checkpoints(rows)
-    for row in sorted(rows, key=_is_clean):              # what may belong to several comes last
+    for row in sorted(rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in told)):      # last what may be in several
         own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
         own |= {"checkpoint": told.get(row["checkpoint"])} if "run" in across else {}
-        key = frozenset((name, value) for name, value in (settings(row, x) | own).items() if name not in (x, *across))
-        homes = [home for home in groups if key <= home] if _is_clean(row) and x == "epsilon" else []
+        only = "run" in across and row["checkpoint"] not in told
+        hidden = {x, *across, *(["checkpoint"] if only else [])}
+        key = frozenset((name, value) for name, value in (settings(row, x) | own).items() if name not in hidden)
+        homes = [home for home in groups if key <= home] if only or _is_clean(row) and x == "epsilon" else []
         for home in homes or [key]:
             groups.setdefault(home, []).append(row)
     return list(groups.values())
@@ -130,7 +135,9 @@ def _differences(found, x, across):
     pairs = {(each.get("epsilon"), each.get("step_size")) for each in all_settings}
     if len(pairs) == len({epsilon for epsilon, _ in pairs}):
         alike.add("step_size")                           # the radius already tells it
-    return [{name: text for name, text in each.items() if name not in alike} for each in all_settings]
+    of_all = [row for curve in found for row in curve.rows]
+    hidden = [alike | ({"weights"} if checkpoints_tell_weights(of_all, row["run"]) else set()) for row in rows]
+    return [{name: text for name, text in each.items() if name not in names} for each, names in zip(all_settings, hidden)]
 
 
 def settings(row, x=None):

@@ -13,7 +13,6 @@ from pyro_advbnn.cli import help
 from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
 from pyro_advbnn.reporting.figures import FIGURES
-from pyro_advbnn.reporting.robustness_summaries import headline
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
 
@@ -36,7 +35,7 @@ def write(folder, runs=None):
     configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"])))
     log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
     page = _template().render(
-        configs=configs, log=log, headline=headline(folder), **_overview(configs), tables=summaries.summaries(folder),
+        configs=configs, log=log, **_overview(configs), tables=summaries.summaries(folder),
         figures=_figures(folder),
         examples=_examples(folder), caveats=_caveats(folder, configs), times=_times(log),
         commands=[*_trainings(configs), *dict.fromkeys(line["command"] for line in log)])
@@ -106,8 +105,8 @@ def _examples(folder):
 
 def _caveats(folder, configs):
     """What these rows and runs leave open, as sentences."""
-    rows = [row for name in ("accuracy", "alpha", "prior_std", "runs", "steps", "many_draws", "robust")
-            for row in csv_tables.read(folder, name)]
+    rows = [row for name, columns in csv_tables.TABLES.items() if {"accuracy", "defense"} <= set(columns)
+            for row in csv_tables.read(folder, name) if row.get("source") in (None, "target")]         # made on another run
     random = {row["run"] for row in rows if row["defense"] in _RANDOM and row["epsilon"]}
     weak = random - {row["run"] for row in rows if (row["attack_samples"] or 0) > 1 and row["epsilon"]}
     if weak:

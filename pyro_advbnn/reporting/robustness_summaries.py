@@ -1,60 +1,11 @@
 """The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
-from pathlib import Path
-
 from pyro_advbnn.cli.text_tables import counted, percent, share
-from pyro_advbnn.reporting import csv_tables
-from pyro_advbnn.reporting.curves import common, labels, named, settings
+from pyro_advbnn.reporting.curves import common, named, settings
 from pyro_advbnn.reporting.paper import defense_name
 from pyro_advbnn.reporting.summary import Summary
 
 _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num_queries": "queries of Square",
            "num_examples": "images"}
-
-
-def headline(folder):
-    """One sentence: how robust, under what attack, compared with what; "" where nothing was attacked.
-
-    It is of the worst case over several attacks where there is one, of one attack whose points were judged likewise, else of
-    PGD; of test images where there are any, the first row's norm, the newest weights, the images of an attack with many draws
-    where there is one, the most of them, the middle of its radii, the longest attack that every checkpoint has met, else the
-    longest on each, and the most draws. What was stopped before all attacks had seen all images is left out.
-    """
-    worst = [row for row in csv_tables.read(folder, "robust") if row["tried"] == row["attacks"]]
-    worst = [row for row in worst if " " in row["attacks"]] or worst
-    rows = worst or [row for row in csv_tables.read(folder, "accuracy") if row["epsilon"]]
-    if not rows:
-        return ""
-    rows = [row for row in rows if ":" not in row["dataset"]] or rows                 # test images, else those held out
-    rows = _same(rows, lambda row: (row["dataset"], row.get("norm")), rows[0])
-    newest = {(row["run"], row["checkpoint"]): row["weights"] for row in rows}
-    rows = [row for row in rows if row["weights"] == newest[row["run"], row["checkpoint"]]]
-    strong = [row for row in rows if (row["attack_samples"] or 1) > 1] or rows
-    most = max(strong, key=lambda row: row["num_examples"])
-    rows, radii = (_same(some, lambda row: row["images"], most) for some in (rows, strong))
-    radii = sorted({row["epsilon"] for row in radii})
-    rows = [row for row in rows if row["epsilon"] == radii[(len(radii) - 1) // 2]]
-    met = [{row["num_steps"] for row in rows if row["checkpoint"] == path} for path in {row["checkpoint"] for row in rows}]
-    by_all = set.intersection(*met)
-    rows = [row for row in rows if not by_all or row["num_steps"] == max(by_all)]
-    rows = sorted(rows, key=lambda row: (row["num_steps"], row["attack_samples"] or 1, -row["accuracy"]))
-    rows = sorted({(row["run"], row["checkpoint"]): row for row in rows}.values(), key=lambda row: -row["accuracy"])
-    names, attack = labels(rows), "white-box PGD"
-    if worst:
-        attack = "the worst of several attacks on each image" if " " in rows[0]["attacks"] else rows[0]["attacks"]
-    norm = ", in the l2 norm" if rows[0].get("norm") == "l2" else ""
-    known = common(rows)
-    chosen = [known[name] for name in ("epsilon", "num_steps", "attack_samples", "num_examples") if name in known]
-    several = len({row["checkpoint"] for row in rows}) > len(names)
-    told = []
-    for row in rows:
-        apart = [Path(row["checkpoint"]).name] * several + [counted(row["num_steps"], "step")] * (not by_all)
-        subject = names[row["run"]] + (f" ({', '.join(apart)})" if apart else "")
-        told.append(f"{subject} on {percent(row, interval=True)} %")
-    return f"Under {attack} ({', '.join(chosen)}{norm}) these are right: {', '.join(told)}."
-
-
-def _same(rows, of, example):
-    return [row for row in rows if of(row) == of(example)]
 
 
 def robust(rows, _):

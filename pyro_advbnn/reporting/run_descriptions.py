@@ -38,14 +38,15 @@ def shared_and_differing(configs):
 
 
 def peculiarities(configs):
-    """{name of a run: the settings, but for the defence, in which it is unlike most of the others, as a text}."""
+    """{name of a run: the settings, but for the defence, that more than half of those that have it have otherwise, a text}."""
     told = {name: [] for name in configs}
     for setting, values in shared_and_differing(configs)[1].items():
-        usual = Counter(values).most_common(1)[0][0]
+        values = ["none" if value == NONE and setting in _OPTIONAL else value for value in values]
+        known = [value for value in values if value != NONE]
+        (usual, times), = Counter(known).most_common(1)
         for name, value in zip(configs, values):
-            text = "none" if value == NONE and setting in _OPTIONAL else value
-            if value != usual and text != NONE and setting != "defence":
-                told[name].append(f"{setting} {text}")
+            if 2 * times > len(known) and value not in (usual, NONE) and setting != "defence":
+                told[name].append(f"{setting} {value}")
     return {name: "; ".join(words) for name, words in told.items()}
 
 

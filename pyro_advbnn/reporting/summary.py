@@ -1,6 +1,5 @@
 """One table of a report, and the sentences that its notes share."""
 from dataclasses import dataclass
-from operator import itemgetter
 
 from pyro_advbnn.cli import text_tables
 from pyro_advbnn.reporting import paper
@@ -21,7 +20,7 @@ class Summary:
 
     def as_text(self):
         """Aligned text."""
-        table = text_tables.table(self.rows, {name: itemgetter(place) for place, name in enumerate(self.columns)})
+        table = text_tables.aligned([self.columns, *self.rows])
         return "\n".join(filter(None, (self.title, table, self.note))) + "\n"
 
     def as_markdown(self):

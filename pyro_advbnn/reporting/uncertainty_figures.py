@@ -1,5 +1,5 @@
 """Figures of doubt: the reliability diagram, and how well doubt detects attacked and foreign images."""
-from pyro_advbnn.reporting.curves import Curve, common, curves, labels, place, settings, several_checkpoints
+from pyro_advbnn.reporting.curves import Curve, common, curves, labels, named, place, settings
 from pyro_advbnn.reporting.figure_style import GREY, Look, error_bars, finish_figure, start_figure
 
 
@@ -23,16 +23,17 @@ def calibration(rows):
 def detection(rows):
     """AUROC of doubt against clean images with its 95 % interval, a line for each kind of images, a panel for each score."""
     rows = [row for row in rows if row["auroc"] is not None]
-    rows = list({(row["checkpoint"], row["score"], detected(row)): row for row in rows}.values())    # the newest
     if not rows:
         return None
-    names, kinds = labels(rows), list(dict.fromkeys(map(detected, rows)))
+    kinds = list(dict.fromkeys(map(detected, rows)))
     by_score = {score: [row for row in rows if row["score"] == score]
                 for score in sorted({row["score"] for row in rows}, key=place)}
-    told = several_checkpoints(rows)
-    panels = [[Curve(", ".join(filter(None, (names[run], told.get(path)))), {},
-                     [row for row in part if row["checkpoint"] == path])
-               for run, path in dict.fromkeys((row["run"], row["checkpoint"]) for row in part)] for part in by_score.values()]
+    panels = []
+    for part in by_score.values():
+        lines = {}
+        for name, row in named(part, "attack", "epsilon", "confidence_weight"):
+            lines.setdefault(name, []).append(row)
+        panels.append([Curve(name, {}, line) for name, line in lines.items()])
     figure, axes = start_figure(len(panels), height=0.8 + 0.3 * len(kinds))
     look, shared = Look([curve for panel in panels for curve in panel]), common(rows)
     for ax, panel, part in zip(axes, panels, by_score.values(), strict=True):

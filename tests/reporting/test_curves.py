@@ -24,6 +24,15 @@ def test_a_curve_over_runs_has_one_of_the_checkpoints_that_they_have():
     assert len(only.rows) == 3 and only.text == ""
     both = curves.curves(best + last, "alpha", over_runs=True)
     assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", last)]
+    both = curves.curves(best + last[:1], "alpha", over_runs=True)           # the second run has one checkpoint, in both
+    assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", [last[0], best[1]])]
+
+
+def test_checkpoints_tell_runs_of_several_apart_without_their_weights():
+    rows = [row(run_fields(name, "advbnn", checkpoint=f"{name}/{file}.pt", weights=f"{name}-{file}"), 500, epsilon, draws)
+            for name, file, draws in (("a", "best", 10), ("a", "checkpoint", 1), ("b", "best", 10)) for epsilon in (0.02, 0.04)]
+    assert [curve.text for curve in curves.curves(rows, "epsilon")] == [
+        "a, 1 draw per gradient, checkpoint.pt", "a, 10 draws per gradient, best.pt", "b, 10 draws per gradient, best.pt"]
 
 
 def test_a_step_that_follows_the_radius_keeps_a_curve_in_one_piece():

@@ -11,12 +11,10 @@ import pytest
 from PIL import Image
 
 from pyro_advbnn.reporting import csv_tables, report
-from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-EVIL = '<script>alert(1)</script>&"\''
 SVG = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 60" width="90pt"><rect width="90" height="60" fill="#ffffff"/>'
        '<text fill="#1b1b1b">accuracy (%)</text></svg>')
 CONFIG = {
@@ -127,10 +125,8 @@ def test_the_page_is_well_formed_with_headings_in_order_and_labels_for_those_who
         "Accuracy under attack", "Steps of the attack", "as it is", "change ×10", "attacked"]
 
 
-def test_the_page_needs_no_other_file_and_its_policy_lets_nothing_in(folder):
+def test_the_page_needs_no_other_file(folder):
     page = write(folder)
-    assert {"http-equiv": "Content-Security-Policy",
-            "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"} in page.all("meta")
     sources = [attributes[name] for _, attributes in page.elements for name in ("src", "href") if name in attributes]
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not page.all("script", "iframe", "object", "base", "form")
@@ -151,59 +147,10 @@ def test_writing_needs_neither_torch_nor_matplotlib(folder):
     assert result.stdout.split() == ["False", "False"]
 
 
-def test_nothing_that_comes_from_a_file_becomes_markup(folder, monkeypatch):
-    harmless = write(folder)
-    name = EVIL.replace("/", "")                                        # a folder's name cannot hold a slash
-    write_run(folder / "runs" / name, dataset=EVIL, network=EVIL, recipe=EVIL, flags={EVIL: EVIL}, class_names=[EVIL],
-              environment={"git_commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}}, defense=EVIL)
-    csv_tables.Table(folder, "examples").add([EXAMPLE | dict.fromkeys(
-        ("run", "defense", "attack", "label", "clean_prediction", "adversarial_prediction", "clean_image"), EVIL)])
-    json_files.write_jsonl(folder / "evaluation" / "log.jsonl", [LINE | {"command": EVIL, "environment": {"device": EVIL}}])
-    (folder / "figures" / "accuracy.svg").write_text(f"<script>{EVIL}</script>")
-    evil = Summary(EVIL, EVIL, [EVIL, EVIL], [[EVIL, EVIL]], EVIL)
-    monkeypatch.setattr(report.summaries, "summaries", lambda folder: [evil])
+def test_signs_of_markup_in_records_are_shown_as_they_are(folder):
+    csv_tables.Table(folder, "examples").add([EXAMPLE | {"label": "cat & <dog>"}])
     page = write(folder)
-    assert page.balanced and {tag for tag, _ in page.elements} <= {tag for tag, _ in harmless.elements}
-    known = {attribute for _, attributes in harmless.elements for attribute in attributes}
-    assert {attribute for _, attributes in page.elements for attribute in attributes} <= known
-    assert page.text.count("alert(1)") > 20 and EVIL in page.text and name in page.text
-    assert any(EVIL in attributes.get("aria-label", "") for attributes in page.all("div"))
-
-
-def test_it_opens_with_how_robust_under_what_attack_compared_with_what_and_a_figure(folder):
-    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh",
-                        "attack_samples": 1, "num_samples": 1, "accuracy": 0.1}
-    weak = ACCURACY | {"attack_samples": 1, "accuracy": 0.8}
-    csv_tables.Table(folder, "accuracy").add([other, weak, weak | {"num_examples": 2000, "images": "more"},
-                                              *(weak | {"epsilon": radius} for radius in (0.25, 0.3))])
-    page = report.write(folder).read_text()
-    assert ("Under white-box PGD (ε = 0.2, 20 PGD steps, 10 draws per gradient where random, 360 images) these are right: "
-            "Adv-BNN on 69.2 [64.2, 73.7] %, no defence on 10.0 [64.2, 73.7] %.") in page
-    assert page.index("Figure 1") < page.index("<main") < page.index("Figure 2")
-    worst = {name: ACCURACY.get(name) for name in csv_tables.TABLES["robust"]} | {
-        "attacks": "pgd square", "tried": "pgd square", "norm": "linf", "num_queries": 20, "accuracy": 0.55}
-    csv_tables.Table(folder, "robust").add([worst | {"dataset": "digits:held_out", "accuracy": 0.99}, worst | {
-        "weights": "before it went on", "accuracy": 0.2}, worst, worst | {"attacks": "pgd", "accuracy": 0.6}, worst | {
-        "checkpoint": "advbnn/checkpoint.pt", "accuracy": 0.5}, worst | {"epsilon": 0.1}, worst | {"epsilon": 0.3},
-        *({**worst, "norm": "l2", "epsilon": radius, "accuracy": 0.2} for radius in (0.4, 0.5, 0.6)),
-        worst | {"num_examples": 20, "images": "few", "accuracy": 0.1}, worst | {"num_steps": 1, "accuracy": 0.3},
-        worst | {"run": "stopped", "attacks": "pgd square", "tried": "pgd", "accuracy": 0.9}])
-    assert ("Under the worst of several attacks on each image (ε = 0.2, 20 PGD steps, 10 draws per gradient, 360 images) these "
-            "are right: Adv-BNN (best.pt) on 55.0 [64.2, 73.7] %, Adv-BNN (checkpoint.pt) on 50.0 [64.2, 73.7] %."
-            ) in report.write(folder).read_text()
-
-
-@pytest.mark.parametrize(("steps", "told"), [
-    (20, "20 PGD steps, 10 draws per gradient where random, 360 images) these are right: Adv-BNN on 69.2 [64.2, 73.7] %, no "
-         "defence on 66.0 [64.2, 73.7] %."),
-    (40, "10 draws per gradient where random, 360 images) these are right: Adv-BNN (20 steps) on 69.2 [64.2, 73.7] %, no "
-         "defence (1,000 steps) on 10.0 [64.2, 73.7] %.")])
-def test_it_compares_what_met_the_same_attack_or_says_how_long_each_was(folder, steps, told):
-    other = ACCURACY | {"run": "none", "defense": "none", "checkpoint": "none/best.pt", "weights": "efgh",
-                        "attack_samples": 1, "num_samples": 1}
-    csv_tables.Table(folder, "accuracy").add([other | {"num_steps": 1000, "accuracy": 0.1},
-                                              other | {"num_steps": steps, "accuracy": 0.66}])
-    assert told in report.write(folder).read_text()
+    assert page.balanced and "cat & <dog>" in page.text
 
 
 def test_a_figure_stands_in_the_page_as_it_was_drawn(folder):
@@ -275,6 +222,8 @@ def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(fol
                                           ACCURACY | {"run": "elsewhere", "attack_samples": 1}])
     worst = {name: ACCURACY.get(name) for name in csv_tables.TABLES["robust"]}
     csv_tables.Table(folder, "robust").add([worst | {"run": "elsewhere", "attacks": "pgd", "tried": "pgd", "norm": "linf"}])
+    csv_tables.Table(folder, "pruning").add([ACCURACY | {"num_examples": 50, "prune_by": "std", "fraction": 0.2}])
     text = write(folder).text
+    assert "Accuracies are measured on 50 images to 360." in text
     assert "Only attacked with one draw per gradient, so not yet honestly: weakly." in text
     assert "radius 0.7 with 20 steps of 0.025." in text and "uncommitted changes: none, advbnn" in text

@@ -101,7 +101,7 @@ def test_where_none_of_the_papers_radii_was_attacked_the_columns_are_those_that_
 def test_two_data_sets_have_a_table_1_each(tmp_path):
     rows = accuracy_rows(ADV, (1,)) + accuracy_rows(ADV | {"dataset": "cifar10:held_out"}, (1,))
     names = [each.name for each in summaries.summaries(folder_of(tmp_path, {"accuracy": rows}))]
-    assert names == ["table1-cifar10", "table1-cifar10-held_out", "accuracy"]
+    assert names == ["table1", "table1-cifar10-held_out", "accuracy"]         # the first replaces that of one data set alone
 
 
 def test_fig_2_has_every_row_and_the_published_number_at_the_radii_of_table_1(tmp_path):
@@ -221,10 +221,11 @@ def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
     assert [(line["run"], line["unlike most"]) for line in lines(table)] == [
         ("a", "-"), ("b", "starts from adv"), ("c", "alpha 1; KL warm-up 0"), ("adv", "weight decay none")]
     assert table.note.endswith("Unlike most: settings that most of these runs have otherwise.")
-    shutil.rmtree(tmp_path / "runs" / "c")
+    shutil.rmtree(tmp_path / "runs" / "a")
     table, = summaries.summaries(tmp_path)
-    assert [line["unlike most"] for line in lines(table)] == ["-", "starts from adv", "-", "weight decay none"]
-    assert table.note.endswith("What a run is: its config.json, which does not lie here for all.")
+    assert [line["unlike most"] for line in lines(table)] == ["-", "starts from adv", "-", "weight decay none"]   # b: 1 of 2
+    shutil.rmtree(tmp_path / "runs" / "c")
+    assert summaries.summaries(tmp_path)[0].note.endswith("What a run is: its config.json, which does not lie here for all.")
 
 
 def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path):
@@ -265,6 +266,7 @@ def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(
 def test_text_is_aligned_and_markdown_is_a_table_whose_cells_hold_no_bars(tmp_path):
     table = Summary("t", "A *title*", ["a", "b|c"], [["1", "x"], ["22", "a|b"]], "note")
     assert table.as_text() == "A *title*\n a  b|c\n 1    x\n22  a|b\nnote\n"
+    assert Summary("t", "T", ["a", "a"], [["1", "2"]], "").as_text() == "T\na  a\n1  2\n"
     assert table.as_markdown() == (
         "### A \\*title\\*\n\n| a | b\\|c |\n| --- | --- |\n| 1 | x |\n| 22 | a\\|b |\n\nnote\n")
 

@@ -30,8 +30,7 @@ def test_the_rejection_curves_have_a_panel_for_each_score():
 
 def test_the_detection_figure_has_a_point_for_each_kind_of_images():
     rows = doubt_tables((ADVBNN,))
-    before = [one | {"auroc": 0.6, "num_samples": 3} for one in rows["detection"]]
-    figure = drawing("detection", rows | {"detection": before + rows["detection"]})
+    figure = drawing("detection", rows)
     points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
@@ -45,6 +44,16 @@ def test_the_detection_figure_tells_the_checkpoints_of_a_run_apart():
     rows = doubt_tables((ADVBNN,))["detection"]
     figure = drawing("detection", {"detection": [*rows, *(one | {"checkpoint": "advbnn/checkpoint.pt"} for one in rows)]})
     assert [text.get_text() for text in figure.legends[0].texts] == ["Adv-BNN, best.pt", "Adv-BNN, checkpoint.pt"]
+
+
+def test_the_detection_figure_has_all_that_was_measured_and_tells_the_attackers_draws_apart():
+    rows = [one for one in doubt_tables((ADVBNN,))["detection"] if one["attack_samples"]]
+    more = [one | {"attack_samples": 50, "auroc": 0.6} for one in rows]
+    figure = drawing("detection", {"detection": rows + more})
+    drawn = [len(points.lines[0].get_xdata()) for ax in figure.axes for points in ax.containers]
+    assert sum(drawn) == len(rows + more)
+    assert [text.get_text().partition(", ")[2] for text in figure.legends[0].texts] == [
+        f"{counted} per gradient" for counted in (f"{rows[0]['attack_samples']} draws", "50 draws")]
 
 
 def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
