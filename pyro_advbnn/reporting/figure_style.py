@@ -34,6 +34,9 @@ class Look:
         ordered = sorted(found, key=lambda curve: -(curve.rows[-1].get("attack_samples") or 0))
         self.variants = list(dict.fromkeys(tuple(curve.words.values()) for curve in ordered))
         self.variants = [words for words in self.variants if not any(set(words) < set(other) for other in self.variants)]
+        self.most = max(len(curve.rows) for curve in found)
+        self.sparse = {tuple(curve.words.values()) for curve in found if self._is_sparse(curve)}
+        self.sparse -= {tuple(curve.words.values()) for curve in found if not self._is_sparse(curve)}    # lines, too
 
     def of(self, curve):
         """The line of a curve, as arguments of `plot`."""
@@ -52,7 +55,7 @@ class Look:
             values, low, high = ([100 * row[name] for row in curve.rows]
                                  for name in ("accuracy", "accuracy_low", "accuracy_high"))
             style = self.of(curve)
-            if len(set(places)) < len(places):
+            if len(set(places)) < len(places) or self._is_sparse(curve):
                 axes.errorbar(places, values, error_bars(curve.rows, "accuracy", 100), elinewidth=0.8,
                               **style | {"linestyle": "none", "markersize": 6})
                 continue
@@ -62,6 +65,10 @@ class Look:
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("accuracy (%)")
 
+    def _is_sparse(self, curve):
+        """Whether others have so many more points that a line through these would tell what was not measured."""
+        return self.by_run and len(curve.rows) <= self.most / 2
+
     def handles(self):
         """The entries of the legend: runs, then what the line styles mean."""
         from matplotlib.lines import Line2D
@@ -69,7 +76,9 @@ class Look:
         entries = [Line2D([], [], label=wrap(label, 60), **self._style(place, 0 if two else place))
                    for label, place in self.places.items()]
         for i, words in enumerate(self.variants if two and len(self.variants) > 1 else ()):
-            entries.append(Line2D([], [], color=GREY, linestyle=LINES[i % len(LINES)], label=wrap(", ".join(words), 60)))
+            sparse = words in self.sparse
+            entries.append(Line2D([], [], color=GREY, linestyle="none" if sparse else LINES[i % len(LINES)], markersize=6,
+                                  marker="o" if sparse else "none", label=wrap(", ".join(words), 60)))
         return [entry for entry in entries if entry.get_label()]
 
 

@@ -166,17 +166,20 @@ def test_only_the_figures_asked_for_are_drawn_and_none_without_rows(tmp_path):
     assert figures.draw(tmp_path, ["steps", "alpha"]) == []
 
 
-def test_the_legend_tells_of_each_line_style_what_is_drawn_in_it():
+def test_points_that_others_have_in_between_are_not_joined_by_a_line():
     every, few = [0.0, 0.01, 0.02, 0.03, 0.04, 0.05], [0.0, 0.04]
-    other = run_fields("rse", "rse")
-    rows = [row(run, 500, epsilon, draws) for run, draws, radii in (
-        (ADVBNN, 1, every), (ADVBNN, 10, every), (other, 1, every), (other, 10, few)) for epsilon in radii]
+    rows = [row(run, 500, epsilon, draws) for run, draws, radii in ((ADV, 1, every), (ADVBNN, 1, every), (ADVBNN, 10, few))
+            for epsilon in radii]
     figure = drawing("accuracy", rows)
+    joined = {len(each.get_xdata()): each.get_linestyle() for each in figure.axes[0].lines if len(each.get_xdata()) in (2, 6)}
+    assert joined[6] != "None" == joined[2]
     legend = figure.legends[0]
-    told = {text.get_text(): handle.get_linestyle() for text, handle in zip(legend.texts, legend.legend_handles)}
-    drawn = [each.get_linestyle() for each in figure.axes[0].lines]
-    assert told["10 draws per gradient"] != told["1 draw per gradient"]
-    assert [drawn.count(told[f"{draws} per gradient"]) for draws in ("1 draw", "10 draws")] == [2, 2]
+    labels = {text.get_text(): handle.get_linestyle() for text, handle in zip(legend.texts, legend.legend_handles)}
+    assert labels["10 draws per gradient"] == "None" != labels["1 draw per gradient"]
+    other = run_fields("rse", "rse")
+    legend = drawing("accuracy", rows + [row(other, 500, epsilon, 10) for epsilon in every]).legends[0]
+    labels = {text.get_text(): handle.get_linestyle() for text, handle in zip(legend.texts, legend.legend_handles)}
+    assert (labels["10 draws per gradient"], labels["1 draw per gradient"]) == ("-", "--")
 
 
 def test_names_of_two_lines_in_the_legend_leave_the_axes_as_high_as_short_ones():
