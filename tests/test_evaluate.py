@@ -348,6 +348,14 @@ def test_transfer_gives_all_ordered_pairs_and_a_diagonal_of_one(runs, tmp_path, 
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_transfer_that_was_written_stays_where_the_target_meets_its_own_attack_with_other_draws(runs, tmp_path):
+    names = tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5, "--attack_samples"
+    first, again = (evaluated("transfer", runs, *names, draws)["transfer"] for draws in (1, 3))
+    assert first == [row for row in again if row in first]
+    assert [row["attack_samples"] for row in again if (row["source"], row["run"]) == ("run", "run")] == [1, 3]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_transfer_of_one_run_is_its_attack_on_itself(trained, tmp_path):
     row, = evaluated("transfer", str(trained), tmp_path, "--epsilon", 0.2, "--num_steps", 5, "--num_samples", 5)["transfer"]
     assert row["source"] == row["run"] and row["accuracy"] == row["accuracy_white_box"] and row["rho"] == 1

@@ -59,7 +59,7 @@ class CarliniWagner(Attack):
 
     def _search(self, classifier, x, y):
         """The closest broken images that were found in the ball, elsewhere x."""
-        best, norms = x.clone(), x.new_full((len(x),), math.inf)
+        best, norms = x.clone(), _at_least_float32(x).new_full((len(x),), math.inf)
         low, high, constants = torch.zeros_like(norms), norms.clone(), torch.full_like(norms, self.initial_const)
         for _ in range(self.binary_search_steps):
             found = self._descend(classifier, x, y, constants, (best, norms))
@@ -70,14 +70,16 @@ class CarliniWagner(Attack):
     def _descend(self, classifier, x, y, constants, best):
         """(B,): whether Adam met a broken image; the closest and its distance, inf at first, go into the two of `best`."""
         closest, distances = best
-        v = torch.atanh((2 * x - 1) * _INSIDE)
+        exact = _at_least_float32(x)                     # _INSIDE and Adam's 1e-8 vanish in float16
+        v = torch.atanh((2 * exact - 1) * _INSIDE)
         optimizer = torch.optim.Adam([v], lr=self.step_size)
         found = torch.zeros_like(y, dtype=torch.bool)
         for step in range(self.num_steps + 1):
-            x_adv = (v.tanh() + 1) / 2
+            position = (v.tanh() + 1) / 2
+            x_adv = position.to(x.dtype)
             shortfall, gradient = loss_and_gradient(classifier, x_adv, y, loss=self._shortfall,
                                                     attack_samples=self.attack_samples, average="probability")
-            norms = L2Ball.size(x_adv - x)
+            norms = L2Ball.size(x_adv.to(v.dtype) - exact)
             promising = ((shortfall >= 0) & ((norms < distances) | ~found)).nonzero().flatten()
             if len(promising):
                 broken = promising[self._breaks(classifier, x_adv[promising], y[promising])]
@@ -85,7 +87,8 @@ class CarliniWagner(Attack):
                 closer = broken[norms[broken] < distances[broken]]
                 closest[closer], distances[closer] = x_adv[closer], norms[closer]
             if step < self.num_steps:
-                v.grad = (2 * (x_adv - x) - per_image(constants, x) * gradient) * 2 * x_adv * (1 - x_adv)
+                slope = 2 * (position - exact) - per_image(constants, x) * gradient
+                v.grad = slope * 2 * position * (1 - position)
                 optimizer.step()
         return found
 
@@ -97,6 +100,10 @@ class CarliniWagner(Attack):
         """(B,): whether the averaged prediction of fresh draws is wrong by more than the confidence."""
         return self.confidence < expected_loss(classifier, x, y, loss="margin", attack_samples=self.num_samples,
                                                average="probability")
+
+
+def _at_least_float32(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 _INSIDE = 1 - 1e-6                                       # atanh of the borders 0 and 1 is infinite

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_advbnn.attacks.modes import gradients_possible
+from pyro_advbnn.attacks.modes import eval_mode, gradients_possible
 from pyro_advbnn.bayes.averaging import Pool
 from pyro_advbnn.bayes.kernels.layout import laying_out
 from pyro_advbnn.system.errors import InputError
@@ -29,7 +29,10 @@ def surrogate(classifier: nn.Module, source: str) -> nn.Module:
         raise InputError(f"source {source} needs a classifier with {needed}(), which {type(classifier).__name__} lacks")
     if kind == "mean":
         return laying_out(classifier.mean_network().eval().requires_grad_(False))  # type: ignore[operator]
-    return Pool(classifier.draw() for _ in range(size)) if kind == "pool" else classifier  # type: ignore[operator]
+    if kind == "pool":
+        with eval_mode(classifier):                      # where a mixture begins its order anew
+            return Pool(classifier.draw() for _ in range(size))  # type: ignore[operator]
+    return classifier
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from pyro_advbnn.attacks.apgd import APGD
 from pyro_advbnn.attacks.losses import loss_and_gradient, outcomes_together
-from pyro_advbnn.attacks.modes import eval_mode, frozen
+from pyro_advbnn.attacks.modes import eval_mode, frozen, is_random
 from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.square import Square
@@ -129,8 +129,10 @@ def fixed_draw(examination: Examination) -> Finding:
     """A classifier with its draw fixed is no harder to break than the random one."""
     if not (examination.is_random and hasattr(examination.classifier, "draw")):
         return Finding(UNFIT, "there is no draw to fix", "no harder to break")
-    one_draw = replace(examination.attack, attack_samples=1)
-    fixed, base = examination.correct(one_draw, judge=examination.draw()), examination.correct(examination.attack)
+    draw, one_draw = examination.draw(), replace(examination.attack, attack_samples=1)
+    if is_random(draw, examination.batches.some_images(16)):
+        return Finding(UNFIT, "a draw of it is random still", "no harder to break")
+    fixed, base = examination.correct(one_draw, judge=draw), examination.correct(examination.attack)
     return no_loss(base, fixed, f"a fixed draw {percent(fixed)}, the random classifier {percent(base)}", reverse=True)
 
 

@@ -17,6 +17,7 @@ from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logi
 from pyro_advbnn.evaluation.inputs import checked_batches
 from pyro_advbnn.evaluation.intervals import auroc_interval
 from pyro_advbnn.system.errors import check_number
+from pyro_advbnn.system.random_streams import own_stream, undisturbed
 
 SCORES = ("entropy", "mutual_information")               # by which images are told apart, or rejected
 NUM_BINS = 15
@@ -75,14 +76,16 @@ def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
 
     batches, attack, progress: as in `accuracy.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
     confidence (the largest averaged probability), nll, brier, entropy, expected_entropy, mutual_information,
-    variation_ratio.
+    variation_ratio. From the same state of torch's generators predictions draw alike, whatever the attack draws, so that scores
+    of clean and of attacked images differ by the images alone.
 
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit (see
     `inputs`).
     """
     parts, total, correct = [], 0, 0
     for x, y in checked_batches(batches, [classifier]):
-        x_adv = attack_images(attack, classifier, x, y)
+        with undisturbed(), own_stream():                # clean and attacked images meet the same draws
+            x_adv = attack_images(attack, classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())
         if progress:

@@ -111,8 +111,9 @@ def _clean_accuracy(runs, run, num_samples):
 def _with_rates(runs, rows):
     """The rows of all sources, each with Acc[B|B] and rho; written to the table where they are not there yet."""
     complete = with_rates(rows)
-    if any(row["accuracy_white_box"] is None for row in rows):
-        runs.table("transfer").add(complete)
+    new = [full for full, row in zip(complete, rows, strict=True) if row["accuracy_white_box"] is None]
+    if new:
+        runs.table("transfer").add(new)
     return complete
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -44,6 +45,20 @@ def test_the_change_is_as_small_as_the_distance_to_the_plane(batch):
     x_adv = CarliniWagner(math.inf, 150, 7, step_size=0.03, num_samples=1)(network, x, y)
     assert (network(x_adv).argmax(1) != y).all()
     torch.testing.assert_close(norms(x, x_adv), network.distances(x).detach(), rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:.*not supported on CPU")
+def test_images_of_half_precision_with_pixels_at_the_border_are_moved_as_far(batch, dtype):
+    x, y = batch[0].to(dtype), batch[1]
+    x[:, :, 0] = 0
+    network = Halfspace()
+    attack = CarliniWagner(math.inf, 150, 7, step_size=0.03, num_samples=1)
+    y = network(x.float()).argmax(1)
+    of_half, of_float = (norms(images.float(), attack(each, images, y).float()) for each, images in (
+        (copy.deepcopy(network).to(dtype), x), (network, x.float())))
+    torch.testing.assert_close(of_half, of_float, rtol=0.1, atol=0.03)
+    assert (of_half > 0).all()
 
 
 def test_a_confidence_takes_the_image_past_the_plane(batch):

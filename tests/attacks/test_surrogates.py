@@ -40,6 +40,14 @@ class Half(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
+def test_a_pool_of_a_mixture_has_each_component_wherever_its_calls_stopped(batch):
+    mixture = ab.Mixture([ab.build_classifier("adv", ab.networks.convnet(width=4)) for _ in range(3)]).eval()
+    answers = {component(batch[0]).sum().item() for component in mixture.classifiers}
+    for _ in range(3):
+        mixture(batch[0])                                # a prediction that stops in between
+        assert {draw(batch[0]).sum().item() for draw in surrogate(mixture, "pool:3").networks} == answers
+
+
 def test_the_source_self_is_the_classifier(classifier):
     assert surrogate(classifier, "self") is classifier
 

@@ -248,6 +248,34 @@ def test_the_curve_over_draws_is_measured_for_random_networks_alone(fragile, bat
     assert Examination(ab.build_classifier("rse", ab.networks.convnet()), batches[:1], epsilon=EPSILON).is_random
 
 
+def test_a_classifier_that_answers_by_one_of_two_members_is_random_in_every_state_of_the_generator(fragile, batches):
+    class OneOfTwo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList([fragile, nn.Linear(64, 10)])
+
+        def forward(self, x):
+            return self.members[0](x) if torch.rand(()) < 0.5 else self.members[1](x.flatten(1))
+
+    either = OneOfTwo()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        assert Examination(either, batches[:1], epsilon=EPSILON, attack_samples=3).attack.attack_samples == 3
+
+
+def test_a_draw_that_fixes_nothing_is_no_fixed_draw(batches):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), AlwaysDropout())
+    found = examine(ab.Classifier(network), batches[:1], ["fixed draw"])["fixed draw"]
+    assert (found.verdict, found.measured) == (checks.UNFIT, "a draw of it is random still")
+
+
+class AlwaysDropout(nn.Module):
+    """Monte Carlo dropout: random in eval mode, too."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
 def test_feature_vectors_have_no_squares_and_every_other_check(batches):
     flat = [(x.flatten(1), y) for x, y in batches[:1]]
     found = examine(nn.Linear(64, 10), flat, list(checks.CHECKS))

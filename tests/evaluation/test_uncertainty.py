@@ -1,4 +1,5 @@
 """Tests of uncertainty: its measures are those of their equations, and an attacker who hides leaves less doubt behind."""
+import copy
 import math
 
 import pytest
@@ -84,15 +85,28 @@ def test_scores_hold_the_accuracy_of_robust_accuracy_and_every_image_in_its_orde
     with separate_randomness(3):
         found = uncertainty.scores(classifier, batches, ab.PGD(0.1, num_steps=3), num_samples=5,
                                    progress=lambda *done: seen.append(done))
-    with separate_randomness(3):
-        row = robust_accuracy(classifier, batches, ab.PGD(0.1, num_steps=3), num_samples=5)
-    assert found["correct"].mean().item() == row["accuracy"] and seen[-1] == (60, round(60 * row["accuracy"]))
+    assert seen[-1] == (60, found["correct"].sum())
+    network = classifier.mean_network()
+    row = robust_accuracy(network, batches, ab.PGD(0.1, num_steps=3))
+    assert uncertainty.scores(network, batches, ab.PGD(0.1, num_steps=3))["correct"].mean().item() == row["accuracy"]
     with separate_randomness(3):
         found = uncertainty.scores(classifier, [batch], num_samples=5)
     with separate_randomness(3):
         probabilities = predict(classifier, batch[0], num_samples=5)
     torch.testing.assert_close(found["confidence"], probabilities.amax(-1).double(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found["nll"].exp(), 1 / probabilities[range(60), batch[1]].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_clean_and_attacked_images_meet_the_same_draws(classifier, batch):
+    def in_vain(classifier, x, y):
+        classifier(x)
+        return x + torch.randn(()) * 0
+
+    clean, attacked = [], []
+    for found, attack in ((clean, None), (attacked, in_vain)):
+        with separate_randomness(3):
+            found.append(uncertainty.scores(classifier, [batch, batch], attack, num_samples=3)["mutual_information"])
+    assert torch.equal(clean[0], attacked[0]) and not torch.equal(*clean[0].chunk(2))
 
 
 def test_a_deterministic_network_has_no_mutual_information(classifier, batch):
@@ -213,7 +227,8 @@ def test_the_confident_error_still_has_a_gradient_where_the_cross_entropy_has_no
 
 def test_an_attacker_who_hides_leaves_less_doubt_and_is_wrong_as_often(classifier, batch):
     """The blind attacker's images have more entropy than clean ones; the hiding one's have as little as he can reach."""
-    found = {}
+    found, classifier = {}, copy.deepcopy(classifier)
+    classifier.mean.data.mul_(3)                         # so that images tell it more than its draws do
     for name, settings in {"blind": {}, "hiding": {"loss": ConfidentError(), "average": "probability"}}.items():
         attack = ab.PGD(0.3, num_steps=20, attack_samples=5, **settings)
         with separate_randomness(7):
