@@ -26,9 +26,11 @@ def main(out="uncertainty_and_rejection.png", epochs=12, num_train=1437, num_tes
     classifier = ab.fit(images.images / 255, images.labels, network=ab.networks.convnet(width=16), epsilon=EPSILON,
                         epochs=epochs, batch_size=64, seed=seed)
     batches, attack = ab.datasets.batches(tested, num_test), ab.PGD(EPSILON, num_steps=10, attack_samples=10)
-    told = {"clean": ab.uncertainty.scores(classifier, batches),
-            "attacked": ab.uncertainty.scores(classifier, batches, attack),
-            "foreign": ab.uncertainty.scores(classifier, [(photographs(num_test, seed), torch.zeros(num_test).long())])}
+    told = {}
+    for name, images, attacker in (("clean", batches, None), ("attacked", batches, attack), (
+            "foreign", [(photographs(num_test, seed), torch.zeros(num_test).long())], None)):
+        torch.manual_seed(seed)                          # so that all three meet the same draws
+        told[name] = ab.uncertainty.scores(classifier, images, attacker)
     told["foreign"]["correct"] *= 0
     for name in ("attacked", "foreign"):
         found = ab.uncertainty.detection(told["clean"]["entropy"], told[name]["entropy"])

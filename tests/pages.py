@@ -2,7 +2,9 @@
 import csv
 import gzip
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,3 +60,9 @@ def best_epoch(course):
 
 def both_accuracies(epoch, split):
     return " / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
+
+
+def mean_and_half(differences):
+    """The mean of differences, image by image, and half its 95 % interval, in %."""
+    half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{100 * statistics.mean(differences):+.1f} ± {100 * half:.1f}"

@@ -3,7 +3,7 @@ import math
 import re
 
 import pytest
-from pages import PAGES, RUNS, best_epoch, both_accuracies, mean_percent, one, percent, records, section, table
+from pages import PAGES, RUNS, best_epoch, both_accuracies, mean_and_half, mean_percent, one, percent, records, section, table
 from torch import nn
 
 from pyro_advbnn import networks
@@ -21,12 +21,13 @@ def correct(record, attack):
     return [broken == "0" for broken in record["broken"][attack]]
 
 
-def apart(one, other):
-    """The mean of one minus other, which are right or wrong on the same images, and half its 95 % interval, in %."""
-    differences = [a - b for a, b in zip(one, other)]
-    mean = sum(differences) / len(differences)
-    half = 1.96 * (sum((value - mean) ** 2 for value in differences) / (len(differences) - 1) / len(differences)) ** 0.5
-    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+def all_correct(runs, attack):
+    return [right for run in runs for right in correct(run, attack)]
+
+
+def apart(ours, theirs):
+    """How far one is above the other, which are right or wrong on the same images."""
+    return mean_and_half([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def test_the_table_of_lengths_is_the_mean_of_three_seeds():
@@ -35,9 +36,9 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
         ours, adv = ([runs[f"{defense}-{row['epochs']}-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
         for column, three in (("Adv-BNN", ours), ("adversarial training", adv)):
             assert row[column] == " / ".join([mean_percent([run["last"]["clean"] for run in three]), *(
-                mean_percent(sum((correct(run, attack) for run in three), [])) for attack in ("pgd", "apgd-ce"))])
+                mean_percent(all_correct(three, attack)) for attack in ("pgd", "apgd-ce"))])
         for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
-            assert row[column] == apart(*(sum((correct(run, attack) for run in three), []) for three in (ours, adv)))
+            assert row[column] == apart(*(all_correct(three, attack) for three in (ours, adv)))
         from_image = [mean_percent([run["last"]["pgd_10_draws"] for run in three]) for three in (ours, adv)]
         last = [run["course"][-1] for run in ours]
         assert row["SNR"] == f"{sum(values[3] for values in last) / 3:.1f}"
@@ -269,7 +270,7 @@ def test_what_is_said_of_the_priors_decay_equals_the_records():
     assert lower == [True] * 10 + [False] * 5            # "up to epoch 10 of 15"
     former, digits = records("digits-trials/prior.jsonl"), digits_runs()
     ours, known = ([digits[f"{defense}-240-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
-    better, worse = ([apart(*(sum((correct(run, attack) for run in runs), []) for runs in pair))
+    better, worse = ([apart(*(all_correct(runs, attack) for runs in pair))
                       for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (former, known)))
     assert (f"by {better[0]} (PGD) and {better[1]} points (APGD), image by image" in text
             and f"those by `fan_in` differed by {worse[0]} and {worse[1]}." in text)
@@ -326,5 +327,5 @@ def test_the_table_of_budgets_on_stl10_equals_the_records():
 def test_what_a_small_budget_costs_on_digits_equals_the_records():
     few, adv = records("digits-trials/small-budget.jsonl"), [digits_runs()[f"adv-240-{seed}"] for seed in range(3)]
     for attack, name in (("pgd", "PGD"), ("apgd-ce", "APGD")):
-        told = f"{apart(*(sum((correct(run, attack) for run in runs), []) for runs in (few, adv)))} ({name})"
+        told = f"{apart(*(all_correct(runs, attack) for runs in (few, adv)))} ({name})"
         assert told in PAGES["method.md"].partition("With a budget of 0.01 nats")[2].partition("\n- ")[0], told

@@ -73,7 +73,7 @@ class APGD(Attack):
         if self.epsilon == 0:
             return x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
-            is_random = draws_anew(classifier, x, calls=2)
+            is_random = draws_anew(classifier, x, calls=2)          # of a whole batch; one of few draws may pass as none
             best = self._run(classifier, x, y, is_random)
             for _ in range(self.restarts - 1):
                 best, _ = self._better(classifier, self._run(classifier, x, y, is_random), best, y, is_random)

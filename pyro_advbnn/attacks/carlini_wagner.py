@@ -59,7 +59,7 @@ class CarliniWagner(Attack):
 
     def _search(self, classifier, x, y):
         """The closest broken images that were found in the ball, elsewhere x."""
-        best, norms = x.clone(), _at_least_float32(x).new_full((len(x),), math.inf)
+        best, norms = x.clone(), x.new_full((len(x),), math.inf, dtype=torch.promote_types(x.dtype, torch.float32))
         low, high, constants = torch.zeros_like(norms), norms.clone(), torch.full_like(norms, self.initial_const)
         for _ in range(self.binary_search_steps):
             found = self._descend(classifier, x, y, constants, (best, norms))
@@ -70,7 +70,7 @@ class CarliniWagner(Attack):
     def _descend(self, classifier, x, y, constants, best):
         """(B,): whether Adam met a broken image; the closest and its distance, inf at first, go into the two of `best`."""
         closest, distances = best
-        exact = _at_least_float32(x)                     # _INSIDE and Adam's 1e-8 vanish in float16
+        exact = x.to(distances.dtype)                    # _INSIDE and Adam's 1e-8 vanish in float16
         v = torch.atanh((2 * exact - 1) * _INSIDE)
         optimizer = torch.optim.Adam([v], lr=self.step_size)
         found = torch.zeros_like(y, dtype=torch.bool)
@@ -100,10 +100,6 @@ class CarliniWagner(Attack):
         """(B,): whether the averaged prediction of fresh draws is wrong by more than the confidence."""
         return self.confidence < expected_loss(classifier, x, y, loss="margin", attack_samples=self.num_samples,
                                                average="probability")
-
-
-def _at_least_float32(x):
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 _INSIDE = 1 - 1e-6                                       # atanh of the borders 0 and 1 is infinite

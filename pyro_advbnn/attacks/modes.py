@@ -8,7 +8,7 @@ from torch import nn
 from pyro_advbnn.system.random_streams import undisturbed
 
 _ROUNDING_OF_LOGITS, _ROUNDING_OF_GRADIENTS = 1e-5, 1e-3           # of the largest: a GPU adds in no fixed order
-_CALLS = 16                                              # of two fixed draws the same one comes so often in 1 of 32,768 cases
+_CALLS = 16                                              # two equally likely answers come out alike in 1 of 32,768 cases
 
 
 @contextmanager

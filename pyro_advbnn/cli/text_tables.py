@@ -11,7 +11,7 @@ def table(rows, columns):
 
 
 def aligned(lines):
-    """Lines of texts, as many in each, with what stands below each other to the right."""
+    """Lines of texts, equally many in each, as text whose columns are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 

@@ -74,17 +74,17 @@ def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
            num_samples: int = 20, progress: Callable | None = None) -> dict:
     """{name: float64 (N,) on the CPU} of all images: what is told of each.
 
-    batches, attack, progress: as in `accuracy.robust_accuracy`, whose accuracy is that of `correct`. The names: correct,
+    batches, attack, progress: as in `accuracy.robust_accuracy`. The names: correct,
     confidence (the largest averaged probability), nll, brier, entropy, expected_entropy, mutual_information,
-    variation_ratio. From the same state of torch's generators predictions draw alike, whatever the attack draws, so that scores
-    of clean and of attacked images differ by the images alone.
+    variation_ratio. Predictions draw from torch's generators as if nothing had been attacked: called from the same state, clean
+    and attacked images meet the same draws. The attack has a stream of its own, or it would know them.
 
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit (see
     `inputs`).
     """
     parts, total, correct = [], 0, 0
     for x, y in checked_batches(batches, [classifier]):
-        with undisturbed(), own_stream():                # clean and attacked images meet the same draws
+        with undisturbed(), own_stream():                # the prediction's draws are those of clean images
             x_adv = attack_images(attack, classifier, x, y)
         parts.append(_scores(log_probabilities(classifier, x_adv, num_samples=num_samples), y))
         total, correct = total + len(y), correct + int(parts[-1]["correct"].sum())

@@ -69,7 +69,7 @@ class EvaluatedRun:
 
     @cached_property
     def is_random(self):
-        """Whether two forward passes differ, by the defense or by the network itself, so that draws are worth averaging."""
+        """Whether forward passes differ, by the defense or by the network itself, so that draws are worth averaging."""
         if self.is_mixture or DEFENSES[self.config["defense"]].random:
             return True
         (x, _), = datasets.batches(self.images.take(list(range(min(16, len(self.images))))), 16)

@@ -62,14 +62,14 @@ def named(rows, *shown, names=None):
         own = [settings(row) for row in rows if row["run"] == run]
         told[run] = {name for each in own for name in each
                      if name not in shown and len({other[name] for other in own if name in other}) > 1}
-        if checkpoints_tell_weights(rows, run):
+        if _checkpoints_tell_weights(rows, run):
             told[run] -= {"weights"}
     for row in rows:
         words = [text for name, text in settings(row).items() if name in told[row["run"]]]
         yield ", ".join([names[row["run"]], *words]), row
 
 
-def checkpoints_tell_weights(rows, run):
+def _checkpoints_tell_weights(rows, run):
     """Whether the rows of a run have as many weights as checkpoints, so that the name of the one tells the other."""
     own = [row for row in rows if row["run"] == run]
     return len({row["checkpoint"] for row in own}) == len({row["weights"] for row in own})
@@ -91,10 +91,11 @@ def _labels_of_many(rows):
 def _grouped(rows, x, across):
     """The rows of each curve, as lists.
 
-    A clean row over epsilon stands in each that has its other settings, a run's only checkpoint in the curve of each.
+    A clean row over epsilon stands in every curve that has its other settings; over runs, a run of one checkpoint stands in the
+    curve of every checkpoint.
     """
     groups, told = {}, several_checkpoints(rows)
-    for row in sorted(rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in told)):      # last what may be in several
+    for row in sorted(rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in told)):
         own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
         own |= {"checkpoint": told.get(row["checkpoint"])} if "run" in across else {}
         only = "run" in across and row["checkpoint"] not in told
@@ -125,7 +126,9 @@ def _in_order(groups, x, runs):
 
 def _differences(found, x, across):
     """For each curve the settings in which not all are alike; of those of a run only where its curves differ in them."""
-    rows = [next((row for row in curve.rows if not _is_clean(row)), curve.rows[0]) for curve in found]
+    of_all = [row for curve in found for row in curve.rows]
+    told = several_checkpoints(of_all)
+    rows = [min(curve.rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in told)) for curve in found]
     all_settings, alike = [settings(row, x) for row in rows], set(across)
     for name in {name for each in all_settings for name in each}:
         values = {(curve.label if name in _OF_RUN else "", each[name])
@@ -135,8 +138,7 @@ def _differences(found, x, across):
     pairs = {(each.get("epsilon"), each.get("step_size")) for each in all_settings}
     if len(pairs) == len({epsilon for epsilon, _ in pairs}):
         alike.add("step_size")                           # the radius already tells it
-    of_all = [row for curve in found for row in curve.rows]
-    hidden = [alike | ({"weights"} if checkpoints_tell_weights(of_all, row["run"]) else set()) for row in rows]
+    hidden = [alike | ({"weights"} if _checkpoints_tell_weights(of_all, row["run"]) else set()) for row in rows]
     return [{name: text for name, text in each.items() if name not in names} for each, names in zip(all_settings, hidden)]
 
 

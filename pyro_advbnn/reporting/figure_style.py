@@ -35,8 +35,8 @@ class Look:
         self.variants = list(dict.fromkeys(tuple(curve.words.values()) for curve in ordered))
         self.variants = [words for words in self.variants if not any(set(words) < set(other) for other in self.variants)]
         self.most = max(len(curve.rows) for curve in found)
-        self.sparse = {tuple(curve.words.values()) for curve in found if self._is_sparse(curve)}
-        self.sparse -= {tuple(curve.words.values()) for curve in found if not self._is_sparse(curve)}    # lines, too
+        joined = {tuple(curve.words.values()) for curve in found if not self._is_sparse(curve)}
+        self.sparse = set(self.variants) - joined        # the settings of which every curve is points
 
     def of(self, curve):
         """The line of a curve, as arguments of `plot`."""

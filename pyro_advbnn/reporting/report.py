@@ -35,8 +35,7 @@ def write(folder, runs=None):
     configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"])))
     log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
     page = _template().render(
-        configs=configs, log=log, **_overview(configs), tables=summaries.summaries(folder),
-        figures=_figures(folder),
+        configs=configs, log=log, **_overview(configs), tables=summaries.summaries(folder), figures=_figures(folder),
         examples=_examples(folder), caveats=_caveats(folder, configs), times=_times(log),
         commands=[*_trainings(configs), *dict.fromkeys(line["command"] for line in log)])
     path = folder / "report.html"
@@ -106,7 +105,7 @@ def _examples(folder):
 def _caveats(folder, configs):
     """What these rows and runs leave open, as sentences."""
     rows = [row for name, columns in csv_tables.TABLES.items() if {"accuracy", "defense"} <= set(columns)
-            for row in csv_tables.read(folder, name) if row.get("source") in (None, "target")]         # made on another run
+            for row in csv_tables.read(folder, name) if row.get("source") in (None, "target")]      # not transferred
     random = {row["run"] for row in rows if row["defense"] in _RANDOM and row["epsilon"]}
     weak = random - {row["run"] for row in rows if (row["attack_samples"] or 0) > 1 and row["epsilon"]}
     if weak:

@@ -38,7 +38,7 @@ def shared_and_differing(configs):
 
 
 def peculiarities(configs):
-    """{name of a run: the settings, but for the defence, that more than half of those that have it have otherwise, a text}."""
+    """{run: as a text, its settings, but for the defence, where over half of the runs that know the setting share another}."""
     told = {name: [] for name in configs}
     for setting, values in shared_and_differing(configs)[1].items():
         values = ["none" if value == NONE and setting in _OPTIONAL else value for value in values]

@@ -26,17 +26,13 @@ def detection(rows):
     if not rows:
         return None
     kinds = list(dict.fromkeys(map(detected, rows)))
-    by_score = {score: [row for row in rows if row["score"] == score]
-                for score in sorted({row["score"] for row in rows}, key=place)}
-    panels = []
-    for part in by_score.values():
-        lines = {}
-        for name, row in named(part, "attack", "epsilon", "confidence_weight"):
-            lines.setdefault(name, []).append(row)
-        panels.append([Curve(name, {}, line) for name, line in lines.items()])
+    by_score = {score: {} for score in sorted({row["score"] for row in rows}, key=place)}
+    for name, row in named(rows, "attack", "epsilon", "confidence_weight", "score"):
+        by_score[row["score"]].setdefault(name, []).append(row)
+    panels = [[Curve(name, {}, of_name) for name, of_name in lines.items()] for lines in by_score.values()]
     figure, axes = start_figure(len(panels), height=0.8 + 0.3 * len(kinds))
     look, shared = Look([curve for panel in panels for curve in panel]), common(rows)
-    for ax, panel, part in zip(axes, panels, by_score.values(), strict=True):
+    for ax, panel in zip(axes, panels, strict=True):
         for number, curve in enumerate(panel):
             offset = 0.5 * ((number + 0.5) / len(panel) - 0.5)
             ax.errorbar([row["auroc"] for row in curve.rows], [kinds.index(detected(row)) + offset for row in curve.rows],
@@ -44,7 +40,7 @@ def detection(rows):
                         **look.of(curve) | {"linestyle": "none"})
         ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 1.5)))
         ax.set(xlabel="AUROC", xlim=(-0.02, 1.02), ylim=(len(kinds) - 0.4, -0.6))
-        ax.set_title(settings(part[0])["score"], loc="left")
+        ax.set_title(settings(panel[0].rows[0])["score"], loc="left")
         ax.set_yticks(range(len(kinds)), kinds)
     return finish_figure(figure, "Detection by doubt against clean images; 0.5: chance", shared, look.handles())
 

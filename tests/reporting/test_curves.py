@@ -26,6 +26,8 @@ def test_a_curve_over_runs_has_one_of_the_checkpoints_that_they_have():
     assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", last)]
     both = curves.curves(best + last[:1], "alpha", over_runs=True)           # the second run has one checkpoint, in both
     assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", [last[0], best[1]])]
+    both = curves.curves([*best, last[1]], "alpha", over_runs=True)          # the first has one
+    assert [(curve.text, curve.rows) for curve in both] == [("best.pt", best), ("checkpoint.pt", [best[0], last[1]])]
 
 
 def test_checkpoints_tell_runs_of_several_apart_without_their_weights():

@@ -157,6 +157,8 @@ def test_a_figure_stands_in_the_page_as_it_was_drawn(folder):
     start = "data:image/svg+xml;base64,"
     sources = [attributes["src"] for attributes in write(folder).all("img") if attributes["src"].startswith(start)]
     assert [base64.b64decode(source.removeprefix(start)).decode() for source in sources] == [SVG] * 2
+    page = (folder / "report.html").read_text()
+    assert page.index("Figure 1") < page.index("<main") < page.index("Figure 2")
 
 
 def test_pictures_that_are_not_there_are_said_to_be_missing(folder):

@@ -47,13 +47,23 @@ def test_the_detection_figure_tells_the_checkpoints_of_a_run_apart():
 
 
 def test_the_detection_figure_has_all_that_was_measured_and_tells_the_attackers_draws_apart():
-    rows = [one for one in doubt_tables((ADVBNN,))["detection"] if one["attack_samples"]]
-    more = [one | {"attack_samples": 50, "auroc": 0.6} for one in rows]
+    rows = doubt_tables((ADVBNN,))["detection"]
+    more = [one | {"attack_samples": 50, "auroc": 0.6} for one in rows if one["attack_samples"]]
     figure = drawing("detection", {"detection": rows + more})
     drawn = [len(points.lines[0].get_xdata()) for ax in figure.axes for points in ax.containers]
     assert sum(drawn) == len(rows + more)
-    assert [text.get_text().partition(", ")[2] for text in figure.legends[0].texts] == [
-        f"{counted} per gradient" for counted in (f"{rows[0]['attack_samples']} draws", "50 draws")]
+    assert [text.get_text() for text in figure.legends[0].texts] == [            # no attacker draws for foreign images
+        "Adv-BNN", "Adv-BNN, 10 draws per gradient", "Adv-BNN, 50 draws per gradient"]
+
+
+def test_a_run_has_one_name_and_colour_in_all_panels_of_the_detection_figure():
+    rows = doubt_tables((ADVBNN,))["detection"]
+    single = [one | {"num_samples": 1} for one in rows if one["score"] == "entropy"]     # no information in one
+    figure = drawing("detection", {"detection": single + rows})
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "Adv-BNN, 1 draw per prediction", "Adv-BNN, 20 draws per prediction"]
+    entropy, information = ([points.lines[0].get_color() for points in ax.containers] for ax in figure.axes)
+    assert len(set(entropy)) == 2 and information == entropy[1:]
 
 
 def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):

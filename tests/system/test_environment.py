@@ -11,7 +11,7 @@ def test_the_environment_names_versions_commit_and_hardware():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_an_installed_package_has_no_commit_though_a_repository_lies_around_it(tmp_path, monkeypatch):
+def test_a_clone_has_a_commit_and_an_installed_package_none_though_a_repository_lies_around_it(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     package = tmp_path / "site-packages" / "pyro_advbnn"
     package.mkdir(parents=True)

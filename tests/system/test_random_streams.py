@@ -42,7 +42,7 @@ class HidesItsGradient(nn.Module):
     (Rounding(1e-7), False, False), (Rounding(1e-2), True, True), (HidesItsGradient(), False, True),
     (nn.Sequential(NETWORK, nn.Dropout()), False, False),          # still, in eval mode
     (ab.BayesianClassifier(NETWORK, init_std=0.1), True, True), (ab.BayesianClassifier(NETWORK, init_std=1e-8), False, False)])
-def test_a_classifier_is_random_where_two_calls_differ_by_more_than_rounding(classifier, of_logits, of_any):
+def test_a_classifier_is_random_where_its_calls_differ_by_more_than_rounding(classifier, of_logits, of_any):
     x, state, training = torch.rand(2, 1, 8, 8), torch.get_rng_state(), classifier.training
     before = x.clone()
     assert draws_anew(classifier, x) == of_logits and is_random(classifier, x) == of_any
