@@ -26,11 +26,13 @@ def main(out="uncertainty_and_rejection.png", epochs=12, num_train=1437, num_tes
     classifier = ab.fit(images.images / 255, images.labels, network=ab.networks.convnet(width=16), epsilon=EPSILON,
                         epochs=epochs, batch_size=64, seed=seed)
     batches, attack = ab.datasets.batches(tested, num_test), ab.PGD(EPSILON, num_steps=10, attack_samples=10)
-    told = {}
-    for name, images, attacker in (("clean", batches, None), ("attacked", batches, attack), (
-            "foreign", [(photographs(num_test, seed), torch.zeros(num_test).long())], None)):
-        torch.manual_seed(seed)                          # so that all three meet the same draws
-        told[name] = ab.uncertainty.scores(classifier, images, attacker)
+
+    def scores(batches, attack=None):
+        torch.manual_seed(seed)                          # so that all three kinds meet the same draws
+        return ab.uncertainty.scores(classifier, batches, attack)
+
+    told = {"clean": scores(batches), "attacked": scores(batches, attack),
+            "foreign": scores([(photographs(num_test, seed), torch.zeros(num_test).long())])}
     told["foreign"]["correct"] *= 0
     for name in ("attacked", "foreign"):
         found = ab.uncertainty.detection(told["clean"]["entropy"], told[name]["entropy"])

@@ -1,5 +1,6 @@
 """The README, the pages of docs/ and the records of runs/, that tests of what the pages say share."""
 import csv
+import functools
 import gzip
 import json
 import math
@@ -32,8 +33,9 @@ def section(page, heading):
     return " ".join(re.split(rf"\n#{{1,{len(level)}}} ", PAGES[page].partition(f"\n{heading}\n")[2])[0].split())
 
 
+@functools.cache
 def records(name):
-    """The rows of a csv file of runs/, packed or not, or the lines of a jsonl file."""
+    """The rows, to be read alone, of a csv file of runs/, packed or not, or the lines of a jsonl file."""
     path = RUNS / name
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
         return [json.loads(line) for line in file] if path.suffix == ".jsonl" else list(csv.DictReader(file))

@@ -14,7 +14,7 @@ from pyro_advbnn.evaluation.accuracy import predict, robust_accuracy
 from pyro_advbnn.evaluation.intervals import auroc_interval
 from pyro_advbnn.evaluation.uncertainty import ConfidentError
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.system.random_streams import separate_randomness
+from pyro_advbnn.system.random_streams import own_stream, separate_randomness, undisturbed
 
 LOG2 = math.log(2)
 
@@ -79,16 +79,20 @@ class Fixed(nn.Module):
         return self.logits[(self.calls - 1) % len(self.logits)] + 0 * x.sum()
 
 
+def by_draws_of_its_own(classifier, x, y):
+    with undisturbed(), own_stream():
+        return ab.PGD(0.1, num_steps=3)(classifier, x, y)
+
+
 def test_scores_hold_the_accuracy_of_robust_accuracy_and_every_image_in_its_order(classifier, batch):
     batches = [(batch[0][:40], batch[1][:40]), (batch[0][40:], batch[1][40:])]
     seen = []
     with separate_randomness(3):
         found = uncertainty.scores(classifier, batches, ab.PGD(0.1, num_steps=3), num_samples=5,
                                    progress=lambda *done: seen.append(done))
-    assert seen[-1] == (60, found["correct"].sum())
-    network = classifier.mean_network()
-    row = robust_accuracy(network, batches, ab.PGD(0.1, num_steps=3))
-    assert uncertainty.scores(network, batches, ab.PGD(0.1, num_steps=3))["correct"].mean().item() == row["accuracy"]
+    with separate_randomness(3):
+        row = robust_accuracy(classifier, batches, by_draws_of_its_own, num_samples=5)
+    assert found["correct"].mean().item() == row["accuracy"] and seen[-1] == (60, round(60 * row["accuracy"]))
     with separate_randomness(3):
         found = uncertainty.scores(classifier, [batch], num_samples=5)
     with separate_randomness(3):
