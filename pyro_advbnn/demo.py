@@ -48,9 +48,9 @@ def _print(rows_by_defense):
           "predictions of Adv-BNN average 20 draws of the weights, its attackers 1 or 10 draws per gradient")
     print(text_tables.table(rows_by_defense, {
         "defence": lambda rows: paper.DEFENSE_NAMES[rows[0]["defense"]],
-        "clean": lambda rows: text_tables.percent(rows[0], interval=True),
-        "PGD, 1 draw": lambda rows: text_tables.percent(rows[1], interval=True),
-        "PGD, 10 draws": lambda rows: text_tables.percent(rows[-1], interval=True),
+        "clean": lambda rows: text_tables.with_interval(rows[0]),
+        "PGD, 1 draw": lambda rows: text_tables.with_interval(rows[1]),
+        "PGD, 10 draws": lambda rows: text_tables.with_interval(rows[-1]),
     }))
 
 

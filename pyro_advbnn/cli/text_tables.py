@@ -16,15 +16,16 @@ def aligned(lines):
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def percent(row, interval=False):
-    """The accuracy of a row as text in percent, with its interval where asked."""
-    text = share(row["accuracy"])
-    return f"{text} [{share(row['accuracy_low'])}, {share(row['accuracy_high'])}]" if interval else text
-
-
 def share(value, digits=1):
     """A share, 0 to 1, in percent, without its sign."""
     return decimal(None if value is None else 100 * value, digits)
+
+
+def with_interval(row, name="accuracy", write=share):
+    """A number of a row with its 95 % interval.   write: a function of a number, which makes its text."""
+    if row[name] is None:
+        return NONE
+    return f"{write(row[name])} [{write(row[f'{name}_low'])}, {write(row[f'{name}_high'])}]"
 
 
 def decimal(value, digits=2):

@@ -79,7 +79,7 @@ def transfer(runs, *, epsilon: Radius | None = None, attack: AttackFlags, attack
         "target": lambda row: row["run"],
         "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
         "clean %": lambda row: text_tables.share(row["accuracy_clean"]),
-        "transferred %": text_tables.percent,
+        "transferred %": lambda row: text_tables.share(row["accuracy"]),
         "white-box %": lambda row: text_tables.share(row["accuracy_white_box"]),
     })
 

@@ -65,7 +65,7 @@ def posterior(
         "fraction": lambda row: f"{row['fraction']:g}",
         "prediction": lambda row: row["prediction"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: text_tables.percent(row, interval=True),
+        "accuracy %": text_tables.with_interval,
     })
 
 
@@ -119,7 +119,7 @@ def gradients(runs, *, num_samples: list[Count] = (1, 20)):
     rows = [row for run in runs for row in _gradients(runs, run, run.counts(num_samples))]
     finish(runs, "gradients", rows, ["gradients"], {
         "split": lambda row: row["split"],
-        "mean l_1 norm [95%]": lambda row: f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]",
+        "mean l_1 norm [95%]": lambda row: text_tables.with_interval(row, "l1_norm", "{:.4g}".format),
         "draws": lambda row: row["num_samples"],
         "images": lambda row: row["num_examples"],
     })

@@ -62,7 +62,7 @@ def robust(
     finish(runs, "robust", rows, [], {
         "norm": lambda row: row["norm"],
         "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": lambda row: text_tables.percent(row, interval=True),
+        "accuracy %": text_tables.with_interval,
         "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
         "attacks": robustness_summaries.attacks,
         "attack draws": lambda row: row["attack_samples"],
@@ -158,7 +158,7 @@ def _tell(run, rows, names, open_ones):
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
         "left": lambda row: row["num_removed"],
-        "accuracy %": lambda row: text_tables.percent(row, interval=True),
+        "accuracy %": text_tables.with_interval,
         "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
         "draws differ %": lambda row: text_tables.share(row["undecided"]),
         "seconds": lambda row: f"{row['seconds']:.1f}",

@@ -146,7 +146,7 @@ def _number(name, digits=3):
 _TOLD = {
     "attack": lambda row: row["attack"],
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: text_tables.percent(row, interval=True),
+    "accuracy %": text_tables.with_interval,
     "nll": _number("nll"), "Brier": _number("brier"), "ECE": _number("calibration_error"),
     "entropy": _number("entropy"), "mutual information": _number("mutual_information", 4),
     "attack draws": lambda row: row["attack_samples"] or "-",
@@ -155,8 +155,7 @@ _TOLD = {
 _DETECTED = {
     "detected": lambda row: row["ood"] or f"{row['attack']}{', where wrong' * (row['positives'] == 'wrong')}",
     "by": lambda row: row["score"].replace("_", " "),
-    "AUROC [95%]": lambda row: "-" if row["auroc"] is None else
-    f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]",
+    "AUROC [95%]": lambda row: text_tables.with_interval(row, "auroc", "{:.3f}".format),
     "AUPR": _number("aupr"),
     "mean, clean": _number("mean_clean", 4), "mean, these": _number("mean_other", 4),
     "images": lambda row: row["num_positives"],

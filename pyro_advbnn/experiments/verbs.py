@@ -70,7 +70,7 @@ def warn(attacks):
 
 ACCURACY_COLUMNS = {
     "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": lambda row: text_tables.percent(row, interval=True),
+    "accuracy %": text_tables.with_interval,
     "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
     "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
     "attack draws": lambda row: row["attack_samples"],

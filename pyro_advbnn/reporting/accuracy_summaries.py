@@ -1,5 +1,5 @@
 """Tables of accuracy against the radius of the attack: Table 1, Fig. 2, and runs of any kind side by side."""
-from pyro_advbnn.cli.text_tables import NONE, percent, share
+from pyro_advbnn.cli.text_tables import NONE, share, with_interval
 from pyro_advbnn.reporting import paper, run_descriptions
 from pyro_advbnn.reporting.curves import curves
 from pyro_advbnn.reporting.paper import dataset_name, defense_name
@@ -49,7 +49,7 @@ def _is_many(curve):
 
 
 def _cells(curve, radii):
-    known = {row["epsilon"]: percent(row, interval=True) for row in curve.rows}
+    known = {row["epsilon"]: with_interval(row) for row in curve.rows}
     return [known.get(radius, NONE) for radius in radii]
 
 
@@ -66,7 +66,7 @@ def _where(dataset, known):
 
 def accuracy(rows, _):
     """Fig. 2 as a table, one line per point."""
-    lines = [[curve.text, f"{row['epsilon']:g}", percent(row, interval=True),
+    lines = [[curve.text, f"{row['epsilon']:g}", with_interval(row),
               share(paper.accuracy(row["dataset"], row["defense"], row["epsilon"], _is_many(curve)))]
              for curve in curves(rows, "epsilon") for row in curve.rows]
     note = (f"{shared(rows, 'epsilon')}. {INTERVALS}. Published: {paper.TABLE_1}, and for many draws per "

@@ -2,7 +2,7 @@
 import math
 from functools import partial
 
-from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, percent, share
+from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, share, with_interval
 from pyro_advbnn.reporting import agreement, csv_tables, paper
 from pyro_advbnn.reporting.curves import curves, densities, labels, place
 from pyro_advbnn.reporting.summary import Summary, claim, shared
@@ -54,7 +54,7 @@ def transfer(rows, _):
             published = paper.correlation(defenses.get(row["source"]), row["defense"])
             lines.append([
                 ", ".join([names.get(row["source"], row["source"]), *words.values()]), names[row["run"]],
-                share(row["accuracy_clean"]), percent(row, interval=True), share(row["accuracy_white_box"]),
+                share(row["accuracy_clean"]), with_interval(row), share(row["accuracy_white_box"]),
                 row["note"] or NONE if row["rho"] is None else decimal(row["rho"]),
                 f"≈ {paper.span(published)}" if published else NONE, agreement.check_rho(row["rho"], published)])
     note = (f"{shared(rows)}. ρ = (Acc[B] − Acc[B|A]) / (Acc[B] − Acc[B|B]), Eq. (14); where the denominator's 95 % interval "
@@ -100,4 +100,4 @@ def gradients(rows, _):
 
 
 def _norm(row):
-    return f"{row['l1_norm']:.4g} [{row['l1_norm_low']:.4g}, {row['l1_norm_high']:.4g}]" if row else NONE
+    return with_interval(row, "l1_norm", "{:.4g}".format) if row else NONE

@@ -1,5 +1,5 @@
 """The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
-from pyro_advbnn.cli.text_tables import counted, percent, share
+from pyro_advbnn.cli.text_tables import counted, share, with_interval
 from pyro_advbnn.reporting.curves import common, named, settings
 from pyro_advbnn.reporting.paper import defense_name
 from pyro_advbnn.reporting.summary import Summary
@@ -10,7 +10,7 @@ _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num
 
 def robust(rows, _):
     """Accuracy in the worst case over several attacks, one line per ensemble."""
-    lines = [[name, defense_name(row), row["norm"], f"{row['epsilon']:g}", percent(row, interval=True),
+    lines = [[name, defense_name(row), row["norm"], f"{row['epsilon']:g}", with_interval(row),
               share(row["single_draw_accuracy"]), share(row["undecided"]), str(row["attack_samples"]),
               f"{row['num_examples']:,}", attacks(row)]
              for name, row in named(rows, "epsilon", "attack_samples", "num_examples",
@@ -26,7 +26,7 @@ def gains(rows, _):
     """Adv-BNN over its control in the worst case, one line for each seed of a pair; the verdicts by rule."""
     pairs, comparisons = dict.fromkeys(row["pair"] for row in rows), rows[-1]["comparisons"]
     lines = [[row["pair"], str(row["seed"]), share(row["accuracy"]), share(row["control_accuracy"]),
-              f"{share(row['gain'])} [{share(row['gain_low'])}, {share(row['gain_high'])}]", f"{row['num_examples']:,}"]
+              with_interval(row, "gain"), f"{row['num_examples']:,}"]
              for row in rows]
     verdicts = [_verdict(pair, [row["gain_low"] > 0 for row in rows if row["pair"] == pair]) for pair in pairs]
     note = (f"Radius {rows[-1]['epsilon']:.3g}. Accuracy in % in the worst case over the ensemble of attacks; gain: the paired "

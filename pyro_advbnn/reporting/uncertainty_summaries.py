@@ -1,5 +1,5 @@
 """The tables of uncertainty: likelihood, calibration and doubt, and how well doubt tells attacked and foreign images."""
-from pyro_advbnn.cli.text_tables import NONE, decimal, percent
+from pyro_advbnn.cli.text_tables import decimal, with_interval
 from pyro_advbnn.reporting.curves import named
 from pyro_advbnn.reporting.summary import Summary, shared
 from pyro_advbnn.reporting.uncertainty_figures import detected
@@ -10,7 +10,7 @@ def uncertainty(rows, _):
     numbers = {"NLL": "nll", "Brier": "brier", "ECE": "calibration_error", "entropy": "entropy",
                "expected entropy": "expected_entropy", "mutual information": "mutual_information",
                "variation ratio": "variation_ratio"}
-    lines = [[name, _images(row), percent(row, interval=True),
+    lines = [[name, _images(row), with_interval(row),
               *(decimal(row[column], 4 if column == "mutual_information" else 3) for column in numbers.values())]
              for name, row in named(rows, "epsilon", "attack", "score")]
     note = (f"{shared(rows)}. Of the averaged prediction: accuracy in % with its 95 % Wilson interval, negative "
@@ -23,8 +23,9 @@ def uncertainty(rows, _):
 
 def detection(rows, _):
     """How well doubt tells images from clean ones, one line per row."""
-    lines = [[name, detected(row), row["score"].replace("_", " "), _interval(row), decimal(row["aupr"], 3),
-              decimal(row["mean_clean"], 4), decimal(row["mean_other"], 4), f"{row['num_positives']:,}"]
+    lines = [[name, detected(row), row["score"].replace("_", " "), with_interval(row, "auroc", "{:.3f}".format),
+              decimal(row["aupr"], 3), decimal(row["mean_clean"], 4), decimal(row["mean_other"], 4),
+              f"{row['num_positives']:,}"]
              for name, row in named(rows, "epsilon", "attack", "score")]
     note = (f"{shared(rows)}. AUROC: the chance that such an image has the higher doubt of it and a clean one, with its "
             "95 % interval (Newcombe 2006), as if of different images; AUPR: average precision, by chance the share "
@@ -37,7 +38,3 @@ def detection(rows, _):
 
 def _images(row):
     return f"{row['attack']}, ε = {row['epsilon']:g}" if row["epsilon"] else "clean"
-
-
-def _interval(row):
-    return NONE if row["auroc"] is None else f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"

@@ -13,9 +13,11 @@ def test_a_table_aligns_its_columns_under_their_titles():
         " 1000           ")
 
 
-def test_percent_shows_one_decimal_and_the_interval_where_asked():
+def test_a_number_is_shown_with_its_interval():
     row = {"accuracy": 0.98765, "accuracy_low": 0.9, "accuracy_high": 1.0}
-    assert (text_tables.percent(row), text_tables.percent(row, interval=True)) == ("98.8", "98.8 [90.0, 100.0]")
+    assert text_tables.with_interval(row) == "98.8 [90.0, 100.0]"
+    assert text_tables.with_interval(row, "accuracy", "{:.3f}".format) == "0.988 [0.900, 1.000]"
+    assert text_tables.with_interval({"auroc": None}, "auroc") == "-"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
