@@ -57,8 +57,8 @@ def refused_command(capsys, verbs, *words):
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         commands.run(verbs, [str(word) for word in words])
-    line = capsys.readouterr().err
-    assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    out, line = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "") and line.startswith("error: ") and line.count("\n") == 1
     return line
 
 

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hostile import refused_command
 from PIL import Image
-from tiny_runs import EVALUATED, tiny
+from tiny_runs import EVALUATED, stop_at, tiny
 
 import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate
@@ -42,12 +43,7 @@ def rows(folder):
 
 
 def refusal(capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        commands.run(evaluate.VERBS, [str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
+    return refused_command(capsys, evaluate.VERBS, *words)
 
 
 def test_a_row_has_every_field_and_agrees_with_the_library(run):
@@ -105,15 +101,7 @@ def test_rows_that_are_there_are_not_computed_again(run, monkeypatch, capsys):
 
 
 def test_each_row_is_written_as_soon_as_it_is_known(run, monkeypatch):
-    real, calls = accuracy_verbs.robust_accuracy, []
-
-    def stopped_at_the_third(*arguments, **more):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(accuracy_verbs, "robust_accuracy", stopped_at_the_third)
+    stop_at(monkeypatch, accuracy_verbs, "robust_accuracy", 3)
     with pytest.raises(SystemExit):
         accuracy(run, "--epsilons", "0,0.05,0.1", *QUICK)
     assert [row["epsilon"] for row in rows(run)] == ["0", "0.05"]
@@ -372,15 +360,7 @@ def test_transfer_says_where_the_drop_is_too_small_for_rho(runs, tmp_path, capsy
 def test_an_interrupted_transfer_goes_on_with_the_next_source_to_the_same_file(runs, tmp_path, monkeypatch):
     words = ["--epsilon", 0.2, *QUICK]
     evaluated("transfer", runs, tmp_path / "whole", *words)
-    real, calls = accuracy_verbs.transfer_accuracies, []
-
-    def stopped_at_the_second(*arguments, **more):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(accuracy_verbs, "transfer_accuracies", stopped_at_the_second)
+    calls = stop_at(monkeypatch, accuracy_verbs, "transfer_accuracies", 2)
     with pytest.raises(SystemExit):
         evaluated("transfer", runs, tmp_path / "parts", *words)
     assert [row["source"] for row in csv_tables.read(tmp_path / "parts", "transfer")] == ["plain", "plain"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import pixels, write_folder, write_npz
+from hostile import pixels, refused_command, write_folder, write_npz
 from victims import Victim
 
 from pyro_advbnn import evaluate, reproduce, train
@@ -433,11 +433,7 @@ def test_a_dry_run_prints_the_plan_with_its_estimate_and_writes_nothing(tmp_path
 
 
 def refusal(capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        run(*words)
-    out, err = capsys.readouterr()
-    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    return err
+    return refused_command(capsys, reproduce.VERBS, *words)
 
 
 def test_a_run_that_was_trained_with_other_flags_is_not_taken_for_the_plans(whole):

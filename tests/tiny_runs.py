@@ -1,9 +1,8 @@
 """Trainings of seconds that tests share, and what is compared of two of them."""
-import pytest
 import torch
+from hostile import refused_command
 
 from pyro_advbnn.bayes.defenses import DEFENSES
-from pyro_advbnn.cli import commands
 from pyro_advbnn.system import json_files
 from pyro_advbnn.train import train
 from pyro_advbnn.training import checkpoints, configuration, construction, run_folders
@@ -59,13 +58,8 @@ def assert_same_run(a, b):
 
 
 def refusal(capsys, *words):
-    """The one line with which the command refuses words."""
-    with pytest.raises(SystemExit) as end:
-        commands.run(train, [str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
+    """The one line with which train refuses words."""
+    return refused_command(capsys, train, *words)
 
 
 def snapshot(folder):
@@ -95,3 +89,17 @@ def interrupt_after(monkeypatch, saves, before_writing=False):
 def build(folder=None, **flags):
     config, images, held_out = configuration.configure({**tiny(flags.get("defense")), **flags})
     return config, construction.build(config, images), held_out
+
+
+def stop_at(monkeypatch, owner, name, call):
+    """Let the process be interrupted when it calls owner.name for the call-th time; returns a list with an item per call."""
+    real, calls = getattr(owner, name), []
+
+    def stopped(*arguments, **more):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, stopped)
+    return calls

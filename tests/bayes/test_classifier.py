@@ -13,11 +13,6 @@ from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import Note
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Tied(nn.Module):
     """Two linear layers that share one weight."""
 

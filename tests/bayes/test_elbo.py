@@ -14,12 +14,6 @@ from pyro_advbnn.bayes.elbo import objective
 from pyro_advbnn.bayes.settings import per_parameter_std
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-    pyro.clear_param_store()
-
-
 def batch(size=16):
     return torch.rand(size, 1, 8, 8, dtype=torch.float64), torch.randint(10, (size,))
 

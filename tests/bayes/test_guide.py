@@ -12,11 +12,6 @@ from pyro_advbnn.bayes.kernels.vectors import Buffers, standard_normal_, unflatt
 from pyro_advbnn.bayes.priors import NormalPrior
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Vectors of a few hundred elements take many chunks."""

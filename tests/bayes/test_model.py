@@ -18,12 +18,6 @@ WEIGHTS, EACH, ONES = 20, 30, 20                         # images that see one w
 N = WEIGHTS * EACH
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-    pyro.clear_param_store()
-
-
 class OneOfMany(nn.Module):
     """Logits (0, w_i) of an image whose pixel i is 1: as many separate posteriors of one weight."""
 

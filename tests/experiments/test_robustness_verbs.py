@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from tiny_runs import stop_at
 
 from pyro_advbnn import evaluate
 from pyro_advbnn.attacks import catalogue
@@ -66,15 +67,7 @@ def test_a_second_call_computes_nothing_and_one_that_was_stopped_goes_on_to_the_
     monkeypatch.undo()
 
     shutil.rmtree(run / "evaluation")
-    rows, count = robustness_verbs.worst_case._rows, []
-
-    def stopped(*arguments):
-        count.append(1)
-        if len(count) == 6:
-            raise KeyboardInterrupt
-        return rows(*arguments)
-
-    monkeypatch.setattr(robustness_verbs.worst_case, "_rows", stopped)
+    stop_at(monkeypatch, robustness_verbs.worst_case, "_rows", 6)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         evaluated(run, "robust", *ATTACKS)
     monkeypatch.undo()

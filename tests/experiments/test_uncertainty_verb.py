@@ -4,7 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny
+from hostile import refused_command
+from tiny_runs import stop_at, tiny
 
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
@@ -39,11 +40,7 @@ def evaluated(run, out, *words):
 
 
 def refusal(capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        commands.run(evaluate.VERBS, ["uncertainty", *(str(word) for word in words)])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
-    return err
+    return refused_command(capsys, evaluate.VERBS, "uncertainty", *words)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +122,7 @@ def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_a
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_was_interrupted_goes_on_to_the_same_files(run, whole, tmp_path, monkeypatch):
-    real, calls = uncertainty_verb.scores, []
-
-    def stopped_at_the_third(*arguments, **more):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(uncertainty_verb, "scores", stopped_at_the_third)
+    calls = stop_at(monkeypatch, uncertainty_verb, "scores", 3)
     with pytest.raises(SystemExit):
         evaluated(run, tmp_path, "--rejected", "0,0.5")
     assert [row["attack"] for row in csv_tables.read(tmp_path, "uncertainty")] == ["none", "pgd"]

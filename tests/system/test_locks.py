@@ -4,6 +4,7 @@ import shutil
 import socket
 
 import pytest
+from hostile import refused_command
 from tiny_runs import TINY, run, snapshot, words
 from victims import Victim
 
@@ -16,16 +17,6 @@ from pyro_advbnn.train import train
 
 SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4"]
 ACCURACY = ["--epsilons", "0", "--num_samples", "2", "--num_test", "20", "--device", "cpu"]
-
-
-def refusal(capsys, verbs, *line):
-    """The one line with which the command refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        commands.run(verbs, [str(word) for word in line])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
-    return err
 
 
 def test_a_second_taker_is_refused_with_the_owners_process_host_and_command_until_it_is_released(tmp_path):
@@ -65,8 +56,8 @@ def test_a_run_that_is_being_trained_is_not_resumed_and_after_its_death_is(tmp_p
     victim = Victim("pyro_advbnn.train:train", [*words(TINY), "--out", folder], tmp_path / "out", ("torch.save", 3, "hang"))
     victim.wait_for(victim.hangs.exists)
     before = snapshot(folder)
-    assert f"is in use by process {victim.process.pid} on" in refusal(capsys, train, "--resume", folder)
-    assert "is not overwritten" in refusal(capsys, train, *words(TINY), "--out", folder)
+    assert f"is in use by process {victim.process.pid} on" in refused_command(capsys, train, "--resume", folder)
+    assert "is not overwritten" in refused_command(capsys, train, *words(TINY), "--out", folder)
     assert snapshot(folder) == before
     train(resume=folder, dry_run=True)                   # writes nothing and may look
     assert snapshot(folder) == before
@@ -81,9 +72,9 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
     before = snapshot(folder)
     line = ["accuracy", "--run", folder, *ACCURACY]
     with locks.locked(folder / "evaluation"):
-        assert f"{folder / 'evaluation'} is in use by process" in refusal(capsys, evaluate.VERBS, *line)
+        assert f"{folder / 'evaluation'} is in use by process" in refused_command(capsys, evaluate.VERBS, *line)
     assert snapshot(folder) == before and not (folder / "evaluation").exists()
-    assert "--network vgg16 is not the run's" in refusal(capsys, evaluate.VERBS, *line, "--network", "vgg16")
+    assert "--network vgg16 is not the run's" in refused_command(capsys, evaluate.VERBS, *line, "--network", "vgg16")
     assert not (folder / "evaluation").exists()
     monkeypatch.setattr(accuracy_verbs, "white_box", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
@@ -97,7 +88,7 @@ def test_results_take_one_evaluation_at_a_time_and_no_way_out_leaves_a_lock(tmp_
 @pytest.mark.parametrize("verb", evaluate.VERBS)
 def test_every_verb_of_evaluate_asks_for_the_results_folder(capsys, verb, a_run):
     with locks.locked(a_run / "evaluation"):
-        assert "is in use by process" in refusal(capsys, evaluate.VERBS, verb, "--run", a_run)
+        assert "is in use by process" in refused_command(capsys, evaluate.VERBS, verb, "--run", a_run)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +99,7 @@ def a_run(tmp_path_factory):
 def test_a_reproduction_is_alone_in_its_folder_and_a_dry_one_locks_nothing(tmp_path, capsys):
     out = tmp_path / "out"
     with locks.locked(out):
-        assert f"{out} is in use by process" in refusal(capsys, reproduce.VERBS, *SMOKE, "--out", out)
+        assert f"{out} is in use by process" in refused_command(capsys, reproduce.VERBS, *SMOKE, "--out", out)
         commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
         assert set(os.listdir(out)) == {locks.NAME, locks.OWNER}
     commands.run(reproduce.VERBS, [*SMOKE, "--out", str(out), "--dry_run"])
