@@ -2,7 +2,6 @@
 import inspect
 import subprocess
 import sys
-import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -29,14 +28,6 @@ def python(code):
 def test_what_needs_no_tensors_starts_without_torch(module):
     loaded = set(python(f"import sys, {module}; print(*sys.modules)"))
     assert module in loaded and not loaded & HEAVY
-
-
-def test_the_public_names_are_read_from_a_zipped_package_too(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
-        for name in ("__init__.py", "__init__.pyi"):
-            packed.write(ROOT / "pyro_advbnn" / name, f"pyro_advbnn/{name}")
-    assert python(f"import sys; sys.path[:0] = [{str(tmp_path / 'a.zip')!r}]; import pyro_advbnn as ab; "
-                  "print(ab.__file__, *ab.__all__)") == [str(tmp_path / "a.zip/pyro_advbnn/__init__.py"), *ab.__all__]
 
 
 @pytest.mark.parametrize("name", ab.__all__)

@@ -19,9 +19,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED_AS = {"pyro-ppl": "pyro", "pillow": "PIL", "scikit-learn": "sklearn", "adversarial-robustness-toolbox": "art"}
-PLUGIN_FLAGS = {"pytest_xdist": "--dist loadfile",          # what the Makefile and the site call it by
-                "mkdocs_material": "name: material", "mkdocstrings": "- mkdocstrings:",
-                "django_static_mathjax": 'find_spec("mathjax")'}
 OWN = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"pyro_advbnn"}
 COMMANDS = ["train", "evaluate", "reproduce", "benchmark", "demo"]
 
@@ -97,15 +94,6 @@ def test_a_folder_beside_the_package_imports_nothing_that_is_not_declared(folder
     for path in sorted((ROOT / folder).rglob("*.py")):
         for name, _ in imports(path):
             assert name in modules([*core(), *extras()]), f"{path.name} imports {name}"
-
-
-def test_every_declared_dependency_is_used():
-    used = {name for folder in ("pyro_advbnn", "tests") for path in (ROOT / folder).rglob("*.py") for name, _ in imports(path)}
-    settings = "".join((ROOT / name).read_text() for name in ("Makefile", "mkdocs.yml", "docs/hooks.py"))
-    text = settings + "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    for name in modules([*core(), *extras()]):
-        called = re.search(rf"-m\"?,? \"?{name}\b|importorskip\(\"{name}", text)
-        assert name in used or called or PLUGIN_FLAGS.get(name, "\0") in settings, f"{name} is declared and not used"
 
 
 def copied(folder):

@@ -21,8 +21,7 @@ from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
-from pyro_advbnn.training import configuration, construction, run_folders
-from pyro_advbnn.training.flags import MAY_CHANGE_ON_RESUME
+from pyro_advbnn.training import construction, run_folders
 
 
 def run(piece, wanted, programs, **more):
@@ -240,24 +239,9 @@ def _training_flags(step, deadline):
     if deadline < float("inf"):
         flags["max_minutes"] = max(deadline - time.monotonic(), 1) / 60
     if (folder / "config.json").exists():
-        _refuse_other_run(folder, flags)
         own = ("device", "network", "data_dir", "max_minutes")
         flags = {"resume": folder} | {name: flags[name] for name in own if name in flags}
     return flags
-
-
-def _refuse_other_run(folder, flags):
-    """Raises InputError where the run in `folder` was trained with other flags or images; where and how may differ."""
-    free = {"out", *MAY_CHANGE_ON_RESUME} - {"epochs", "network", "patience", "precision"}
-    config = run_folders.read_config(folder)
-    changed = configuration.changed_flags(config, flags)
-    for name, (began, now) in changed.items():
-        if name == "init_from" and began and now and Path(began).name == Path(now).name:
-            continue                                     # the folder of all runs has been moved
-        if name not in free:
-            raise InputError(f"{folder} was trained with --{name} {began}, not {now}; choose another --out")
-    if "data_dir" in changed:
-        configuration.images_of(config, "cpu", flags.get("data_dir"))
 
 
 def _seconds_per_gradient(plan, images, device):

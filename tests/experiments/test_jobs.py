@@ -43,7 +43,6 @@ def script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(run_folders, "is_finished", lambda folder: (folder / "finished").exists())
-    monkeypatch.setattr(reproduction, "_refuse_other_run", lambda *_: None)
     monkeypatch.setattr(reproduction, "_seconds_per_gradient", lambda *_: (1e-6, 1e-6))
     monkeypatch.setattr(reproduction.summaries, "summaries", lambda _: [])
 
