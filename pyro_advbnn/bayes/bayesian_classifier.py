@@ -117,6 +117,10 @@ class BayesianClassifier(Classifier):
         return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
                                buffers=self._work)
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """{parameter name: shape} in the order in which mean and log_std hold them, then those of `deterministic`."""
+        return {**self._shapes, **self._fixed_shapes}
+
     def posterior(self) -> dict[str, dist.Normal]:
         """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
         means, stds = (unflatten(vector, self._shapes.values(), None)

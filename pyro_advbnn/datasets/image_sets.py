@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pyro_advbnn.system.errors import InputError
+
 ROWS_AT_ONCE = 1024
 
 
@@ -12,7 +14,7 @@ class ImageSet:
 
     labels: int64 (N,) in [0, num_classes). class_names: one per class. image_shape: (C, H, W). device: that of the
     batches. images: all of them, uint8 (N, C, H, W), which of some sets makes a copy. take(indices) and view(indices):
-    the images at `indices` (int64 (M,), or a list), in that order; the view copies none. to(device): the set on another
+    the images at `indices` (integers (M,), in that order, or bools (N,)); the view copies none. to(device): the set on another
     device. in_memory(): the set as `Images`. update_hash(digest): feeds what the images are to a hash of hashlib's.
     read(batches): yields, for each tensor of indices in `batches`, images and labels on the device.
     stored: of a set in memory or mapped, the tensor that holds its images, maybe among others.
@@ -30,6 +32,16 @@ class ImageSet:
 
     def view(self, indices) -> "ImageSet":
         return self.take(indices)
+
+    def _as_integers(self, indices):
+        """int64 (M,), where the labels are, of indices or of a mask.   Raises InputError for what is neither."""
+        indices = torch.as_tensor(indices, device=self.labels.device)
+        if indices.dtype == torch.bool and indices.shape == self.labels.shape:
+            return indices.nonzero().squeeze(1)
+        if len(indices) and (indices.dtype == torch.bool or indices.is_floating_point()):
+            raise InputError(f"indices must be integers, or a bool for each of {len(self)} images, got {indices.dtype} "
+                             f"{tuple(indices.shape)}")
+        return indices.to(torch.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +80,7 @@ class Images(ImageSet):
         return Images(self.images.to(device), self.labels.to(device), self.class_names)
 
     def take(self, indices) -> "Images":
-        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        indices = self._as_integers(indices)
         return Images(self.images[indices], self.labels[indices], self.class_names)
 
     def view(self, indices) -> "Images | ImageView":
@@ -91,7 +103,7 @@ class Images(ImageSet):
 class ImageView(ImageSet):
     """Rows of a tensor that is not copied: it may be a mapped file, of which the system reads what is used.
 
-    stored: uint8 (M, C, H, W) on the CPU. rows: int64 (N,) in [0, M). labels: of the rows.
+    stored: as `Images.images`, on the CPU. rows: int64 (N,) in [0, M). labels: of the rows.
     """
 
     stored: torch.Tensor
@@ -113,7 +125,7 @@ class ImageView(ImageSet):
         return Images(images, self.labels.to(device), self.class_names)
 
     def take(self, indices) -> "ImageView":
-        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        indices = self._as_integers(indices)
         return ImageView(self.stored, self.rows[indices], self.labels[indices], self.class_names)
 
     def in_memory(self) -> Images:

@@ -55,7 +55,7 @@ class StreamedImages(ImageSet):
 
     def take(self, indices) -> "StreamedImages":
         """The images at `indices`; no file is read."""
-        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        indices = self._as_integers(indices)
         return replace(self, rows=self.rows[indices], labels=self.labels[indices])
 
     def in_memory(self) -> Images:

@@ -1,5 +1,5 @@
 """Checkpoints that hold tensors and plain values only, written in one step and read without executing anything."""
-import json
+import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,20 +29,24 @@ def save(path: str | Path, classifier: Classifier, config: Mapping | None = None
     config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
     more: further plain values and tensors, such as an optimizer's state.
 
-    Raises InputError for what is no Classifier, a config of other values and a path that is none or a folder's, OSError where
-    the file cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
+    Raises InputError for what is no Classifier, other values and a path that is none or a folder's, OSError where the file
+    cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
     """
     path = file_to_write(path)
     if not isinstance(classifier, Classifier):
         raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; the "
                          f"weights of another module are saved by torch.save(module.state_dict(), path)")
     config, settings, more = map(_without_numpy, (config, classifier.settings(), more))
-    if not _is_plain(config):
-        raise InputError(f"config must hold plain values only, got {config!r:.200}")
     content = {"format": FORMAT, "config": dict(config or {}), "settings": settings, "state": classifier.state_dict(),
-               "frozen": [name for name, p in classifier.named_parameters() if not p.requires_grad], **more}
+               "frozen": [name for name, p in classifier.named_parameters() if not p.requires_grad],
+               "weights": _in_order(classifier), **more}
     with replacing(path) as file:
-        _write(content, file)
+        try:
+            _write(content, file)
+            file.flush()
+            _open(file.name, mmap=True)                  # what could not be read again shall not replace what can
+        except (pickle.PickleError, AttributeError, TypeError):            # the latter two: of what cannot be pickled at all
+            raise InputError("config, and what else is saved, must hold plain values and tensors only") from None
 
 
 def save_state_dict(path, network):
@@ -79,15 +83,29 @@ def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribut
 def classifier_of(content, path, network=None, *, prior=None, likelihood=None, device="cpu"):
     """`load` of a checkpoint whose content has been read from `path`."""
     classifier = _build(content, network, prior, likelihood, path)
+    for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers()):
+        dtype = content["state"].get(name, tensor).dtype
+        tensor.data = tensor.data.to(torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype)
+    fill(classifier, content, path)
+    _freeze(classifier, content["frozen"])
+    return classifier.to(device).eval()
+
+
+def fill(classifier, content, path):
+    """Give `classifier` the state that has been read from `path`.   Raises InputError where it is another network's."""
+    for theirs, ours in zip(content.get("weights", ()), _in_order(classifier)):      # their number is that of the vectors
+        if theirs != ours:
+            raise InputError(f"{path} does not fit the network: the next weight is {theirs} in the file, {ours} in the network")
     try:
-        for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers()):
-            dtype = content["state"].get(name, tensor).dtype
-            tensor.data = tensor.data.to(torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype)
         classifier.load_state_dict(content["state"])
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the network: {reason(error)}") from None
-    _freeze(classifier, content["frozen"])
-    return classifier.to(device).eval()
+
+
+def _in_order(classifier):
+    """The weights of a Bayesian classifier as they follow each other in its flat vectors, each with its shape."""
+    shapes = classifier.shapes() if isinstance(classifier, BayesianClassifier) else {}
+    return [f"{name} {list(shape)}" for name, shape in shapes.items()]
 
 
 def read(path, *, mmap=False):
@@ -99,7 +117,7 @@ def read(path, *, mmap=False):
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
         with warnings.catch_warnings(action="ignore"):   # about foreign pickles, which are refused all the same
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content = _open(path, mmap)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:                   # torch fails in many ways on such files, and advises to load them unsafely
@@ -111,6 +129,11 @@ def read(path, *, mmap=False):
     return content
 
 
+def _open(path, mmap):
+    """The content of a file, on the CPU, without executing anything."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def _without_numpy(value):
     """`value` with Python's numbers and texts for those of NumPy, which `read` refuses."""
     if isinstance(value, np.generic):
@@ -118,15 +141,6 @@ def _without_numpy(value):
     if type(value) is dict:
         return {_without_numpy(key): _without_numpy(each) for key, each in value.items()}
     return type(value)(map(_without_numpy, value)) if type(value) in (list, tuple) else value
-
-
-def _is_plain(config):
-    """Whether JSON can hold it."""
-    try:
-        json.dumps(config)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
 
 
 def _build(content, network, prior, likelihood, path):
@@ -147,9 +161,10 @@ def _build(content, network, prior, likelihood, path):
         for module, std in zip(noises(classifier), stds):
             module.std = std
         return classifier
-    if (settings["prior"] in PRIORS) != (prior is None):
+    named = settings["prior"] in PRIORS
+    if named and prior is not None or not named and repr(prior) != settings["prior"]:
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
-                         f"{'pass it as prior' if prior is None else 'pass none'}")
+                         f"{'pass none' if named else 'pass it as prior'}")
     network = copied(network)
     _freeze(network, content["frozen"], "network")
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],

@@ -152,7 +152,7 @@ def resume(folder, flags):
     config |= _how_to_compute(config | flags, device) | _place(device)
     images, held_out = images_of(config, device)
     training = construction.build(config | ({"init_from": None} if position else {}), images)
-    best = run_folders.restore_position(training, position) if position else None
+    best = run_folders.restore_position(training, position, folder) if position else None
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")

@@ -90,9 +90,9 @@ def read_position(folder):
     return _position(folder)
 
 
-def restore_position(training, content):
-    """Set `training` to where the content of checkpoint.pt stands; the best so far."""
-    training.result.load_state_dict(content["state"])
+def restore_position(training, content, folder):
+    """Set `training` to where the content of a run's checkpoint.pt stands; the best so far."""
+    checkpoints.fill(training.result, content, Path(folder) / "checkpoint.pt")
     training.load_state_dict(content["training"])
     return content["best"]
 

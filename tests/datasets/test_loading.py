@@ -132,6 +132,16 @@ def test_batches_of_no_image_or_of_an_unknown_augmentation_are_refused():
     assert "augmentation must be one of" in refused(datasets.batches, labelled([0, 1]), 2, augmentation="flip")
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_images_are_taken_by_a_mask_and_not_by_what_is_neither_mask_nor_index(kind):
+    for images in (labelled([0, 1, 2, 1]), labelled([0, 1, 2, 1]).view(range(4))):
+        part = images.take(kind([False, True, False, True]))
+        assert part.labels.tolist() == [1, 1] and torch.equal(part.images, images.images[[1, 3]])
+        for wrong in ([True, False], [0.0, 1.0]):
+            with pytest.raises(InputError, match="integers, or a bool for each of 4 images"):
+                images.view(kind(wrong))
+
+
 def test_images_are_taken_by_index_and_keep_their_names():
     images = labelled([0, 1, 2]).to("cpu").take([2, 0])
     assert images.images.flatten().tolist() == [2, 0] and images.labels.tolist() == [2, 0]

@@ -246,8 +246,11 @@ def test_a_damaged_image_ends_a_training_with_the_way_on_in_one_line(tmp_path, f
     path = folder / "train/b/07.png"
     path.write_bytes(bytes(path.stat().st_size))         # the same name and size
     capsys.readouterr()
-    refused = refused_command(capsys, train, "--resume", tmp_path / "run", "--epochs=2")
-    assert f"{path}: not a readable image" in refused and f"checkpoint is {tmp_path / 'run/checkpoint.pt'}" in refused
+    with pytest.raises(SystemExit) as ended:
+        commands.run(train, ["--resume", str(tmp_path / "run"), "--epochs=2"])
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    assert f"{path}: not a readable image" in line and f"checkpoint is {tmp_path / 'run/checkpoint.pt'}" in line
 
 
 @pytest.mark.usefixtures("undrawn")

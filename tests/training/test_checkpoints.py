@@ -2,18 +2,20 @@
 import os
 import pickle
 import warnings
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Laplace, Normal
 from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.bayes import priors
 from pyro_advbnn.system.errors import InputError
-from pyro_advbnn.training import checkpoints
+from pyro_advbnn.training import checkpoints, run_folders
 
 CONFIG = {"network": "convnet", "num_classes": 10, "in_channels": 1, "width": 4}
 x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -156,12 +158,55 @@ def test_a_prior_of_ones_own_must_be_passed_again_and_no_other(tmp_path):
         checkpoints.load(tmp_path / "c.pt", prior=Normal(0.0, 0.06))
 
 
+def test_a_prior_of_other_parameters_is_not_taken_for_the_one_of_the_training(tmp_path):
+    checkpoints.save(tmp_path / "c.pt", ab.BayesianClassifier(convnet(), prior=Laplace(0.0, 0.1)), CONFIG)
+    checkpoints.load(tmp_path / "c.pt", prior=Laplace(0.0, 0.1))
+    for other in (Laplace(0.0, 10.0), Normal(0.0, 0.1)):
+        with pytest.raises(InputError, match="pass it as prior"):
+            checkpoints.load(tmp_path / "c.pt", prior=other)
+
+
+class TwoBranches(nn.Module):
+    """Two layers of one shape, which each training may declare in another order."""
+
+    def __init__(self, order):
+        super().__init__()
+        for name in order:
+            setattr(self, name, nn.Linear(64, 10))
+
+    def forward(self, x):
+        return self.left(x.flatten(1)) - self.right(x.flatten(1))
+
+
+@pytest.mark.parametrize("deterministic", [(), ("*.bias", "left.weight")])
+def test_weights_that_a_network_declares_in_another_order_are_refused(tmp_path, deterministic):
+    """They lie in one vector by their order: those of one layer would be taken for the other's."""
+    saved, other = (ab.BayesianClassifier(TwoBranches(order), deterministic=deterministic)
+                    for order in (["left", "right"], ["right", "left"]))
+    checkpoints.save(tmp_path / "checkpoint.pt", saved, training={})
+    checkpoints.load(tmp_path / "checkpoint.pt", TwoBranches(["left", "right"]))
+    told = r"the next weight is (left|right).* \[.*10.*\] in the file, right"
+    with pytest.raises(InputError, match=told):
+        checkpoints.load(tmp_path / "checkpoint.pt", TwoBranches(["right", "left"]))
+    with pytest.raises(InputError, match=told):          # as a training goes on
+        run_folders.restore_position(SimpleNamespace(result=other), checkpoints.read(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("more", [
+    {"config": {"network": print}}, {"config": {"counts": defaultdict(int)}}, {"accuracies": np.ones(3)},
+    {"folder": Path("runs")}, {"attack": lambda x: x}])
+def test_what_could_not_be_read_again_is_not_saved_and_the_old_file_stays(tmp_path, more):
+    checkpoints.save(tmp_path / "c.pt", ab.Classifier(convnet()), CONFIG)
+    before = (tmp_path / "c.pt").read_bytes()
+    with pytest.raises(InputError, match="must hold plain values and tensors only"):
+        checkpoints.save(tmp_path / "c.pt", ab.Classifier(convnet()), **{"config": CONFIG} | more)
+    assert (tmp_path / "c.pt").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("other", [nn.Linear(2, 2), None, {"weights": 1}])
-def test_what_is_no_classifier_and_a_config_that_could_not_be_loaded_are_not_saved(tmp_path, other):
+def test_what_is_no_classifier_is_not_saved(tmp_path, other):
     with pytest.raises(InputError, match=f"classifier must be one of this package's classifiers, got a {type(other).__name__}"):
         checkpoints.save(tmp_path / "c.pt", other)
-    with pytest.raises(InputError, match="plain values"):
-        checkpoints.save(tmp_path / "c.pt", ab.Classifier(convnet()), {"network": print})
     assert list(tmp_path.iterdir()) == []
 
 
