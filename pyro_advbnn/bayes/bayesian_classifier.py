@@ -122,9 +122,9 @@ class BayesianClassifier(Classifier):
         return {**self._shapes, **self._fixed_shapes}
 
     def posterior(self) -> dict[str, dist.Normal]:
-        """{parameter name: Normal}, shapes as in the network; mean and stddev are detached."""
+        """{parameter name: Normal}, shapes as in the network: a copy, which a training that goes on does not change."""
         means, stds = (unflatten(vector, self._shapes.values(), None)
-                       for vector in (self.mean.detach(), self.log_std.detach().exp()))
+                       for vector in (self.mean.detach().clone(), self.log_std.detach().exp()))
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
 

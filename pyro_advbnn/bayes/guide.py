@@ -64,6 +64,6 @@ class MeanFieldNormal(TorchDistribution):
         return draw_with_kl(self.loc, self.log_std, prior.counted_pieces(), self.buffers)
 
     def log_prob(self, value):
-        """The log density of `value` (d,): a scalar."""
+        """The log density (*S,) of each of the draws (*S, d)."""
         mean, log_std = self.loc[self.counted], self.log_std[self.counted]
-        return Normal(mean, log_std.exp(), validate_args=False).log_prob(value[self.counted]).sum()
+        return Normal(mean, log_std.exp(), validate_args=False).log_prob(value[..., self.counted]).sum(-1)

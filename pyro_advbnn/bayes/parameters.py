@@ -7,6 +7,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from pyro_advbnn.bayes.settings import parameters_by_layer
 from pyro_advbnn.system.errors import InputError, reason
 
 
@@ -138,9 +139,7 @@ def counted_parameters(parameters, network, kl_over):
     """
     if kl_over == "all":
         return parameters
-    names = []
-    for prefix, module in network.named_modules():
-        names = [name for name, _ in module.named_parameters(prefix, recurse=False)] or names
+    *_, names = filter(None, (own for _, own in parameters_by_layer(network)))
     counted = {name: p for name, p in parameters.items() if name in names}
     if not counted:
         raise InputError("kl_over='last' counts nothing: the last layer is deterministic")

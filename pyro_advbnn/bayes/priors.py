@@ -44,11 +44,11 @@ class NormalPrior(TorchDistribution):
         return draw
 
     def log_prob(self, value):
-        """The log density of `value` (d,): a scalar."""
-        total = value.new_zeros(())
+        """The log density (*S,) of each of the draws (*S, d)."""
+        total = value.new_zeros(value.shape[:-1])
         for part, std in self.counted_pieces():
-            w = value[part]
-            total = total - w.dot(w) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * len(w)
+            w = value[..., part]
+            total = total - w.square().sum(-1) / (2 * std**2) - (math.log(std) + 0.5 * math.log(2 * math.pi)) * w.shape[-1]
         return total
 
     def kl_by_log_std(self, log_std):
@@ -83,8 +83,8 @@ class ElementwisePrior(TorchDistribution):
         return self._on(self._like.device).sample(torch.Size(sample_shape) + self.event_shape).to(self._like.dtype)
 
     def log_prob(self, value):
-        """The log density of `value` (d,): a scalar."""
-        return self._on(value.device).log_prob(value[slice(*self.counted)]).sum()
+        """The log density (*S,) of each of the draws (*S, d)."""
+        return self._on(value.device).log_prob(value[..., slice(*self.counted)]).sum(-1)
 
     def _on(self, device):
         if self._device != device:

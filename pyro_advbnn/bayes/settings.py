@@ -14,7 +14,7 @@ BATCH_STATISTICS = ("mean", "draw")
 
 
 def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):
-    """{parameter name: std} for every parameter of `network`.
+    """{parameter name: std} for every parameter of `network`, by a mapping for the trainable ones.
 
     std: a number; "fan_in" = sqrt(2 / fan_in) for weights and the biases of their layer, 1 for the scale and shift of
     normalisation layers (He et al. 2015), or a multiple of it such as "fan_in/10" or "fan_in*0.5"; or a mapping from
@@ -28,7 +28,7 @@ def per_parameter_std(std, network, argument="prior_std", within=(1e-15, 1e15)):
         unused = [pattern for pattern in std if not fnmatch.filter(names, pattern)]
         if unused:
             raise InputError(f"{argument}: no parameter matches {unused[0]!r}")
-        stds = {name: _first_match(std, name, argument) for name in names}
+        stds = {name: _first_match(std, name, argument) for name, p in network.named_parameters() if p.requires_grad}
     elif isinstance(std, str):
         factor = fan_in_factor(std, argument)
         stds = {name: factor * s for name, s in _fan_in_std(network).items()}
@@ -99,12 +99,21 @@ def _first_match(patterns, name, argument):
     raise InputError(f"{argument} has no pattern that matches the parameter {name}")
 
 
+def parameters_by_layer(network):
+    """(module, {name: parameter} of its own and of what its parametrizations make its weights of) for every module."""
+    for prefix, module in network.named_modules():
+        if "parametrizations" not in prefix.split("."):
+            own = dict(module.named_parameters(prefix, recurse=False))
+            for inner, made_of in getattr(module, "parametrizations", {}).items():
+                own |= made_of.named_parameters(f"{prefix}.parametrizations.{inner}".lstrip("."))
+            yield module, own
+
+
 def _fan_in_std(network):
     stds = {}
-    for prefix, module in network.named_modules():
-        own = dict(module.named_parameters(prefix, recurse=False))
+    for module, own in parameters_by_layer(network):
         matrices = [] if hasattr(module, "normalized_shape") else [p for p in own.values() if p.dim() > 1]     # of LayerNorm
-        layer_std = math.sqrt(2 / matrices[0][0].numel()) if matrices else 1.0
+        layer_std = math.sqrt(2 / max(p[0].numel() for p in matrices)) if matrices else 1.0
         for name, p in own.items():
             stds[name] = math.sqrt(2 / p[0].numel()) if matrices and p.dim() > 1 else layer_std
     return {name: stds[name] for name, _ in network.named_parameters()}

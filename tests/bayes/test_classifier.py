@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint_sequential
 
 import pyro_advbnn as ab
@@ -125,6 +126,28 @@ def test_posterior_has_the_names_and_shapes_of_the_network():
     for name, p in network.named_parameters():
         assert torch.equal(posterior[name].mean, p)
         torch.testing.assert_close(posterior[name].stddev, torch.full_like(p, 0.03).detach())
+
+
+@pytest.mark.parametrize("kind", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_parametrized_layer_has_the_bias_of_a_plain_one(kind):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    parametrized = copy.deepcopy(plain)
+    for layer in (parametrized[1], parametrized[3]):
+        kind(layer)
+    first, second = (ab.BayesianClassifier(network, "fan_in", "fan_in/30", kl_over="last").posterior()
+                     for network in (plain, parametrized))
+    for name in ("1.bias", "3.bias"):
+        assert torch.equal(first[name].stddev, second[name].stddev)
+    weights = [q.mean.numel() for name, q in second.items() if name.startswith("3.")]
+    start, stop = ab.BayesianClassifier(parametrized, kl_over="last").prior.counted
+    assert stop - start == sum(weights) == sum(q.mean.numel() for q in second.values()) - start
+
+
+def test_stds_by_pattern_need_none_for_what_is_frozen():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
+    network[1].requires_grad_(False)
+    stds = {name: q.stddev for name, q in ab.BayesianClassifier(network, {"2.*": 0.1}, {"2.*": 0.01}).posterior().items()}
+    assert set(stds) == {"2.weight", "2.bias"} and all((std == 0.01).all() for std in stds.values())
 
 
 def test_deterministic_parameters_are_trained_without_a_distribution():

@@ -4,12 +4,12 @@ import math
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Laplace, Normal
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal, draw, kl_to_normal
 from pyro_advbnn.bayes.kernels import vectors
 from pyro_advbnn.bayes.kernels.vectors import Buffers, standard_normal_, unflatten
-from pyro_advbnn.bayes.priors import NormalPrior
+from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior
 
 
 @pytest.fixture
@@ -47,6 +47,29 @@ def test_log_density_and_its_gradients_are_those_of_independent_normals_over_the
     log_probs = q.log_prob(value), reference.base_dist.log_prob(value)[200:950].sum()
     torch.testing.assert_close(*log_probs)
     torch.testing.assert_close(*(torch.autograd.grad(log_prob, [value, q.mean, q.log_std]) for log_prob in log_probs))
+
+
+def test_gradients_can_be_differentiated_again(small_chunks):
+    """As the Hessian of Pyro's AutoLaplaceApproximation and gradient penalties need it."""
+    prior, size = NormalPrior([(0, 60, 0.1), (60, 100, 0.7)], (30, 90)), 100
+
+    def value(mean, log_std):
+        torch.manual_seed(1)
+        weights, kl = MeanFieldNormal(mean, log_std).rsample_with_kl(prior)
+        matrix, vector, unused = unflatten(weights, [(9, 10), (9,), (1,)], Buffers())
+        return (matrix.sin().sum(1) * vector).sum() + kl
+
+    q, _ = posterior(size)
+    assert torch.autograd.gradgradcheck(value, (q.mean, q.log_std))
+
+
+def test_each_of_several_draws_has_its_log_density():
+    q, _ = posterior(100, counted=(20, 95))
+    draws = q.rsample((2, 3)).detach()
+    for distribution in (q, NormalPrior([(0, 30, 0.1), (30, 100, 0.7)], (20, 95)),
+                         ElementwisePrior(Laplace(0.0, 0.1), (20, 95), like=q.mean)):
+        expected = torch.stack([distribution.log_prob(w) for w in draws.view(6, 100)]).view(2, 3)
+        torch.testing.assert_close(distribution.log_prob(draws), expected)
 
 
 @pytest.mark.parametrize("counted", [(0, 1000), (200, 950), (400, 500)])

@@ -6,7 +6,6 @@
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from pyro_advbnn.bayes.kernels.vectors import SHARE, addresses, are_long, chunks, in_threads, standard_normal_
 
@@ -17,7 +16,7 @@ except ImportError:
 
 
 def draw_with_kl(mean, log_std, prior_pieces, buffers):
-    """(weights (d,), KL): w = mean + exp(log_std) * eps (Eq. 5), and Eq. (6) summed, a scalar. Differentiable once.
+    """(weights (d,), KL): w = mean + exp(log_std) * eps (Eq. 5), and Eq. (6) summed, a scalar.
 
     mean, log_std: (d,). prior_pieces: [(slice, prior_std), ...] in order, the weights that the KL counts; [] for a KL of 0.
     buffers: a `Buffers`, where the draw and the gradients take their memory from.
@@ -44,11 +43,13 @@ class _DrawWithKL(torch.autograd.Function):
         return weights, kl.to(mean.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, grad_kl):
         mean, log_std, shift = ctx.saved_tensors
         if grad is None:
             grad = torch.zeros_like(mean)
+        if torch.is_grad_enabled():                      # create_graph=True: these gradients will be differentiated
+            return *_differentiable_gradients(grad, 0.0 if grad_kl is None else grad_kl, *ctx.saved_tensors,
+                                              ctx.prior_pieces), None, None
         if grad_kl is None:
             return grad, torch.mul(grad, shift, out=ctx.buffers.take(mean)), None, None
         grads = ctx.buffers.take(mean), ctx.buffers.take(mean)
@@ -80,6 +81,15 @@ def _gradients(grad_mean, grad_log_std, grad, shift, mean, log_std, prior_pieces
             continue
         torch.addcmul(grad[part], mean[part], grad_kl, value=prior_std**-2, out=grad_mean[part])
         grad_log_std[part].addcmul_(kl_by_log_std(log_std[part], prior_std), grad_kl)
+
+
+def _differentiable_gradients(grad, grad_kl, mean, log_std, shift, prior_pieces):
+    """What `_gradients` writes, as functions of all of them."""
+    counted, precision = torch.zeros_like(mean), torch.zeros_like(mean)
+    for part, prior_std in prior_pieces:
+        counted[part], precision[part] = 1.0, prior_std**-2
+    shift = shift * (log_std - log_std.detach()).exp()   # the noise stays, the std does not
+    return grad + grad_kl * mean * precision, grad * shift + grad_kl * ((2 * log_std).exp() * precision - counted)
 
 
 def step_by_squares_(log_std, grad, prior_pieces, slope, *, kl_weight, share, rate, bound):

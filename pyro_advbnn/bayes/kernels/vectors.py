@@ -8,7 +8,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch.autograd.function import once_differentiable
 
 try:                                                     # compiled at installation, where there is a C compiler
     from pyro_advbnn.bayes.kernels import _normals  # type: ignore[attr-defined]
@@ -119,8 +118,10 @@ class _Unflatten(torch.autograd.Function):
         return _views(vector, shapes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
+        if torch.is_grad_enabled():                      # create_graph=True: this gradient will be differentiated
+            return torch.cat([ctx.like.new_zeros(math.prod(shape)) if grad is None else grad.reshape(-1)
+                              for shape, grad in zip(ctx.shapes, grads, strict=True)]), None, None
         size = sum(math.prod(shape) for shape in ctx.shapes)
         gathered = ctx.like.new_empty(size) if ctx.buffers is None else ctx.buffers.take(ctx.like, size)
         for part, grad in zip(_views(gathered, ctx.shapes), grads, strict=True):
