@@ -30,6 +30,7 @@ class Attack:
             if not hasattr(self, "loss"):
                 raise InputError(f"{type(self).__name__} takes no target")
             attack, y, name = replace(self, loss=Towards(self.loss)), target, "target"  # type: ignore[type-var]
+        check_module(classifier)
         y, bounds = checked_batch(x, y, name)
         with gradients_possible(), labels_within_classes(classifier, bounds, name):
             return attack.run(classifier, *(tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y)))
@@ -62,6 +63,12 @@ def labels_within_classes(module, bounds, name="labels"):
             _check_classes(bounds, logits.shape[1], name)
     with nullcontext() if isinstance(module, torch.jit.ScriptModule) else module.register_forward_hook(check):
         yield                                            # scripted modules take no hooks
+
+
+def check_module(classifier):
+    """Raises InputError for what is no nn.Module."""
+    if not isinstance(classifier, nn.Module):
+        raise InputError(f"the classifier must be an nn.Module, got {kind(classifier)}")
 
 
 def check_images(x, name="images"):

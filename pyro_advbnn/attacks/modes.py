@@ -46,7 +46,7 @@ def draws_anew(classifier, x, calls=_CALLS):
     """Whether `calls` calls, in eval mode, give logits of the same images (B, C, H, W) that differ by more than rounding."""
     with eval_mode(classifier), undisturbed():
         first = classifier(x.clone())
-        return any(_differ(first, classifier(x.clone()), _ROUNDING_OF_LOGITS) for _ in range(calls - 1))
+        return any(differ(first, classifier(x.clone())) for _ in range(calls - 1))
 
 
 def is_random(classifier, x):
@@ -60,8 +60,9 @@ def is_random(classifier, x):
         return torch.autograd.grad(logits.float().logsumexp(-1).sum(), inputs)[0]
 
     with eval_mode(classifier), frozen(classifier), undisturbed():
-        return draws_anew(classifier, x) or _differ(gradient(), gradient(), _ROUNDING_OF_GRADIENTS)
+        return draws_anew(classifier, x) or differ(gradient(), gradient(), _ROUNDING_OF_GRADIENTS)
 
 
-def _differ(first, second, rounding):
+def differ(first, second, rounding=_ROUNDING_OF_LOGITS):
+    """Whether two answers to the same images are apart by more than rounding."""
     return bool((first - second).abs().max() > rounding * torch.maximum(first.abs().max(), second.abs().max()))

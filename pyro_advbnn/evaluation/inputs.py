@@ -6,11 +6,10 @@ figure wrong without a word.
 import warnings
 
 import torch
-from torch import nn
 
-from pyro_advbnn.attacks.attack import check_images, checked_labels, kind
+from pyro_advbnn.attacks.attack import check_images, check_module, checked_labels, kind
 from pyro_advbnn.attacks.balls import BALLS
-from pyro_advbnn.attacks.modes import eval_mode, frozen
+from pyro_advbnn.attacks.modes import differ, eval_mode, frozen
 from pyro_advbnn.bayes.classifier import check_explains_classes, checked_logits
 from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.system.random_streams import undisturbed
@@ -26,18 +25,25 @@ class NotFiniteAnswer(InputError):
 def check_classifier(classifier, x):
     """The number of classes that a module tells apart, from its answer to a few images x (B, C, H, W) in [0, 1].
 
-    It is called once, in eval mode; torch's global generators stand afterwards where they stood.
+    It is called twice, in eval mode; torch's global generators stand afterwards where they stood. A Note tells of randomness
+    that is not theirs.
 
     Raises InputError for what is no nn.Module, and for one that answers with something else than finite logits (B, classes),
     probabilities among them, or whose gradient by the images is NaN, which the sign of an attack takes for 0.
     """
-    if not isinstance(classifier, nn.Module):
-        raise InputError(f"the classifier must be an nn.Module, got {kind(classifier)}")
-    with undisturbed(), eval_mode(classifier), frozen(classifier), torch.enable_grad():
+    check_module(classifier)
+    with eval_mode(classifier), frozen(classifier), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        logits = logits_of(classifier, x)
+        with undisturbed():
+            logits = logits_of(classifier, x)
+        with undisturbed():
+            repeated = logits_of(classifier, x)
         check_logits(logits.detach())
         gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
+    if differ(logits.detach(), repeated.detach()):
+        warnings.warn("the classifier draws from other generators than torch's global ones: what compares or repeats draws is "
+                      "weaker or noisier for it (Square, restarts, average=\"probability\", doubt of attacked images)", Note,
+                      stacklevel=2)
     if gradient is not None and not gradient.isfinite().all():
         raise NotFiniteAnswer("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
     return logits.shape[1]
@@ -98,7 +104,10 @@ def checked_batches(batches, classifiers):
     Raises InputError where something is not fit, and where there is no batch.
     """
     num_classes = None
-    for x, y in batches:
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(f"each of the batches must be a pair (images, labels), got {kind(batch)}")
+        x, y = batch
         check_images(x)
         if num_classes is None:
             num_classes = min(check_classifier(classifier, x[:16]) for classifier in dict.fromkeys(classifiers))

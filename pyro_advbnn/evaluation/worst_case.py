@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
+from pyro_advbnn.attacks.attack import kind
 from pyro_advbnn.attacks.modes import draws_anew
 from pyro_advbnn.evaluation.accuracy import accuracy_fields, attack_images, logits_of_draws
 from pyro_advbnn.evaluation.inputs import RepeatableBatches
 from pyro_advbnn.evaluation.intervals import paired_difference_interval
-from pyro_advbnn.system.errors import check_at_least
+from pyro_advbnn.system.errors import InputError, check_at_least
 from pyro_advbnn.system.random_streams import separate_randomness
 
 CLEAN = "none"
@@ -51,6 +52,8 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     before each batch of an attack is computed, and ends it all where it says True; clean images are always finished.
     """
     check_at_least("num_samples", num_samples, 1)
+    if not isinstance(attacks, Mapping):
+        raise InputError(f"attacks must be a mapping, {{name: attack}}, got {kind(attacks)}")
     batches, left = RepeatableBatches(classifier, batches), set()
     may_leave = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, batches.some_images(16))
     for name, attack in {CLEAN: None, **attacks}.items():

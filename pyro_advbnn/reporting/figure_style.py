@@ -49,13 +49,13 @@ class Look:
         return {"color": color, "linestyle": LINES[variant % len(LINES)], "marker": marker if self.marked else "none"}
 
     def lines(self, axes, found, x, position=lambda value: value):
-        """Draw accuracies in percent, their intervals as bands; runs that share an x are points, not a line."""
+        """Draw accuracies in percent, their intervals as bands; a single one, and runs that share an x, are points."""
         for curve in found:
             places = [position(row[x]) for row in curve.rows]
             values, low, high = ([100 * row[name] for row in curve.rows]
                                  for name in ("accuracy", "accuracy_low", "accuracy_high"))
             style = self.of(curve)
-            if len(set(places)) < len(places) or self._is_sparse(curve):
+            if len(places) == 1 or len(set(places)) < len(places) or self._is_sparse(curve):
                 axes.errorbar(places, values, error_bars(curve.rows, "accuracy", 100), elinewidth=0.8,
                               **style | {"linestyle": "none", "markersize": 6})
                 continue

@@ -25,9 +25,9 @@ def _prior_lines(axes, priors):
     """Lines at the priors' log stds, as high as the share of the weights that have them; the entry of the legend."""
     from matplotlib.lines import Line2D
     top, style = axes.get_ylim()[1], {"color": GREY, "linestyle": (0, (2, 1.5)), "linewidth": 1}
-    for rows in {tuple((row["left"], row["share"]) for row in prior.rows): prior.rows for prior in priors}.values():
-        most = max(row["share"] for row in rows)
-        axes.vlines([row["left"] for row in rows], 0, [top * row["share"] / most for row in rows], **style)
+    lines = sorted({(row["left"], row["share"]) for prior in priors for row in prior.rows})
+    most = max((share for _, share in lines), default=1)
+    axes.vlines([left for left, _ in lines], 0, [top * share / most for _, share in lines], **style)
     axes.set_ylim(0, top)
     several = any(len(prior.rows) > 1 for prior in priors)
     return [Line2D([], [], label="prior (height: share of the weights)" if several else "prior", **style)] if priors else []

@@ -22,7 +22,8 @@ def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torc
 
     kl_weight >= 0: alpha / N, 0 where there is no posterior. attack: a callable (classifier, x, y) -> x_adv, None for clean
     training. Gradients, optimizer state, parameters and BatchNorm statistics change; the statistics see the attacked batch
-    only. micro_batch: the most images that are in the network at a time (see `micro_batches`), None for all.
+    only, and in eval mode, in which `ab.load` and `ab.fit` give a classifier, nothing: call train() first.
+    micro_batch: the most images that are in the network at a time (see `micro_batches`), None for all.
     share: where x, y are this process's part of a batch, their share of its images. The losses of the processes are then
     weighted by it and their gradients summed, which counts the KL, that every process has in full, once.
     awp: the size in [0, 1] of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward

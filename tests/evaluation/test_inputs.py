@@ -1,6 +1,9 @@
 """Tests of inputs: what a stranger's images, labels and modules may be, and the one line that says where they are wrong."""
+import random
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +53,49 @@ def test_images_that_are_none_are_refused(batch, change, message):
     x = change(batch[0])
     assert message in refusal(lambda: ab.robust_accuracy(Answering(), [(x, batch[1])]))
     assert message in refusal(lambda: ab.predict(Answering(), x))
+
+
+class Noisy(nn.Module):
+    """Noise before the linear layer of `Answering`, drawn by a function of the images."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.network, self.draw = Answering(), draw
+
+    def forward(self, x):
+        return self.network(x + 0.1 * self.draw(x))
+
+
+OF_TORCH = {"randn_like": torch.randn_like, "dropout": lambda x: torch.dropout(x, 0.5, True)}
+OWN = torch.Generator()
+OF_OTHERS = {"a generator of its own": lambda x: torch.randn(x.shape, generator=OWN),
+             "NumPy": lambda x: torch.from_numpy(np.random.default_rng().normal(size=x.shape)).float(),
+             "random": lambda x: random.random()}
+
+
+@pytest.mark.parametrize("draw", OF_OTHERS.values(), ids=OF_OTHERS)
+def test_randomness_that_is_not_of_torchs_global_generators_is_told(batch, draw):
+    """Square and restarts compare points by equal draws, which such a classifier does not give."""
+    with pytest.warns(Note, match="draws from other generators than torch's global ones"):
+        ab.robust_accuracy(Noisy(draw), [batch])
+
+
+@pytest.mark.parametrize("classifier", [
+    *map(Noisy, OF_TORCH.values()), Answering(), ab.BayesianClassifier(Answering()),
+    ab.Mixture([ab.BayesianClassifier(Answering()), ab.Classifier(Answering())])], ids=lambda module: type(module).__name__)
+def test_randomness_of_torchs_global_generators_is_not_told(batch, classifier):
+    with warnings.catch_warnings(action="error"):
+        ab.robust_accuracy(classifier, [batch])
+        ab.robust_accuracy(classifier.train(), [batch], ab.PGD(0.1, num_steps=1))
+
+
+def test_what_is_no_classifier_no_batch_and_no_mapping_of_attacks_is_refused_by_name(batch):
+    attack = ab.PGD(0.1, num_steps=1)
+    assert "must be an nn.Module, got a function" in refusal(lambda: attack(lambda x: x, *batch))
+    assert "a pair (images, labels), got a tensor (4, 1, 2, 2)" in refusal(lambda: ab.robust_accuracy(Answering(), batch))
+    for attacks in (attack, [attack]):
+        told = refusal(lambda attacks=attacks: ab.worst_case_accuracy(Answering(), [batch], attacks))
+        assert f"attacks must be a mapping, {{name: attack}}, got a {type(attacks).__name__}" in told
 
 
 @pytest.mark.parametrize("norm", ["linf", "Linf", "inf", float("inf"), "l2", "L2", 2])
@@ -177,13 +223,13 @@ def test_the_check_leaves_everything_as_it_was(batch):
         assert all(p.requires_grad and p.grad is None for p in module.parameters())
 
 
-def test_a_module_is_tried_once_and_on_at_most_sixteen_images(batch):
+def test_a_module_is_tried_twice_and_on_at_most_sixteen_images(batch):
     classifier = Answering()
     sizes = []
     classifier.register_forward_hook(lambda module, arguments, out: sizes.append(len(out)))
     x, y = (torch.cat(5 * [part]) for part in batch)
     ab.robust_accuracy(classifier, [(x, y), batch], num_samples=1)
-    assert sizes == [16, 20, 4]
+    assert sizes == [16, 16, 20, 4]
 
 
 def test_the_fewer_classes_of_two_modules_bound_the_labels(batch):

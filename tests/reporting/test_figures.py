@@ -91,11 +91,11 @@ def test_the_density_integrates_to_one_and_the_prior_is_a_line():
 
 def test_a_prior_of_several_stds_has_lines_as_high_as_their_shares():
     rows = [one for one in all_tables()["density"] if one["run"] == "bnn" and one["quantity"] == "log_std"]
-    rows += [{**BNN, "quantity": "prior_log_std", "layer": "all", "left": left, "right": left, "share": share}
-             for left, share in ((-3.0, 0.8), (-2.0, 0.2))]
+    rows += [{**run, "quantity": "prior_log_std", "layer": "all", "left": left, "right": left, "share": share}
+             for run, left, share in ((BNN, -3.0, 0.8), (BNN, -2.0, 0.2), (run_fields("other", "bnn"), -1.0, 1.0))]
     axes, = drawing("log_std", rows).axes
     heights = [segment[1, 1] for segment in axes.collections[0].get_segments()]
-    assert heights[1] / heights[0] == pytest.approx(0.25)
+    assert [height / heights[2] for height in heights] == pytest.approx([0.8, 0.2, 1])       # of two runs, on one scale
 
 
 def test_alpha_begins_at_zero_and_its_runs_are_one_curve_per_radius():
@@ -104,6 +104,13 @@ def test_alpha_begins_at_zero_and_its_runs_are_one_curve_per_radius():
     assert [each.get_ydata().tolist() for each in axes.lines] == [[70, 70, 71], [70, 70, 71]]
     axes, = drawing("prior_std", all_tables()["prior_std"]).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.05", "0.15", "fan_in"]
+
+
+def test_a_curve_of_one_point_has_its_interval():
+    rows = [row(run_fields(name, "adv"), number, 0.035, 1) for name, number in (("one", 400), ("other", 500))]
+    axes, = drawing("accuracy", rows).axes
+    bars = [collection.get_segments()[0][:, 1] for collection in axes.collections]
+    assert len(bars) == 2 and all(high - low > 5 for low, high in bars)
 
 
 def test_runs_that_share_an_alpha_are_points_and_no_zigzag():
