@@ -60,6 +60,32 @@ def test_the_commands_of_every_run_are_such_as_the_programs_take():
             "accuracy", "robust"])
 
 
+@pytest.mark.parametrize("works, epochs, trials", [({"auto", "off"}, 8, ["auto"]), ({"off"}, 8, ["auto", "off"]),
+                                                   (set(), 3, ["auto", "off"])])
+def test_a_trial_that_fails_is_made_again_without_graphs_and_stops_no_training(tmp_path, works, epochs, trials):
+    gpu, called = runpy.run_path(str(PROGRAM)), []
+    flags = SimpleNamespace(dataset="cifar10", data_dir=None, network="vgg16", width=None, num_train=50_000, validation=None,
+                            batch_size=256, weight_averaging=0.999, device="cuda", epochs=30, min_epochs=3, slower=1)
+
+    def call(name, module, flags, seconds):
+        called.append(flags["cuda_graphs"])
+        flags["out"].mkdir()
+        rows = '{"images_per_second": 4000}\n' if flags["cuda_graphs"] in works else ""
+        (flags["out"] / "metrics.jsonl").write_text(rows)
+
+    records = SimpleNamespace(folder=tmp_path, left=lambda: 520.0, call=call)
+    for _ in "ab":                                       # the second time from the records
+        assert gpu["tried"](records, flags) == {"epochs": epochs, "cuda_graphs": trials[-1]}
+    assert called == trials
+
+
+def test_records_that_cannot_be_packed_stop_nothing(tmp_path, monkeypatch, capsys):
+    gpu = runpy.run_path(str(PROGRAM))
+    monkeypatch.setenv("OUT", str(tmp_path / "gone"))
+    assert gpu["Records"](tmp_path / "records", 60).call("step", "platform", {}, 50) == 0
+    assert "not packed: " in capsys.readouterr().out and (tmp_path / "records" / "steps.jsonl").exists()
+
+
 def test_a_run_that_is_none_is_refused_before_any_work(tmp_path):
     process = subprocess.run([sys.executable, PROGRAM, "table1", "--runs=adv,advbn", f"--out={tmp_path / 'gpu'}"], text=True,
                              capture_output=True)

@@ -113,8 +113,8 @@ def test_doubt_is_that_of_the_cpu_and_the_attacker_who_hides_runs_on_the_gpu(bat
         torch.testing.assert_close(values, found[1][name], rtol=1e-3, atol=1e-4)
     hiding = ab.PGD(0.3, num_steps=5, attack_samples=2, loss=uncertainty.ConfidentError(), average="probability")
     _, classifier = both_devices(init_std=0.01)
-    attacked = uncertainty.scores(classifier, [batch], hiding, num_samples=4)
-    assert attacked["nll"].mean() > found[0]["nll"].mean() and attacked["nll"].device.type == "cpu"
+    clean, attacked = (uncertainty.scores(classifier, [batch], attack, num_samples=4) for attack in (None, hiding))
+    assert attacked["nll"].mean() > clean["nll"].mean() and attacked["nll"].device.type == "cpu"
 
 
 def attacked(attack, batch, steps=4):
