@@ -213,22 +213,26 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
         torch.load(finished / name, weights_only=True)
 
 
-def test_a_change_of_the_number_of_epochs_is_recorded_and_reported(tmp_path):
-    """For what came before it followed another schedule: one command does not make such a run again."""
+def test_how_a_run_went_on_is_recorded_and_what_changed_is_reported(tmp_path, monkeypatch):
+    """For what came before was trained otherwise: one command does not make such a run again."""
     folder = run(tmp_path / "runs" / "a", epochs=1)
     train(resume=folder, epochs=3, max_minutes=SOON)
+    monkeypatch.setattr("pyro_advbnn.system.environment._git_commit", lambda: "another")
     train(resume=folder, epochs=3)
-    train(resume=folder, epochs=4)
+    train(resume=folder, epochs=4, micro_batch=10)
     config = json_files.read_json(folder / "config.json")
-    assert (config["settings"]["epochs"], config["flags"]["epochs"]) == (4, 4)
+    assert (config["settings"]["epochs"], config["flags"]["epochs"], config["micro_batch"]) == (4, 4, 10)
     assert [row["epoch"] for row in metrics(folder)] == [1, 2, 3, 4]
-    assert config["epochs_changed"] == [{"after_epoch": 1, "after_step": 0, "from": 1, "to": 3},
-                                        {"after_epoch": 3, "after_step": 0, "from": 3, "to": 4}]
+    assert [(each["after_epoch"], each["after_step"], each["changed"]) for each in config["resumed"]] == [
+        (1, 0, {"epochs": [1, 3]}), (1, 1, {}), (3, 0, {"epochs": [3, 4], "micro_batch": [None, 10]})]
+    commits = [each["git_commit"] == "another" for each in (config["environment"], *(
+        each["environment"] for each in config["resumed"]))]
+    assert commits == [False, False, True, True]
     page = html.unescape(report.write(folder).read_text())
     commands = [line for line in page.splitlines() if "pyro_advbnn.train" in line]
-    assert "--epochs 1 " in commands[0] and "--epochs 4" not in commands[0]
+    assert "--epochs 1 " in commands[0] and "--epochs 4" not in commands[0] and "micro_batch" not in commands[0]
     assert "--resume runs/a --epochs 3    # stopped after epoch 1, step 0 of the next" in commands[1]
-    assert "--resume runs/a --epochs 4    # stopped after epoch 3" in commands[2] and len(commands) == 3
+    assert "--resume runs/a --epochs 4 --micro_batch 10    # stopped after epoch 3" in commands[2] and len(commands) == 3
 
 
 def test_the_config_records_flags_versions_hardware_commit_and_seed(finished):

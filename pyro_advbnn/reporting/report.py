@@ -133,11 +133,12 @@ def _times(log):
 
 
 def _trainings(configs):
-    """The command that began each run, and one for each time that it went on with another number of epochs."""
+    """The command that began each run, and one for each time that it went on with other flags."""
     for name, config in sorted(configs.items(), key=lambda item: bool(item[1].get("init_from"))):
-        changes, folder = config.get("epochs_changed", []), f"runs/{name}"
-        flags = config["flags"] | ({"epochs": changes[0]["from"]} if changes else {})
-        yield help.typed("pyro_advbnn.train", flags | {"max_minutes": None, "out": folder})
+        changes, folder = [each for each in config.get("resumed", []) if each["changed"]], f"runs/{name}"
+        began = {flag: before for each in reversed(changes) for flag, (before, _) in each["changed"].items()}
+        yield help.typed("pyro_advbnn.train", config["flags"] | began | {"max_minutes": None, "out": folder})
         for change in changes:
-            again = help.typed("pyro_advbnn.train", {"resume": folder, "epochs": change["to"]})
+            now = {flag: after for flag, (_, after) in change["changed"].items()}
+            again = help.typed("pyro_advbnn.train", {"resume": folder} | now)
             yield f"{again}    # stopped after epoch {change['after_epoch']}, step {change['after_step']} of the next"

@@ -10,7 +10,7 @@ from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.classifier import Classifier, categorical
 from pyro_advbnn.bayes.elbo import Objective, objective
 from pyro_advbnn.system import distributed
-from pyro_advbnn.system.errors import check_at_least, check_number
+from pyro_advbnn.system.errors import InputError, check_at_least, check_number
 from pyro_advbnn.training.micro_batches import attack_in_pieces, backward_in_pieces
 from pyro_advbnn.training.weight_perturbation import buffers_kept, perturbed
 
@@ -29,9 +29,12 @@ def train_step(classifier: Classifier, optimizer: torch.optim.Optimizer, x: torc
     awp: the size in [0, 1] of an adversarial perturbation of the weights (`weight_perturbation`), which takes one more forward
     and backward pass; loss, nll, kl and their gradients are then those at the perturbed weights.
 
-    Raises InputError for images outside [0, 1], labels that are none of the classes, kl_weight, micro_batch and awp out of
-    range, and where the network does not return logits (B, classes).
+    Raises InputError for what is no Classifier, images outside [0, 1], labels that are none of the classes, kl_weight,
+    micro_batch and awp out of range, and where the network does not return logits (B, classes).
     """
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; "
+                         f"ab.Classifier wraps a network")
     check_number("awp", awp, high=1)
     check_at_least("micro_batch", 1 if micro_batch is None else micro_batch, 1)
     options = {"kl_weight": kl_weight, "attack": attack, "micro_batch": micro_batch, "share": share, "awp": awp}

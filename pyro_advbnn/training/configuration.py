@@ -55,9 +55,13 @@ def configure(flags):
         "recipe": recipe, "settings": settings, "seed": seed, **how, **_place(device),
         "patience": flags.get("patience"), "tensorboard": flags.get("tensorboard", False),
         "flags": {k: _text(v) for k, v in flags.items()},
-        "environment": environment() | {"device": describe_device(device), "normals": how_normals_are_drawn()},
+        "environment": _environment(device),
     }
     return config, images, held_out
+
+
+def _environment(device):
+    return environment() | {"device": describe_device(device), "normals": how_normals_are_drawn()}
 
 
 def _check_std(name, std, init_from):
@@ -141,8 +145,8 @@ def resume(folder, flags):
     config = run_folders.read_config(folder)
     position = run_folders.read_position(folder)
     _check_resume_flags(folder, config, flags)
-    epochs_before = config["settings"]["epochs"]
-    config["settings"]["epochs"] = flags.get("epochs", epochs_before)
+    began = config["flags"] | {"epochs": config["settings"]["epochs"]}
+    config["settings"]["epochs"] = flags.get("epochs", began["epochs"])
     config |= {name: _text(flags[name]) for name in ("patience", "tensorboard", "data_dir", "workers") if name in flags}
     config["flags"] |= {name: _text(value) for name, value in flags.items()}
     _check_patience(config["patience"], config["num_held_out"])
@@ -156,10 +160,12 @@ def resume(folder, flags):
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")
-    if config["settings"]["epochs"] != epochs_before and training.progress:           # the schedule was another one so far
-        config["epochs_changed"] = [*config.get("epochs_changed", []), {
-            "after_epoch": training.epochs_done, "after_step": training.steps_done, "from": epochs_before,
-            "to": config["settings"]["epochs"]}]
+    if training.progress:                                # what came before was trained as began and environment say
+        changed = {name: [began.get(name), _text(value)] for name, value in flags.items()
+                   if name != "max_minutes" and began.get(name) != _text(value)}
+        config["resumed"] = [*config.get("resumed", []), {
+            "after_epoch": training.epochs_done, "after_step": training.steps_done, "changed": changed,
+            "environment": _environment(device)}]
     return config, training, held_out, best
 
 

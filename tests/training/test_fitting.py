@@ -139,3 +139,11 @@ def test_a_network_without_gradient_by_its_images_is_refused_where_it_is_to_be_a
     with pytest.raises(ab.InputError, match="has no gradient by its images"):
         ab.fit(X, Y, network=network, defense=defense, **SMALL)
     ab.fit(X, Y, network=network, defense={"adv": "none", "advbnn": "bnn", "advrse": "rse"}[defense], **SMALL)
+
+
+@pytest.mark.parametrize("other", [network(), ab.Mixture([ab.Classifier(network()), ab.Classifier(network())])],
+                         ids=["a network", "a mixture"])
+def test_a_step_is_refused_for_what_has_no_likelihood(other):
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with pytest.raises(ab.InputError, match=f"must be one of this package's classifiers, got a {type(other).__name__}"):
+        ab.train_step(other, optimizer, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), kl_weight=0.0)
