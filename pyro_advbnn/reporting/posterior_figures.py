@@ -24,13 +24,15 @@ def density(quantity, title, xlabel):
 def _prior_lines(axes, priors):
     """Lines at the priors' log stds, as high as the share of the weights that have them; the entry of the legend."""
     from matplotlib.lines import Line2D
+    if not priors:
+        return []
     top, style = axes.get_ylim()[1], {"color": GREY, "linestyle": (0, (2, 1.5)), "linewidth": 1}
     lines = sorted({(row["left"], row["share"]) for prior in priors for row in prior.rows})
-    most = max((share for _, share in lines), default=1)
+    most = max(share for _, share in lines)
     axes.vlines([left for left, _ in lines], 0, [top * share / most for _, share in lines], **style)
     axes.set_ylim(0, top)
     several = any(len(prior.rows) > 1 for prior in priors)
-    return [Line2D([], [], label="prior (height: share of the weights)" if several else "prior", **style)] if priors else []
+    return [Line2D([], [], label="prior (height: share of the weights)" if several else "prior", **style)]
 
 
 def log_std_by_layer(rows):
