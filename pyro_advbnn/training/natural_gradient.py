@@ -43,7 +43,7 @@ class NaturalGradient(torch.optim.Optimizer):
     momentum: in [0, 1]. clip > 0: the most that |G| by squares is; G is on average 0 at rest, and -1 at least with a normal
     prior. weight_decay >= 0: of deterministic parameters alone, since the prior is the mean's.
 
-    Raises InputError for a classifier without a posterior, and for numbers out of range.
+    Raises InputError for a classifier without a posterior, or with one in half precision, and for numbers out of range.
     """
 
     def __init__(self, classifier: BayesianClassifier, *, num_train: int, alpha: float, curvature: str = "squares",
@@ -51,6 +51,9 @@ class NaturalGradient(torch.optim.Optimizer):
                  weight_decay: float = 0.0) -> None:
         if not isinstance(classifier, BayesianClassifier):
             raise InputError(f"the natural gradient needs a posterior, a BayesianClassifier, got a {type(classifier).__name__}")
+        if classifier.log_std.dtype.itemsize < 4:            # near -6 its numbers lie further apart than most steps are long
+            raise InputError(f"weights must be float32 or float64 in training, got {classifier.log_std.dtype}; torch.autocast "
+                             f"computes with them in less")
         check_at_least("num_train", num_train, 1)
         check_number("alpha", alpha, above=True)
         check_number("num_train / alpha", num_train / alpha, high=1e30)      # beyond are no numbers in float32

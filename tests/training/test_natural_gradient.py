@@ -253,6 +253,12 @@ def test_without_a_posterior_it_is_refused(classifier):
         ab.NaturalGradient(classifier, num_train=40, alpha=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_posterior_in_half_precision_is_refused(dtype):
+    with pytest.raises(ab.InputError, match=f"float32 or float64 in training, got {dtype}"):
+        ab.NaturalGradient(regression()[0].to(dtype), num_train=40, alpha=1)
+
+
 @pytest.mark.parametrize(("alpha", "rho"), [(0.02, None), (0.5, 0.1)])
 def test_a_training_tells_it_the_images_after_the_hold_out_alpha_and_rho(alpha, rho):
     config, training, _ = build(optimizer="natural", alpha=alpha, rho=rho, curvature="draws")
