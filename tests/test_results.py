@@ -220,6 +220,12 @@ def test_what_is_said_of_transfer_on_whole_cifar10_equals_the_records():
             "defence {2[0]} to {2[1]} (radius 0.06, 1,000 images).").format(*told) in text
 
 
+def test_what_is_said_of_60_epochs_on_stl10_equals_the_records():
+    long, short = (worst_case_of(*((folder, run) for run in ("adv", "advbnn"))) for folder in (f"{STL10}/epochs-60", STL10))
+    assert "the worst case of both is {}, after 30 epochs {} and {}.".format(*{*long}, *short) in section(
+        "results.md", "## STL-10, whole")
+
+
 def test_what_is_said_of_stl10_equals_the_records():
     text, adv, ours, authors = section("results.md", "## STL-10, whole"), STL10_ADV[0], STL10_ADVBNN[0], (STL10, "authors")
     theirs = percent(paper.accuracy("stl10", "advbnn", 0.035, many_draws=True))
@@ -247,7 +253,7 @@ def test_what_is_said_of_stl10_equals_the_records():
 
 
 def test_the_table_of_ends_equals_the_records():
-    stl10 = []
+    stl10, long = [], []
     for row in table("results.md", "run", "right in training"):
         folder, run = of_folder(row["run"], "")
         course = records(f"{folder}/runs/{run}/metrics.jsonl")
@@ -255,12 +261,15 @@ def test_the_table_of_ends_equals_the_records():
         noise = [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"] if "snr" in last else ["", ""]
         held_out = f"{both_accuracies(best, 'held_out')} ({best['epoch']})", both_accuracies(last, "held_out")
         assert list(row.values())[1:] == [f"{last['nll']:.3f}", *noise, both_accuracies(last, "train"), *held_out], row
-        stl10 += [(best, last)] if STL10 in folder else []
-        assert len(course) == (15 if {"epochs-15", "before", "awp"} & {*folder.split("/")} and CIFAR10 in folder else 30)
-    lost = [100 * (best["held_out_robust_accuracy"] - last["held_out_robust_accuracy"]) for best, last in stl10]
+        lost = 100 * (best["held_out_robust_accuracy"] - last["held_out_robust_accuracy"])
+        (long if folder.endswith("epochs-60") else stl10 if STL10 in folder else []).append((best, last, lost))
+        assert len(course) == (15 if {"epochs-15", "before", "awp"} & {*folder.split("/")} and CIFAR10 in folder else
+                               60 if folder.endswith("epochs-60") else 30)
+    lost = [each[2] for each in stl10]
     text = section("results.md", "## How the trainings end")
-    assert f"the last epoch is {min(lost):.1f} to {max(lost):.1f} points below the best under attack" in text
-    assert all(last["held_out_accuracy"] >= best["held_out_accuracy"] for best, last in stl10)
+    assert f"of 30 epochs the last is {min(lost):.1f} to {max(lost):.1f} points below the best under attack" in text
+    assert all(last["held_out_accuracy"] >= best["held_out_accuracy"] for best, last, _ in stl10)
+    assert "adversarial training has lost {:.1f} points and Adv-BNN {:.1f}.".format(*(each[2] for each in long)) in text
     rows = [[row for row in records(f"{folder}/evaluation/runs.csv") if row["checkpoint"] == f"{run}/checkpoint.pt"]
             for folder, run in (*ADV, *FAN_IN)]
     of = [listed(of_run, ["clean", "8/255"], num_examples="2000") for of_run in rows]
