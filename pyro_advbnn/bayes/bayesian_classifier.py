@@ -118,8 +118,12 @@ class BayesianClassifier(Classifier):
                                buffers=self._work)
 
     def shapes(self) -> dict[str, torch.Size]:
-        """{parameter name: shape} in the order in which mean and log_std hold them, then those of `deterministic`."""
-        return {**self._shapes, **self._fixed_shapes}
+        """{parameter name: shape} in the order in which mean and log_std hold them."""
+        return dict(self._shapes)
+
+    def fixed_shapes(self) -> dict[str, torch.Size]:
+        """The same of `deterministic`."""
+        return dict(self._fixed_shapes)
 
     def posterior(self) -> dict[str, dist.Normal]:
         """{parameter name: Normal}, shapes as in the network: a copy, which a training that goes on does not change."""

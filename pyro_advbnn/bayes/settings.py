@@ -60,8 +60,8 @@ def initial_std(std, network, within):
         return per_parameter_std(std, network, "init_std", within)
     _check_within({"each weight's share": share}, within, "init_std")
     stds = {}
-    for prefix, module in network.named_modules():
-        sizes = {name: p.detach().float().abs() for name, p in module.named_parameters(prefix, recurse=False)}
+    for _, own in parameters_by_layer(network):
+        sizes = {name: p.detach().float().abs() for name, p in own.items()}
         if sizes:
             mean_square = sum(size.square().sum() for size in sizes.values()) / sum(size.numel() for size in sizes.values())
             stds |= {name: (share * size.clamp(min=mean_square.sqrt() / 10)).clamp(*within) for name, size in sizes.items()}

@@ -38,8 +38,8 @@ class ImageSet:
         indices = torch.as_tensor(indices, device=self.labels.device)
         if indices.dtype == torch.bool and indices.shape == self.labels.shape:
             return indices.nonzero().squeeze(1)
-        if len(indices) and (indices.dtype == torch.bool or indices.is_floating_point()):
-            raise InputError(f"indices must be integers, or a bool for each of {len(self)} images, got {indices.dtype} "
+        if indices.dim() != 1 or len(indices) and (indices.dtype == torch.bool or indices.is_floating_point()):
+            raise InputError(f"indices must be integers (M,), or a bool for each of {len(self)} images, got {indices.dtype} "
                              f"{tuple(indices.shape)}")
         return indices.to(torch.int64)
 

@@ -25,8 +25,8 @@ class NotFiniteAnswer(InputError):
 def check_classifier(classifier, x):
     """The number of classes that a module tells apart, from its answer to a few images x (B, C, H, W) in [0, 1].
 
-    It is called twice, in eval mode; torch's global generators stand afterwards where they stood. A Note tells of randomness
-    that is not theirs.
+    It is called twice, in eval mode; torch's global generators stand afterwards where they stood. A Note tells where
+    they do not govern its answers.
 
     Raises InputError for what is no nn.Module, and for one that answers with something else than finite logits (B, classes),
     probabilities among them, or whose gradient by the images is NaN, which the sign of an attack takes for 0.
@@ -36,14 +36,14 @@ def check_classifier(classifier, x):
         x = x.detach().clone().requires_grad_()
         with undisturbed():
             logits = logits_of(classifier, x)
+            check_logits(logits.detach())
+            gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
         with undisturbed():
             repeated = logits_of(classifier, x)
-        check_logits(logits.detach())
-        gradient, = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     if differ(logits.detach(), repeated.detach()):
-        warnings.warn("the classifier draws from other generators than torch's global ones: what compares or repeats draws is "
-                      "weaker or noisier for it (Square, restarts, average=\"probability\", doubt of attacked images)", Note,
-                      stacklevel=2)
+        warnings.warn("the classifier answers otherwise when torch's global generators are set back, as if it drew from "
+                      "others: what compares or repeats draws is weaker or noisier for it (Square, restarts, "
+                      "average=\"probability\", doubt of attacked images)", Note, stacklevel=2)
     if gradient is not None and not gradient.isfinite().all():
         raise NotFiniteAnswer("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
     return logits.shape[1]

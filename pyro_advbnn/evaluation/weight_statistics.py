@@ -21,16 +21,16 @@ def log10_signal_to_noise(classifier):
 
 def by_layer(classifier, values):
     """{"all": values, parameter name: its part, flat} of a vector (d,) over the weights."""
-    posterior = classifier.posterior()
-    parts = values.split([normal.mean.numel() for normal in posterior.values()])
-    return {"all": values, **dict(zip(posterior, parts, strict=True))}
+    shapes = classifier.shapes()
+    parts = values.split([shape.numel() for shape in shapes.values()])
+    return {"all": values, **dict(zip(shapes, parts, strict=True))}
 
 
 def layers(classifier):
     """{module: the range (start, stop) of its weights in the vector (d,)} of the modules whose weights the KL counts."""
     found, stop = {}, 0
-    for name, normal in classifier.posterior().items():
-        module, start, stop = name.rpartition(".")[0] or "network", stop, stop + normal.mean.numel()
+    for name, shape in classifier.shapes().items():
+        module, start, stop = name.rpartition(".")[0] or "network", stop, stop + shape.numel()
         if classifier.prior.counted[0] <= start < classifier.prior.counted[1]:
             found[module] = found.get(module, (start,))[0], stop
     return found

@@ -26,8 +26,8 @@ FORMAT = 5
 def save(path: str | Path, classifier: Classifier, config: Mapping | None = None, **more: Any) -> None:
     """Write classifier and config to `path`, in one step: a crash leaves the old file or the new one.
 
-    config: plain values. For `load` without a network it needs network (a name), num_classes, in_channels and defense.
-    more: further plain values and tensors, such as an optimizer's state.
+    config: for `load` without a network it needs network (a name), num_classes, in_channels and defense. more: further entries,
+    such as an optimizer's state. All are plain values and tensors.
 
     Raises InputError for what is no Classifier, other values and a path that is none or a folder's, OSError where the file
     cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
@@ -37,9 +37,9 @@ def save(path: str | Path, classifier: Classifier, config: Mapping | None = None
         raise InputError(f"classifier must be one of this package's classifiers, got a {type(classifier).__name__}; the "
                          f"weights of another module are saved by torch.save(module.state_dict(), path)")
     config, settings, more = map(_without_numpy, (config, classifier.settings(), more))
-    content = {"format": FORMAT, "config": dict(config or {}), "settings": settings, "state": classifier.state_dict(),
-               "frozen": [name for name, p in classifier.named_parameters() if not p.requires_grad],
-               "weights": _in_order(classifier), **more}
+    content = dict(format=FORMAT, config=dict(config or {}), settings=settings, state=classifier.state_dict(),
+                   frozen=[name for name, p in classifier.named_parameters() if not p.requires_grad],
+                   weights=_in_order(classifier), **more)
     with replacing(path) as file:
         try:
             _write(content, file)
@@ -71,7 +71,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribut
     It has the dtype that it was saved in, but for half precision, which makes a file small: that comes back as float32.
 
     network: an nn.Module of the same architecture, with or without RSE's noise, for those that config cannot name.
-    prior, likelihood: the same ones, for a classifier that was built with one of its own, and only for that.
+    prior, likelihood: the same ones, for a classifier that was built with one of its own, and only for that. (Of parameters of
+    a prior that are tensors of several numbers the shapes alone are compared.)
 
     Raises InputError for files that are missing, no checkpoints, of another format or of another network, and for those that
     torch cannot read; the numbers in them are not checked.
@@ -93,7 +94,7 @@ def classifier_of(content, path, network=None, *, prior=None, likelihood=None, d
 
 def fill(classifier, content, path):
     """Give `classifier` the state that has been read from `path`.   Raises InputError where it is another network's."""
-    for theirs, ours in zip(content.get("weights", ()), _in_order(classifier)):      # their number is that of the vectors
+    for theirs, ours in zip(content.get("weights", ()), _in_order(classifier)):      # torch tells where there are more or less
         if theirs != ours:
             raise InputError(f"{path} does not fit the network: the next weight is {theirs} in the file, {ours} in the network")
     try:
@@ -104,8 +105,8 @@ def fill(classifier, content, path):
 
 def _in_order(classifier):
     """The weights of a Bayesian classifier as they follow each other in its flat vectors, each with its shape."""
-    shapes = classifier.shapes() if isinstance(classifier, BayesianClassifier) else {}
-    return [f"{name} {list(shape)}" for name, shape in shapes.items()]
+    shapes = [classifier.shapes(), classifier.fixed_shapes()] if isinstance(classifier, BayesianClassifier) else []
+    return [f"{name} {list(shape)}" for vector in shapes for name, shape in vector.items()]
 
 
 def read(path, *, mmap=False):

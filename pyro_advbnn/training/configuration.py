@@ -160,9 +160,8 @@ def resume(folder, flags):
     if training.finished:
         raise InputError(f"{folder} has done {training.epochs_done} epochs of {config['settings']['epochs']}; a larger "
                          f"--epochs goes on")
-    if training.progress:                                # what came before was trained as began and environment say
-        changed = {name: [began.get(name), _text(value)] for name, value in flags.items()
-                   if name != "max_minutes" and began.get(name) != _text(value)}
+    if training.progress:
+        changed = changed_flags({"flags": began}, began | flags | {"max_minutes": began.get("max_minutes")})
         config["resumed"] = [*config.get("resumed", []), {
             "after_epoch": training.epochs_done, "after_step": training.steps_done, "changed": changed,
             "environment": _environment(device)}]

@@ -122,7 +122,10 @@ def test_the_classifier_holds_no_second_copy_of_the_weights():
 
 def test_posterior_has_the_names_and_shapes_of_the_network():
     network = ab.networks.convnet(width=4)
-    posterior = ab.BayesianClassifier(network, init_std=0.03).posterior()
+    classifier = ab.BayesianClassifier(network, init_std=0.03)
+    posterior = classifier.posterior()
+    with torch.no_grad():                                # as a training that goes on, which changes no posterior of before
+        classifier.mean.zero_()
     for name, p in network.named_parameters():
         assert torch.equal(posterior[name].mean, p)
         torch.testing.assert_close(posterior[name].stddev, torch.full_like(p, 0.03).detach())
@@ -138,6 +141,9 @@ def test_a_parametrized_layer_has_the_bias_of_a_plain_one(kind):
                      for network in (plain, parametrized))
     for name in ("1.bias", "3.bias"):
         assert torch.equal(first[name].stddev, second[name].stddev)
+    nn.init.zeros_(parametrized[3].bias)
+    shares = ab.BayesianClassifier(parametrized, init_std="share/10").posterior()
+    assert (shares["3.bias"].stddev > 1e-6).all()        # by the size of the weights of its layer
     weights = [q.mean.numel() for name, q in second.items() if name.startswith("3.")]
     start, stop = ab.BayesianClassifier(parametrized, kl_over="last").prior.counted
     assert stop - start == sum(weights) == sum(q.mean.numel() for q in second.values()) - start

@@ -49,13 +49,15 @@ def test_log_density_and_its_gradients_are_those_of_independent_normals_over_the
     torch.testing.assert_close(*(torch.autograd.grad(log_prob, [value, q.mean, q.log_std]) for log_prob in log_probs))
 
 
-def test_gradients_can_be_differentiated_again(small_chunks):
+@pytest.mark.parametrize("counts", [True, False])
+def test_gradients_can_be_differentiated_again(small_chunks, counts):
     """As the Hessian of Pyro's AutoLaplaceApproximation and gradient penalties need it."""
     prior, size = NormalPrior([(0, 60, 0.1), (60, 100, 0.7)], (30, 90)), 100
 
     def value(mean, log_std):
         torch.manual_seed(1)
         weights, kl = MeanFieldNormal(mean, log_std).rsample_with_kl(prior)
+        kl = kl if counts else 0.0
         matrix, vector, unused = unflatten(weights, [(9, 10), (9,), (1,)], Buffers())
         return (matrix.sin().sum(1) * vector).sum() + kl
 

@@ -137,9 +137,9 @@ def test_images_are_taken_by_a_mask_and_not_by_what_is_neither_mask_nor_index(ki
     for images in (labelled([0, 1, 2, 1]), labelled([0, 1, 2, 1]).view(range(4))):
         part = images.take(kind([False, True, False, True]))
         assert part.labels.tolist() == [1, 1] and torch.equal(part.images, images.images[[1, 3]])
-        for wrong in ([True, False], [0.0, 1.0]):
-            with pytest.raises(InputError, match="integers, or a bool for each of 4 images"):
-                images.view(kind(wrong))
+        for wrong in (kind([True, False]), kind([0.0, 1.0]), kind([[0, 1]]), 2):
+            with pytest.raises(InputError, match=r"integers \(M,\), or a bool for each of 4 images"):
+                images.view(wrong)
 
 
 def test_images_are_taken_by_index_and_keep_their_names():

@@ -76,7 +76,7 @@ OF_OTHERS = {"a generator of its own": lambda x: torch.randn(x.shape, generator=
 @pytest.mark.parametrize("draw", OF_OTHERS.values(), ids=OF_OTHERS)
 def test_randomness_that_is_not_of_torchs_global_generators_is_told(batch, draw):
     """Square and restarts compare points by equal draws, which such a classifier does not give."""
-    with pytest.warns(Note, match="draws from other generators than torch's global ones"):
+    with pytest.warns(Note, match="otherwise when torch's global generators are set back"):
         ab.robust_accuracy(Noisy(draw), [batch])
 
 

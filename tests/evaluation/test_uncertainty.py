@@ -62,7 +62,7 @@ def test_likelihood_and_brier_score_are_those_of_the_averaged_prediction():
 
 def test_huge_logits_leave_every_measure_finite():
     logits = torch.tensor([[[1e4, 0.0, -1e4]], [[-1e4, 0.0, 1e4]]])
-    with pytest.warns(Note, match="other generators"):   # answers in turn are no draws of torch's
+    with pytest.warns(Note, match="generators are set back"):   # answers in turn are no draws of torch's
         found = uncertainty.scores(Fixed(logits), [(torch.rand(1, 1, 2, 2), torch.tensor([1]))], num_samples=2)
     assert all(values.isfinite().all() for values in found.values())
     assert found["nll"].item() == 1e4 and found["mutual_information"].item() == pytest.approx(LOG2)
