@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hostile import pixels, refused_command, write_folder, write_npz
 from victims import Victim
 
@@ -448,6 +449,23 @@ def test_other_flags_in_the_same_folder_are_refused(whole, capsys):
     assert "other flags (width 4, now 8)" in refusal(capsys, "all", *TINY[:-4], "--width", 8, "--attack_samples", 2,
                                                       "--out", whole)
     assert json_files.read_jsonl(whole / "reproduce.jsonl") == before
+
+
+def test_other_images_of_the_users_own_are_refused_in_the_folder_of_the_first_and_the_same_elsewhere_are_not(tmp_path, capsys):
+    first, moved, other = (tmp_path / f"{name}.npz" for name in ("first", "moved", "other"))
+    images = {"y_train": np.arange(24) % 3, "x_test": pixels(4), "y_test": np.arange(4) % 3}
+    write_npz(first, x_train=pixels(24), **images)
+    shutil.copy(first, moved)
+    write_npz(other, x_train=pixels(24)[::-1], **images)
+    out = tmp_path / "out"
+    flags = ["--dataset", "npz", "--num_train", 24, "--num_test", 4, "--width", 4, "--network", "convnet", "--out", out]
+    plan, _ = reproduction._plan(["table1"], Reproduction(
+        dataset="npz", data_dir=first, num_train=24, num_test=4, width=4, network="convnet", out=out), torch.device("cpu"))
+    out.mkdir()
+    reproduction.Journal(plan).open()
+    assert "other flags (images " in refusal(capsys, "table1", *flags, "--data_dir", other)
+    assert "now None)" in refusal(capsys, "table1", "--num_train", 24, "--num_test", 4, "--width", 4, "--out", out)
+    run("table1", *flags, "--data_dir", moved, "--dry_run")
 
 
 def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys):

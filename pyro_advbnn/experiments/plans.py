@@ -47,13 +47,15 @@ class Plan:
     """The steps for some pieces of evidence, in order, each needed step once.
 
     wanted: a `scales.Reproduction`. num_train, num_test: sizes of the data set's splits. on_gpu: whether it is to run on one.
+    digest: what tells data of the user's own from others, None for a published set.
     seeds: of the trainings of `beyond`, default wanted's. pairs: what is to be judged, mappings of the pair's name, its
     seed, the names of both runs in robust.csv (joined by + where they are mixtures) and the radius.
 
     Raises InputError for a seed that is given twice.
     """
 
-    def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False, seeds=None):
+    def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False, digest=None, seeds=None):
+        self.digest = digest
         self.seeds = seeds or [wanted.seed]
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds must be seeds that differ, got {','.join(map(str, self.seeds))}")
@@ -74,8 +76,9 @@ class Plan:
         """What two plans for one folder must have in common: all that changes a result, as plain values."""
         wanted = self.wanted
         sized = {"image_size": wanted.image_size} if wanted.image_size else {}
-        return {"dataset": wanted.dataset, **sized, "scale": wanted.scale, "seed": wanted.seed, "precision": self.precision,
-                **self.settings, "num_train": self.num_train, "num_test": self.num_test}
+        own = {"images": self.digest} if self.digest else {}
+        return {"dataset": wanted.dataset, **own, **sized, "scale": wanted.scale, "seed": wanted.seed,
+                "precision": self.precision, **self.settings, "num_train": self.num_train, "num_test": self.num_test}
 
     @property
     def _recipe(self):

@@ -1,4 +1,5 @@
 """A reproduction at work: the steps of a plan that are not done yet, in turn or side by side, and how long they may take."""
+import hashlib
 import itertools
 import shlex
 import time
@@ -59,8 +60,17 @@ def _plan(pieces, wanted, device, **more):
         asked, there = getattr(wanted, name), len(images[split])
         if asked and asked > there:                      # a scale takes fewer where the data set is small
             raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
-    on_gpu = device.type == "cuda"
-    return Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=on_gpu, **more), images["test"]
+    digest = _digest(images.values()) if wanted.dataset in ("npz", "folder") else None
+    plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=device.type == "cuda", digest=digest, **more)
+    return plan, images["test"]
+
+
+def _digest(sets):
+    """A digest of all images of some sets."""
+    digest = hashlib.sha256()
+    for images in sets:
+        images.update_hash(digest)
+    return digest.hexdigest()[:12]
 
 
 class Journal:
@@ -106,7 +116,8 @@ class Journal:
 
 def _difference(before, now):
     before = before.get("settings", {})
-    return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
+    return ", ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in before | now
+                     if before.get(name) != now.get(name))
 
 
 def _run(plan, journal, programs):
