@@ -468,6 +468,17 @@ def test_other_images_of_the_users_own_are_refused_in_the_folder_of_the_first_an
     run("table1", *flags, "--data_dir", moved, "--dry_run")
 
 
+def test_a_plan_for_a_folder_is_the_same_whether_memory_holds_its_images_or_not(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a")
+    wanted, plans = Reproduction(dataset="folder", data_dir=tmp_path / "a", image_size=8, num_train=4, num_test=4), []
+    for fits in (True, False):
+        monkeypatch.setattr("pyro_advbnn.datasets.loading._fits", lambda *_, fits=fits: fits)
+        plans.append(reproduction._plan(["table1"], wanted, torch.device("cpu"))[0].identity)
+    (tmp_path / "a" / "train" / "cat" / "0.png").rename(tmp_path / "a" / "train" / "cat" / "9.png")
+    other = reproduction._plan(["table1"], wanted, torch.device("cpu"))[0].identity
+    assert plans[0] == plans[1] != other and plans[0].keys() == other.keys()
+
+
 def test_a_folder_with_something_else_is_refused_and_unchanged(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     assert "exists already and is not overwritten; choose another --out\n" in refusal(capsys, "fig4", *TINY, "--out", tmp_path)

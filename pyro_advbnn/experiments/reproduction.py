@@ -11,6 +11,8 @@ import torch
 from pyro_advbnn import datasets, networks
 from pyro_advbnn.cli import help
 from pyro_advbnn.cli.text_tables import counted, duration
+from pyro_advbnn.datasets.cache import update_with_names
+from pyro_advbnn.datasets.folders import list_folder
 from pyro_advbnn.evaluation import worst_case
 from pyro_advbnn.experiments import costs, scales
 from pyro_advbnn.experiments.plans import PIECES, Plan
@@ -60,16 +62,21 @@ def _plan(pieces, wanted, device, **more):
         asked, there = getattr(wanted, name), len(images[split])
         if asked and asked > there:                      # a scale takes fewer where the data set is small
             raise InputError(f"--{name} {asked} is more than the {there} {split} images of {wanted.dataset}")
-    digest = _digest(images.values()) if wanted.dataset in ("npz", "folder") else None
-    plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=device.type == "cuda", digest=digest, **more)
+    plan = Plan(pieces, wanted, len(images["train"]), len(images["test"]), on_gpu=device.type == "cuda",
+                digest=_digest(wanted, images), **more)
     return plan, images["test"]
 
 
-def _digest(sets):
-    """A digest of all images of some sets."""
+def _digest(wanted, images):
+    """A digest of images of the user's own, None for others: of a folder's by name and size, as memory may not hold them."""
+    if wanted.dataset not in ("npz", "folder"):
+        return None
     digest = hashlib.sha256()
-    for images in sets:
-        images.update_hash(digest)
+    for split in datasets.SPLITS:
+        if wanted.dataset == "folder":
+            update_with_names(digest, list_folder(wanted.data_dir, split)[0])
+        else:
+            images[split].update_hash(digest)
     return digest.hexdigest()[:12]
 
 
