@@ -2,6 +2,7 @@
 import csv
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
-from pyro_advbnn.experiments import accuracy_verbs, verbs
+from pyro_advbnn.experiments import accuracy_verbs, evaluated_runs, verbs
 from pyro_advbnn.experiments.images import image_digest
 from pyro_advbnn.reporting import csv_tables, curves
 from pyro_advbnn.system import json_files
@@ -383,6 +384,13 @@ def test_a_longer_list_leaves_the_rows_of_a_shorter_one_byte_for_byte(runs, tmp_
     assert (tmp_path / "parts" / "evaluation" / f"{verb}.csv").read_bytes().startswith(before)
     alone = evaluated(verb, runs, tmp_path / "whole", *words, *many)[verb]
     assert sorted(map(str, together)) == sorted(map(str, alone))
+
+
+@pytest.mark.parametrize("first", [".", "../plain", "x/.."])
+def test_results_of_runs_of_one_folder_go_there_however_they_are_named(tmp_path, monkeypatch, first):
+    (tmp_path / "plain" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "plain")
+    assert evaluated_runs._default_out([Path(first), Path("../other")]).resolve() == tmp_path
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):

@@ -44,6 +44,7 @@ def command_line(program: str, function: Command, arguments: dict[str, Any]) -> 
         flags |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {name: value}
     known = parameters(function)
     given = {name: flags[name] for name in known if name in flags and flags[name] != known[name].default}
+    given |= {name: "none" for name, value in given.items() if value is None}
     return typed(program, given)
 
 

@@ -40,7 +40,7 @@ def robust(
     result to evaluation/robust.csv; a command that was stopped goes on where it was.
 
     Args:
-        epsilon: radius; default that of the data set's training (l2: 0.5).
+        epsilon: radius, of linf at most 1; default that of the data set's training (l2: 0.5).
         norm: of the perturbation, linf or l2.
         attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr,
             apgd-margin, square and cw (l2); NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an

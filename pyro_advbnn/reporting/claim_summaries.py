@@ -83,20 +83,20 @@ def layers(rows, folder):
 
 
 def gradients(rows, _):
-    """The norms of Eq. (11) to (13) on training and test images, and how far apart they are."""
-    lines = []
+    """The norms of Eq. (11) to (13) on training images and on test or held-out ones, and how far apart they are."""
+    lines, others = [], " or ".join(sorted({row["split"].replace("_", " ") for row in rows} - {"train"})) or "test"
     for curve in curves(rows, "split"):
-        by_split = {row["split"]: row for row in curve.rows}
-        train, test = by_split.get("train"), by_split.get("test")
-        both = train and test
-        lines.append([curve.text, _norm(train), _norm(test),
-                      decimal(test["l1_norm"] / train["l1_norm"]) if both and train["l1_norm"] else NONE,
-                      agreement.check_gradients(train, test) if both and train["defense"] == "adv" else NONE])
+        train = next((row for row in curve.rows if row["split"] == "train"), None)
+        other = next((row for row in curve.rows if row["split"] != "train"), None)       # test, or held out
+        both = train and other
+        lines.append([curve.text, _norm(train), _norm(other),
+                      decimal(other["l1_norm"] / train["l1_norm"]) if both and train["l1_norm"] else NONE,
+                      agreement.check_gradients(train, other) if both and train["defense"] == "adv" else NONE])
     note = (f"{shared(rows, 'split')}. Mean l1 norm of the gradient of the loss by the image, with its 95 % interval. "
-            f"{claim('gradients')} Agrees, for adversarial training: that of test is larger, beyond the 95 % interval "
+            f"{claim('gradients')} Agrees, for adversarial training: that of {others} is larger, beyond the 95 % interval "
             f"of the difference{agreement.count_agreeing(lines)}.")
     return [Summary("gradients", "Input gradients on training and test images (Eq. 11 to 13)",
-                    ["run", "train", "test", "test / train", "agrees"], lines, note)]
+                    ["run", "train", others, f"{others} / train", "agrees"], lines, note)]
 
 
 def _norm(row):

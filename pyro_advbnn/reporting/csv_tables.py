@@ -125,10 +125,13 @@ def _read(path, columns):
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != columns:
-            raise InputError(f"{path}: its columns are not those of a table of this version; {_WAY_ON}")
-        return list(reader)
+        try:
+            head, *lines = filter(None, csv.reader(file))
+        except ValueError:                               # empty, or not UTF-8
+            head, lines = [], []
+    if tuple(head) != columns or any(len(line) != len(columns) for line in lines):
+        raise InputError(f"{path}: its columns are not those of a table of this version; {_WAY_ON}")
+    return [dict(zip(columns, line, strict=True)) for line in lines]
 
 
 def _cell(value):

@@ -10,6 +10,7 @@ from pyro_advbnn.reporting.paper import dataset_name, defense_name
 
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
+OF_IMAGES = ("dataset", "num_examples")
 _SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}
 _SHARED = ("dataset", "num_examples", "prediction", "prune_by", "epsilon", "attack", "num_steps", "step_size", "attack_samples",
@@ -62,8 +63,8 @@ def named(rows, *shown, names=None):
         own = [settings(row) for row in rows if row["run"] == run]
         told[run] = {name for each in own for name in each
                      if name not in shown and len({other[name] for other in own if name in other}) > 1}
-        if _checkpoints_tell_weights(rows, run):
-            told[run] -= {"weights"}
+        told[run] -= {"weights"} if _checkpoints_tell_weights(rows, run) else set()
+        told[run] -= {"images"} if tell(own, "images", *OF_IMAGES) else set()
     for row in rows:
         words = [text for name, text in settings(row).items() if name in told[row["run"]]]
         yield ", ".join([names[row["run"]], *words]), row
@@ -120,7 +121,8 @@ def _in_order(groups, x, runs):
     columns = [name for name in ("epsilon", "attack_samples", "num_samples", "num_steps") if name != x]
 
     def rank(row):
-        return runs.index(row["run"]), [place(row.get(name)) for name in columns], sorted(settings(row, x).items())
+        told = {name: text for name, text in settings(row, x).items() if name != "images"}       # a digest has no order
+        return runs.index(row["run"]), [place(row.get(name)) for name in columns], sorted(told.items())
     return sorted(groups, key=lambda group: rank(group[-1]))
 
 
@@ -135,16 +137,22 @@ def _differences(found, x, across):
                   for curve, each in zip(found, all_settings) if name in each}
         if len(values) == len({label for label, _ in values}):
             alike.add(name)
-    pairs = {(each.get("epsilon"), each.get("step_size")) for each in all_settings}
-    if len(pairs) == len({epsilon for epsilon, _ in pairs}):
-        alike.add("step_size")                           # the radius already tells it
+    alike |= {"step_size"} if tell(all_settings, "step_size", "epsilon") else set()
+    alike |= {"images"} if tell(all_settings, "images", *OF_IMAGES) else set()
     hidden = [alike | ({"weights"} if _checkpoints_tell_weights(of_all, row["run"]) else set()) for row in rows]
     return [{name: text for name, text in each.items() if name not in names} for each, names in zip(all_settings, hidden)]
+
+
+def tell(all_settings, name, *others):
+    """Whether the settings `others` already tell the one called `name`."""
+    known = {(*map(each.get, others), each.get(name)) for each in all_settings}
+    return len(known) == len({values[:-1] for values in known})
 
 
 def settings(row, x=None):
     """{name: text} of what a row was measured with, without `x` and without what means nothing for it."""
     draws, gradient = is_random(row), " per gradient"
+    own_images = x == "split" or row["dataset"].endswith(":held_out")                # each run's are its own
     texts = {
         "dataset": dataset_name(row), "network": row["network"], "prediction": _PREDICTIONS.get(row.get("prediction")),
         "prune_by": _text(row, "prune_by", lambda name: f"pruned by {name.replace('_', '-')}"),
@@ -152,10 +160,13 @@ def settings(row, x=None):
         "attack": row.get("attack") if row.get("attack") != "pgd" or "confidence_weight" in row else None,
         "num_steps": _text(row, "num_steps", lambda count: counted(count, "PGD step")), "step_size": _step(row, x),
         "attack_samples": draws and _text(row, "attack_samples", lambda count: counted(count, "draw", gradient)),
+        "average": draws and _text(row, "average", "mean {} of the draws".format),
+        "num_queries": _text(row, "num_queries", "{:,} queries of Square".format),
         "confidence_weight": _text(row, "confidence_weight", "confidence weight {:g}".format),
         "num_samples": draws and _text(row, "num_samples", lambda count: counted(
             count, "draw", gradient if "l1_norm" in row else " per prediction")),
         "num_examples": _text(row, "num_examples", lambda count: counted(count, "image")),
+        "images": None if own_images else _text(row, "images", "images {}".format),
         "seed": _text(row, "seed", "seed {}".format), "score": _SCORES.get(row.get("score")),
         "alpha": _text(row, "alpha", lambda value: f"α = {fraction(value)}"),
         "prior_std": _text(row, "prior_std", "prior std {}".format),

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import jinja2
 
-from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help
 from pyro_advbnn.cli.text_tables import NONE, count, counted, decimal, duration, share, shown
 from pyro_advbnn.reporting import csv_tables, paper, run_descriptions, summaries
+from pyro_advbnn.reporting.curves import is_random
 from pyro_advbnn.reporting.figures import FIGURES
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
 
 _NUMBER = re.compile(r"[-−]?\d[\d\s.,%\[\]()±e+−-]*|\d+ h \d+ min|\d+ min \d+ s|[\d.]+ s")      # also intervals and times
-_GROUP = ("run", "checkpoint", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")  # of examples
+_GROUP = ("run", "network", "checkpoint", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")
 _CALL = ("weights", "num_examples", "images", "seed")                    # what differs between calls for one group of them
-_RANDOM = tuple(name for name, defense in DEFENSES.items() if defense.random)
 
 
 def write(folder, runs=None):
@@ -106,7 +105,7 @@ def _caveats(folder, configs):
     """What these rows and runs leave open, as sentences."""
     rows = [row for name, columns in csv_tables.TABLES.items() if {"accuracy", "defense"} <= set(columns)
             for row in csv_tables.read(folder, name) if row.get("source") in (None, "target")]      # not transferred
-    random = {row["run"] for row in rows if row["defense"] in _RANDOM and row["epsilon"]}
+    random = {row["run"] for row in rows if is_random(row) and row["epsilon"]}
     weak = random - {row["run"] for row in rows if (row["attack_samples"] or 0) > 1 and row["epsilon"]}
     if weak:
         yield f"Only attacked with one draw per gradient, so not yet honestly: {', '.join(sorted(weak))}."

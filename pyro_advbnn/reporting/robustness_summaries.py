@@ -59,6 +59,6 @@ def _settings(rows):
     """The settings that all rows share, and the range of those that no column shows where they differ."""
     ranges = []
     for name, noun in _RANGES.items():                   # of draws per prediction only where there is something to draw
-        values = {row[name] for row in rows if row.get(name) is not None and (name in settings(row) or name == "num_queries")}
+        values = {row[name] for row in rows if row.get(name) is not None and name in settings(row)}
         ranges += [f"{min(values):,} to {max(values):,} {noun}"] if len(values) > 1 else []
     return ", ".join([*common(rows).values(), *ranges])

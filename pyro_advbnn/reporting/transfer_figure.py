@@ -3,10 +3,11 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import counted
 from pyro_advbnn.evaluation.intervals import transfer_rate
 from pyro_advbnn.reporting import paper
-from pyro_advbnn.reporting.curves import common, labels, settings, several_checkpoints
+from pyro_advbnn.reporting.curves import OF_IMAGES, common, labels, settings, several_checkpoints, tell
 from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
 
-_TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "seed", "num_samples")
+_TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "images", "seed",
+         "num_samples")
 DARK = 0.684                                             # from this rho on a light text has the higher contrast (WCAG 2)
 
 
@@ -67,8 +68,10 @@ def transfer_maps(rows):
     for key, row in sorted(((_key(row, defenses, told), row) for row in rows), key=lambda pair: -len(pair[0])):
         for home in [home for home in maps if key <= home] or [key]:
             maps.setdefault(home, []).append(row)
-    alike = frozenset.intersection(*maps)
-    found = [(dict(sorted(key - alike)), {(row["source"], row["run"]): row for row in sorted(part, key=rows.index)})
+    alike = {name for name, _ in frozenset.intersection(*maps)}
+    alike |= {"images"} if tell(list(map(dict, maps)), "images", *OF_IMAGES) else set()
+    found = [({name: text for name, text in sorted(key) if name not in alike},
+              {(row["source"], row["run"]): row for row in sorted(part, key=rows.index)})
              for key, part in maps.items()]
     return sorted(((words, with_rates(pairs.values())) for words, pairs in found), key=lambda pair: list(pair[0].items()))
 

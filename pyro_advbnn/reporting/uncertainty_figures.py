@@ -27,7 +27,7 @@ def detection(rows):
         return None
     kinds = list(dict.fromkeys(map(detected, rows)))
     by_score = {score: {} for score in sorted({row["score"] for row in rows}, key=place)}
-    for name, row in named(rows, "attack", "epsilon", "confidence_weight", "score"):
+    for name, row in named(rows, "attack", "epsilon", "score"):
         by_score[row["score"]].setdefault(name, []).append(row)
     panels = [[Curve(name, {}, of_name) for name, of_name in lines.items()] for lines in by_score.values()]
     figure, axes = start_figure(len(panels), height=0.8 + 0.3 * len(kinds))

@@ -284,7 +284,7 @@ class Common:
     fraction: Annotated[float, Range(0, 1)] | None = python_calls.flag("of the whole.")
 
 
-def grouped(*, of: Common, epsilons: list[Annotated[float, Range(0, 1)]] = (0.0,), dry_run: bool = False):
+def grouped(*, of: Common, epsilons: list[Annotated[float, Range(0, 1)]] | None = (0.0,), dry_run: bool = False):
     """Take a group.
 
     Args:
@@ -340,7 +340,7 @@ def test_the_flags_of_a_group_are_checked_like_others(words, message, capsys):
 @pytest.mark.parametrize("arguments", [
     {"of": Common(run=Path("a"))},
     {"of": Common(run=Path("a b/$c"), step=0.1, names=["x", "y"]), "epsilons": [1 / 3, 8 / 255], "dry_run": True},
-    {"of": Common(run=Path("-x"), step="auto"), "epsilons": [1e-7]},
+    {"of": Common(run=Path("-x"), step="auto"), "epsilons": [1e-7]}, {"of": Common(run=Path("a")), "epsilons": None},
 ])
 def test_a_command_line_gives_its_arguments_back(arguments):
     line = help.command_line("some.module", grouped, arguments)

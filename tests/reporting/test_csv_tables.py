@@ -94,7 +94,8 @@ HEADER = ",".join(csv_tables.ROW_FIELDS).encode() + b"\n"
 WAY_ON = "; move the file away, and what wrote it computes its rows again"
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\n", HEADER[:-9]])
+@pytest.mark.parametrize("content", [
+    b"", b"a,b\n1,2\n", b"\n", HEADER[:-9], HEADER + b"adv,cifar10,vg", HEADER.decode().encode("utf-16")])
 def test_a_foreign_file_is_refused_with_the_way_on_and_unchanged(tmp_path, content):
     path = tmp_path / "evaluation" / "accuracy.csv"
     path.parent.mkdir()

@@ -6,9 +6,10 @@ from pyro_advbnn.reporting import curves, robustness_summaries
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"num_examples": 500}, {"num_steps": 40}, {"step_size": 0.01},
-                                    {"num_samples": 5}, {"weights": "other"}, {"checkpoint": "advbnn/checkpoint.pt"}])
+                                    {"num_samples": 5}, {"images": "noisy"}, {"weights": "other"},
+                                    {"checkpoint": "advbnn/checkpoint.pt"}])
 def test_rows_of_other_settings_are_a_curve_of_their_own_with_a_label_that_says_so(change):
-    rows = accuracy_rows(ADVBNN, (10,))
+    rows = [one | {"images": "clean"} for one in accuracy_rows(ADVBNN, (10,))]
     both = curves.curves(rows + [one | change for one in rows if one["epsilon"]], "epsilon")
     assert len(both) == 2 and {len(curve.rows) for curve in both} <= {3, 4}
     assert len({curve.text for curve in both}) == 2
@@ -68,8 +69,24 @@ def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_show
 
 
 def test_of_two_rows_for_one_point_the_newest_is_drawn():
-    curve, = curves.curves([row(ADV, 400, images="few"), row(ADV, 500, images="others")], "epsilon")
+    curve, = curves.curves([row(ADV, 400, batch_size=50), row(ADV, 500, batch_size=100)], "epsilon")
     assert [point["accuracy"] for point in curve.rows] == [0.5]
+
+
+def test_images_are_told_only_where_their_number_does_not_tell_them():
+    few = row(ADV, 400, images="few", num_examples=500)
+    texts = {curve.text for curve in curves.curves([few, row(ADV, 500, images="all", num_examples=1000)], "epsilon")}
+    assert texts == {"adversarial training, 500 images", "adversarial training, 1,000 images"}
+    names = [name for name, _ in curves.named([few, few | {"images": "noisy"}])]
+    assert names == ["adversarial training, images few", "adversarial training, images noisy"]
+
+
+def test_held_out_images_of_several_runs_are_those_of_one_curve():
+    """Each run holds out its own, by its seed."""
+    runs = [run_fields(f"a{alpha}", "advbnn", alpha=alpha, dataset="cifar10:held_out") for alpha in (0.1, 1.0)]
+    held_out = [row(run, 500, 0.0, images=f"of {run['run']}") for run in runs]
+    only, = curves.curves(held_out, "alpha", over_runs=True)
+    assert only.rows == held_out
 
 
 def test_a_run_is_called_by_its_defence_only_where_no_other_has_the_same():

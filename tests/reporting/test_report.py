@@ -175,6 +175,11 @@ def test_of_two_calls_for_the_same_examples_the_newest_is_shown(folder):
         "best.pt", "Image 18", "checkpoint.pt", "Image 19"]
 
 
+def test_examples_of_two_precisions_are_told_apart(folder):
+    csv_tables.Table(folder, "examples").add([EXAMPLE | {"network": "convnet:bf16", "index": 18}])
+    assert re.findall(r"run advbnn, (\S+), best.pt", write(folder).text) == ["convnet", "convnet:bf16"]
+
+
 def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
     for name in ("runs", "figures", "evaluation"):
         shutil.rmtree(folder / name)
@@ -220,12 +225,13 @@ def test_a_prior_by_auto_is_told_with_the_number_that_came_of_it(folder):
 
 def test_the_caveats_name_runs_attacked_with_one_draw_and_radii_out_of_reach(folder):
     csv_tables.Table(folder, "accuracy").add([ACCURACY | {"run": "weakly", "attack_samples": 1},
-                                          ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1},
-                                          ACCURACY | {"run": "elsewhere", "attack_samples": 1}])
+                                          ACCURACY | {"run": "plain", "defense": "adv", "attack_samples": 1, "num_samples": 1},
+                                          ACCURACY | {"run": "elsewhere", "attack_samples": 1},
+                                          ACCURACY | {"run": "adv+advbnn", "defense": "adv+advbnn", "attack_samples": 1}])
     worst = {name: ACCURACY.get(name) for name in csv_tables.TABLES["robust"]}
     csv_tables.Table(folder, "robust").add([worst | {"run": "elsewhere", "attacks": "pgd", "tried": "pgd", "norm": "linf"}])
     csv_tables.Table(folder, "pruning").add([ACCURACY | {"num_examples": 50, "prune_by": "std", "fraction": 0.2}])
     text = write(folder).text
     assert "Accuracies are measured on 50 images to 360." in text
-    assert "Only attacked with one draw per gradient, so not yet honestly: weakly." in text
+    assert "Only attacked with one draw per gradient, so not yet honestly: adv+advbnn, weakly." in text
     assert "radius 0.7 with 20 steps of 0.025." in text and "uncommitted changes: none, advbnn" in text

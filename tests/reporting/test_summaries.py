@@ -206,6 +206,13 @@ def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(ev
     assert by_run["Adv-BNN"]["agrees"] == "-"
 
 
+def test_gradients_of_held_out_images_have_a_column(tmp_path):
+    rows = [one | {"split": one["split"].replace("test", "held_out")} for one in all_tables()["gradients"]]
+    table = summary_of(tmp_path, "gradients", rows)
+    assert table.columns == ["run", "train", "held out", "held out / train", "agrees"]
+    assert table.rows[0][1:] == ["20 [19, 21]", "33 [32, 34]", "1.65", "yes"]
+
+
 def test_runs_are_told_apart_by_the_settings_that_most_have_otherwise(tmp_path):
     settings = {"alpha": 0.1, "kl_warmup": 0.25, "optimizer": "adam", "learning_rate": 0.005, "weight_decay": 5e-4}
     changes = {"a": {}, "b": {}, "c": {"kl_warmup": 0.0, "alpha": 1.0}, "adv": {"weight_decay": 0.0}}
@@ -253,6 +260,12 @@ def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_p
     assert [cells[0] for cells in summary_of(tmp_path / "several", "robust", several).rows] == [
         "adv-tuned, CIFAR-10, vgg16, best.pt", "adv-tuned, CIFAR-10, vgg16:bf16, best.pt",
         "adv-tuned, cifar10:held_out, vgg16, best.pt", "adv-tuned, CIFAR-10, vgg16, checkpoint.pt"]
+    random = run_fields("advbnn", "advbnn") | attacked | {"attack_samples": 20, "average": "gradient", "num_queries": 1000}
+    others = [random, random | {"average": "probability"}, random | {"num_queries": 5000}]
+    assert [cells[0] for cells in summary_of(tmp_path / "others", "robust", others).rows] == [
+        "advbnn, mean gradient of the draws, 1,000 queries of Square",
+        "advbnn, mean probability of the draws, 1,000 queries of Square",
+        "advbnn, mean gradient of the draws, 5,000 queries of Square"]
 
 
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):

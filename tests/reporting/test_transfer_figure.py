@@ -42,6 +42,9 @@ def test_transfer_of_other_settings_is_a_map_of_its_own_and_of_a_run_trained_ane
     groups = transfer_figure.transfer_maps(rows + more)
     assert [words["attack_samples"] for words, _ in groups] == ["1 draw per gradient", "10 draws per gradient"]
     assert [len(part) for _, part in groups] == [9, 9]                   # deterministic sources belong to both
+    noisy = [one | {"images": "noisy"} for one in rows]
+    groups = transfer_figure.transfer_maps([one | {"images": "clean"} for one in rows] + noisy)
+    assert [words for words, _ in groups] == [{"images": "images clean"}, {"images": "images noisy"}]
     (_, part), = transfer_figure.transfer_maps([*rows, rows[0] | {"weights": "new"}])
     assert len(part) == 9 and part[0]["weights"] == "new"
 

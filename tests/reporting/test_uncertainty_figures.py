@@ -56,6 +56,13 @@ def test_the_detection_figure_has_all_that_was_measured_and_tells_the_attackers_
         "Adv-BNN", "Adv-BNN, 10 draws per gradient", "Adv-BNN, 50 draws per gradient"]
 
 
+def test_the_detection_figure_tells_the_weights_of_confidence_apart():
+    rows = doubt_tables((ADVBNN,))["detection"]
+    more = [one | {"confidence_weight": 100.0} for one in rows if one.get("confidence_weight")]
+    assert [text.get_text() for text in drawing("detection", {"detection": rows + more}).legends[0].texts] == [
+        "Adv-BNN", "Adv-BNN, confidence weight 10", "Adv-BNN, confidence weight 100"]
+
+
 def test_a_run_has_one_name_and_colour_in_all_panels_of_the_detection_figure():
     rows = doubt_tables((ADVBNN,))["detection"]
     single = [one | {"num_samples": 1} for one in rows if one["score"] == "entropy"]     # no information in one
