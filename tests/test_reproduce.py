@@ -18,6 +18,7 @@ from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
 from pyro_advbnn.reporting import csv_tables, figures
 from pyro_advbnn.system import json_files
+from pyro_advbnn.training import run_folders
 
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
 SHORT = {"num_steps": 3, "num_samples": 2}
@@ -322,7 +323,9 @@ def test_a_training_that_starts_from_another_run_goes_on_after_a_kill_also_in_a_
     train.train(**trainings("out")["adv-tuned"].flags)
     train.train(**trainings("out")["adv-longer"].flags, max_minutes=1e-9)        # as one that was killed leaves it
     (tmp_path / "out").rename(tmp_path / "moved")
-    assert reproduction._run_step(trainings("moved")["adv-longer"], float("inf"), {"train": train.train})
+    longer = trainings("moved")["adv-longer"]
+    reproduction._run_step(longer, float("inf"), {"train": train.train})
+    assert run_folders.is_finished(longer.flags["out"])
 
 
 def test_what_has_no_figures_is_done_without_them(tmp_path, monkeypatch, capsys):

@@ -58,7 +58,8 @@ def default_names(is_random, has_mean, num_classes, norm):
     """The ensemble for a classifier: what makes no sense for it is left out; for dlr, which two classes have not, margin."""
     def fits(name):
         base, _, source = name.partition("@")
-        return not (source == "mean" and not has_mean or source and not is_random or norm not in ATTACKS[base][0])
+        exists = not source or is_random and (has_mean or source != "mean")
+        return exists and norm in ATTACKS[base][0]
     return [name if num_classes > 2 else name.replace("dlr", "margin") for name in OF_RANDOM if fits(name)]
 
 

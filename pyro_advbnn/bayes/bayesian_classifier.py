@@ -141,7 +141,7 @@ class BayesianClassifier(Classifier):
         q, prior = self.posterior_distribution(), self.prior
         if counted is not None:
             prior = copy.copy(prior)
-            prior.counted, q.counted = counted, slice(*counted)
+            prior.counted = q.counted = counted
         if has_closed_form(prior):
             return kl_divergence(q, prior)
         weights = q.rsample() if weights is None else weights

@@ -33,7 +33,7 @@ class MeanFieldNormal(TorchDistribution):
 
     def __init__(self, mean, log_std, *, counted=None, std=None, buffers=None):
         self.loc, self.log_std = mean, log_std
-        self.counted = slice(*((0, len(mean)) if counted is None else counted))
+        self.counted = (0, len(mean)) if counted is None else counted
         self.buffers = Buffers() if buffers is None else buffers
         self._std = std
         super().__init__(event_shape=mean.shape, validate_args=False)
@@ -65,5 +65,6 @@ class MeanFieldNormal(TorchDistribution):
 
     def log_prob(self, value):
         """The log density (*S,) of each of the draws (*S, d)."""
-        mean, log_std = self.loc[self.counted], self.log_std[self.counted]
-        return Normal(mean, log_std.exp(), validate_args=False).log_prob(value[..., self.counted]).sum(-1)
+        part = slice(*self.counted)
+        weights = Normal(self.loc[part], self.log_std[part].exp(), validate_args=False)
+        return weights.log_prob(value[..., part]).sum(-1)

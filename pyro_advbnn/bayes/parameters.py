@@ -112,18 +112,19 @@ def left_out(output, weights, *others):
     These are tensors on which it depends beside weights and others, its inputs for one. Where a part of the graph is yet to
     come, by torch's checkpoint with use_reentrant=True, nothing is told.
     """
-    ends = {get_gradient_edge(tensor)[:2] for tensor in (*weights.values(), *others) if tensor.requires_grad}
-    found, outside, ways = set(), [], [get_gradient_edge(output)[:2]] if output.requires_grad else []
-    while ways:
-        way = ways.pop()
-        if way not in found:
-            found.add(way)
-            ways += [each for each in way[0].next_functions if each[0] is not None and way not in ends]
-            if hasattr(way[0], "variable") and way not in ends:
-                outside.append(f"a tensor {tuple(way[0].variable.shape)} from outside")
-            if way[0].name() == "CheckpointFunctionBackward":
+    known = {get_gradient_edge(tensor)[:2] for tensor in (*weights.values(), *others) if tensor.requires_grad}
+    reached, outside, edges = set(), [], [get_gradient_edge(output)[:2]] if output.requires_grad else []
+    while edges:
+        edge = node, _ = edges.pop()
+        if edge not in reached:
+            reached.add(edge)
+            if node.name() == "CheckpointFunctionBackward":
                 return []
-    return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in found] + outside
+            if edge not in known:
+                edges += [following for following in node.next_functions if following[0] is not None]
+                if hasattr(node, "variable"):            # a leaf
+                    outside.append(f"a tensor {tuple(node.variable.shape)} from outside")
+    return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in reached] + outside
 
 
 def flatten(parameters):
@@ -135,12 +136,14 @@ def counted_parameters(parameters, network, kl_over):
     """{name: parameter} of those of `network`'s that the KL counts: "all", or those of the "last" layer.
 
     The last layer is the module with parameters that comes last in registration order.   Raises InputError where all of its
-    parameters are deterministic.
+    parameters are deterministic, or one is another layer's, too.
     """
     if kl_over == "all":
         return parameters
-    *_, names = filter(None, (own for _, own in parameters_by_layer(network)))
-    counted = {name: p for name, p in parameters.items() if name in names}
+    last = [own for _, own in parameters_by_layer(network) if own][-1]
+    if last.keys() - dict(network.named_parameters()).keys():
+        raise InputError("kl_over='last' cannot count a last layer that shares a weight with another layer")
+    counted = {name: p for name, p in parameters.items() if name in last}
     if not counted:
         raise InputError("kl_over='last' counts nothing: the last layer is deterministic")
     return counted

@@ -129,8 +129,9 @@ def named_prior(name: str, std: Std) -> dist.Distribution | None:
         return None
     if not isinstance(std, int | float) or not 0 < std < math.inf:
         raise InputError(f"prior {name} needs prior_std to be one number > 0, got {std!r}")
-    return {"scale_mixture": lambda: scale_mixture([0.5, 0.5], [std, std / 10]),
-            "spike_and_slab": lambda: spike_and_slab(std, std / 100)}[name]()
+    if name == "scale_mixture":
+        return scale_mixture([0.5, 0.5], [std, std / 10])
+    return spike_and_slab(std, std / 100)
 
 
 def has_closed_form(prior: NormalPrior | ElementwisePrior) -> bool:

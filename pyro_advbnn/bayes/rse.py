@@ -13,7 +13,7 @@ from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied
 from pyro_advbnn.system.errors import InputError
 
-_LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d, nn.Linear               # the first kind that a network has gets noise
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class AdditiveNoise(nn.Module):
@@ -83,8 +83,10 @@ def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1
         raise InputError("the network has noise before its layers already")
     noisy = nn.Sequential(copied(network))
     named = list(noisy.named_modules(remove_duplicate=False))
-    named = [(name, module) for name, module in named if not isinstance(module, NonDynamicallyQuantizableLinear)]
-    layers = next(filter(None, ([(n, m) for n, m in named if isinstance(m, kind)] for kind in _LAYERS)), [])
+    layers: list[tuple[str, nn.Module]] = [(name, module) for name, module in named if isinstance(module, _CONVOLUTIONS)]
+    if not layers:
+        layers = [(name, module) for name, module in named
+                  if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)]
     if not layers:
         raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
     made: dict = {}

@@ -85,10 +85,12 @@ def share_factor(std):
 
 def _multiple(unit, text):
     match = re.fullmatch(rf"{unit}(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
+    if match is None:
+        return None
+    operator, number = match.groups(default="1")
     try:
-        operator, number = match.groups()
-        return 1.0 if operator is None else float(number) if operator == "*" else 1 / float(number)
-    except (AttributeError, ValueError, ZeroDivisionError):
+        return 1 / float(number) if operator == "/" else float(number)
+    except (ValueError, ZeroDivisionError):              # 1.2.3, or / 0
         return None
 
 

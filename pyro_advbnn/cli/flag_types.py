@@ -125,7 +125,8 @@ def _value(name: str, given: Any, annotation: Any, parsed: Callable[[Any, Any], 
         try:
             value = _checked(parsed(given, member), member)
         except (LookupError, TypeError, ValueError, OverflowError) as error:
-            reason = isinstance(error, ValueError) and str(error) or reason
+            if isinstance(error, ValueError) and str(error):
+                reason = str(error)
             continue
         values = value if isinstance(value, list | tuple) else [value]
         if all(each in bounds for each in values if isinstance(each, int | float)):
@@ -154,7 +155,8 @@ def _checked(value: Any, member: Any) -> Any:
     if get_origin(member) is list:
         values = [value] if isinstance(value, numbers.Real) else value
         checked = [_checked(each, get_args(member)[0]) for each in values]
-        value, fits = tuple(checked) if isinstance(value, tuple) else checked, checked and not isinstance(value, str | bytes)
+        fits = checked and not isinstance(value, str | bytes)
+        value = tuple(checked) if isinstance(value, tuple) else checked
     elif get_origin(member) is Literal:
         fits = any(type(value) is type(choice) and value == choice for choice in get_args(member))
     elif member is int:

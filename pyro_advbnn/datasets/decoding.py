@@ -76,7 +76,9 @@ def _as_rgb(image):
 
 def _centre_square(image, size):
     """What Resize(size, BICUBIC) and CenterCrop(size) give, without making the pixels that the crop drops."""
-    scaled = [size * side // min(image.size) for side in image.size]
-    starts = [round((length - size) / 2) for length in scaled]
-    box = [edge[i] * image.size[i] / scaled[i] for edge in (starts, [start + size for start in starts]) for i in (0, 1)]
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
+    (width, height), shorter = image.size, min(image.size)
+    scaled_width, scaled_height = size * width // shorter, size * height // shorter
+    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+    box = (left * width / scaled_width, top * height / scaled_height,
+           (left + size) * width / scaled_width, (top + size) * height / scaled_height)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)

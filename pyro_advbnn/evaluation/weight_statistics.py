@@ -101,9 +101,9 @@ def density_rows(classifier):
 
 def layer_rows(classifier):
     """Rows for the table "layers": number, log std (natural) and signal-to-noise of the weights of each parameter."""
-    log_std, prior = by_layer(classifier, classifier.log_std.detach()), prior_log_std(classifier)
-    ratio, prior = by_layer(classifier, log10_signal_to_noise(classifier)), prior is not None and by_layer(classifier, prior)
-    rows = []
+    log_std = by_layer(classifier, classifier.log_std.detach())
+    ratio, of_prior, rows = by_layer(classifier, log10_signal_to_noise(classifier)), prior_log_std(classifier), []
+    prior = None if of_prior is None else by_layer(classifier, of_prior)
     for layer, values in log_std.items():
         low, middle, high = _quantiles(values, (0.05, 0.5, 0.95))
         rows.append({"layer": layer, "num_weights": len(values), "log_std_mean": values.double().mean().item(),

@@ -54,13 +54,13 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     check_at_least("num_samples", num_samples, 1)
     if not isinstance(attacks, Mapping):
         raise InputError(f"attacks must be a mapping, {{name: attack}}, got {kind(attacks)}")
-    batches, left = RepeatableBatches(classifier, batches), set()
-    may_leave = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, batches.some_images(16))
+    batches, removed = RepeatableBatches(classifier, batches), set()
+    may_remove = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, batches.some_images(16))
     for name, attack in {CLEAN: None, **attacks}.items():
         first = 0
         for number, (x, y) in enumerate(batches):
             begin, first = first, first + len(y)
-            indices = [index for index in range(begin, first) if index not in left]
+            indices = [index for index in range(begin, first) if index not in removed]
             if not indices:
                 continue
             rows = list(known(name, indices)) if known else []
@@ -70,8 +70,8 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
                 if attack is not None and stop and stop():
                     return
                 with separate_randomness(_stream(seed, name, number)):
-                    rows += _rows(classifier, name, attack, x[new], y[new], [begin + i for i in new], num_samples, may_leave)
-            left |= {row["index"] for row in rows if row["leaves"]}
+                    rows += _rows(classifier, name, attack, x[new], y[new], [begin + i for i in new], num_samples, may_remove)
+            removed |= {row["index"] for row in rows if row["leaves"]}
             yield name, rows
 
 
@@ -148,21 +148,22 @@ def course(rows, names):
 
 def unfinished(rows, names, num_images):
     """The attacks of `names`, in their order, that have not been tried on all of num_images that were left for them."""
-    left, found = set(), []
+    removed, found = set(), []
     for name in (CLEAN, *names):
         own = [row for row in rows if row["attack"] == name]
-        found += [name] if len(own) < num_images - len(left) else []
-        left |= {row["index"] for row in own if row["leaves"]}
+        found += [name] if len(own) < num_images - len(removed) else []
+        removed |= {row["index"] for row in own if row["leaves"]}
     return found
 
 
-def _rows(classifier, name, attack, x, y, indices, num_samples, may_leave):
+def _rows(classifier, name, attack, x, y, indices, num_samples, may_remove):
     began = time.perf_counter()
     x_adv = attack_images(attack, classifier, x, y)
-    judging, counted = (judge(classifier, x_adv, y, num_samples) for _ in "ab")
+    judging = judge(classifier, x_adv, y, num_samples)
+    counted = judge(classifier, x_adv, y, num_samples)   # by draws of its own
     seconds = (time.perf_counter() - began) / len(y)
     columns = {"index": indices, "label": y.tolist(), "judged_margin": judging["margin"].tolist(),
-               "leaves": (judging["sure"] & may_leave).int().tolist(), "margin": counted["margin"].tolist(),
+               "leaves": (judging["sure"] & may_remove).int().tolist(), "margin": counted["margin"].tolist(),
                "broken": counted["broken"].int().tolist(), "wrong_draws": counted["wrong_draws"].tolist(),
                "predicted": counted["predicted"].tolist(), "seconds": [seconds] * len(y)}
     return [{"attack": name, **dict(zip(columns, values))} for values in zip(*columns.values())]

@@ -50,9 +50,7 @@ def white_box(runs, run, attack, num_samples, table="accuracy"):
     """The row of a run's accuracy under an attack on itself, from the table or computed and written to it."""
     num_samples = run.draws(num_samples)
     compute = partial(robust_accuracy, run.classifier, runs.batches(run), attack, num_samples=num_samples)
-    row, = runs.rows(table, f"{run.name} epsilon {attack.epsilon:g}", [run.settings(attack, num_samples=num_samples)],
-                     lambda progress: [compute(progress=progress)])
-    return row
+    return runs.row(table, f"{run.name} epsilon {attack.epsilon:g}", run.settings(attack, num_samples=num_samples), compute)
 
 
 @verb("transfer")

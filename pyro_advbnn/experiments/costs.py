@@ -54,8 +54,7 @@ def worst_case(defense, attack_samples):
 def training(flags, num_train):
     """Of a whole training with these flags of `train` on num_train images."""
     defense = flags["defense"]
-    settings = recipes.RECIPES[flags["recipe"]](flags["dataset"], defense)
-    settings |= {name: flags[name] for name in settings if flags.get(name) is not None}
+    settings = recipes.resolve(flags["recipe"], flags["dataset"], defense, flags)
     attacked = attack(settings["attack_samples"], settings["num_steps"])
     by_the_mean = DEFENSES[defense].kind == "bayesian" and settings["batch_statistics"] == "mean"
     statistics = UPDATE / statistics_stride(settings["batch_size"]) if by_the_mean else 0

@@ -172,6 +172,10 @@ class EvaluatedRuns(list):
             self.add_new(name, [settings | result for settings, result in zip(wanted, results, strict=True)])
         return list(map(self.table(name).find, wanted))
 
+    def row(self, name, label, wanted, compute):
+        """`rows` of one setting: compute(progress=callback) returns one mapping."""
+        return self.rows(name, label, [wanted], lambda progress: [compute(progress=progress)])[0]
+
     def log(self, command):
         """Note in evaluation/log.jsonl what was run, how long it took and where; a call that wrote nothing leaves no line."""
         if self.num_added.total():
@@ -186,8 +190,12 @@ def _mixture(runs):
         if run.digest != runs[0].digest:
             raise InputError(f"--mixture: {run.folder} and {runs[0].folder} have other images to be measured on")
     values = {name: list(dict.fromkeys(run.fields[name] for run in runs)) for name in runs[0].fields}
-    fields = {name: found[0] if len(found) == 1 else None if name in ("alpha", "prior_std") else "+".join(found)
-              for name, found in values.items()}
+    fields = dict.fromkeys(values)                       # None: of alphas or priors that differ
+    for name, found in values.items():
+        if len(found) == 1:
+            fields[name] = found[0]
+        elif name not in ("alpha", "prior_std"):
+            fields[name] = "+".join(found)
     return replace(runs[0], name=fields["run"], classifier=Mixture(run.classifier for run in runs), fields=fields)
 
 

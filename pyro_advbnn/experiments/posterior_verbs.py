@@ -87,7 +87,7 @@ def _pruned(runs, run, by, fraction, attack, num_samples):
             wanted = run.settings(tried, num_samples=draws, prune_by=by, fraction=fraction, prediction=prediction)
             compute = partial(robust_accuracy, classifier, runs.batches(run), tried, num_samples=draws)
             try:
-                rows += runs.rows("pruning", label, [wanted], lambda progress, compute=compute: [compute(progress=progress)])
+                rows.append(runs.row("pruning", label, wanted, compute))
             except NotFiniteAnswer as error:              # as where a weight is divided by its norm
                 print(f"note: {label}, {prediction}: left out, as {error}")
                 break
@@ -136,6 +136,5 @@ def _gradients(runs, run, counts):
             wanted = run.fields | run.image_fields | {"split": split, "num_samples": draws, "num_examples": len(images),
                                                       "images": digest}
             compute = partial(gradient_norms, run.classifier, runs.batches(run, images), num_samples=draws)
-            rows += runs.rows("gradients", f"{run.name} {split}", [wanted],
-                              lambda progress, compute=compute: [compute(progress=progress)])
+            rows.append(runs.row("gradients", f"{run.name} {split}", wanted, compute))
     return rows

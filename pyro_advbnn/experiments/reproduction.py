@@ -105,10 +105,10 @@ class Journal:
         """The steps of the plan that are not done, whose results are lost, or whose runs are to be trained."""
         waiting, to_train = [], set()
         for step in self.plan.steps:
-            longer = step.is_training and not run_folders.is_finished(step.flags["out"])         # made so since
+            unfinished = step.is_training and not run_folders.is_finished(step.flags["out"])     # its epochs were raised since
             lost = not all(path.exists() for path in step.leaves)
             anew = not step.is_training and to_train & _needed(step)
-            if self._name(step) not in self._done or lost or longer or anew:
+            if self._name(step) not in self._done or lost or unfinished or anew:
                 waiting.append(step)
                 to_train |= {step.flags["out"]} if step.is_training else set()
         return waiting
@@ -158,13 +158,7 @@ def _work_off(waiting, trainings, plan, journal, deadline, programs):
         if time.monotonic() > deadline:
             return False
         if step is None:
-            step, code, seconds = trainings.wait_for_one()
-            if code:
-                raise InputError(f"the training of {step.flags['out']} ended with code {code}: {_last_line(_log(step))}; "
-                                 f"all that it said is in {_log(step)}")
-            if not run_folders.is_finished(step.flags["out"]):
-                return False
-            print(f"{step.flags['out']}: {_last_line(_log(step))}", flush=True)
+            step, seconds = _ended(trainings)
         else:
             waiting.remove(step)
             print(f"\n[{count - len(waiting)}/{count}] {step.command}", flush=True)
@@ -176,11 +170,22 @@ def _work_off(waiting, trainings, plan, journal, deadline, programs):
             if step is plan.steps[-1] and plan.pairs:
                 write_gains(plan.out, plan.pairs)
             with process_settings(trainings.num_threads if trainings.tasks else None):
-                if not _run_step(step, deadline, programs):
-                    return False
+                _run_step(step, deadline, programs)
             seconds = time.monotonic() - began
+        if step.is_training and not run_folders.is_finished(step.flags["out"]):
+            return False
         journal.note(step, seconds)
     return True
+
+
+def _ended(trainings):
+    """(the next training that ends, how many seconds it took).   Raises InputError where it failed."""
+    step, code, seconds = trainings.wait_for_one()
+    if code:
+        raise InputError(f"the training of {step.flags['out']} ended with code {code}: {_last_line(_log(step))}; all that it "
+                         f"said is in {_log(step)}")
+    print(f"{step.flags['out']}: {_last_line(_log(step))}", flush=True)
+    return step, seconds
 
 
 def _next(waiting, at_work):
@@ -214,23 +219,28 @@ def write_gains(folder, pairs):
     """
     robust, examples = Table(folder, "robust"), Table(folder, "robust_examples")
 
-    def rows(pair):
-        """Those of both, by the newest results that are made alike, with the most draws per gradient."""
-        contender, control = (sorted(
-            (row for row in reversed(robust.select(run=pair[role], epsilon=pair["epsilon"])) if row["tried"] == row["attacks"]),
-            key=lambda row: -(row["attack_samples"] or 1)) for role in ("contender", "control"))
-        pairs_of_rows = itertools.product(contender, control)
-        alike = next((both for both in pairs_of_rows if len({_measured(row) for row in both}) == 1), ())
-        if not alike:
-            raise InputError(f"{folder} holds no results of evaluate robust that were made alike for {pair['contender']} and "
-                             f"{pair['control']}")
-        for result in alike:
-            found = examples.select(**{name: result[name] for name in examples.columns if name in result})
-            yield [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
+    def results(name, epsilon):
+        """The finished ones of a run, by the most draws per gradient first, of equally many the newest."""
+        newest_first = reversed(robust.select(run=name, epsilon=epsilon))
+        return sorted((row for row in newest_first if row["tried"] == row["attacks"]),
+                      key=lambda row: -(row["attack_samples"] or 1))
+
+    def rows_of(result):
+        found = examples.select(**{name: result[name] for name in examples.columns if name in result})
+        return [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
+
+    def gain(pair):
+        """By the first results of both that were made alike."""
+        contenders, controls = (results(pair[role], pair["epsilon"]) for role in ("contender", "control"))
+        for contender, control in itertools.product(contenders, controls):
+            if _measured(contender) == _measured(control):
+                return pair | worst_case.gain(rows_of(contender), rows_of(control), comparisons)
+        raise InputError(f"{folder} holds no results of evaluate robust that were made alike for {pair['contender']} and "
+                         f"{pair['control']}")
 
     comparisons = len({pair["pair"] for pair in pairs})
     with locks.locked(folder / "evaluation"):
-        Table(folder, "gains").add([pair | worst_case.gain(*rows(pair), comparisons) for pair in pairs])
+        Table(folder, "gains").add(list(map(gain, pairs)))
 
 
 def _measured(row):
@@ -240,14 +250,11 @@ def _measured(row):
 
 
 def _run_step(step, deadline, programs):
-    """Whether the step was finished before the deadline."""
+    """Run a step in this process; a training may be left unfinished at the deadline."""
     if not step.is_training:
         programs[step.program](**{name: value for name, value in step.flags.items() if value is not None})
-        return True
-    flags = _training_flags(step, deadline)
-    if not run_folders.is_finished(step.flags["out"]):
-        programs[step.program](**flags)
-    return run_folders.is_finished(step.flags["out"])
+    elif not run_folders.is_finished(step.flags["out"]):
+        programs[step.program](**_training_flags(step, deadline))
 
 
 def _training_flags(step, deadline):

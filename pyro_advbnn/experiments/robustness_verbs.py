@@ -157,7 +157,7 @@ def _tell(run, rows, names, open_ones):
     print(text_tables.table(worst_case.course(rows, [name for name in names if any(row["attack"] == name for row in rows)]), {
         "attack": lambda row: row["attack"],
         "images": lambda row: row["num_attacked"],
-        "left": lambda row: row["num_removed"],
+        "removed": lambda row: row["num_removed"],
         "accuracy %": text_tables.with_interval,
         "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
         "draws differ %": lambda row: text_tables.share(row["undecided"]),

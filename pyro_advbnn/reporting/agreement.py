@@ -81,7 +81,7 @@ def check_prior_std(rows):
     rows = [row for row in rows if row["prior_std"] != "auto"]
     if not 2 <= len({row["prior_std"] for row in rows}) == len(rows):
         return NONE, NONE
-    first, last = sorted(rows, key=lambda row: row["accuracy"])[::len(rows) - 1]
+    first, *_, last = sorted(rows, key=lambda row: row["accuracy"])
     text, low, _ = _change(first, last, first["prior_std"], last["prior_std"], math.comb(len(rows), 2))
     return text, "yes" if low <= 0 else "no"
 

@@ -2,7 +2,7 @@
 import math
 from functools import partial
 
-from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, share, with_interval
+from pyro_advbnn.cli.text_tables import NONE, decimal, fraction, share, shown, with_interval
 from pyro_advbnn.reporting import agreement, csv_tables, paper
 from pyro_advbnn.reporting.curves import curves, densities, labels, place
 from pyro_advbnn.reporting.summary import Summary, claim, shared
@@ -40,8 +40,7 @@ def sweep(name, rows, _):
         lines.append([curve.text or "all runs", *(", ".join(cell) or NONE for cell in cells), *check(curve.rows)])
     note = (f"{shared(rows, x)}. Accuracy in %, by {words}. {claim(name)} {asked} Changes are in points with a 95 % interval, "
             f"as if the two accuracies were of different images{agreement.count_agreeing(lines)}.")
-    heads = [NONE if value is None else value if isinstance(value, str) else fraction(value) if x == "alpha" else f"{value:g}"
-             for value in values]
+    heads = [(fraction if x == "alpha" else shown)(value) for value in values]
     return [Summary(name, title, ["curve", *heads, "change", "agrees"], lines, note)]
 
 

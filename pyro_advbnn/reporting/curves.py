@@ -95,16 +95,19 @@ def _grouped(rows, x, across):
     A clean row over epsilon stands in every curve that has its other settings; over runs, a run of one checkpoint stands in the
     curve of every checkpoint.
     """
-    groups, told = {}, several_checkpoints(rows)
-    for row in sorted(rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in told)):
-        own = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
-        own |= {"checkpoint": told.get(row["checkpoint"])} if "run" in across else {}
-        only = "run" in across and row["checkpoint"] not in told
-        hidden = {x, *across, *(["checkpoint"] if only else [])}
-        key = frozenset((name, value) for name, value in (settings(row, x) | own).items() if name not in hidden)
-        homes = [home for home in groups if key <= home] if only or _is_clean(row) and x == "epsilon" else []
-        for home in homes or [key]:
-            groups.setdefault(home, []).append(row)
+    groups, several, over_runs = {}, several_checkpoints(rows), "run" in across
+    for row in sorted(rows, key=lambda row: (_is_clean(row), row["checkpoint"] not in several)):     # which join others last
+        of_run = {name: row.get(name) for name in (*csv_tables.RUN_FIELDS, "quantity", "layer")}
+        told = {name: value for name, value in (settings(row, x) | of_run).items() if name not in (x, *across)}
+        joins = x == "epsilon" and _is_clean(row)
+        if over_runs:
+            told["checkpoint"] = several.get(row["checkpoint"])
+            if told["checkpoint"] is None:               # the only one of its run
+                del told["checkpoint"]
+                joins = True
+        key = frozenset(told.items())
+        for group in [known for known in groups if joins and key <= known] or [key]:
+            groups.setdefault(group, []).append(row)
     return list(groups.values())
 
 

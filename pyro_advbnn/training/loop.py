@@ -148,9 +148,9 @@ class Course:
         """Whether held-out accuracies beat the best: by the robust one if the training is adversarial, else the clean one."""
         if self.best is None:
             return True
-        pairs = (clean, robust), (self.best["accuracy"], self.best["robust_accuracy"])
-        new, old = [pair[::-1] for pair in pairs] if self.training.attack else pairs
-        return new > old
+        if self.training.attack:
+            return (robust, clean) > (self.best["robust_accuracy"], self.best["accuracy"])
+        return (clean, robust) > (self.best["accuracy"], self.best["robust_accuracy"])
 
     def _measure(self):
         """The row of metrics.jsonl of the epoch that has just been trained."""

@@ -50,7 +50,8 @@ class Progress:
     def _note_classes(self):
         names = self.config["class_names"]
         counts = self.training.images.labels.bincount(minlength=len(names)).tolist()
-        (fewest, rare), (most, common) = (choose(zip(counts, names, strict=True)) for choose in (min, max))
+        counted = list(zip(counts, names, strict=True))
+        (fewest, rare), (most, common) = min(counted), max(counted)
         if most > 2 * fewest:
             meaning = ("; held-out accuracy is not balanced but weighs them so, as test accuracy does where the test images "
                        "have the same shares" if self.config["num_held_out"] and not self.config["settings"]["class_weights"]

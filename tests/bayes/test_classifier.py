@@ -149,6 +149,13 @@ def test_a_parametrized_layer_has_the_bias_of_a_plain_one(kind):
     assert stop - start == sum(weights) == sum(q.mean.numel() for q in second.values()) - start
 
 
+def test_the_kl_of_a_last_layer_that_shares_its_weight_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64))
+    network[2].weight = network[1].weight
+    with pytest.raises(ab.InputError, match="shares a weight with another layer"):
+        ab.BayesianClassifier(network, kl_over="last")
+
+
 def test_stds_by_pattern_need_none_for_what_is_frozen():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
     network[1].requires_grad_(False)
