@@ -252,6 +252,15 @@ def test_micro_batches_have_the_gradient_of_the_whole_on_the_gpu(batch):
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-4)
 
 
+def test_a_training_of_arrays_on_the_gpu_comes_back_to_where_they_are():
+    x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    for images in (x, x.numpy(), x.cuda()):
+        fitted = ab.fit(images, y, network="convnet", epsilon=0.1, epochs=1, device="cuda")
+        expected = images.device.type if isinstance(images, torch.Tensor) else "cpu"
+        assert {tensor.device.type for tensor in fitted.state_dict().values()} == {expected}
+        assert ab.predict(fitted, torch.as_tensor(images), num_samples=2).device.type == expected
+
+
 def test_out_of_memory_on_the_gpu_is_known_as_such():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50, device="cuda")

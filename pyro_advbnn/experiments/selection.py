@@ -16,8 +16,8 @@ class Selection:
 
     run: Path | None = flag("run folder of a training.", first=True)
     runs: list[Path] | None = flag("several of them, as A,B,C; all of one data set.", first=True)
-    mixture: list[Path] | None = flag("several runs, as A,B,C, as one: a mixture whose calls visit each in turn, in random "
-        "order.")
+    mixture: list[Path] | None = flag("several runs, as A,B,C, as one (not of posterior and gradients): a mixture whose calls "
+        "visit each in turn, in random order.")
     out: Path | None = flag("folder that takes evaluation/ and figures/; default the run itself, or the folder in which all "
         "the runs lie.")
     split: Literal["test", "held_out"] = flag("test, or held_out: the images that the run split off its training set, for "

@@ -20,12 +20,14 @@ from pyro_advbnn.training.flags import ANNOTATIONS
 def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: torch.nn.Module | str, epsilon: float,
         epochs: int, defense: str = "advbnn", batch_size: int = 128, seed: int = 0,
         device: str | torch.device = "auto") -> Classifier:
-    """The classifier, in eval mode, that the recipe `ours` trains on all the images, as they are: augmentation is the caller's.
+    """The classifier that the recipe `ours` trains on all the images, as they are: augmentation is the caller's.
+
+    It comes in eval mode, on the device on which x is (arrays: the CPU), wherever it was trained.
 
     x: images, uint8 (N, H, W, C), where 255 is 1, or floats (N, C, H, W) in [0, 1]. y: class numbers (N,) from 0.
     network: a module from images to logits, which is left as it is, or a name of `networks.build_network`; the weights of a
     name are drawn from the seed. epsilon: l_inf radius of the attack in training, for images in [0, 1].
-    defense: a name of DEFENSES. device: "auto" (cuda where there is one), "cpu", "cuda" or "cuda:N".
+    defense: a name of DEFENSES. device: that trains, "auto" (cuda where there is one), "cpu", "cuda" or "cuda:N".
 
     The same seed gives the same bits on a CPU; torch's global generators stand afterwards where they stood. On a CPU the
     process keeps freed memory from then on, which makes each step faster. Nothing is written or printed: `train` has run
@@ -57,7 +59,7 @@ def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: 
         while not training.finished:
             for _ in training.epoch():
                 pass
-    classifier = training.result.eval()
+    classifier = training.result.eval().to(x.device if isinstance(x, torch.Tensor) else "cpu")
     classifier.zero_grad()
     classifier.release_buffers()
     return classifier
