@@ -348,6 +348,67 @@ def test_the_table_of_the_worst_case_equals_the_records():
         assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
 
 
+def rows_of(place, table, **fields):
+    """The rows of a network of a table: its data set and defence, `fan_in` in a folder of its own."""
+    dataset, label = place.removesuffix(" (fan_in)").split(": ")
+    folder = {"CIFAR-10": CIFAR10, "STL-10": STL10}[dataset] + ("/fan_in" if place.endswith("(fan_in)") else "")
+    return [row for row in records(f"{folder}/evaluation/{table}.csv")
+            if {"defense": DEFENSE_OF[label], **fields}.items() <= row.items()]
+
+
+def test_the_table_of_doubt_equals_the_records():
+    kinds = {"PGD": {"attack": "pgd", "positives": "all"}, "PGD, where wrong": {"attack": "pgd", "positives": "wrong"},
+             "PGD that hides": {"attack": "pgd-confident", "positives": "all"}, "noise": {"ood": "noise"},
+             "permuted": {"ood": "permuted"}}
+    rows, attacked = table("robustness.md", "network", "doubt by"), set()
+    for row in rows:
+        told = [one(rows_of(row["network"], "uncertainty"), attack=attack) for attack in ("none", "pgd")]
+        assert row["nll"] == " / ".join(f"{float(each['nll']):.2f}" for each in told), row
+        assert row["calibration error"] == " / ".join(f"{float(each['calibration_error']):.3f}" for each in told), row
+        attacked |= {(each["num_examples"], each["attack_samples"], each["epsilon"]) for each in told[1:]}
+        found = rows_of(row["network"], "detection", score=row["doubt by"].replace(" ", "_"))
+        foreign = {"ood": "stl10" if row["network"].startswith("CIFAR-10") else "cifar10"}
+        for kind, fields in {**kinds, "the other photographs": foreign}.items():
+            cell = one(found, **fields)
+            assert row[kind] == f"{float(cell['auroc']):.2f}", (row, kind)
+            assert float(cell["auroc_high"]) - float(cell["auroc_low"]) < 0.06           # half of it: 0.03
+    assert attacked == {("1000", draws, radius) for radius in ("0.031372549", "0.035") for draws in ("1", "10")}
+    assert len(rows) == 8
+    text, places = section("robustness.md", "## Doubt on whole data sets"), dict.fromkeys(row["network"] for row in rows)
+    clean, under_pgd = ({place: confidence_and_accuracy(place, attack) for place in places} for attack in ("none", "pgd"))
+    (adv, adv_right), (ours, ours_right) = (clean[f"CIFAR-10: {name}"] for name in ("adversarial training", "Adv-BNN"))
+    assert (f"adversarial training's mean confidence is {adv:.0f} % and Adv-BNN's {ours:.0f} %, at accuracies of "
+            f"{adv_right:.0f} %." in text and f"{adv_right:.0f}" == f"{ours_right:.0f}")
+    above = {place: confidence - right for place, (confidence, right) in under_pgd.items()}
+    assert all(abs(each) < 3 for place, each in above.items() if place.startswith("CIFAR-10"))
+    assert all(confidence < right for confidence, right in clean.values())
+    assert "12 to 14 points too high" in text and {f"{above[place]:.0f}" for place in places if place.startswith("STL-10")} == {
+        "12", "14"}
+    doubts = {f"{float(one(rows_of(place, 'uncertainty'), attack='none')['mutual_information']):.3f}"
+              for place in places if "Adv-BNN" in place}
+    assert doubts == {"0.002", "0.003"} and "mutual information is 0.002 or 0.003 nats" in text
+
+
+def confidence_and_accuracy(place, attack):
+    """The mean confidence of a network's predictions and their accuracy, in percent."""
+    bins = rows_of(place, "calibration", attack=attack)
+    total = sum(int(row["num_in_bin"]) for row in bins)
+    return [100 * sum(int(row["num_in_bin"]) * float(row[name]) for row in bins) / total for name in ("confidence", "accuracy")]
+
+
+def test_the_table_of_input_gradients_equals_the_records():
+    rows = table("results.md", "network", "test / training")
+    for row in rows:
+        train, test = (one(rows_of(row["network"], "gradients"), split=split, num_samples="1") for split in ("train", "test"))
+        assert train["num_examples"] == test["num_examples"] == ("2000" if "CIFAR" in row["network"] else "1000")
+        for cell, of in ((row["training images"], train), (row["test images"], test)):
+            assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(*(float(of[f"l1_norm{end}"]) for end in ("", "_low", "_high")))
+        assert row["test / training"] == f"{float(test['l1_norm']) / float(train['l1_norm']):.2f}"
+    assert len(rows) == 4
+    steeper = float(rows[2]["test / training"]) - 1
+    assert f"on STL-10, where it overfits, by {100 * steeper:.0f} %." in section("results.md", "## Input gradients")
+
+
 def test_the_table_of_todays_defaults_equals_its_records():
     for row in table("benchmark.md", "attack", "MiB"):
         ours, floor = (one(records(f"benchmark-cpu/defaults/batch-{row['batch']}.csv"), contestant=name)
