@@ -15,8 +15,9 @@ import pyro_advbnn as ab
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
+from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.experiments import accuracy_verbs, evaluated_runs, verbs
-from pyro_advbnn.experiments.images import image_digest
+from pyro_advbnn.experiments.images import evaluated_images, image_digest
 from pyro_advbnn.reporting import csv_tables, curves
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -244,6 +245,15 @@ def test_a_foreign_table_is_refused_before_any_work(run, monkeypatch, capsys):
     assert (run / "evaluation" / "accuracy.csv").read_text() == "a,b\n"
 
 
+def test_a_part_of_the_test_images_has_the_shares_of_their_classes(tmp_path):
+    images, labels = np.zeros((100, 8, 8, 1), np.uint8), np.repeat([0, 1], [80, 20])
+    np.savez(tmp_path / "images.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    config = {"dataset": "npz", "data_dir": tmp_path / "images.npz", "image_size": None, "loading": "memory",
+              "image_shape": [1, 8, 8], "class_names": ["0", "1"]}
+    taken = evaluated_images(config, ab.Selection(run=tmp_path, num_test=10, device="cpu"))
+    assert torch.bincount(taken.labels).tolist() == [8, 2]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_held_out_images_are_those_that_the_run_split_off(tmp_path):
     folder = tmp_path / "run"
@@ -455,6 +465,27 @@ def test_ensemble_has_a_row_for_each_radius_and_number_of_draws(runs, tmp_path):
     assert [(row["run"], row["epsilon"], row["num_samples"]) for row in found] == [
         ("plain", 0, 1), ("plain", 0.1, 1), ("run", 0, 1), ("run", 0, 4), ("run", 0.1, 1), ("run", 0.1, 4)]
     assert (tmp_path / "figures" / "ensemble.svg").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_posterior_takes_the_attack_of_its_flags_and_saves_by_each_criterion(runs, tmp_path):
+    run = runs.split(",")[1]
+    found = evaluated("posterior", run, tmp_path, "--fractions", "0.5", "--epsilon", "0.1", *QUICK, "--save_fractions", "0.5",
+                      "--step_size", "0.03", "--attack_samples", "3")
+    assert {(row["prediction"], row["attack_samples"], row["num_samples"], row["step_size"]) for row in found["pruning"]} == {
+        ("posterior", 3, 2, 0.03), ("mean", 1, 1, 0.03)}
+    classifier = checkpoints.load(run + "/best.pt")
+    for by in weight_statistics.PRUNE_BY:
+        saved = torch.load(tmp_path / "pruned" / f"run-{by}-0.5.pt", weights_only=True)
+        expected = weight_statistics.prune(classifier, 0.5, by).mean_network().state_dict()
+        assert all(torch.equal(saved[name], value) for name, value in expected.items())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_ensemble_averages_as_many_draws_in_a_gradient_as_the_flag_says(runs, tmp_path):
+    found = evaluated("ensemble", runs, tmp_path, "--epsilons", "0.1", *QUICK[:2], "--num_samples", "1,4", "--num_test", 20,
+                      "--attack_samples", 3)["ensemble"]
+    assert [(row["run"], row["attack_samples"]) for row in found] == [("plain", 1), ("run", 3), ("run", 3)]
 
 
 def test_steps_has_a_row_for_each_number_of_steps_with_one_step_size(runs, tmp_path):

@@ -271,6 +271,7 @@ def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(
     monkeypatch.setattr(loop, "accuracies", measure)
     folder = run(tmp_path / "run", defense=defense, epochs=4)
     assert content(folder, "best.pt")["best"]["epoch"] == content(folder)["best"]["epoch"] == best
+    assert measured == [1, 1, 2, 2, 3, 3, 4, 4]          # the training images, then those held out, by a seed of the epoch's
     assert equal(content(folder, "best.pt")["state"], states[best - 1])
 
 

@@ -272,3 +272,10 @@ def test_on_a_gpu_the_probability_average_keeps_its_draws_on_the_way_back():
         answer = torch.stack([classifier(leaf).softmax(1) for _ in range(3)]).mean(0).log()
     expected, = torch.autograd.grad(nn.functional.nll_loss(answer, y, reduction="sum"), leaf)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_just_enough_rises_and_one_better_point_since_the_last_checkpoint_leave_a_step_size_as_it_is():
+    steps = _Steps(2, 1.0, 20, torch.zeros(()))
+    for k in range(1, 10):                               # the first rises in 3 of the last 4, the second is better at 1 and 6
+        halved = steps.count(k, torch.tensor([k != 7, True]), torch.tensor([True, k in (1, 6)]))
+    assert halved.tolist() == [False, False] and steps.sizes.tolist() == [1, 1]

@@ -163,3 +163,10 @@ def test_the_changes_are_as_small_as_foolboxs(trained_on_digits):
     assert broken.all() and (network(x_adv).argmax(1) != y).all()
     assert norms(x, x_adv).mean() == pytest.approx(norms(x, x_theirs).mean().item(), rel=0.03)
     torch.testing.assert_close(norms(x, x_adv), norms(x, x_theirs), rtol=0.1, atol=0.02)
+
+
+def test_a_search_that_breaks_an_image_has_found_it_also_where_an_earlier_one_came_closer():
+    x = 0.2 + 0.6 * torch.rand(8, 1, 8, 8)
+    network, best = Halfspace(), (x.clone(), torch.zeros(8))
+    found = CarliniWagner(math.inf, **QUICK)._descend(network, x, network(x).argmax(1), torch.full((8,), 100.0), best)
+    assert found.all() and torch.equal(best[0], x) and not best[1].any()

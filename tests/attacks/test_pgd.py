@@ -350,3 +350,11 @@ def test_the_average_is_that_of_the_settings(batch):
             _, gradient = loss_and_gradient(classifier, x, y, attack_samples=4, average=average)
         torch.testing.assert_close(moved[average], 0.1 * gradient.sign())
     assert not torch.equal(moved["gradient"], moved["probability"])
+
+
+def test_restarts_are_compared_by_the_loss_average_and_draws_of_the_attack(batch, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pyro_advbnn.attacks.pgd.keep_worse", lambda classifier, x_adv, other, y, **averaging: (
+        asked.append(averaging) or other))
+    ab.PGD(0.2, 0.05, 1, 3, loss="margin", average="probability", restarts=2)(ab.networks.convnet(width=4), *batch)
+    assert asked == [{"loss": "margin", "attack_samples": 3, "average": "probability"}]

@@ -220,3 +220,11 @@ def test_it_is_at_least_as_strong_as_autoattacks_square(trained_on_digits):
     right = [(network(images).argmax(1) == y).float().mean().item() for images in (x, *theirs, ours)]
     assert right[0] > 0.95 and 0.2 < right[3] < 0.8
     assert right[3] <= sum(right[1:3]) / 2 + 0.015
+
+
+def test_each_channel_has_stripes_of_its_own():
+    x, network = torch.full((6, 2, 8, 8), 0.5), Bright()
+    Square(0.1, 1)(network, x, torch.zeros(6, dtype=torch.long))
+    stripes = network.seen[-1] - 0.5
+    torch.testing.assert_close(stripes.abs(), torch.full_like(x, 0.1))
+    assert torch.equal(stripes, stripes[:, :, :1].expand_as(x)) and (stripes[:, 0] != stripes[:, 1]).any()

@@ -156,6 +156,14 @@ def test_the_kl_of_a_last_layer_that_shares_its_weight_is_refused():
         ab.BayesianClassifier(network, kl_over="last")
 
 
+@pytest.mark.parametrize("make", ["draw", "mean_network"])
+def test_a_draw_and_the_mean_network_have_the_deterministic_weights(make):
+    network = ab.networks.convnet(width=4)
+    nn.init.constant_(network.classifier.bias, 0.7)
+    classifier = ab.BayesianClassifier(network, deterministic=["classifier.bias"])
+    assert torch.equal(getattr(classifier, make)().classifier.bias, network.classifier.bias)
+
+
 def test_stds_by_pattern_need_none_for_what_is_frozen():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
     network[1].requires_grad_(False)

@@ -165,3 +165,13 @@ def test_pyro_accepts_it_as_a_distribution():
         pyro.sample("w", q)
     assert trace.trace.nodes["w"]["fn"].event_shape == (7,)
     assert math.isfinite(trace.trace.log_prob_sum().item())
+
+
+def test_gradients_that_can_be_differentiated_again_are_those_of_the_fast_pass():
+    prior, found = NormalPrior([(0, 60, 0.1), (60, 100, 0.7)], (30, 90)), []
+    leaves = [value.double().requires_grad_() for value in (torch.randn(100), torch.full((100,), -1.0))]
+    for create_graph in (False, True):
+        torch.manual_seed(1)
+        weights, kl = MeanFieldNormal(*leaves).rsample_with_kl(prior)
+        found.append(torch.autograd.grad(weights.sin().sum() + kl, leaves, create_graph=create_graph))
+    torch.testing.assert_close(*found)

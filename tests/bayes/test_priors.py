@@ -124,7 +124,7 @@ def test_mixtures_out_of_range_are_refused(arguments):
 def test_named_priors_are_the_shipped_ones_with_the_given_std(name):
     expected = scale_mixture([0.5, 0.5], [0.2, {"scale_mixture": 0.02, "spike_and_slab": 0.002}[name]])
     prior = BayesianClassifier(networks.convnet(width=4), prior_std=0.2, prior=name).prior.one_weight
-    value = torch.randn(5)
+    value = 0.01 * torch.randn(5)                        # where the narrow half counts
     torch.testing.assert_close(prior.log_prob(value), expected.log_prob(value))
 
 
@@ -139,3 +139,9 @@ def test_named_priors_that_cannot_be_built_are_refused(settings, match):
 def test_patterns_that_match_nothing_are_refused():
     with pytest.raises(InputError, match="prior_std: no parameter matches 'zzz'"):
         per_parameter_std({"zzz": 1.0, "*": 1.0}, networks.convnet(width=4))
+
+
+def test_an_elementwise_prior_counts_the_weights_that_it_says():
+    w = torch.randn(3, 100)
+    prior = ElementwisePrior(dist.Laplace(0.0, 0.1), (20, 95), like=w[0])
+    torch.testing.assert_close(prior.log_prob(w), dist.Laplace(0.0, 0.1).log_prob(w[:, 20:95]).sum(1))

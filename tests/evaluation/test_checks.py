@@ -280,3 +280,13 @@ def test_feature_vectors_have_no_squares_and_every_other_check(batches):
     flat = [(x.flatten(1), y) for x, y in batches[:1]]
     found = examine(nn.Linear(64, 10), flat, list(checks.CHECKS))
     assert found["beats Square"].verdict == checks.UNFIT != found["beats noise"].verdict
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(100, FAILED), (12, UNKNOWN)])     # 12 would fail were 5 draws the one rival
+def test_one_draw_is_held_against_the_strongest_number_of_draws_at_a_level_for_all_of_them(broken, verdict, monkeypatch):
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.1, 0.1)
+    batches = [(torch.rand(200, 1, 4, 4), torch.zeros(200, dtype=torch.int64))]
+    exam = Examination(classifier, batches, epsilon=0.1, num_samples=2)
+    monkeypatch.setattr(exam, "correct", lambda attack: torch.arange(200) >= (broken if attack.attack_samples == 5 else 0))
+    finding = checks.one_draw(exam)
+    assert finding.verdict == verdict and "5 draws" in finding.measured

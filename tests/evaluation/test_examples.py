@@ -36,7 +36,7 @@ def test_probability_spread_and_agreement_are_those_over_the_draws(tmp_path):
     assert (cat["label"], cat["clean_prediction"], dog["label"], dog["clean_prediction"]) == ("cat", "cat", "dog", "cat")
     assert cat["clean_probability"] == pytest.approx(p.mean().item()) == pytest.approx(1 - dog["clean_probability"])
     assert cat["clean_probability_std"] == pytest.approx(p.std(correction=0).item())
-    assert cat["clean_agreement"] == pytest.approx(2 / 3) == cat["adversarial_agreement"]
+    assert cat["clean_agreement"] == pytest.approx(2 / 3) == cat["adversarial_agreement"] == dog["clean_agreement"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -251,3 +251,8 @@ def test_an_attacker_who_hides_leaves_less_doubt_and_is_wrong_as_often(classifie
 def test_images_that_are_none_are_refused(batch):
     with pytest.raises(InputError, match=r"images must lie in \[0, 1\]"):
         uncertainty.log_probabilities(nn.Flatten(), 255 * batch[0])
+
+
+def test_the_number_that_is_kept_is_rounded():
+    rows = uncertainty.rejection(torch.arange(10.0), torch.ones(10), [0.0, 0.1, 0.3, 0.7, 0.8, 0.9])
+    assert [row["num_kept"] for row in rows] == [10, 9, 7, 3, 2, 1]         # (1 - 0.8) * 10 is a little less than 2

@@ -215,3 +215,26 @@ def test_the_summary_of_rows_knows_how_far_the_draws_agree():
     found = summary([row(0, 0, 0.0), row(1, 0, 0.25), row(2, 1, 1.0), row(3, 1, 0.75)])
     assert (found["accuracy"], found["single_draw_accuracy"], found["undecided"]) == (0.5, 0.5, 0.5)
     assert found["accuracy_low"] < 0.5 < found["accuracy_high"]
+
+
+class InTurn(nn.Module):
+    """Answers with each of some probabilities in turn."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.answers = itertools.cycle(torch.tensor(probabilities).log())
+
+    def forward(self, x):
+        return next(self.answers).expand(len(x), -1)
+
+
+def test_the_standard_error_is_that_of_a_sample():
+    leads = torch.tensor([-0.14, -0.54, -0.14, -0.54, -0.34])        # mean -0.34, 4 standard errors: 0.358 (of all: 0.320)
+    network = InTurn(torch.stack([(1 + leads) / 2, (1 - leads) / 2], 1).tolist())
+    assert not judge(network, torch.rand(1, 1, 2, 2), torch.tensor([0]), 5)["sure"].any()
+
+
+def test_the_margin_is_the_lead_over_one_class_the_best_of_the_average():
+    network = InTurn([[0.4, 0.59, 0.01], [0.4, 0.11, 0.49]])         # averaged: 0.4, 0.35, 0.25
+    found = judge(network, torch.rand(1, 1, 2, 2), torch.tensor([0]), 2)
+    assert found["margin"].item() == pytest.approx(0.05) and not found["broken"].any()

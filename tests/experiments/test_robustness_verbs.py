@@ -130,6 +130,23 @@ def test_checks_writes_verdicts_and_the_curve_over_draws(run, capsys, monkeypatc
     evaluated(run, "checks")
 
 
+def test_robust_draws_from_the_seed_of_the_flag(run, monkeypatch):
+    asked, real = [], robustness_verbs.worst_case.attacked
+    monkeypatch.setattr(robustness_verbs.worst_case, "attacked",
+                        lambda *args, **how: asked.append(how["seed"]) or real(*args, **how))
+    evaluated(run, "robust", "--attacks", "noise", "--seed", "3")
+    assert asked == [3]
+
+
+def test_the_checks_take_the_seed_and_the_papers_step(run, monkeypatch):
+    made, real = [], robustness_verbs.Examination
+    monkeypatch.setattr(robustness_verbs, "Examination", lambda *args, **how: made.append(how) or real(*args, **how))
+    monkeypatch.setattr(robustness_verbs.recipes, "default_step_size", lambda dataset: 0.007)
+    monkeypatch.setattr(robustness_verbs.checks, "CHECKS", {"large radius": checks.large_radius})
+    evaluated(run, "checks", "--seed", "3")
+    assert (made[0]["seed"], made[0]["paper_step"]) == (3, 0.007)
+
+
 def test_an_euclidean_ensemble_has_a_radius_of_its_own(run, monkeypatch):
     monkeypatch.setitem(catalogue.ATTACKS, "cw", (("l2",), lambda strength: CarliniWagner(strength.epsilon, num_steps=3)))
     commands.run(evaluate.VERBS, ["robust", "--run", str(run), "--num_test=20", "--norm=l2", "--attacks=noise,cw",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_runs import build, refusal, words
+from tiny_runs import build, refusal, run, words
 
 from pyro_advbnn.bayes.classifier import Classifier
 from pyro_advbnn.training import loop
@@ -65,3 +65,11 @@ def test_others_are_refused_before_any_work(tmp_path, capsys, given, message):
     del flags["num_train"]
     assert message in refusal(capsys, *words(flags))
     assert not (tmp_path / "run").exists()
+
+
+def test_training_images_are_measured_in_the_shares_of_their_classes_with_another_seed_in_each_epoch(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "accuracies", lambda classifier, images, settings, *, seed, **_: (
+        seen.append((torch.bincount(images.labels).tolist(), seed)), (0.0, 0.0))[1])
+    run(tmp_path / "run", **few_of_class_1(tmp_path) | {"validation": 12}, defense="adv")
+    assert seen == [([6, 2, 4], 1), ([6, 2, 4], 1), ([6, 2, 4], 2), ([6, 2, 4], 2)]

@@ -1,10 +1,10 @@
 """Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
 import pytest
 import torch
-from tiny_runs import content, metrics, run
+from tiny_runs import assert_same_run, content, equal, metrics, run
 
 import pyro_advbnn as ab
-from pyro_advbnn.training import run_folders
+from pyro_advbnn.training import loop, run_folders
 from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.trainer import Training
 
@@ -83,3 +83,18 @@ def test_a_mask_of_infinities_stays_as_it_is():
     average = MovingAverage(classifier, 0.9)
     average.update(classifier, 0)
     assert torch.equal(average.classifier.network.mask, network.mask)
+
+
+def test_layers_are_measured_of_what_is_kept_and_draw_from_no_stream_of_the_training(tmp_path, monkeypatch):
+    plain = run(tmp_path / "plain", weight_averaging=0.7)
+    seen, real = [], loop.layer_numbers
+
+    def layer_numbers(classifier, kl_weight):
+        torch.rand(3)                                    # as where the KL has no closed form
+        seen.append({name: value.clone() for name, value in classifier.state_dict().items()})
+        return real(classifier, kl_weight)
+
+    monkeypatch.setattr(loop, "layer_numbers", layer_numbers)
+    again = run(tmp_path / "again", weight_averaging=0.7)
+    assert_same_run(plain, again)
+    assert equal(seen[-1], {name: content(again)["state"][name] for name in seen[-1]})

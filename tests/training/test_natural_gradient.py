@@ -282,3 +282,13 @@ def test_a_step_by_hand_tells_it_the_weight_of_the_kl():
     optimizer = ab.NaturalGradient(classifier, num_train=100, alpha=0.5)
     ab.train_step(classifier, optimizer, torch.rand(6, 1, 8, 8), torch.arange(6), kl_weight=0.001)
     assert optimizer.param_groups[-1]["kl_weight"] == 0.001
+
+
+def test_draws_that_tell_of_a_negative_curvature_tell_of_none():
+    classifier, _, _ = regression()
+    optimizer = ab.NaturalGradient(classifier, num_train=40, alpha=1.0, rho=0.1)
+    for _ in range(2):
+        before, slope = classifier.log_std.detach().clone(), classifier.kl_by_log_std()
+        classifier.log_std.grad = torch.full_like(before, -0.1)
+        optimizer.step()
+    torch.testing.assert_close(classifier.log_std.detach(), before - 0.05 * slope)

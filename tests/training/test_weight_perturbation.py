@@ -118,3 +118,17 @@ def test_a_training_perturbs_from_its_chosen_share_on(monkeypatch):
 def test_a_size_that_is_none_is_refused(awp):
     with pytest.raises(ab.InputError, match="awp must "):
         step(ab.Classifier(network()), 0.1, awp=awp)
+
+
+def test_the_perturbation_climbs_the_likelihood_alone_and_the_step_takes_the_kl_at_the_perturbed_weights():
+    net, kl_weight = network(), 0.01
+    classifier = ab.BayesianClassifier(net, prior_std=0.1, init_std=1e-8)
+    before = weights(classifier)
+    gradient = slopes(net, before)
+    moved = {name: w + 0.3 * w.norm() / gradient[name].norm() * gradient[name] if w.dim() > 1 else w
+             for name, w in before.items()}
+    torch.manual_seed(2)
+    ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), *batch(), kl_weight=kl_weight, awp=0.3)
+    for name, slope in slopes(net, moved).items():
+        expected = before[name] - 0.1 * (slope + kl_weight * moved[name] / 0.1**2)
+        torch.testing.assert_close(weights(classifier)[name], expected, rtol=1e-4, atol=1e-5)
