@@ -348,6 +348,20 @@ def test_the_table_of_the_worst_case_equals_the_records():
         assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
 
 
+def test_what_is_said_of_the_checks_on_whole_cifar10_equals_the_records():
+    found, text = rows_of("CIFAR-10: Adv-BNN", "checks"), section("robustness.md", "## What they showed")
+    assert {row["check"] for row in found if row["verdict"] == "could not tell"} == {
+        "paper's attack", "one draw", "stronger attack"}
+    assert [row["verdict"] for row in found].count("held") == 11 == len(found) - 3
+    told = one(found, check="stronger attack")["measured"]
+    pgd, stronger = re.fullmatch(r"([\d.]+) %, with apgd-dlr ([\d.]+) %; .*", told).groups()
+    assert "eleven of the fourteen checks held. Three could not tell: \"paper's attack\", \"one draw\" and" in text
+    assert f"Auto-PGD on DLR leaves {stronger} % where PGD leaves {pgd}:" in text
+    draws = {row["attack_samples"]: float(percent(row["accuracy"])) for row in rows_of("CIFAR-10: Adv-BNN", "many_draws")}
+    assert {"1", "50"} <= set(draws)
+    assert f"1 to 50 per gradient leave {min(draws.values())} to {max(draws.values())} %." in text
+
+
 def rows_of(place, table, **fields):
     """The rows of a network of a table: its data set and defence, `fan_in` in a folder of its own."""
     dataset, label = place.removesuffix(" (fan_in)").split(": ")
