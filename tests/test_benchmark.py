@@ -64,14 +64,17 @@ def test_batch_sizes_and_contestants_are_those_asked_for_each_once(tmp_path):
     names = ("prediction", "bare forwards", "normals", "matmul", "deterministic")
     assert [(row["batch_size"], row["contestant"]) for row in rows_of(tmp_path / "b")] == [
         (size, name) for size in (4, 2) for name in names]
+    four, two = (row["flops"] for row in rows_of(tmp_path / "b") if row["contestant"] == "deterministic")
+    assert four == 2 * two > 0
 
 
-def test_every_call_gets_its_batch_size_and_precision(monkeypatch):
+def test_every_call_gets_its_batch_size_steps_draws_and_precision(monkeypatch):
     seen = []
     monkeypatch.setitem(
-        MAKERS, "adv-bnn", lambda network, work: seen.append((len(work.x), work.precision)) or (lambda: None))
+        MAKERS, "adv-bnn", lambda network, work: seen.append((len(work.x), work.num_steps, work.num_samples, work.precision))
+        or (lambda: None))
     commands.run(benchmark, [*TINY[:-2], "--batch_sizes=3", "--contestants=adv-bnn", "--precisions=fp32,bf16"])
-    assert seen == [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
+    assert seen == [(2, 1, 1, "fp32"), (2, 1, 1, "bf16"), (3, 1, 2, "fp32"), (3, 1, 2, "bf16")]
 
 
 def test_csv_and_json_hold_the_same_rows_and_json_where_they_come_from(tmp_path):

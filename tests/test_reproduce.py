@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from hostile import pixels, refused_command, write_folder, write_npz
 from victims import Victim
 
-from pyro_advbnn import evaluate, reproduce, train
+from pyro_advbnn import datasets, evaluate, networks, reproduce, train
 from pyro_advbnn.cli import commands
+from pyro_advbnn.cli.text_tables import duration
 from pyro_advbnn.experiments import ablations, accuracy_verbs, costs, reproduction, robustness_verbs, uncertainty_verb
 from pyro_advbnn.experiments.plans import BEYOND_THE_PAPER, PIECES, Plan
 from pyro_advbnn.experiments.scales import Reproduction
@@ -164,6 +166,9 @@ def test_a_run_that_is_compared_is_measured_before_the_next_one_is_trained(piece
             assert following.flags["runs"] == [step.flags["out"]] and following.flags["against"] == "run"
             assert following.flags["epsilons"] == [0.0, 0.035, 8 / 255] and following.flags["attack_samples"] == [1, 20]
             compared += 1
+    robust = {(step.flags["epsilon"], step.flags["attack_samples"], step.flags["num_test"]) for step in steps
+              if "robust" in step.program}
+    assert robust == {"kl": set(), "beyond": {(8 / 255, 20, 1000)}}[piece]
     assert compared == {"kl": len(ablations.KL_OF_ALL_WEIGHTS),
                         "beyond": 2 * len(ablations.PAIRS)}[piece]
 
@@ -208,6 +213,14 @@ def test_more_draws_in_training_cost_more():
     flags = plan("table1").steps[-3].flags
     assert flags["defense"] == "advbnn"
     assert costs.training(flags | {"attack_samples": 4}, 1437) > 3 * costs.training(flags, 1437)
+    assert costs.training(flags | {"epochs": 6}, 1437) == 2 * costs.training(flags | {"epochs": 3}, 1437)
+
+
+def test_the_time_of_a_gradient_is_that_of_one_step_on_one_image(monkeypatch):
+    clock = iter([1.0, 7.0])
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    images = datasets.load("digits", "test")
+    assert costs.seconds_per_gradient(networks.convnet(width=2), images) == 6 / (3 * 100)
 
 
 def test_flags_stand_over_the_scale():
@@ -226,12 +239,14 @@ def test_a_step_costs_an_attack_for_each_draw_and_a_deterministic_network_has_on
 
 
 def test_every_step_takes_the_plans_seed_data_and_images():
-    wanted = Reproduction(out=Path("out"), seed=3, num_test=50, data_dir=Path("d"), precision="bf16")
-    for step in Plan(PIECES, wanted, 1437, 360).steps:
+    wanted = Reproduction(out=Path("out"), seed=3, num_test=150, data_dir=Path("d"), precision="bf16")
+    made = Plan(PIECES, wanted, 1437, 360)
+    assert made.identity["seed"] == 3
+    for step in made.steps:
         if step.is_training:
             assert [step.flags[name] for name in ("seed", "precision", "data_dir")] == [3, "bf16", Path("d")]
         else:
-            assert [step.flags[name] for name in ("seed", "num_test", "data_dir")] == [3, 50, Path("d")]
+            assert [step.flags[name] for name in ("seed", "num_test", "data_dir")] == [3, 150, Path("d")]
 
 
 def test_figure_2_has_all_radii_and_the_honest_attack_on_all_that_is_random():
@@ -242,6 +257,14 @@ def test_figure_2_has_all_radii_and_the_honest_attack_on_all_that_is_random():
     assert all(epsilons == pytest.approx([0.005 * i for i in range(15)]) for epsilons in radii.values())
     honest = [step.flags["runs"][0].name for step in steps if step.flags["attack_samples"] == [1, 10]]
     assert honest == ["rse", "bnn", "advbnn"]
+
+
+def test_figures_4_and_5_keep_a_pruned_network_and_have_the_honest_attack_on_fewer_images():
+    few, _, *steps, _ = (step.flags for step in plan("fig4", "fig5", scale="paper", dataset="cifar10", num_train=50_000,
+                                                    num_test=10_000).steps if not step.is_training)
+    assert few["save_fractions"] == [0.5]
+    assert [([run.name for run in flags["runs"]], flags.get("attack_samples"), flags["num_test"]) for flags in steps] == [
+        (["adv", "advbnn"], None, 10_000), (["advbnn"], [20], 500)]
 
 
 def test_the_sweeps_are_measured_clean_and_at_the_training_radius():
@@ -433,6 +456,19 @@ def test_a_dry_run_prints_the_plan_with_its_estimate_and_writes_nothing(tmp_path
     assert first.startswith("29 steps to runs/reproduce-digits-smoke, 0 of them done; about ")
     assert len(lines) == 29 and all(" python -m pyro_advbnn." in line for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_is_that_of_each_step_in_its_precision_and_of_trainings_side_by_side(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(costs, "seconds_per_gradient",
+                        lambda network, images, precision="fp32": {"fp32": 1e-3, "bf16": 2e-3}[precision])
+    wanted = Reproduction(out=tmp_path / "out", precision="bf16", jobs=2, device="cpu", dry_run=True)
+    reproduction.run("table1", wanted, {})
+    first, *lines, _ = capsys.readouterr().out.splitlines()
+    steps = Plan(["table1"], wanted, 1437, 360).steps
+    seconds = [step.gradients * (2e-3 if step.is_training else 1e-3) for step in steps]
+    assert [line.partition("  python")[0].strip() for line in lines] == [duration(each) for each in seconds]
+    total = sum(each / (2 if step.is_training else 1) for step, each in zip(steps, seconds, strict=True))
+    assert f"about {duration(total)} on" in first
 
 
 def refusal(capsys, *words):

@@ -211,6 +211,7 @@ def test_a_run_folder_holds_its_config_one_row_for_each_epoch_and_two_checkpoint
         assert row["images_per_second"] > 0 and row["peak_memory_mib"] > 0
     for name in ("checkpoint.pt", "best.pt"):
         torch.load(finished / name, weights_only=True)
+    assert not content(finished)["training"]["sums"].any()           # each row is of its epoch alone
 
 
 def test_how_a_run_went_on_is_recorded_and_what_changed_is_reported(tmp_path, monkeypatch):
@@ -254,13 +255,14 @@ def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finish
     assert last["kl_weight"] == pytest.approx(settings["alpha"] / 100)
 
 
-@pytest.mark.parametrize(("defense", "best"), [("advbnn", 2), ("adv", 2), ("advrse", 2), ("none", 3), ("rse", 3), ("bnn", 3)])
+@pytest.mark.parametrize(("defense", "best"), [("advbnn", 3), ("adv", 3), ("advrse", 3), ("none", 4), ("rse", 4), ("bnn", 4)])
 def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(tmp_path, monkeypatch, defense, best):
-    held_out = iter([(0.5, 0.1), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
+    held_out = iter([(0.5, 0.1), (0.3, 0.3), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
     states = []
 
     def measure(classifier, images, settings, *, seed, batch_size, precision):
-        if len(images) == 20 and len(measured) % 2:
+        assert len(images) == 20                         # of the training set as many as are held out
+        if len(measured) % 2:
             states.append({name: value.clone() for name, value in classifier.state_dict().items()})
             measured.append(seed)
             return next(held_out)
@@ -269,9 +271,9 @@ def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(
 
     measured = []
     monkeypatch.setattr(loop, "accuracies", measure)
-    folder = run(tmp_path / "run", defense=defense, epochs=4)
+    folder = run(tmp_path / "run", defense=defense, epochs=5)
     assert content(folder, "best.pt")["best"]["epoch"] == content(folder)["best"]["epoch"] == best
-    assert measured == [1, 1, 2, 2, 3, 3, 4, 4]          # the training images, then those held out, by a seed of the epoch's
+    assert measured == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]    # the training images, then those held out, by a seed of the epoch's
     assert equal(content(folder, "best.pt")["state"], states[best - 1])
 
 
@@ -318,6 +320,11 @@ def test_the_images_held_out_are_not_trained_on():
     assert (len(training.images), len(held_out)) == (100, 20)
     rows = {image.numpy().tobytes() for image in training.images.images}
     assert not rows & {image.numpy().tobytes() for image in held_out.images}
+
+
+def test_another_seed_takes_another_part_of_the_training_images():
+    digests = {configuration.load_images("digits", None, None, 120, 20, seed, "cpu")[2] for seed in (0, 1)}
+    assert len(digests) == 2
 
 
 def test_without_out_the_run_folder_is_named_by_data_set_and_defence(tmp_path, monkeypatch):
@@ -864,6 +871,17 @@ def test_an_epoch_tells_nats_per_image_and_signal_to_noise_and_once_that_the_pos
         progress.epoch(ROW | {"snr": snr})
         out = capsys.readouterr().out
         assert f"  kl 0.25 per image  snr {snr}  " in out and out.count("more noise than signal") == told
+
+
+def test_accuracies_are_printed_clean_before_attacked(tmp_path, capsys):
+    config, training, _ = build()
+    progress = Progress(config, training, tmp_path)
+    best = {"held_out_accuracy": 0.3, "held_out_robust_accuracy": 0.2}
+    progress.epoch(ROW | {"train_accuracy": 0.5, "train_robust_accuracy": 0.4} | best)
+    progress.finished({"epoch": 2, "accuracy": 0.3, "robust_accuracy": 0.2})
+    out = capsys.readouterr().out
+    assert "train  50.0 / 40.0 %  held out  30.0 / 20.0 % (clean / PGD)" in out
+    assert "best on the held-out images: epoch 2, clean 30.0 %, PGD 20.0 %" in out
 
 
 @pytest.mark.parametrize("last, told", [

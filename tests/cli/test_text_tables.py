@@ -23,6 +23,7 @@ def test_a_number_is_shown_with_its_interval():
 @pytest.mark.parametrize(("text", "expected"), [
     (text_tables.share(0.5), "50.0"), (text_tables.share(None), "-"), (text_tables.decimal(0.6249), "0.62"),
     (text_tables.fraction(0.02), "1/50"), (text_tables.fraction(0.3), "0.3"), (text_tables.fraction(1), "1"),
+    (text_tables.fraction(1 / 500), "1/500"), (text_tables.fraction(0.15), "0.15"), (text_tables.fraction(0.0007), "0.0007"),
     (text_tables.counted(1, "draw", " per gradient"), "1 draw per gradient"),
     (text_tables.counted(1000, "image"), "1,000 images"),
     (text_tables.shown(0.123456), "0.1235"), (text_tables.shown(""), "-"), (text_tables.shown(12), "12"),

@@ -6,7 +6,7 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks import catalogue
-from pyro_advbnn.evaluation import checks
+from pyro_advbnn.evaluation import checks, examination
 from pyro_advbnn.evaluation.checks import FAILED, HELD, UNFIT, UNKNOWN, no_loss, verdict
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.worst_case import worst_case_accuracy
@@ -128,6 +128,19 @@ def test_an_attack_is_made_through_one_classifier_and_judged_by_another(batches)
     seen, exam = [], Examination(one, batches[:1], epsilon=EPSILON)
     found = exam.correct(lambda classifier, x, y: (seen.append(classifier), x)[1], through=other, judge=one)
     assert seen == [other] and torch.equal(found, ab.predict(one, batches[0][0]).argmax(-1) == batches[0][1])
+
+
+def test_each_batch_has_a_stream_of_its_own_and_predictions_average_the_draws_asked_for(monkeypatch):
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.1, 0.1)
+    x, drawn, asked = torch.rand(8, 1, 4, 4), [], []
+    batches = [(x, torch.zeros(8, dtype=torch.int64))] * 2
+    exam, other = (Examination(classifier, batches, epsilon=EPSILON, num_samples=7, seed=seed) for seed in (0, 1))
+    monkeypatch.setattr(examination, "predict",
+                        lambda judge, x, num_samples: asked.append(num_samples) or torch.zeros(len(x), 3))
+    exam.correct(lambda classifier, x, y: (drawn.append(torch.rand(()).item()), x)[1])
+    assert len(set(drawn)) == 2 and asked == [7, 7]
+    assert torch.equal(exam.stand_in()(x), classifier.mean_network()(x))
+    assert not torch.equal(exam.draw()(x), other.draw()(x))
 
 
 def test_what_two_attacks_differ_on_is_told_with_the_verdict():

@@ -1,5 +1,6 @@
 """Tests of what a comparison measures: known times and bytes come out as they are."""
 import gc
+import time
 from types import SimpleNamespace
 
 import torch
@@ -17,6 +18,8 @@ def test_calls_take_turns_and_the_first_round_is_not_counted():
     times = take_turns(calls, 2, CPU, progress=seen.append)
     assert order == list("ababab") == seen
     assert {name: len(measured) for name, measured in times.items()} == {"a": 2, "b": 2}
+    (wall, cpu), = take_turns({"asleep": lambda: time.sleep(0.1)}, 1, CPU)["asleep"]
+    assert wall >= 0.1 > cpu
 
 
 def test_a_stopwatch_gives_each_lap_what_passed_since_the_one_before(monkeypatch):

@@ -12,10 +12,10 @@ RUN = {"dataset": "digits", "network": "convnet", "defense": "adv", "epsilon": 0
 RESULT = {"attacks": "pgd", "tried": "pgd", "accuracy": 0, "accuracy_low": 0, "accuracy_high": 1}
 
 
-def attacked(folder, run, broken, *, weights="w", **more):
+def attacked(folder, run, broken, *, weights="w", result=RESULT, **more):
     """The rows that `evaluate robust` leaves of a run of which these of 100 images are broken."""
     own = RUN | {"run": run, "checkpoint": f"{run}/best.pt", "weights": weights} | more
-    csv_tables.Table(folder, "robust").add([own | RESULT])
+    csv_tables.Table(folder, "robust").add([own | result])
     csv_tables.Table(folder, "robust_examples").add([
         own | {"attack": attack, "index": index, "judged_margin": margin, "broken": int(attack == "pgd" and index in broken)}
         for attack, margin in (("none", 0.9), ("pgd", -0.1)) for index in range(100)])
@@ -58,6 +58,8 @@ def test_the_difference_is_that_of_the_same_images(tmp_path):
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"], row["num_examples"]) == (0.5, 0.6, 100)
+    table = next(each for each in summaries.summaries(tmp_path) if each.name == "gains")
+    assert table.rows[0][2:4] == ["60.0", "50.0"]
     assert [row["gain_low"], row["gain_high"]] == pytest.approx(intervals.paired_difference_interval(20, 10, 100), rel=1e-4)
 
 
@@ -84,9 +86,10 @@ def test_the_newest_results_that_are_whole_and_made_alike_are_compared(tmp_path)
     for name in ("adv-tuned-0", "advbnn-tuned-0"):
         attacked(tmp_path, name, set(range(50)))
     attacked(tmp_path, "adv-tuned-0", set(range(100)), network="convnet:bf16")               # the other only in float32
-    stopped = RUN | RESULT | {"run": "adv-tuned-0", "checkpoint": "adv-tuned-0/best.pt", "weights": "w", "images": "others",
-                              "attacks": "pgd square"}
-    csv_tables.Table(tmp_path, "robust").add([stopped])
+    own = RUN | {"run": "adv-tuned-0", "checkpoint": "adv-tuned-0/best.pt", "weights": "w"}
+    csv_tables.Table(tmp_path, "robust").add([own | RESULT | {"attack_samples": 20, "tried": None}])     # was stopped
+    csv_tables.Table(tmp_path, "robust_examples").add([                                  # an attack of another ensemble
+        own | {"attack": "square", "index": index, "judged_margin": -0.2, "broken": 1} for index in range(100)])
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
@@ -100,8 +103,11 @@ def test_a_weaker_attack_that_came_later_is_not_what_counts(tmp_path):
     assert csv_tables.read(tmp_path, "gains")[0]["gain"] == 0
 
 
-def test_where_no_results_are_alike_the_pair_is_named(tmp_path):
+@pytest.mark.parametrize("more", [
+    {"network": "convnet:bf16"}, {"num_steps": 5}, {"num_queries": 500}, {"checkpoint": "advbnn-tuned-0/checkpoint.pt"},
+    {"result": RESULT | {"attacks": "pgd square", "tried": "pgd square"}}], ids=lambda more: next(iter(more)))
+def test_where_no_results_are_alike_the_pair_is_named(more, tmp_path):
     attacked(tmp_path, "adv-tuned-0", set(range(50)))
-    attacked(tmp_path, "advbnn-tuned-0", set(range(50)), network="convnet:bf16")
+    attacked(tmp_path, "advbnn-tuned-0", set(range(50)), **more)
     with pytest.raises(InputError, match="made alike for advbnn-tuned-0 and adv-tuned-0"):
         reproduction.write_gains(tmp_path, [pair("tuned", 0)])

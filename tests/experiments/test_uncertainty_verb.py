@@ -9,7 +9,7 @@ from tiny_runs import stop_at, tiny
 
 from pyro_advbnn import datasets, evaluate
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import commands
+from pyro_advbnn.cli import commands, text_tables
 from pyro_advbnn.evaluation import uncertainty
 from pyro_advbnn.evaluation.uncertainty import ConfidentError
 from pyro_advbnn.experiments import uncertainty_verb
@@ -69,10 +69,15 @@ def test_rows_agree_with_the_library_whichever_others_are_asked_for(run, whole):
             score = score if row["positives"] == "all" else score[correct == 0]
             known = uncertainty.detection(found["none"][row["score"]], score)
             assert {name: row[name] for name in known} == pytest.approx(known)
+    shown = text_tables.table(rows["detection"][:1], uncertainty_verb._DETECTED).split()[-3:-1]
+    assert shown == [f"{rows['detection'][0][name]:.4f}" for name in ("mean_clean", "mean_other")]
     assert len(rows["detection"]) == 2 * 2 * 2 + 2 * 2 and {row["ood"] for row in rows["detection"]} == {
         None, "noise", "permuted"}
     kept = {(row["attack"], row["score"], row["rejected"]): row["num_kept"] for row in rows["rejection"]}
     assert len(kept) == len(rows["rejection"]) == 3 * 2 * 2 and set(kept.values()) == {60, 30}
+    for row in rows["rejection"]:
+        known, = uncertainty.rejection(found[row["attack"]][row["score"]], found[row["attack"]]["correct"], [row["rejected"]])
+        assert {name: row[name] for name in known} == pytest.approx(known)
     for attack in found:
         bins = [row for row in rows["calibration"] if row["attack"] == attack]
         assert sum(row["num_in_bin"] for row in bins) == 60 == bins[0]["num_examples"]
@@ -118,6 +123,12 @@ def test_equal_seeds_give_equal_files_and_rows_that_are_there_are_not_computed_a
     out = capsys.readouterr().out
     assert "added 0 rows" in out and "permuted" in out and out.count("pgd-confident") == 5
     assert len(json_files.read_jsonl(tmp_path / "evaluation" / "log.jsonl")) == 1
+    seeds = []
+    monkeypatch.setattr(uncertainty_verb.ood_images, "foreign_images", lambda name, like, seed, _: seeds.append(seed) or like)
+    monkeypatch.setattr(uncertainty_verb._Doubt, "measure", lambda *_, **__: None)
+    monkeypatch.setattr(uncertainty_verb._Doubt, "detect", lambda *_: None)
+    evaluated(run, tmp_path, "--seed", 3, "--ood", "noise")
+    assert seeds == [3]
 
 
 @pytest.mark.usefixtures("undrawn")

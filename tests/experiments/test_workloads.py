@@ -1,4 +1,5 @@
 """Tests of contestants: each does the work that it stands for, and its parts are."""
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,15 @@ def test_normals_draw_as_many_as_the_network_has_weights_into_kept_memory(networ
     MAKERS["normals"](network, work)()
     assert [size for size, _ in drawn] == 5 * [sum(p.numel() for p in network.parameters())]
     assert len({memory for _, memory in drawn}) == 1
+
+
+def test_the_product_of_matrices_is_computed_in_the_precision_of_its_row(network, work, monkeypatch):
+    seen = []
+    monkeypatch.setattr(workloads, "_MATRIX_SIDE", {"cpu": 4})
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append(a.dtype))
+    for precision in ("fp32", "bf16"):
+        MAKERS["matmul"](network, replace(work, precision=precision))()
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("name", ["adv-bnn", "deterministic"])

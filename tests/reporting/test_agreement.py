@@ -13,6 +13,11 @@ def test_the_interval_of_a_difference_is_newcombes():
     assert agreement.difference(measured(56, 70), measured(48, 80)) == pytest.approx((-20.0, -33.39, -5.24), abs=0.005)
 
 
+def test_the_prior_is_judged_by_an_interval_for_all_pairs_at_once():
+    rows = [{"prior_std": str(number)} | measured(correct) for number, correct in enumerate((500, 510, 505, 557))]
+    assert agreement.check_prior_std(rows)[1] == "yes"   # of four pairs it would be "no"
+
+
 @pytest.mark.parametrize(("modes", "expected"), [(((0, 1),), 1), (((0, 1), (4, 0.5)), 2), (((0, 1), (1.2, 0.5)), 1),
                                                  (((0, 1), (4, 0.05)), 1), (((0, 1), (4, 1), (8, 1)), 3)])
 def test_modes_are_counted_where_they_stand_out(modes, expected):

@@ -50,17 +50,19 @@ def test_a_setting_that_means_nothing_for_some_rows_says_for_which_it_does():
     assert shared["attack_samples"] == "10 draws per gradient where random"
     assert shared["num_samples"] == "20 draws per prediction where random"
     assert (shared["alpha"], shared["prior_std"]) == ("α = 1/10 where Bayesian", "prior std 0.05 where Bayesian")
+    assert "num_samples" not in curves.settings(row(ADVBNN, 500, prediction="mean"))
     assert curves.common(rows[1:]) == {name: text.partition(" where")[0] for name, text in shared.items()} | {
         "num_steps": "20 PGD steps", "step_size": "step 0.007"}
 
 
 def checks_note(rows):
     summary, = robustness_summaries.checks(rows, None)
+    assert {tuple(cells[1:]) for cells in summary.rows} == {("noise", "held", "this", "that")}
     return summary.note
 
 
 def test_the_caption_of_a_table_gives_the_range_of_a_setting_that_no_column_shows():
-    more = {"check": "noise", "verdict": "held", "measured": "", "expected": "", "num_queries": 100}
+    more = {"check": "noise", "verdict": "held", "measured": "this", "expected": "that", "num_queries": 100}
     random, certain = ({**row(run, 400), **more} for run in (ADVBNN, ADV))
     note = checks_note([random, {**random, "num_steps": 40, "num_queries": 500, "num_samples": 50}, certain])
     for told in ("20 to 40 PGD steps", "100 to 500 queries of Square", "20 to 50 draws per prediction", "where Bayesian"):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, row, run_fields
+from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
 
 from pyro_advbnn.reporting import curves, figure_style, figures
 from pyro_advbnn.reporting.csv_tables import TABLES
@@ -66,6 +66,8 @@ def test_the_accuracy_figure_holds_the_rows_in_percent_and_clean_accuracy_begins
     assert line(axes, "s") == [(0, 80), (0.015, 59), (0.035, 39), (0.07, 14)]
     assert line(axes, "o", "--") == [(0, 80), (0.015, 59), (0.035, 39), (0.07, 14)]
     assert line(axes, "o", "-") == [(0, 80), (0.015, 50), (0.035, 30), (0.07, 5)]
+    lowest = min(band.get_paths()[0].vertices[:, 1].min() for band in axes.collections)
+    assert lowest == pytest.approx(100 * measured(50)["accuracy_low"])
 
 
 def test_published_numbers_are_hollow_markers_in_the_colour_of_their_defence():
@@ -110,7 +112,8 @@ def test_a_curve_of_one_point_has_its_interval():
     rows = [row(run_fields(name, "adv"), number, 0.035, 1) for name, number in (("one", 400), ("other", 500))]
     axes, = drawing("accuracy", rows).axes
     bars = [collection.get_segments()[0][:, 1] for collection in axes.collections]
-    assert len(bars) == 2 and all(high - low > 5 for low, high in bars)
+    known = [[100 * measured(number)[f"accuracy_{end}"] for end in ("low", "high")] for number in (400, 500)]
+    assert [bar.tolist() for bar in bars] == [pytest.approx(ends) for ends in known]
 
 
 def test_runs_that_share_an_alpha_are_points_and_no_zigzag():
@@ -141,6 +144,7 @@ def test_layers_have_one_row_each_and_panels_for_weight_and_bias():
     panels = drawing("log_std_by_layer", all_tables()["layers"]).axes
     assert [axes.get_title(loc="left") for axes in panels] == ["weight", "bias"]
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["features.0"]
+    assert set(panels[0].lines[0].get_xdata()) == {-3.6}
 
 
 @pytest.mark.parametrize(("left_out", "expected"), [

@@ -113,7 +113,7 @@ def test_fig_2_has_every_row_and_the_published_number_at_the_radii_of_table_1(tm
 
 
 @pytest.mark.parametrize(("rho", "verdict"), [
-    (0.46, "yes"), (0.64, "yes"), (0.4, "no, lower"), (0.7, "no, higher"), (None, "-")])
+    (0.46, "yes"), (0.64, "yes"), (0.44, "no, lower"), (0.66, "no, higher"), (None, "-")])
 def test_rho_stands_beside_the_papers_range_and_agrees_within_the_stated_distance(tmp_path, rho, verdict):
     white_box, clean = 0.3, 0.31 if rho is None else 0.3 + 0.1 / (1 - rho)                # transferred: 0.4
     rows = [row(ADVBNN, 400, draws=1) | {"source": "adv", "accuracy_clean": clean, "accuracy_white_box": white_box},
@@ -124,6 +124,7 @@ def test_rho_stands_beside_the_papers_range_and_agrees_within_the_stated_distanc
     assert (first["Acc[B]"], first["Acc[B|A]"].split()[0], first["Acc[B|B]"]) == (f"{100 * clean:.1f}", "40.0", "30.0")
     assert first["ρ"] == ("drop 1.0 ± 4.0 points" if rho is None else f"{rho:.2f}")
     assert (diagonal["ρ"], diagonal["paper"], diagonal["agrees"]) == ("1.00", "-", "-")
+    assert rho is None or table.note.endswith(f": {int(verdict == 'yes')} of 1 agree.")
 
 
 @pytest.mark.parametrize(("last", "verdict"), [(401, "yes"), (300, "no, lower"), (500, "no, higher")])
@@ -134,12 +135,14 @@ def test_steps_agree_where_the_change_from_20_steps_to_the_most_may_be_none(tmp_
     assert [line[n] for n in ("3", "18", "26", "1000")] == ["70.0", "60.0", "40.0", f"{last / 10:.1f}"]
     assert line["agrees"] == verdict and line["change"].endswith("26 to 1000")
     assert line["change"].startswith(f"{last / 10 - 40:+.1f}")
+    low, high = map(float, line["change"].partition("[")[2].partition("]")[0].split(", "))
+    assert low < last / 10 - 40 < high
     assert paper.CLAIMS["steps"][0] in table.note and f"{int(verdict == 'yes')} of 1 agree" in table.note
 
 
 def test_what_was_not_measured_has_no_verdict(tmp_path):
     steps = summary_of(tmp_path / "a", "steps", [row(ADV, 500, num_steps=n) for n in (3, 20)])
-    draws = summary_of(tmp_path / "b", "ensemble", [row(ADVBNN, 500, num_samples=n) for n in (1, 5, 50)])
+    draws = summary_of(tmp_path / "b", "ensemble", [row(ADVBNN, 500, num_samples=n) for n in (1, 5, 50, 100)])
     alpha = summary_of(tmp_path / "c", "alpha", [row(ADVBNN, 500, 0.0)])
     for table in (steps, draws, alpha):
         assert [line["agrees"] for line in lines(table)] == ["-"] and "nothing to compare here" in table.note
@@ -203,7 +206,7 @@ def test_gradients_agree_where_test_lies_above_train_for_adversarial_training(ev
     by_run = {line["run"]: line for line in lines(table)}
     assert by_run["adversarial training"] == {"run": "adversarial training", "train": "20 [19, 21]", "test": "33 [32, 34]",
                                               "test / train": "1.65", "agrees": "yes"}
-    assert by_run["Adv-BNN"]["agrees"] == "-"
+    assert by_run["Adv-BNN"]["agrees"] == "-" and "1 draw per gradient" in table.note
 
 
 def test_gradients_of_held_out_images_have_a_column(tmp_path):
@@ -249,11 +252,12 @@ def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path)
 
 
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
-    attacked = {"attacks": "noise pgd", "tried": "noise pgd", "norm": "linf", "epsilon": 0.2, "num_steps": 40, "seed": 0,
+    attacked = {"attacks": "noise pgd", "tried": "noise", "norm": "linf", "epsilon": 0.2, "num_steps": 40, "seed": 0,
                 "attack_samples": 1, "num_samples": 1, "num_examples": 100, "images": "abc", "batch_size": 500,
-                "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "single_draw_accuracy": 0.55, "undecided": 0.0}
+                "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "single_draw_accuracy": 0.5, "undecided": 0.1}
     found = summary_of(tmp_path, "robust", [run_fields("adv-tuned", "adv") | attacked])
     assert found.columns[:2] == ["run", "defence"] and found.rows[0][:2] == ["adv-tuned", "adversarial training"]
+    assert found.rows[0][4:7] == ["55.0 [45.0, 64.0]", "50.0", "10.0"] and found.rows[0][-1] == "noise (unfinished: pgd)"
     run = run_fields("adv-tuned", "adv")
     several = [run | attacked | more for more in ({}, {"network": "vgg16:bf16"}, {"dataset": "cifar10:held_out"}, {
         "checkpoint": "adv-tuned/checkpoint.pt", "weights": "others"})]
@@ -274,6 +278,14 @@ def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(
         ["BNN", "all", "30"], ["BNN", "features.0.weight", "30"], ["BNN", "features.0.bias", "30"]]
     assert table.rows[0][3:] == ["-3.00", "-4.00", "-3.60", "-3.10", "0.20"]
     assert "BNN: 1, no; Adv-BNN: 1, no" in table.note
+
+
+def test_two_modes_of_the_log_stds_agree_and_no_other_number(tmp_path):
+    peaks = ((BNN, "log_std", (5, 15)), (BNN, "log10_signal_to_noise", (5,)), (ADVBNN, "log_std", (5, 15, 25)))
+    density = [{**run, "quantity": quantity, "layer": "all", "left": left, "right": left + 1, "share": float(left in modes)}
+               for run, quantity, modes in peaks for left in range(30)]
+    folder_of(tmp_path, {"density": density})
+    assert "BNN: 2, yes; Adv-BNN: 3, no" in summary_of(tmp_path, "layers", all_tables()["layers"]).note
 
 
 def test_text_is_aligned_and_markdown_is_a_table_whose_cells_hold_no_bars(tmp_path):

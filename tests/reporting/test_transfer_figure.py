@@ -14,6 +14,7 @@ def test_the_heat_map_shows_rho_the_note_where_there_is_none_and_the_papers_valu
     texts = [text.get_text() for text in axes.texts]
     assert texts.count("0.62") == 4 and texts.count("1.00") == 2 and texts.count("drop 1.2 ±\n3.5 points") == 3
     assert texts.count("paper ≈ 0.5–0.6") == 2
+    assert {text.get_position()[0] for text in axes.texts if text.get_text().startswith("drop")} == {1.5}    # target BNN
     assert [tick.get_text().replace("\n", " ") for tick in axes.get_yticklabels()] == ["adversarial training", "BNN", "Adv-BNN"]
 
 

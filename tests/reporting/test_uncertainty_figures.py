@@ -33,6 +33,7 @@ def test_the_detection_figure_has_a_point_for_each_kind_of_images():
     figure = drawing("detection", rows)
     points, chance = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     assert points.get_xdata().tolist() == [0.875, 0.75, 0.75, 0.625, 0.625] and set(chance.get_xdata()) == {0.5}
+    assert points.get_ydata().tolist() == [0, 1, 2, 3, 4]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
         "noise", "pgd, ε = 0.035", "pgd, ε = 0.035, where wrong", "pgd-confident, ε = 0.035",
         "pgd-confident, ε = 0.035, where wrong"]
@@ -78,7 +79,9 @@ def test_the_summaries_hold_the_numbers_and_both_attackers(tmp_path):
     told = [dict(zip(found["uncertainty"].columns, cells, strict=True)) for cells in found["uncertainty"].rows]
     assert [(line["images"], line["NLL"]) for line in told[3:]] == [
         ("clean", "0.900"), ("pgd, ε = 0.035", "1.900"), ("pgd-confident, ε = 0.035", "2.900")]
+    assert (told[0]["entropy"], told[0]["expected entropy"], told[0]["mutual information"]) == ("1.500", "1.250", "0.2500")
     assert [line["run"] for line in told] == ["adversarial training"] * 3 + ["Adv-BNN"] * 3
     assert "1,000 images" in found["uncertainty"].note
-    cells = [cells[1:5] for cells in found["detection"].rows]
-    assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750"] in cells
+    cells = [cells[1:] for cells in found["detection"].rows]
+    assert ["pgd-confident, ε = 0.035, where wrong", "mutual information", "0.625 [0.500, 0.938]", "0.750", "1.5000",
+            "1.7500", "400"] in cells

@@ -163,6 +163,10 @@ def test_cosine_rises_over_a_tenth_and_falls_to_nothing():
     assert recipes.learning_rate_factor("constant", (), 0.7) == 1.0
 
 
+def test_weights_are_perturbed_after_a_tenth_of_the_training_unless_a_flag_says_otherwise():
+    assert recipes.resolve("ours", "cifar10", "advbnn", {"awp": 0.005})["awp_start"] == 0.1
+
+
 def test_the_authors_initialization_is_uniform_by_fan_in_with_batchnorm_scales_in_0_to_1():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(256, 100))
