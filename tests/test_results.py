@@ -400,6 +400,18 @@ def test_the_table_of_doubt_equals_the_records():
         "12", "14"}
     doubts = {f"{float(one(rows_of(place, 'uncertainty'), attack='none')['mutual_information']):.3f}"
               for place in places if "Adv-BNN" in place}
+    hidden = [confidence - right for confidence, right in (confidence_and_accuracy(place, "pgd-confident") for place in places)]
+    spans = [(min(of), max(of)) for of in (hidden[:3], hidden[3:])]      # of CIFAR-10, of STL-10
+    assert [f"{each:.0f}" for span in spans for each in span] == ["7", "9", "17", "19"]
+    assert "by 7 to 9 points on CIFAR-10, by 17 to 19 on STL-10." in text
+    by = {(row["network"].partition(" (")[0], row["doubt by"], row["network"].endswith(")")): row for row in rows}
+    for (place, score, _), row in by.items():
+        known = by[f"{place.partition(':')[0]}: adversarial training", "entropy", False]
+        if score == "entropy":
+            assert float(row["PGD that hides"]) < 0.5
+            assert all(abs(float(row[kind]) - float(known[kind])) < 0.045 for kind in (*kinds, "the other photographs"))
+        else:
+            assert row["PGD that hides"] in ("0.51", "0.52")
     assert doubts == {"0.002", "0.003"} and "mutual information is 0.002 or 0.003 nats" in text
 
 
