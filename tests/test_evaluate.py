@@ -401,6 +401,9 @@ def test_results_of_runs_of_one_folder_go_there_however_they_are_named(tmp_path,
     (tmp_path / "plain" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "plain")
     assert evaluated_runs._default_out([Path(first), Path("../other")]).resolve() == tmp_path
+    (tmp_path / "elsewhere" / "run" / "x").mkdir(parents=True)
+    Path("link").symlink_to(tmp_path / "elsewhere" / "run" / "x")
+    assert evaluated_runs._default_out([Path("link/.."), tmp_path / "elsewhere" / "b"]) == tmp_path / "elsewhere"
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):

@@ -218,7 +218,7 @@ def _default_out(folders):
     homes = {Path(os.path.realpath(folder)).parent for folder in folders}
     if len(homes) > 1:
         raise InputError("the runs lie in several folders: give --out DIR for the results")
-    first = folders[0] if folders[0].name not in ("", "..") else Path(os.path.abspath(folders[0]))
+    first = folders[0] if folders[0].name not in ("", "..") else Path(os.path.realpath(folders[0]))
     return folders[0] if len(folders) == 1 else first.parent
 
 

@@ -94,7 +94,7 @@ def gradients(rows, _):
     note = (f"{shared(rows, 'split')}. Mean l1 norm of the gradient of the loss by the image, with its 95 % interval. "
             f"{claim('gradients')} Agrees, for adversarial training: that of {others} is larger, beyond the 95 % interval "
             f"of the difference{agreement.count_agreeing(lines)}.")
-    return [Summary("gradients", "Input gradients on training and test images (Eq. 11 to 13)",
+    return [Summary("gradients", f"Input gradients on training and {others} images (Eq. 11 to 13)",
                     ["run", "train", others, f"{others} / train", "agrees"], lines, note)]
 
 

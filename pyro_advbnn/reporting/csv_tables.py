@@ -126,12 +126,15 @@ def _read(path, columns):
         return []
     with path.open(newline="", encoding="utf-8") as file:
         try:
-            head, *lines = filter(None, csv.reader(file))
-        except ValueError:                               # empty, or not UTF-8
-            head, lines = [], []
-    if tuple(head) != columns or any(len(line) != len(columns) for line in lines):
+            lines = [line for line in csv.reader(file) if line]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} cannot be read: {error}; {_WAY_ON}") from None
+    if not lines or tuple(lines[0]) != columns:
         raise InputError(f"{path}: its columns are not those of a table of this version; {_WAY_ON}")
-    return [dict(zip(columns, line, strict=True)) for line in lines]
+    for number, line in enumerate(lines[1:], 1):
+        if len(line) != len(columns):
+            raise InputError(f"{path}: row {number} has {len(line)} cells, not {len(columns)}; {_WAY_ON}")
+    return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
 def _cell(value):

@@ -10,7 +10,7 @@ from pyro_advbnn.reporting.paper import dataset_name, defense_name
 
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
-OF_IMAGES = ("dataset", "num_examples")
+OF_IMAGES = ("dataset", "num_examples", "seed")                 # which tell the images of one folder
 _SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}
 _SHARED = ("dataset", "num_examples", "prediction", "prune_by", "epsilon", "attack", "num_steps", "step_size", "attack_samples",

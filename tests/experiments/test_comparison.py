@@ -18,8 +18,8 @@ def test_calls_take_turns_and_the_first_round_is_not_counted():
     times = take_turns(calls, 2, CPU, progress=seen.append)
     assert order == list("ababab") == seen
     assert {name: len(measured) for name, measured in times.items()} == {"a": 2, "b": 2}
-    (wall, cpu), = take_turns({"asleep": lambda: time.sleep(0.1)}, 1, CPU)["asleep"]
-    assert wall >= 0.1 > cpu
+    (wall, cpu), = take_turns({"asleep": lambda: time.sleep(0.5)}, 1, CPU)["asleep"]
+    assert cpu < wall / 2                                # threads of earlier tests may spin for a while
 
 
 def test_a_stopwatch_gives_each_lap_what_passed_since_the_one_before(monkeypatch):

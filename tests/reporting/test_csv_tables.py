@@ -94,14 +94,24 @@ HEADER = ",".join(csv_tables.ROW_FIELDS).encode() + b"\n"
 WAY_ON = "; move the file away, and what wrote it computes its rows again"
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"a,b\n1,2\n", b"\n", HEADER[:-9], HEADER + b"adv,cifar10,vg", HEADER.decode().encode("utf-16")])
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\n", HEADER[:-9]])
 def test_a_foreign_file_is_refused_with_the_way_on_and_unchanged(tmp_path, content):
     path = tmp_path / "evaluation" / "accuracy.csv"
     path.parent.mkdir()
     path.write_bytes(content)
     assert refusal(tmp_path) == f"{path}: its columns are not those of a table of this version{WAY_ON}"
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (HEADER + b"adv,cifar10,vg", f": row 1 has 3 cells, not {len(csv_tables.ROW_FIELDS)}"),
+    (HEADER.decode().encode("utf-16"), " cannot be read: "), (HEADER + b"a" * 140_000, " cannot be read: ")])
+def test_a_damaged_file_is_refused_by_what_is_wrong(tmp_path, content, told):
+    path = tmp_path / "evaluation" / "accuracy.csv"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{path}{told}") and message.endswith(WAY_ON)
 
 
 def refusal(folder):

@@ -79,6 +79,8 @@ def test_images_are_told_only_where_their_number_does_not_tell_them():
     few = row(ADV, 400, images="few", num_examples=500)
     texts = {curve.text for curve in curves.curves([few, row(ADV, 500, images="all", num_examples=1000)], "epsilon")}
     assert texts == {"adversarial training, 500 images", "adversarial training, 1,000 images"}
+    texts = {curve.text for curve in curves.curves([few, few | {"images": "others", "seed": 1}], "epsilon")}
+    assert texts == {"adversarial training, seed 0", "adversarial training, seed 1"}     # the seed chooses them
     names = [name for name, _ in curves.named([few, few | {"images": "noisy"}])]
     assert names == ["adversarial training, images few", "adversarial training, images noisy"]
 
