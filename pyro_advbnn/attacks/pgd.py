@@ -75,10 +75,11 @@ class PGD(Attack):
     @property
     def name(self) -> str:
         """"pgd", with what is not as in the paper: the loss, the average, momentum, random start, restarts and the norm."""
-        unlike_the_paper = {
-            loss_name(self.loss): self.loss != "ce", self.average: self.average != "gradient", "momentum": self.momentum > 0,
-            "random": self.random_start, f"x{self.restarts}": self.restarts > 1, self.norm: self.norm != "linf"}
-        return "-".join(["pgd", *(part for part, differs in unlike_the_paper.items() if differs)])
+        unlike_the_paper = [
+            (loss_name(self.loss), self.loss != "ce"), (self.average, self.average != "gradient"),
+            ("momentum", self.momentum > 0), ("random", self.random_start),
+            (f"x{self.restarts}", self.restarts > 1), (self.norm, self.norm != "linf")]
+        return "-".join(["pgd", *(part for part, differs in unlike_the_paper if differs)])
 
     @property
     def reaches_ball(self) -> bool:

@@ -115,9 +115,10 @@ def left_out(output, weights, *others):
     known = {get_gradient_edge(tensor)[:2] for tensor in (*weights.values(), *others) if tensor.requires_grad}
     reached, outside, edges = set(), [], [get_gradient_edge(output)[:2]] if output.requires_grad else []
     while edges:
-        edge = node, _ = edges.pop()
+        edge = edges.pop()
         if edge not in reached:
             reached.add(edge)
+            node, _ = edge
             if node.name() == "CheckpointFunctionBackward":
                 return []
             if edge not in known:

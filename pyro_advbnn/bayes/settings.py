@@ -87,7 +87,9 @@ def _multiple(unit, text):
     match = re.fullmatch(rf"{unit}(?:([*/])([0-9.]+(?:e-?\d+)?))?", text.replace(" ", ""))
     if match is None:
         return None
-    operator, number = match.groups(default="1")
+    operator, number = match.groups()
+    if operator is None:
+        return 1.0
     try:
         return 1 / float(number) if operator == "/" else float(number)
     except (ValueError, ZeroDivisionError):              # 1.2.3, or / 0

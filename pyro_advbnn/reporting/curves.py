@@ -10,7 +10,7 @@ from pyro_advbnn.reporting.paper import dataset_name, defense_name
 
 _OF_RUN = ("network", "alpha", "prior_std", "checkpoint", "weights")
 _OF_ATTACK = ("attack", "num_steps", "step_size", "attack_samples", "confidence_weight")
-OF_IMAGES = ("dataset", "num_examples", "seed")                 # which tell the images of one folder
+_TOLD_BY = {"step_size": ("epsilon",), "images": ("dataset", "num_examples", "seed")}   # settings that mostly tell another
 _SCORES = {"entropy": "doubt: entropy of the prediction", "mutual_information": "doubt: mutual information"}
 _PREDICTIONS = {"posterior": "prediction averaged over draws", "mean": "prediction of the mean network"}
 _SHARED = ("dataset", "num_examples", "prediction", "prune_by", "epsilon", "attack", "num_steps", "step_size", "attack_samples",
@@ -63,8 +63,10 @@ def named(rows, *shown, names=None):
         own = [settings(row) for row in rows if row["run"] == run]
         told[run] = {name for each in own for name in each
                      if name not in shown and len({other[name] for other in own if name in other}) > 1}
-        told[run] -= {"weights"} if _checkpoints_tell_weights(rows, run) else set()
-        told[run] -= {"images"} if tell(own, "images", *OF_IMAGES) else set()
+        if _checkpoints_tell_weights(rows, run):
+            told[run] -= {"weights"}
+        if is_told(own, "images"):
+            told[run] -= {"images"}
     for row in rows:
         words = [text for name, text in settings(row).items() if name in told[row["run"]]]
         yield ", ".join([names[row["run"]], *words]), row
@@ -140,15 +142,14 @@ def _differences(found, x, across):
                   for curve, each in zip(found, all_settings) if name in each}
         if len(values) == len({label for label, _ in values}):
             alike.add(name)
-    alike |= {"step_size"} if tell(all_settings, "step_size", "epsilon") else set()
-    alike |= {"images"} if tell(all_settings, "images", *OF_IMAGES) else set()
+    alike |= {name for name in _TOLD_BY if is_told(all_settings, name)}
     hidden = [alike | ({"weights"} if _checkpoints_tell_weights(of_all, row["run"]) else set()) for row in rows]
     return [{name: text for name, text in each.items() if name not in names} for each, names in zip(all_settings, hidden)]
 
 
-def tell(all_settings, name, *others):
-    """Whether the settings `others` already tell the one called `name`."""
-    known = {(*map(each.get, others), each.get(name)) for each in all_settings}
+def is_told(all_settings, name):
+    """Whether the other settings already tell the one of that name, "step_size" or "images"."""
+    known = {(*map(each.get, _TOLD_BY[name]), each.get(name)) for each in all_settings}
     return len(known) == len({values[:-1] for values in known})
 
 

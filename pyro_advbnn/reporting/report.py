@@ -17,8 +17,9 @@ from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import files, json_files
 
 _NUMBER = re.compile(r"[-−]?\d[\d\s.,%\[\]()±e+−-]*|\d+ h \d+ min|\d+ min \d+ s|[\d.]+ s")      # also intervals and times
+# Of examples: what tells groups of them apart, and what differs between calls for one group.
 _GROUP = ("run", "network", "checkpoint", "attack", "epsilon", "num_steps", "step_size", "attack_samples", "num_samples")
-_CALL = ("weights", "num_examples", "images", "seed")                    # what differs between calls for one group of them
+_CALL = ("weights", "num_examples", "images", "seed")
 
 
 def write(folder, runs=None):

@@ -3,7 +3,7 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli.text_tables import counted
 from pyro_advbnn.evaluation.intervals import transfer_rate
 from pyro_advbnn.reporting import paper
-from pyro_advbnn.reporting.curves import OF_IMAGES, common, labels, settings, several_checkpoints, tell
+from pyro_advbnn.reporting.curves import common, is_told, labels, settings, several_checkpoints
 from pyro_advbnn.reporting.figure_style import finish_figure, start_figure, wrap
 
 _TOLD = ("dataset", "epsilon", "num_steps", "step_size", "num_examples", "images", "seed",
@@ -69,7 +69,8 @@ def transfer_maps(rows):
         for home in [home for home in maps if key <= home] or [key]:
             maps.setdefault(home, []).append(row)
     alike = {name for name, _ in frozenset.intersection(*maps)}
-    alike |= {"images"} if tell(list(map(dict, maps)), "images", *OF_IMAGES) else set()
+    if is_told(list(map(dict, maps)), "images"):
+        alike.add("images")
     found = [({name: text for name, text in sorted(key) if name not in alike},
               {(row["source"], row["run"]): row for row in sorted(part, key=rows.index)})
              for key, part in maps.items()]

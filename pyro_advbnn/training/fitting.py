@@ -59,7 +59,7 @@ def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: 
         while not training.finished:
             for _ in training.epoch():
                 pass
-    classifier = training.result.eval().to(x.device if isinstance(x, torch.Tensor) else "cpu")
+    classifier = training.result.eval()
     classifier.zero_grad()
     classifier.release_buffers()
-    return classifier
+    return classifier.to(x.device if isinstance(x, torch.Tensor) else "cpu")

@@ -29,6 +29,17 @@ class Coin(nn.Module):
         return torch.stack([right.float(), 1 - right.float()], 1) * 20
 
 
+class InTurn(nn.Module):
+    """Gives each of some logits in turn."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = itertools.cycle(logits)
+
+    def forward(self, x):
+        return next(self.logits).expand(len(x), -1)
+
+
 def to(value):
     def attack(classifier, x, y):
         return torch.full_like(x, value)
@@ -128,13 +139,7 @@ def test_the_draws_tell_the_lead_of_the_averaged_prediction():
 
 
 def test_the_averaged_prediction_is_that_of_probabilities_and_not_of_logits():
-    class InTurn(nn.Module):
-        turn = itertools.cycle([(2.0, 0.0), (2.0, 0.0), (0.0, 7.0)])
-
-        def forward(self, x):
-            return torch.tensor(next(self.turn)).expand(len(x), -1)
-
-    found = judge(InTurn(), *batch([0.5], [0]), 3)
+    found = judge(InTurn(torch.tensor([(2.0, 0.0), (2.0, 0.0), (0.0, 7.0)])), *batch([0.5], [0]), 3)
     assert found["predicted"].tolist() == [0] and not found["broken"].any()
     right = torch.tensor([2.0, 2.0, -7.0]).sigmoid().mean().item()
     assert found["margin"].item() == pytest.approx(2 * right - 1)
@@ -217,24 +222,13 @@ def test_the_summary_of_rows_knows_how_far_the_draws_agree():
     assert found["accuracy_low"] < 0.5 < found["accuracy_high"]
 
 
-class InTurn(nn.Module):
-    """Answers with each of some probabilities in turn."""
-
-    def __init__(self, probabilities):
-        super().__init__()
-        self.answers = itertools.cycle(torch.tensor(probabilities).log())
-
-    def forward(self, x):
-        return next(self.answers).expand(len(x), -1)
-
-
 def test_the_standard_error_is_that_of_a_sample():
     leads = torch.tensor([-0.14, -0.54, -0.14, -0.54, -0.34])        # mean -0.34, 4 standard errors: 0.358 (of all: 0.320)
-    network = InTurn(torch.stack([(1 + leads) / 2, (1 - leads) / 2], 1).tolist())
+    network = InTurn(torch.stack([(1 + leads) / 2, (1 - leads) / 2], 1).log())
     assert not judge(network, torch.rand(1, 1, 2, 2), torch.tensor([0]), 5)["sure"].any()
 
 
 def test_the_margin_is_the_lead_over_one_class_the_best_of_the_average():
-    network = InTurn([[0.4, 0.59, 0.01], [0.4, 0.11, 0.49]])         # averaged: 0.4, 0.35, 0.25
+    network = InTurn(torch.tensor([[0.4, 0.59, 0.01], [0.4, 0.11, 0.49]]).log())         # averaged: 0.4, 0.35, 0.25
     found = judge(network, torch.rand(1, 1, 2, 2), torch.tensor([0]), 2)
     assert found["margin"].item() == pytest.approx(0.05) and not found["broken"].any()
