@@ -35,7 +35,7 @@ from pyro_advbnn.reporting import report
 from pyro_advbnn.system import files, json_files
 from pyro_advbnn.system.errors import InputError, Note
 from pyro_advbnn.train import train
-from pyro_advbnn.training import checkpoints, configuration, construction, loop, run_folders
+from pyro_advbnn.training import checkpoints, configuration, construction, loop, run_folders, trainer
 from pyro_advbnn.training.progress import Progress
 from pyro_advbnn.training.trainer import NotFinite
 
@@ -255,6 +255,45 @@ def test_the_row_gives_the_rate_and_the_kl_weight_of_the_epochs_last_step(finish
     assert last["kl_weight"] == pytest.approx(settings["alpha"] / 100)
 
 
+def steps_of(monkeypatch):
+    """A list that takes (the labels, the parts of the loss) of every step from now on."""
+    seen, real = [], trainer.step
+
+    def step(classifier, optimizer, x, y, **how):
+        seen.append((y, real(classifier, optimizer, x, y, **how)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(trainer, "step", step)
+    return seen
+
+
+def test_the_averages_of_an_epoch_weigh_every_image_alike(monkeypatch):
+    _, training, _ = build(batch_size=30)                # of 100 images the last batch has ten
+    steps = steps_of(monkeypatch)
+    list(training.epoch())
+    assert [len(y) for y, _ in steps] == [30, 30, 30, 10]
+    for name in ("nll", "kl", "loss"):
+        expected = sum(len(y) * getattr(parts, name).item() for y, parts in steps) / 100
+        assert training.averages()[name] == pytest.approx(expected)
+
+
+def test_every_epoch_has_all_images_in_an_order_of_its_own(monkeypatch):
+    _, training, _ = build()
+    steps = steps_of(monkeypatch)
+    for _ in range(2):
+        list(training.epoch())
+    first, second = (torch.cat([y for y, _ in part]) for part in (steps[:STEPS_PER_EPOCH], steps[STEPS_PER_EPOCH:]))
+    assert torch.equal(first.bincount(), second.bincount()) and not torch.equal(first, second)
+
+
+def test_an_epoch_is_trained_in_training_mode_whatever_mode_the_classifier_was_left_in():
+    _, training, _ = build(defense="adv")
+    training.classifier.eval()
+    next(training.epoch())
+    assert all(module.training for module in training.classifier.modules())
+    assert training.classifier.network.features[1].num_batches_tracked == 1
+
+
 @pytest.mark.parametrize(("defense", "best"), [("advbnn", 3), ("adv", 3), ("advrse", 3), ("none", 4), ("rse", 4), ("bnn", 4)])
 def test_best_is_the_epoch_of_the_best_robust_accuracy_or_of_the_best_clean_one(tmp_path, monkeypatch, defense, best):
     held_out = iter([(0.5, 0.1), (0.3, 0.3), (0.4, 0.3), (0.9, 0.2), (0.9, 0.2)])
@@ -414,6 +453,12 @@ def test_the_posterior_mean_starts_at_exactly_the_network_of_another_run(tmp_pat
     run(tmp_path / "advbnn", defense="advbnn", init_from=source, epochs=1)
     source.rename(tmp_path / "gone")                     # a run that began elsewhere can be resumed without it
     train(resume=tmp_path / "advbnn", epochs=2)
+
+
+def test_of_a_posterior_a_run_starts_at_the_mean(finished):
+    source = checkpoints.load(finished / "best.pt")
+    assert source.posterior()
+    assert_starts_at(build(init_from=finished)[1].classifier, source.mean_network())
 
 
 def test_a_std_that_is_a_share_of_each_weight_is_one_of_the_other_runs_and_is_resumed(tmp_path):

@@ -84,7 +84,9 @@ def test_random_points_fill_the_ball_uniformly():
     """Of a uniform point in d dimensions the size over epsilon, to the power d, is uniform in [0, 1]."""
     x = torch.full((4000, 1, 1, 2), 0.5)
     for norm, ball in BALLS.items():
-        shares = ((ball.size(ball(x, 0.2).random_point() - x) / 0.2) ** 2).sort().values
+        perturbation = ball(x, 0.2).random_point() - x
+        assert perturbation.mean(0).abs().max() < 0.01, norm              # five standard deviations at least
+        shares = ((ball.size(perturbation) / 0.2) ** 2).sort().values
         distance = (shares - torch.linspace(0, 1, 4000)).abs().max()
         assert distance < 1.63 / math.sqrt(4000), norm   # Kolmogorov and Smirnov at 1%
 

@@ -68,12 +68,13 @@ def test_pgd_stays_in_the_ball_and_in_the_unit_range(classifier, batch):
 def test_pgd_leaves_the_classifier_as_it_was(classifier, batch):
     classifier.train()
     classifier.network.features[1].eval()                # one module in another mode
+    still = next(classifier.parameters()).requires_grad_(False)
     modes = [module.training for module in classifier.modules()]
     state = {name: value.clone() for name, value in classifier.state_dict().items()}
     x_adv = ab.pgd(classifier, *batch, **SETTINGS)
     assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
     assert [module.training for module in classifier.modules()] == modes
-    assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
+    assert all(p.grad is None and p.requires_grad == (p is not still) for p in classifier.parameters())
     assert not x_adv.requires_grad
 
 

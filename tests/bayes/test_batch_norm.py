@@ -21,6 +21,18 @@ class Twice(nn.Module):
         return self.norm(self.still(self.linear(self.norm(self.linear(x)))))
 
 
+class LeftOut(nn.Module):
+    """A norm that every second call leaves out, as stochastic depth may."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.calls = nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=1.0), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.second(3 * self.first(x) if self.calls % 2 else x)
+
+
 def conv(norm):
     return nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
 
@@ -120,6 +132,15 @@ def test_a_norm_that_the_user_keeps_still_or_has_given_a_forward_stays_as_it_is(
         classifier = bayesian(network, 0.5)
         classifier(x)
         assert classifier.network[1].num_batches_tracked == 0
+
+
+def test_where_a_draw_leaves_out_a_norm_the_next_has_its_own_statistics():
+    x, classifier = images((12, 3)), bayesian(LeftOut(), 1e-8)
+    norm = classifier.network.second
+    found = classifier(x)
+    assert classifier.network.calls == 2 and norm.running_mean.abs().max() < 1e-6        # of the call that had both
+    torch.testing.assert_close(found, (x - norm.running_mean) / (norm.running_var * 11 / 12 + norm.eps).sqrt(),
+                               rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_statistics_are_refused():

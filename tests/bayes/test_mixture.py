@@ -56,6 +56,17 @@ def test_an_average_over_as_many_draws_as_components_weighs_them_alike(mixture, 
     torch.testing.assert_close(mixture.mean_network()(batch[0]).exp(), expected)
 
 
+def test_a_mixture_is_in_the_mode_of_its_components():
+    for mode in (True, False):
+        assert ab.Mixture(component("adv", seed).train(mode) for seed in range(2)).training == mode
+
+
+def test_the_mean_network_averages_the_answers_at_the_posteriors_means(batch):
+    components = [component("bnn", seed) for seed in range(2)]
+    expected = torch.stack([each.mean_network().eval()(batch[0]).softmax(-1) for each in components]).mean(0)
+    torch.testing.assert_close(ab.Mixture(components).mean_network()(batch[0]).exp(), expected)
+
+
 @pytest.mark.parametrize("defenses", [("adv", "adv"), ("advbnn", "adv", "rse"), ("bnn", "advbnn")], ids="+".join)
 def test_equal_seeds_give_equal_answers_and_attacks_whatever_was_called_before(defenses, batch):
     mixture, found = ab.Mixture(component(*each) for each in zip(defenses, range(9))), []

@@ -108,6 +108,11 @@ def test_every_class_gives_the_same_share_to_what_is_held_out_and_keeps_an_image
     assert rest.labels.bincount(minlength=len(counts)).min() >= 1
 
 
+def test_the_single_images_of_classes_which_all_stay_leave_the_others_equal_shares():
+    _, held_out = datasets.hold_out(labelled([0] * 200 + [1] * 20 + list(range(2, 102))), 110, seed=1)
+    assert held_out.labels.bincount().tolist() == [100, 10]
+
+
 def test_of_classes_of_equal_size_a_stratified_part_is_the_balanced_one():
     images = labelled(torch.arange(200) % 5)
     for num in (7, 50, 200):

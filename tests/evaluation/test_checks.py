@@ -140,7 +140,14 @@ def test_each_batch_has_a_stream_of_its_own_and_predictions_average_the_draws_as
     exam.correct(lambda classifier, x, y: (drawn.append(torch.rand(()).item()), x)[1])
     assert len(set(drawn)) == 2 and asked == [7, 7]
     assert torch.equal(exam.stand_in()(x), classifier.mean_network()(x))
-    assert not torch.equal(exam.draw()(x), other.draw()(x))
+    assert torch.equal(exam.draw()(x), exam.draw()(x)) and not torch.equal(exam.draw()(x), other.draw()(x))
+
+
+def test_the_papers_attack_takes_20_steps_with_one_draw_whatever_the_attack_under_test_takes():
+    classifier = ab.BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.1, 0.1)
+    exam = Examination(classifier, [(torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64))], epsilon=EPSILON, num_steps=3,
+                       attack_samples=2, paper_step=0.007)
+    assert (exam.attack, exam.papers_attack) == (ab.PGD(EPSILON, None, 3, 2), ab.PGD(EPSILON, 0.007, 20, 1))
 
 
 def test_what_two_attacks_differ_on_is_told_with_the_verdict():
@@ -256,7 +263,7 @@ def test_gradients_that_are_no_numbers_are_found(batches):
 
 def test_the_curve_over_draws_is_measured_for_random_networks_alone(fragile, batches):
     exam = Examination(fragile, batches[:1], epsilon=EPSILON)
-    assert not exam.is_random and [attack.attack_samples for attack in checks.many_draws(exam)] == [1]
+    assert not exam.is_random and [attack.attack_samples for attack in (exam.attack, *checks.many_draws(exam))] == [1, 1]
     assert Examination(Drowned(fragile.network, 1e-3), batches[:1], epsilon=EPSILON).is_random       # its gradients are
     assert Examination(ab.build_classifier("rse", ab.networks.convnet()), batches[:1], epsilon=EPSILON).is_random
 

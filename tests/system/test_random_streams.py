@@ -13,12 +13,12 @@ NETWORK = ab.networks.convnet(width=4)
 class Rounding(nn.Module):
     """A network that answers alike but for rounding, as on a GPU, or for noise of another share."""
 
-    def __init__(self, share):
+    def __init__(self, share, scale=1.0):
         super().__init__()
-        self.network, self.share = NETWORK, share
+        self.network, self.share, self.scale = NETWORK, share, scale
 
     def forward(self, x):
-        logits = self.network(x)
+        logits = self.scale * self.network(x)
         return logits * (1 + self.share * torch.rand_like(logits))
 
 
@@ -40,6 +40,7 @@ class HidesItsGradient(nn.Module):
 @pytest.mark.parametrize(("classifier", "of_logits", "of_any"), [
     (NETWORK, False, False), (nn.Sequential(nn.ReLU(inplace=True), NETWORK), False, False),
     (Rounding(1e-7), False, False), (Rounding(1e-2), True, True), (HidesItsGradient(), False, True),
+    (Rounding(1e-7, scale=1e4), False, False), (Rounding(1e-2, scale=1e-6), True, True),
     (nn.Sequential(NETWORK, nn.Dropout()), False, False),          # still, in eval mode
     (ab.BayesianClassifier(NETWORK, init_std=0.1), True, True), (ab.BayesianClassifier(NETWORK, init_std=1e-8), False, False)])
 def test_a_classifier_is_random_where_its_calls_differ_by_more_than_rounding(classifier, of_logits, of_any):

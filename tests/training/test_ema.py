@@ -1,10 +1,11 @@
 """Tests of averaged weights: the formula, that no step changes for it, and that the average is what is measured and kept."""
 import pytest
 import torch
-from tiny_runs import assert_same_run, content, equal, metrics, run
+from tiny_runs import assert_same_run, content, equal, metrics, run, tiny
 
 import pyro_advbnn as ab
-from pyro_advbnn.training import loop, run_folders
+from pyro_advbnn.system import distributed
+from pyro_advbnn.training import loop, run_folders, session
 from pyro_advbnn.training.ema import MovingAverage
 from pyro_advbnn.training.trainer import Training
 
@@ -98,3 +99,12 @@ def test_layers_are_measured_of_what_is_kept_and_draw_from_no_stream_of_the_trai
     again = run(tmp_path / "again", weight_averaging=0.7)
     assert_same_run(plain, again)
     assert equal(seen[-1], {name: content(again)["state"][name] for name in seen[-1]})
+
+
+def test_the_average_too_begins_in_all_processes_as_in_the_first(tmp_path, monkeypatch):
+    begun, sent = [], []
+    monkeypatch.setattr(loop, "run", lambda folder, config, training, *_: begun.append(training))
+    monkeypatch.setattr(distributed, "broadcast_", sent.extend)
+    session.start({**tiny("adv"), "defense": "adv", "weight_averaging": 0.7, "out": tmp_path / "run"})
+    expected = [tensor for each in (begun[0].classifier, begun[0].result) for tensor in (*each.parameters(), *each.buffers())]
+    assert list(map(id, sent)) == list(map(id, expected))

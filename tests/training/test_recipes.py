@@ -41,7 +41,8 @@ def test_the_papers_recipe_has_the_papers_numbers(dataset, defense):
     optimizer = BAYESIAN if DEFENSES[defense].kind == "bayesian" else DETERMINISTIC
     expected = PAPER[dataset] | optimizer | {
         "alpha": alpha, "num_steps": 10, "step_size": 0.007, "batch_size": 128, "kl_over": "all", "kl_warmup": 0.0,
-        "schedule": "stages", "initialization": "authors", "attack_samples": 1,
+        "schedule": "stages", "initialization": "authors", "attack_samples": 1, "batch_statistics": "draw", "prior": "normal",
+        "weight_averaging": 0.0, "awp": 0.0, "class_weights": None, "init_std": PAPER[dataset]["prior_std"],
         "num_samples": 10 if DEFENSES[defense].random else 1}
     assert expected.items() <= recipes.resolve("paper", dataset, defense, {}).items()
 
@@ -71,7 +72,8 @@ def test_every_recipe_resolves_on_every_data_set_for_every_defence(recipe, datas
     network = networks.convnet(width=4)
     stds = {name: settings[name] for name in ("prior_std", "init_std")}
     if recipe == "ours":
-        assert stds["prior_std"] == "auto"
+        assert stds == {"prior_std": "auto", "init_std": "fan_in/30"} and settings["batch_statistics"] == "mean"
+        assert settings["schedule"] == "cosine"
         stds["prior_std"] = recipes.auto_prior_std(0.01, 1000)
     for name, std in stds.items():
         assert all(value > 0 for value in per_parameter_std(std, network, name).values())
