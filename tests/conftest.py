@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections import Counter
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ MODES = ["RGB", "L", "P", "RGBA", "1"]
 # Before torch is imported: two threads of networks this small wait for each other, most of all where others use a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 LONGEST = ["test_gpu", "test_zoo", "test_ci_gpu", "test_reproduce", "test_train", "test_checks", "test_evaluate",
-           "test_foreign_tools", "test_torchrun", "test_streaming", "test_cuda_graphs", "test_determinism",
+           "test_foreign_tools", "test_torchrun", "test_cuda_graphs", "test_determinism",
            "test_carlini_wagner", "test_uncertainty_verb", "test_cifar10", "test_packaging", "test_distributed", "test_figures",
            "test_signals", "test_kills", "test_micro_batches"]
 
@@ -149,10 +148,5 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """A process has one server to fork from: that of `victims`, where it has one, not the one that `streaming` would start.
-
-    What is imported by now is not looked through whenever a test collects garbage.
-    """
-    if "victims" in sys.modules:
-        forkserver.ensure_running()
+    """What is imported by now is not looked through whenever a test collects garbage."""
     gc.freeze()

@@ -72,7 +72,6 @@ def _be(verbs, words, out, fault, every_step):
     tqdm.set_lock(threading.RLock())                     # a kill would leave its own, of which a warning would tell
     signal.signal(signal.SIGINT, signal.default_int_handler)         # where the tests run in the background it is ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})     # as `streaming` blocks them
     module, name = verbs.split(":")
     module = importlib.import_module(module)
     if every_step:                                       # a checkpoint after each step, not each ten minutes

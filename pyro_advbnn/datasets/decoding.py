@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from pyro_advbnn.system.errors import InputError, check_at_least, reason
 
+warnings.filterwarnings("ignore", module=r"PIL\.")       # of metadata that nobody reads and transparency that is left out
+
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 
 
@@ -18,8 +20,7 @@ def decode(paths, image_size=None):
     image_size: the shorter side is scaled to it and the centre is cut out; without it all images must be of one size.
     Raises InputError for unreadable images and for images of different sizes.
     """
-    with quiet():
-        shape = (3, image_size, image_size) if image_size else read_image(paths[0]).shape
+    shape = (3, image_size, image_size) if image_size else read_image(paths[0]).shape
     images = np.empty((len(paths), *shape), dtype=np.uint8)
     decode_to(images.__setitem__, paths, image_size, shape)
     return images
@@ -34,20 +35,15 @@ def decode_to(store, paths, image_size, shape):
     def fill(i):
         pixels = read_image(paths[i], image_size)
         if pixels.shape != shape:
-            first, other = (f"{path} is {width}x{height}" for path, (_, height, width) in
-                            ((paths[0], shape), (paths[i], pixels.shape)))
-            raise InputError(f"{first} but {other}; --image_size brings all to one size")
+            (_, height, width), (_, other_height, other_width) = shape, pixels.shape
+            raise InputError(f"{paths[0]} is {width}x{height} but {paths[i]} is {other_width}x{other_height}; "
+                             "--image_size brings all to one size")
         store(i, pixels)
 
-    with quiet(), ThreadPoolExecutor() as pool:  # threads, as Pillow releases the interpreter lock while it decodes
+    with ThreadPoolExecutor() as pool:  # threads, as Pillow releases the interpreter lock while it decodes
         done = pool.map(fill, range(len(paths)))
         for _ in tqdm(done, desc="decoding images", total=len(paths), disable=None, leave=False):
             pass
-
-
-def quiet():
-    """A context without Pillow's warnings, of metadata that nobody reads and of transparency that is left out."""
-    return warnings.catch_warnings(action="ignore")
 
 
 def read_image(path: str | Path, image_size: int | None = None) -> np.ndarray:

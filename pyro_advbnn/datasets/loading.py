@@ -36,7 +36,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None, *, image_siz
     image_size: only for folder: the shorter side is scaled to it and the centre is cut out.
     loading: for folder, whether the split is read into memory or streamed (see `StreamedImages`), which needs an
         image_size; auto reads what fits into the memory that is available, and into half of the device's.
-    workers: processes that stream, by default `streaming.default_workers()`; 0 streams in this process.
+    workers: threads that read streamed images ahead, by default `streaming.default_workers()`; 0: none is read ahead.
     device: where the images will be used.
 
     Raises InputError, in one line, for wrong arguments and for files that are missing, damaged or not as expected.

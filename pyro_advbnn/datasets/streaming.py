@@ -1,23 +1,17 @@
-"""A folder of images that does not fit in the memory: files are read by worker processes while the device works."""
-import multiprocessing
+"""A folder of images that does not fit in the memory: threads read the files while the device works."""
 import os
-import re
-import signal
-import threading
-import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver, resource_tracker
 
+import numpy as np
 import torch
-from torch.multiprocessing.reductions import shared_cache
-from torch.utils.data import DataLoader
 
 from pyro_advbnn.datasets import decoding
 from pyro_advbnn.datasets.cache import update_with_names
 from pyro_advbnn.datasets.image_sets import Images, ImageSet
 from pyro_advbnn.system import distributed
-from pyro_advbnn.system.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +20,7 @@ class StreamedImages(ImageSet):
 
     paths: image files, of which rows (int64 (N,)) are those of this set. labels: of the rows, on the CPU.
     image_size: the shorter side is scaled to it and the centre is cut out.
-    workers: processes that read the files; 0 reads them in this one. A script of your own that uses any needs the guard
-        `if __name__ == "__main__":`, because they are not forked from this process but import its main module.
+    workers: threads that read files ahead, while others run, as Pillow decodes outside the interpreter lock; 0: none ahead.
     device: where `read` copies the batches to.
 
     An image that cannot be read is found when its turn comes: `read` then raises InputError.
@@ -72,18 +65,25 @@ class StreamedImages(ImageSet):
         update_with_names(digest, self._paths_at(self.rows))
 
     def read(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batches = list(batches)
-        for pixels, indices in zip(self._pixels([self.rows[indices] for indices in batches]), batches, strict=True):
-            labels = self.labels[indices].to(self.device, non_blocking=True)
-            yield pixels.to(self.device, non_blocking=True), labels
+        pool, waiting = ThreadPoolExecutor(max(1, self.workers)), deque[tuple[Future, torch.Tensor]]()
+        try:
+            for indices in batches:
+                waiting.append((pool.submit(self._pixels, indices), self.labels[indices]))
+                if len(waiting) > 2 * self.workers:
+                    yield self._on_device(*waiting.popleft())
+            while waiting:
+                yield self._on_device(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)           # also where the pass is given up, or an image cannot be read
 
-    def _pixels(self, batches):
-        """The images of each batch of rows, uint8 (B, 3, H, W) in memory from which a GPU copies without waiting."""
-        workers = min(self.workers, len(batches))
-        options = {"worker_init_fn": _end_with_parent, "multiprocessing_context": _context()} if workers else {}
-        return _checked(
-            _Reader(self.image_size), batch_size=None, sampler=map(self._paths_at, batches), num_workers=workers,
-            pin_memory=self.device.type == "cuda", generator=torch.Generator(), **options)      # not torch's global one
+    def _pixels(self, indices):
+        """The images at `indices`, uint8 (B, 3, H, W), in memory from which a GPU copies without waiting."""
+        paths = self._paths_at(self.rows[indices])
+        pixels = torch.from_numpy(np.stack([decoding.read_image(path, self.image_size) for path in paths]))
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+
+    def _on_device(self, pixels, labels):
+        return pixels.result().to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _paths_at(self, rows):
         return [self.paths[row] for row in rows.tolist()]
@@ -93,65 +93,3 @@ def default_workers():
     """As many workers as this process has cores, shared out among the processes of torchrun; from 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, cores // distributed.local_world_size()))
-
-
-class _Reader:
-    """The data set as DataLoader sees it: its indices are the paths of a batch, so that a worker holds none itself."""
-
-    def __init__(self, image_size):
-        self.image_size = image_size
-
-    def __getitem__(self, paths):
-        """uint8 (B, 3, H, W), or the InputError, which DataLoader would wrap in a traceback if it were raised."""
-        try:
-            with decoding.quiet():
-                return torch.stack([torch.from_numpy(decoding.read_image(path, self.image_size)) for path in paths])
-        except InputError as error:
-            return error
-
-
-def _checked(*arguments, **options):
-    """DataLoader's batches; InputError in place of one with an image that cannot be read, and of a killed worker."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")      # more workers than cores: as asked for
-        iterator = iter(DataLoader(*arguments, **options))
-    try:
-        for batch in iterator:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-            with shared_cache.lock:                      # torch's notes of batches that are used up: it keeps 128 of them,
-                shared_cache.free_dead_references()      # each behind the memory of a batch, which glibc then cannot use again
-    except (RuntimeError, EOFError, OSError) as error:   # the last two: while a batch came over from it
-        if isinstance(error, RuntimeError) and not re.search("DataLoader worker|Pin memory thread", str(error)):
-            raise
-        raise InputError("a worker process that reads images was killed, maybe for lack of memory or of room in /dev/shm; "
-                         "fewer --workers need less, 0 none") from None
-    finally:
-        del iterator                                     # ends the workers now: a traceback may keep this frame
-
-
-def _context():
-    """The start method forkserver: forked from here, workers could hang on locks of threads, such as CUDA's and NCCL's.
-
-    Ctrl-C does not reach the server and the workers: this process answers by ending them.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    resource_tracker.ensure_running()                    # which unblocks SIGINT when it starts
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})         # workers inherit it
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
-
-
-def _end_with_parent(_):
-    """In a worker: ends it when the process that reads dies. DataLoader's own watch sees the fork server, which lives on."""
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

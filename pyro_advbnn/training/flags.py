@@ -60,8 +60,8 @@ class Data:
     augmentation: Literal[AUGMENTATIONS] | None = flag("none, crop_flip or resized_crop; default by data set.")
     loading: Literal[LOADINGS] | None = flag("of dataset folder: memory, stream (read the files as they are needed; needs "
         "image_size), or auto (the default: stream where the images do not fit).")
-    workers: flag_types.Workers | None = flag("processes that read streamed images; default as many as there are cores, at "
-        "most 8; 0 reads them in the training's own.")
+    workers: flag_types.Workers | None = flag("threads that read streamed images ahead; default as many as there are cores, at "
+        "most 8; 0: none is read ahead.")
 
 
 @python_calls.flags
