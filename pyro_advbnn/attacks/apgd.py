@@ -98,9 +98,10 @@ class APGD(Attack):
     def _better(self, classifier, now, best, y, is_random):
         """(the better of the two for each image, where that is `now`): success first, then the larger loss."""
         if is_random:
-            outcomes = outcomes_together(classifier, now.x_adv, best.x_adv, y, **averaging_of(self))
-            now, best = (points._replace(losses=losses, succeeded=succeeded)
-                         for points, (losses, succeeded) in zip((now, best), outcomes, strict=True))
+            (losses, succeeded), (best_losses, best_succeeded) = outcomes_together(classifier, now.x_adv, best.x_adv, y,
+                                                                                   **averaging_of(self))
+            now = now._replace(losses=losses, succeeded=succeeded)
+            best = best._replace(losses=best_losses, succeeded=best_succeeded)
         is_better = is_worse(now.losses, now.succeeded, best.losses, best.succeeded)
         return _chosen(is_better, now, best), is_better
 

@@ -5,6 +5,7 @@ A ball is made of images x (B, C, H, W) in [0, 1] and a radius; all it does, it 
 import math
 
 import torch
+import torch.nn.functional as F
 
 from pyro_advbnn.system.errors import InputError, check_number
 
@@ -26,7 +27,7 @@ class LinfBall:
 
     def random_border_point(self, generator=None):
         """Each pixel epsilon up or down at random, brought to [0, 1]."""
-        return (self.x + self.epsilon * (2 * (_uniform(self.x, generator) < 0.5).to(self.x.dtype) - 1)).clamp_(0, 1)
+        return torch.where(_uniform(self.x, generator) < 0.5, self.high, self.low)
 
     @staticmethod
     def ascent(gradient):
@@ -50,9 +51,7 @@ class L2Ball:
 
         This last moves no pixel away from x. The points are not the nearest ones where both had to be done.
         """
-        perturbation = points.sub_(self.x)
-        factor = self.epsilon / self.size(perturbation).clamp_min_(torch.finfo(points.dtype).tiny)
-        return perturbation.mul_(per_image(factor.clamp_max_(1), points)).add_(self.x).clamp_(0, 1)
+        return points.sub_(self.x).renorm_(2, 0, self.epsilon).add_(self.x).clamp_(0, 1)
 
     def random_point(self, generator=None):
         """A uniform point of the uncut ball, brought to [0, 1]."""
@@ -71,9 +70,8 @@ class L2Ball:
     def ascent(gradient):
         """The step of size 1 that climbs most: the gradient over its length; 0 for the gradient 0."""
         tiny = torch.finfo(gradient.dtype).tiny
-        largest = LinfBall.size(gradient).clamp_min_(tiny)   # before squaring: a gradient of 1e-30 has a direction too
-        scaled = gradient / per_image(largest, gradient)
-        return scaled / per_image(L2Ball.size(scaled).clamp_min_(tiny), gradient)
+        scaled = F.normalize(gradient.flatten(1), math.inf, eps=tiny)    # before squaring: one of 1e-30 has a direction too
+        return F.normalize(scaled, eps=tiny).view_as(gradient)
 
     @staticmethod
     def size(perturbation):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pyro_advbnn.attacks.attack import Attack
-from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
+from pyro_advbnn.attacks.balls import BALLS, check_ball
 from pyro_advbnn.attacks.losses import averaging_of, check_loss, keep_worse, loss_and_gradient, loss_name
 from pyro_advbnn.attacks.modes import eval_mode, frozen
 from pyro_advbnn.system.errors import check_at_least, check_number
@@ -112,8 +113,7 @@ class PGD(Attack):
     def _velocity(self, gradient, before):
         if not self.momentum:
             return gradient
-        size = gradient.abs().flatten(1).sum(1).clamp_min_(torch.finfo(gradient.dtype).tiny)
-        gradient = gradient / per_image(size, gradient)
+        gradient = F.normalize(gradient.flatten(1), p=1, eps=torch.finfo(gradient.dtype).tiny).view_as(gradient)
         return gradient if before is None else self.momentum * before + gradient
 
 

@@ -152,10 +152,8 @@ def _replaced(network):
 
 
 def _synced(norm):
-    other = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    other.weight, other.bias, other.training = norm.weight, norm.bias, norm.training
-    for name, buffer in norm.named_buffers():
-        setattr(other, name, buffer)
+    other = SyncedBatchNorm(norm.num_features)
+    vars(other).update(vars(norm))                       # parameters, buffers, hooks and mode
     return other
 
 

@@ -102,12 +102,9 @@ class BayesianClassifier(Classifier):
         Where nothing requires a gradient, exp(log_std) is kept from call to call: change it in place, not through .data, of
         which torch tells nobody, or call eval() or train() afterwards.
         """
-        x, weights = as_convolutions_like(x, self.network), self.posterior_distribution().rsample()
-        if weights.requires_grad or (self.deterministic is not None and self.deterministic.requires_grad):
-            return self._logits(self._by_name(weights), x)
-        by_name = self._by_name(weights)
+        x, by_name = as_convolutions_like(x, self.network), self._by_name(self.posterior_distribution().rsample())
         tensors = self._by_alias(by_name)
-        if not self._may_be_lean(x, tensors):
+        if any(tensor.requires_grad for tensor in tensors.values()) or not self._may_be_lean(x, tensors):
             return self._logits(by_name, x)
         calls = self._lean_calls
         return self._checked(calls(calls.weights(tensors, owned=self._shapes), x), x)

@@ -81,7 +81,7 @@ def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1
     check_network(network)
     if noises(network):
         raise InputError("the network has noise before its layers already")
-    noisy = nn.Sequential(copied(network))
+    noisy = nn.Sequential(copied(network))               # so that a network which is itself a layer has a parent
     named = list(noisy.named_modules(remove_duplicate=False))
     layers: list[tuple[str, nn.Module]] = [(name, module) for name, module in named if isinstance(module, _CONVOLUTIONS)]
     if not layers:

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_advbnn.attacks.attack import check_images
 from pyro_advbnn.attacks.modes import eval_mode, frozen
-from pyro_advbnn.evaluation.inputs import NotFiniteAnswer, check_attacked, check_probabilities, checked_batches, logits_of
+from pyro_advbnn.evaluation.inputs import check_attacked, check_finite, check_probabilities, checked_batches, logits_of
 from pyro_advbnn.evaluation.intervals import wilson_interval
 from pyro_advbnn.system.errors import check_at_least
 
@@ -47,8 +47,7 @@ def logits_of_draws(classifier, x, num_samples):
     check_at_least("num_samples", num_samples, 1)
     with eval_mode(classifier), frozen(classifier):
         logits = torch.stack([logits_of(classifier, x) for _ in range(num_samples)])
-    if not logits.isfinite().all():
-        raise NotFiniteAnswer("the classifier's logits must be finite, got NaN or infinite ones")
+    check_finite(logits)
     return logits
 
 

@@ -9,6 +9,7 @@ nothing" held where the interval of the difference stays within TOLERANCE; it di
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from pyro_advbnn.attacks.apgd import APGD
 from pyro_advbnn.attacks.losses import loss_and_gradient, outcomes_together
@@ -145,7 +146,7 @@ def gradients(examination: Examination) -> Finding:
             gradient = loss_and_gradient(classifier, x, y, loss=loss)[1].flatten(1).double()     # the norm of small ones
         zeros.append((gradient == 0).float().mean(1))
         blind.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))       # the sign of NaN is 0
-        unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        unit = F.normalize(gradient, eps=1e-300)
         constant.append(((unit * unit.roll(1, 0)).sum(1) > 1 - 1e-5) & ~blind[-1] & (len(x) > 1))
     lost, same = torch.cat(blind), torch.cat(constant)
     measured = (f"zero in every pixel, or no number, for {percent(lost)} of the images, zero in {percent(torch.cat(zeros))} of "
@@ -166,9 +167,8 @@ def loss_goes_up(examination: Examination) -> Finding:
                 (before, _), (after, _) = outcomes_together(classifier, x, x_adv, y, loss="margin",
                                                             attack_samples=examination.num_samples)
         risen.append(after > before)
-    fallen = ~torch.cat(risen)
-    return rarely(fallen, f"it rises for {percent(1 - fallen.float().mean().item())} of the images",
-                  f"for at least {percent(1 - NEAR_ZERO)}")
+    rose = torch.cat(risen)
+    return rarely(~rose, f"it rises for {percent(rose)} of the images", f"for at least {percent(1 - NEAR_ZERO)}")
 
 
 CHECKS = {

@@ -2,6 +2,7 @@
 import torch
 from PIL import Image
 
+from pyro_advbnn.datasets.augmentation import unit_range
 from pyro_advbnn.evaluation.accuracy import attack_fields, attack_images, logits_of_draws
 from pyro_advbnn.system import files
 
@@ -21,7 +22,7 @@ def make(classifier, images, attack, num_samples, folder, stem):
     A row's probability is the true class's, averaged over num_samples draws, with its std over them; its agreement is the
     share of draws that say what their average says.
     """
-    x, y = images.images.float() / 255, images.labels
+    x, y = unit_range(images.images), images.labels
     x_adv = attack_images(attack, classifier, x, y)
     clean, adversarial = (_columns(classifier, batch, y, num_samples, images.class_names) for batch in (x, x_adv))
     pictures = dict(zip(PICTURES, (x, 0.5 + PERTURBATION_FACTOR * (x_adv - x), x_adv), strict=True))

@@ -22,6 +22,12 @@ class NotFiniteAnswer(InputError):
     """A classifier answers with something else than finite numbers."""
 
 
+def check_finite(values, what="the classifier's logits"):
+    """Raises NotFiniteAnswer where a number among `values` is not finite."""
+    if not values.isfinite().all():
+        raise NotFiniteAnswer(f"{what} must be finite, got NaN or infinite ones")
+
+
 def check_classifier(classifier, x):
     """The number of classes that a module tells apart, from its answer to a few images x (B, C, H, W) in [0, 1].
 
@@ -44,8 +50,8 @@ def check_classifier(classifier, x):
         warnings.warn("the classifier answers otherwise when torch's global generators are set back, as if it drew from "
                       "others: what compares or repeats draws is weaker or noisier for it (Square, restarts, "
                       "average=\"probability\", doubt of attacked images)", Note, stacklevel=2)
-    if gradient is not None and not gradient.isfinite().all():
-        raise NotFiniteAnswer("the gradient of the classifier's logits by the images must be finite, got NaN or infinite ones")
+    if gradient is not None:
+        check_finite(gradient, "the gradient of the classifier's logits by the images")
     return logits.shape[1]
 
 
@@ -58,8 +64,7 @@ def logits_of(classifier, x):
 
 def check_logits(logits):
     """Raises InputError for what (B, classes) is not finite, or what a softmax has been at; a Note if a sigmoid may have."""
-    if not logits.isfinite().all():
-        raise NotFiniteAnswer("the classifier's logits must be finite, got NaN or infinite ones")
+    check_finite(logits)
     sums_to_one = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-2).all()
     if sums_to_one and (logits % 1 > 0).any():           # a softmax of a softmax would hide the gradient
         raise InputError("the classifier must return logits, these are probabilities: rows that sum to 1; leave its softmax "

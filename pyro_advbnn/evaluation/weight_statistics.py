@@ -2,6 +2,7 @@
 import copy
 import math
 
+import numpy as np
 import torch
 
 from pyro_advbnn.bayes.bayesian_classifier import LOG_STD_RANGE, BayesianClassifier
@@ -29,10 +30,13 @@ def by_layer(classifier, values):
 def layers(classifier):
     """{module: the range (start, stop) of its weights in the vector (d,)} of the modules whose weights the KL counts."""
     found, stop = {}, 0
+    first_counted, end_counted = classifier.prior.counted
     for name, shape in classifier.shapes().items():
-        module, start, stop = name.rpartition(".")[0] or "network", stop, stop + shape.numel()
-        if classifier.prior.counted[0] <= start < classifier.prior.counted[1]:
-            found[module] = found.get(module, (start,))[0], stop
+        start, stop = stop, stop + shape.numel()
+        if first_counted <= start < end_counted:
+            module = name.rpartition(".")[0] or "network"
+            first, _ = found.get(module, (start, stop))
+            found[module] = first, stop
     return found
 
 
@@ -92,10 +96,10 @@ def density_rows(classifier):
             rows += [{"quantity": quantity, "layer": layer, "left": left, "right": right, "share": share}
                      for left, right, share in histogram(part)]
     prior = prior_log_std(classifier)
-    for layer, part in by_layer(classifier, prior).items() if prior is not None else ():
-        for value, count in zip(*(found.tolist() for found in part.unique(return_counts=True)), strict=True):
-            rows.append({"quantity": "prior_log_std", "layer": layer, "left": value, "right": value,
-                         "share": count / len(part)})
+    for layer, part in ({} if prior is None else by_layer(classifier, prior)).items():
+        values, counts = part.unique(return_counts=True)
+        rows += [{"quantity": "prior_log_std", "layer": layer, "left": value, "right": value, "share": count / len(part)}
+                 for value, count in zip(values.tolist(), counts.tolist(), strict=True)]
     return rows
 
 
@@ -138,5 +142,4 @@ def prune(classifier: BayesianClassifier, fraction: float, by: str = "signal_to_
 
 
 def _quantiles(values, shares):
-    ordered = values.sort().values
-    return [ordered[round(share * (len(ordered) - 1))].item() for share in shares]
+    return np.quantile(values.double().cpu().numpy(), shares, method="nearest").tolist()

@@ -96,7 +96,7 @@ def judge(classifier, x, y, num_samples):
 
 def _of_class(draws, classes):
     """The probability (n, B) of one class per image in draws (n, B, classes)."""
-    return draws.gather(2, classes.expand(len(draws), -1)[..., None])[..., 0]
+    return torch.take_along_dim(draws, classes[None, :, None], 2)[..., 0]
 
 
 def worst_rows(rows):

@@ -7,6 +7,7 @@ import time
 from pyro_advbnn.attacks.pgd import pgd
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier, statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
+from pyro_advbnn.datasets.augmentation import unit_range
 from pyro_advbnn.system.precision import arithmetic
 from pyro_advbnn.system.random_streams import separate_randomness
 from pyro_advbnn.training import recipes
@@ -67,7 +68,7 @@ def seconds_per_gradient(network, images, precision="fp32"):
     """Measured with some of `images` on the network's device, as Adv-BNN."""
     classifier = BayesianClassifier(network, 0.05, 0.01)
     some = images.take(range(min(100, len(images)))).in_memory().to(classifier.mean.device)
-    x, y = some.images.float() / 255, some.labels
+    x, y = unit_range(some.images), some.labels
     with separate_randomness(0), arithmetic(x.device, precision):
         pgd(classifier, x, y, epsilon=0.1, step_size=0.1, num_steps=1).cpu()      # warms up; .cpu() waits for a GPU
         began = time.perf_counter()

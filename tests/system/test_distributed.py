@@ -89,6 +89,7 @@ class LeftOut(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+        self.still = nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, x):
         return sum(layer(x) for i, layer in enumerate(self.layers) if i != distributed.rank())
@@ -99,12 +100,19 @@ def gradients_of_layers():
     network = LeftOut()
     ((distributed.rank() + 1) * network(torch.ones(1, 4)).sum()).backward()
     distributed.sum_gradients_(torch.optim.SGD(network.parameters(), 0.1))
-    return [layer.bias.grad for layer in network.layers]
+    return [parameter.grad for parameter in (*(layer.bias for layer in network.layers), network.still)]
 
 
 def test_a_layer_that_a_process_leaves_out_gets_the_gradient_of_the_others():
-    for first, second in group(gradients_of_layers):
+    for first, second, still in group(gradients_of_layers):
         assert torch.equal(first, torch.full((4,), 2.0)) and torch.equal(second, torch.ones(4))
+        assert still is None                             # a frozen one has no part in decay and momentum
+
+
+def test_tensors_of_several_types_are_joined_type_by_type():
+    tensors = [torch.ones(2), torch.ones(3, dtype=torch.int64), torch.ones(2, 2), torch.ones(1, dtype=torch.float64)]
+    distributed._as_one_vector(tensors, lambda vector: vector.mul_(2))
+    assert all((tensor == 2).all() for tensor in tensors)
 
 
 def test_without_a_share_a_step_asks_no_other_process():
@@ -189,6 +197,17 @@ def doubled():
     for norm, name in ((Doubled(4), "Doubled"), (own, "BatchNorm2d")):
         with pytest.raises(InputError, match=f"^--batch_norm sync cannot join the batches of 1, a {name} with a forward"):
             batch_norm.synchronise(nn.Sequential(nn.ReLU(), norm), "cpu")
+
+
+def hooks_of_converted():
+    norm = nn.BatchNorm2d(3).requires_grad_(False).eval()
+    norm.register_forward_hook(lambda *_: None)
+    network = batch_norm.synchronise(nn.Sequential(norm), "cpu")
+    return [type(network[0]).__name__, network[0].training, network[0].weight.requires_grad, len(network[0]._forward_hooks)]
+
+
+def test_a_synchronised_norm_keeps_hooks_and_mode():
+    assert group(hooks_of_converted) == 2 * [["SyncedBatchNorm", False, False, 1]]
 
 
 def test_a_norm_with_a_forward_of_its_own_is_not_taken_for_a_plain_one():
