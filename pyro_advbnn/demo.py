@@ -6,6 +6,7 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands, python_calls, text_tables
 from pyro_advbnn.cli.flag_types import Seed
 from pyro_advbnn.experiments.accuracy_verbs import white_box
+from pyro_advbnn.experiments.evaluated_runs import opened
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import paper
 from pyro_advbnn.system.process_settings import process_settings
@@ -34,7 +35,7 @@ def _demo(folder, seed):
     rows = []
     for defense in ("none", "adv", "advbnn"):
         train(dataset="digits", defense=defense, seed=seed, out=folder / defense)
-        with Selection(run=folder / defense, seed=seed) as runs:
+        with opened(Selection(run=folder / defense, seed=seed)) as runs:
             run, = runs
             attacks = [PGD(0.0, 0.025, 20), *(PGD(0.2, 0.025, 20, draws) for draws in run.counts([1, 10]))]
             rows.append([white_box(runs, run, attack, 20) for attack in attacks])

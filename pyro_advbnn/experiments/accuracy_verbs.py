@@ -4,11 +4,11 @@ from functools import partial
 from typing import Literal
 
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
 from pyro_advbnn.evaluation.sweeps import ensemble_accuracies, steps_accuracies, transfer_accuracies
 from pyro_advbnn.experiments import protocol
+from pyro_advbnn.experiments.evaluated_runs import check_shared_images
 from pyro_advbnn.experiments.verbs import AttackFlags, Radius, StepSize, chosen_step, finish, verb, warn
 from pyro_advbnn.reporting.transfer_figure import with_rates
 from pyro_advbnn.training import recipes
@@ -66,20 +66,13 @@ def transfer(runs, *, epsilon: Radius | None = None, attack: AttackFlags, attack
         attack_samples: weight draws averaged in each attack gradient.
         num_samples: weight draws averaged in each prediction.
     """
-    runs.check_shared_images()
+    check_shared_images("--runs", runs)
     epsilon = protocol.default_transfer_epsilon(runs.dataset) if epsilon is None else epsilon
     attack.warn(runs.dataset, [epsilon])
     rows = []
     for source in runs:
         rows += _from(runs, source, attack.pgd(runs.dataset, epsilon, source.draws(attack_samples)), num_samples)
-    finish(runs, "transfer", _with_rates(runs, rows), ["transfer"], {
-        "source": lambda row: row["source"],
-        "target": lambda row: row["run"],
-        "rho": lambda row: row["note"] or f"{row['rho']:.2f}",
-        "clean %": lambda row: text_tables.share(row["accuracy_clean"]),
-        "transferred %": lambda row: text_tables.share(row["accuracy"]),
-        "white-box %": lambda row: text_tables.share(row["accuracy_white_box"]),
-    })
+    finish(runs, "transfer", _with_rates(runs, rows), ["transfer"])
 
 
 def _from(runs, source, attack, num_samples):

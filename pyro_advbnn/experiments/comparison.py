@@ -154,6 +154,8 @@ class _Report:
         self.settings, self.num_weights = settings, sum(p.numel() for p in network.parameters())
         self.described = asdict(settings) | {"device": describe_device(device)}
         self.rows = []
+        if settings.out is not None:
+            settings.out.mkdir(parents=True, exist_ok=True)                # now, not when hours have been measured
         print(f"{settings.network}, {self.num_weights:,} weights, {settings.num_steps} PGD steps and an update, "
               f"{settings.num_samples} draws in a prediction, {self.described['device']}, medians of {settings.repeats}",
               flush=True)
@@ -162,7 +164,6 @@ class _Report:
         timings.set_ratios(rows)
         self.rows += rows
         if self.settings.out is not None:
-            self.settings.out.mkdir(parents=True, exist_ok=True)
             csv_tables.write(self.settings.out / "benchmark.csv", timings.FIELDS, self.rows)
             json_files.write_json(self.settings.out / "benchmark.json", {
                 "settings": self.described | {"out": str(self.settings.out)}, "num_weights": self.num_weights,

@@ -1,6 +1,5 @@
 """Trained runs that are evaluated, the images they are measured on, and the tables that take their rows."""
 import os
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -41,7 +40,6 @@ def opened(selection):
     _check_alike(folders, configs, "--mixture" if selection.mixture else "--runs")
     _check_network(selection.network, folders, configs)
     out = selection.out or _default_out(folders)
-    run_folders.check_writable(out / "evaluation")
     with process_settings(), locked(out / "evaluation"):
         yield EvaluatedRuns(selection, folders, configs, out)
 
@@ -105,9 +103,8 @@ class EvaluatedRuns(list):
         super().__init__([_mixture(found)] if selection.mixture else found)
 
     def _load(self, folder, config):
-        name = self.selection.network                    # the user's own, for the runs that have it
-        network = build_network(name, config["num_classes"], config["in_channels"]) if (
-            name == config["network"] and is_imported(name)) else None
+        own = is_imported(config["network"]) and config["network"] == self.selection.network           # code of the user's
+        network = build_network(config["network"], config["num_classes"], config["in_channels"]) if own else None
         classifier, config, path = run_folders.load_classifier(folder, self.selection.checkpoint, network, self.device)
         fields = run_folders.row_fields(config, path, digest(classifier.state_dict()))
         fields["dataset"] += ":held_out" if self.selection.split == "held_out" else ""
@@ -124,13 +121,6 @@ class EvaluatedRuns(list):
             images = evaluated_images(config, self.selection)
             self._images[source] = images.to(self.device), image_digest(images)
         return self._images[source]
-
-    def check_shared_images(self):
-        """Raises InputError where the runs are not measured on the same images."""
-        for run in self:
-            if run.digest != self[0].digest:
-                raise InputError(f"--runs: {run.folder} and {self[0].folder} have other {self.selection.split} images, "
-                                 f"so that an attack on one cannot be tried on the other")
 
     def batches(self, run, images=None):
         """A run's images, or others, in batches, in their order."""
@@ -184,11 +174,16 @@ class EvaluatedRuns(list):
                 "environment": environment() | {"device": describe_device(self.device)}})
 
 
-def _mixture(runs):
-    """Runs as one, whose name and columns are theirs, joined by + where they differ; of numbers none is then told."""
+def check_shared_images(flag, runs):
+    """Raises InputError where runs, those of the flag, are not measured on the same images."""
     for run in runs:
         if run.digest != runs[0].digest:
-            raise InputError(f"--mixture: {run.folder} and {runs[0].folder} have other images to be measured on")
+            raise InputError(f"{flag}: {run.folder} and {runs[0].folder} have other images to be measured on")
+
+
+def _mixture(runs):
+    """Runs as one, whose name and columns are theirs, joined by + where they differ; of numbers none is then told."""
+    check_shared_images("--mixture", runs)
     values = {name: list(dict.fromkeys(run.fields[name] for run in runs)) for name in runs[0].fields}
     fields = dict.fromkeys(values)                       # None: of alphas or priors that differ
     for name, found in values.items():
@@ -239,7 +234,7 @@ def _check_network(network, folders, configs):
 @contextmanager
 def _progress(label, total, unit):
     """A callback (number done, of those correct) that moves a bar; silent where stderr is no terminal."""
-    with tqdm(total=total, desc=label, leave=False, disable=not sys.stderr.isatty(), unit=unit) as bar:
+    with tqdm(total=total, desc=label, leave=False, disable=None, unit=unit) as bar:
         def show(done, correct=None):
             bar.update(done - bar.n)
             if correct is not None:

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pyro_advbnn import datasets
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.bayes.classifier import Classifier
-from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
@@ -17,7 +16,6 @@ from pyro_advbnn.experiments.verbs import AttackFlags, Radius, finish, verb
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import checkpoints, recipes
 from pyro_advbnn.training.configuration import images_of
-from pyro_advbnn.training.run_folders import check_writable
 
 
 @verb("posterior")
@@ -60,13 +58,7 @@ def posterior(
                 rows += _pruned(runs, run, by, fraction, pgd, num_samples)
             for fraction in save_fractions or ():
                 print(f"wrote {_save_pruned(runs, run, by, fraction)}")
-    finish(runs, "pruning", rows, ("log_std", "log_std_by_layer", "signal_to_noise", "pruning"), {
-        "pruned by": lambda row: row["prune_by"],
-        "fraction": lambda row: f"{row['fraction']:g}",
-        "prediction": lambda row: row["prediction"],
-        "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": text_tables.with_interval,
-    })
+    finish(runs, "pruning", rows, ("log_std", "log_std_by_layer", "signal_to_noise", "pruning"))
 
 
 def _describe(runs, run):
@@ -97,7 +89,6 @@ def _pruned(runs, run, by, fraction, attack, num_samples):
 def _save_pruned(runs, run, by, fraction):
     """Write the mean network without the pruned weights as a plain state dict; its path."""
     path = runs.folder / "pruned" / f"{run.name}-{by}-{fraction:g}.pt"
-    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save_state_dict(path, weight_statistics.prune(run.classifier, fraction, by).mean_network())
     return path
@@ -117,12 +108,7 @@ def gradients(runs, *, num_samples: list[Count] = (1, 20)):
         if run.is_mixture:
             raise InputError(f"{run.name} has no training images of its own: it is a mixture; give its runs as --runs")
     rows = [row for run in runs for row in _gradients(runs, run, run.counts(num_samples))]
-    finish(runs, "gradients", rows, ["gradients"], {
-        "split": lambda row: row["split"],
-        "mean l_1 norm [95%]": lambda row: text_tables.with_interval(row, "l1_norm", "{:.4g}".format),
-        "draws": lambda row: row["num_samples"],
-        "images": lambda row: row["num_examples"],
-    })
+    finish(runs, "gradients", rows, ["gradients"])
 
 
 def _gradients(runs, run, counts):

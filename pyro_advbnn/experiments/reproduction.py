@@ -217,30 +217,35 @@ def write_gains(folder, pairs):
 
     The interval of each holds for all names of pairs at once.
     """
-    robust, examples = Table(folder, "robust"), Table(folder, "robust_examples")
-
-    def results(name, epsilon):
-        """The finished ones of a run, by the most draws per gradient first, of equally many the newest."""
-        newest_first = reversed(robust.select(run=name, epsilon=epsilon))
-        return sorted((row for row in newest_first if row["tried"] == row["attacks"]),
-                      key=lambda row: -(row["attack_samples"] or 1))
-
-    def rows_of(result):
-        found = examples.select(**{name: result[name] for name in examples.columns if name in result})
-        return [row for row in found if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
-
-    def gain(pair):
-        """By the first results of both that were made alike."""
-        contenders, controls = (results(pair[role], pair["epsilon"]) for role in ("contender", "control"))
-        for contender, control in itertools.product(contenders, controls):
-            if _measured(contender) == _measured(control):
-                return pair | worst_case.gain(rows_of(contender), rows_of(control), comparisons)
-        raise InputError(f"{folder} holds no results of evaluate robust that were made alike for {pair['contender']} and "
-                         f"{pair['control']}")
-
     comparisons = len({pair["pair"] for pair in pairs})
     with locks.locked(folder / "evaluation"):
-        Table(folder, "gains").add(list(map(gain, pairs)))
+        robust, examples, gains = (Table(folder, name) for name in ("robust", "robust_examples", "gains"))
+        rows = []
+        for pair in pairs:
+            found = [_images(examples, result) for result in _made_alike(robust, pair)]
+            rows.append(pair | worst_case.gain(*found, comparisons))
+        gains.add(rows)
+
+
+def _made_alike(robust, pair):
+    """The rows of the contender and of the control that were made alike, by the most draws per gradient."""
+    contenders, controls = (_finished(robust, pair[role], pair["epsilon"]) for role in ("contender", "control"))
+    for contender, control in itertools.product(contenders, controls):
+        if _measured(contender) == _measured(control):
+            return contender, control
+    raise InputError(f"{robust.path} holds no results that were made alike for {pair['contender']} and {pair['control']}")
+
+
+def _finished(robust, name, epsilon):
+    """The finished results of a run, by the most draws per gradient first, of equally many the newest."""
+    rows = [row for row in robust.select(run=name, epsilon=epsilon) if row["tried"] == row["attacks"]]
+    return sorted(reversed(rows), key=lambda row: -(row["attack_samples"] or 1))
+
+
+def _images(examples, result):
+    """The rows of a result's images, of every attack of its ensemble."""
+    rows = examples.select(**{name: result[name] for name in examples.columns if name in result})
+    return [row for row in rows if row["attack"] in (worst_case.CLEAN, *result["attacks"].split())]
 
 
 def _measured(row):

@@ -11,7 +11,6 @@ from pyro_advbnn.cli.flag_types import Count, Minutes, Queries, Range
 from pyro_advbnn.evaluation import checks, worst_case
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.experiments.verbs import finish, verb
-from pyro_advbnn.reporting import robustness_summaries
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
@@ -59,16 +58,7 @@ def robust(
     ensembles = [_ensemble(run, attacks, catalogue.Strength(
         epsilon, num_steps, run.draws(attack_samples), num_queries, norm, average)) for run in runs]
     rows = [_break(runs, run, *ensemble, run.draws(num_samples), ends) for run, ensemble in zip(runs, ensembles, strict=True)]
-    finish(runs, "robust", rows, [], {
-        "norm": lambda row: row["norm"],
-        "epsilon": lambda row: f"{row['epsilon']:.5g}",
-        "accuracy %": text_tables.with_interval,
-        "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
-        "attacks": robustness_summaries.attacks,
-        "attack draws": lambda row: row["attack_samples"],
-        "draws": lambda row: row["num_samples"],
-        "images": lambda row: row["num_examples"],
-    })
+    finish(runs, "robust", rows, [])
 
 
 @verb("checks")
@@ -102,8 +92,7 @@ def check(
         verdicts = Counter(sorted(row["verdict"] for row in found))
         print(f"{run.name}: " + ", ".join(f"{number} {name}" for name, number in verdicts.items()))
         rows += found
-    finish(runs, "checks", rows, ["many_draws"],
-           {name: lambda row, name=name: row[name] for name in ("check", "verdict", "measured", "expected")})
+    finish(runs, "checks", rows, ["many_draws"])
 
 
 def _ensemble(run, names, strength):

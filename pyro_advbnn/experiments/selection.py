@@ -1,6 +1,6 @@
 """Which trained runs an evaluation is about, and on which images: flags that every verb of evaluate takes."""
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pyro_advbnn.cli import python_calls
 from pyro_advbnn.cli.flag_types import BatchSize, ImageCount, Seed
@@ -9,10 +9,7 @@ from pyro_advbnn.cli.python_calls import flag
 
 @python_calls.flags
 class Selection:
-    """The runs that are evaluated.
-
-    `with Selection(run="runs/a") as runs:` gives the `EvaluatedRuns`, whose results' folder nobody else writes to meanwhile.
-    """
+    """The runs that are evaluated."""
 
     run: Path | None = flag("run folder of a training.", first=True)
     runs: list[Path] | None = flag("several of them, as A,B,C; all of one data set.", first=True)
@@ -32,13 +29,3 @@ class Selection:
     device: str = flag("auto (cuda if present), cpu, cuda or cuda:N.", "auto")
     precision: Literal["fp32", "tf32", "bf16"] = flag("in which networks compute: fp32, tf32 (GPUs only) or bf16; rows of "
         "another than fp32 name it beside the network.", "fp32")
-
-    def __enter__(self) -> Any:
-        from pyro_advbnn.experiments.evaluated_runs import opened  # here, as torch takes seconds that flags need not wait for
-
-        context = opened(self)
-        object.__setattr__(self, "_opened", context)
-        return context.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return vars(self)["_opened"].__exit__(*error)

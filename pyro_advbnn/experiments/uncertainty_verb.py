@@ -3,12 +3,11 @@ import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pyro_advbnn.cli import text_tables
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.evaluation import ood_images
 from pyro_advbnn.evaluation.uncertainty import SCORES, ConfidentError, detection, rejection, reliability, scores, summary
 from pyro_advbnn.experiments.images import image_digest
-from pyro_advbnn.experiments.verbs import AttackFlags, Radius, draw_figures, verb
+from pyro_advbnn.experiments.verbs import AttackFlags, Radius, draw_figures, show, verb
 from pyro_advbnn.training import recipes
 
 TABLES = ("uncertainty", "detection", "rejection", "calibration")
@@ -51,6 +50,7 @@ def uncertainty(
     ood_images.check(ood or (), runs.dataset, ood_dir)
     foreign = [{name: ood_images.foreign_images(name, run.images, runs.seed, ood_dir) for name in ood or ()} for run in runs]
     attack.warn(runs.dataset, [epsilon])
+    told, detected = [], []
     for run, images in zip(runs, foreign, strict=True):
         doubt = _Doubt(runs, run, num_samples, rejected)
         doubt.measure()
@@ -61,7 +61,12 @@ def uncertainty(
                           confidence_weight=confidence_weight)
         for name, others in images.items():
             doubt.detect(name, others)
-        _show(run, doubt)
+        if doubt.unknown():
+            print(f"note: {run.name}: mutual information needs several draws per prediction: --num_samples 2 or more")
+        told += doubt.told
+        detected += doubt.detected
+    show("uncertainty", told, runs.folder)
+    show("detection", detected, runs.folder)
     paths = ", ".join(str(runs.table(name).path) for name in TABLES)
     print(f"added {runs.num_added.total()} rows to {paths}")
     draw_figures(runs.folder, FIGURES)
@@ -128,35 +133,3 @@ class _Doubt:
             score = score if wanted["positives"] == "all" else score[found["correct"] == 0]
             rows.append(wanted | detection(self.clean[wanted["score"]], score))
         self.runs.add_new("detection", rows)
-
-
-def _show(run, doubt):
-    print(f"{run.name}, {text_tables.counted(doubt.num_samples, 'draw', ' per prediction')}")
-    print(text_tables.table(doubt.told, _TOLD))
-    if doubt.unknown():
-        print("note: mutual information needs several draws per prediction: --num_samples 2 or more")
-    if doubt.detected:
-        print(text_tables.table(doubt.detected, _DETECTED))
-
-
-def _number(name, digits=3):
-    return lambda row: text_tables.decimal(row[name], digits)
-
-
-_TOLD = {
-    "attack": lambda row: row["attack"],
-    "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": text_tables.with_interval,
-    "nll": _number("nll"), "Brier": _number("brier"), "ECE": _number("calibration_error"),
-    "entropy": _number("entropy"), "mutual information": _number("mutual_information", 4),
-    "attack draws": lambda row: row["attack_samples"] or "-",
-    "images": lambda row: row["num_examples"],
-}
-_DETECTED = {
-    "detected": lambda row: row["ood"] or f"{row['attack']}{', where wrong' * (row['positives'] == 'wrong')}",
-    "by": lambda row: row["score"].replace("_", " "),
-    "AUROC [95%]": lambda row: text_tables.with_interval(row, "auroc", "{:.3f}".format),
-    "AUPR": _number("aupr"),
-    "mean, clean": _number("mean_clean", 4), "mean, these": _number("mean_other", 4),
-    "images": lambda row: row["num_positives"],
-}

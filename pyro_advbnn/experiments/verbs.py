@@ -6,11 +6,12 @@ from inspect import Parameter
 from typing import Annotated, Literal
 
 from pyro_advbnn.attacks.pgd import PGD
-from pyro_advbnn.cli import help, python_calls, text_tables
+from pyro_advbnn.cli import help, python_calls
 from pyro_advbnn.cli.flag_types import Count, Range
 from pyro_advbnn.cli.python_calls import flag
+from pyro_advbnn.experiments.evaluated_runs import opened
 from pyro_advbnn.experiments.selection import Selection
-from pyro_advbnn.reporting import figures
+from pyro_advbnn.reporting import figures, summaries
 from pyro_advbnn.training import recipes
 
 Radius = Annotated[float, Range(0, 1)]
@@ -25,7 +26,7 @@ def verb(name):
     def made(function):
         @functools.wraps(function)
         def command(*, of, **flags):
-            with of as runs:
+            with opened(of) as runs:
                 function(runs, **flags)
                 runs.log(help.command_line(f"pyro_advbnn.evaluate {name}", command, {"of": of, **flags}))
 
@@ -68,28 +69,19 @@ def warn(attacks):
               f"radius {', '.join(weak)}")
 
 
-ACCURACY_COLUMNS = {
-    "epsilon": lambda row: f"{row['epsilon']:.5g}",
-    "accuracy %": text_tables.with_interval,
-    "steps x size": lambda row: f"{row['num_steps']} x {row['step_size']:.4g}",
-    "reaches ball": lambda row: "yes" if row["reaches_ball"] else "no",
-    "attack draws": lambda row: row["attack_samples"],
-    "draws": lambda row: row["num_samples"],
-    "images": lambda row: row["num_examples"],
-}
-
-
-def finish(runs, table, rows, drawn, columns=ACCURACY_COLUMNS):
-    """Print the rows and how many were added to their table, and draw the figures.
-
-    columns: {title: function of a row}; the run stands before them where there are several and no column is the target.
-    """
-    named = len(runs) == 1 or "target" in columns
-    print(text_tables.table(rows, columns if named else {"run": lambda row: row["run"], **columns}))
+def finish(runs, table, rows, drawn):
+    """Print the rows as the report shows them, and how many were added to their table, and draw the figures."""
+    show(table, rows, runs.folder)
     added = runs.num_added[table]
     known = f"; {len(rows) - added} were there already" if added < len(rows) else ""
     print(f"added {added} rows to {runs.table(table).path}{known}")
     draw_figures(runs.folder, drawn)
+
+
+def show(table, rows, folder):
+    """Print the tables of a report that are made of these rows."""
+    for summary in summaries.of(table, rows, folder):
+        print(summary.as_text())
 
 
 def draw_figures(folder, names=None):

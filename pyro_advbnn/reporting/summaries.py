@@ -30,12 +30,12 @@ _MAKERS = {                                              # functions of (rows, f
 
 def summaries(folder):
     """The summaries of all csv files in folder/evaluation that have rows, a list.   Raises InputError for other columns."""
-    found = []
-    for name, makers in _MAKERS.items():
-        rows = csv_tables.read(folder, name)
-        for make in makers if rows else ():
-            found += make(rows, Path(folder))
-    return found
+    return [summary for name in _MAKERS for summary in of(name, csv_tables.read(folder, name), folder)]
+
+
+def of(name, rows, folder):
+    """The summaries of some rows of the csv file `name`, a list."""
+    return [summary for make in _MAKERS[name] for summary in make(rows, Path(folder))] if rows else []
 
 
 def write(folder):

@@ -1,4 +1,5 @@
 """One table of a report, and the sentences that its notes share."""
+import textwrap
 from dataclasses import dataclass
 
 from pyro_advbnn.cli import text_tables
@@ -21,7 +22,7 @@ class Summary:
     def as_text(self):
         """Aligned text."""
         table = text_tables.aligned([self.columns, *self.rows])
-        return "\n".join(filter(None, (self.title, table, self.note))) + "\n"
+        return "\n".join(filter(None, (self.title, table, textwrap.fill(self.note, 120)))) + "\n"
 
     def as_markdown(self):
         """Markdown: a heading, a table and the note."""

@@ -1,6 +1,7 @@
 """Which device a command runs on, and what it is."""
 import ctypes
 import os
+import re
 import resource
 from contextlib import contextmanager
 
@@ -23,12 +24,9 @@ def resolve_device(name):
         name = f"cuda:{distributed.local_rank()}"
     elif name.startswith("cuda:") and distributed.world_size() > 1:
         raise InputError(f"--device {name} is one GPU for all processes; --device cuda gives each its own")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:[1-9]?\d)?", name, re.ASCII):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -58,18 +56,15 @@ def only_deterministic(on):
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    places = (torch.backends.cudnn, "benchmark", False), (torch.utils.deterministic, "fill_uninitialized_memory", False)
-    values = [getattr(place, name) for place, name, _ in places]
+    benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    for place, name, value in places:                    # filling would only cost time: nothing reads what it has not written
-        setattr(place, name, value)
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        for (place, name, _), value in zip(places, values, strict=True):
-            setattr(place, name, value)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def is_nondeterministic(error):

@@ -148,7 +148,7 @@ def _tried_out(network, config, images):
 def _sizes_together(num_images, batch_size, micro_batch):
     """How many images are together in a process's network: the numbers that occur."""
     processes = distributed.world_size()
-    parts = {-(-(batch - rank) // processes) for batch in _sizes(num_images, batch_size) for rank in range(processes)}
+    parts = {len(range(rank, batch, processes)) for batch in _sizes(num_images, batch_size) for rank in range(processes)}
     return {size for part in parts for size in _sizes(part, micro_batch or num_images)}
 
 

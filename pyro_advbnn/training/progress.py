@@ -119,7 +119,7 @@ class Progress:
     def _time_left(self):
         done = self.training.progress - self._progress_at_start
         left = (time.monotonic() - self._began) * (1 - self.training.progress) / max(done, 1e-9)
-        return f"{int(left // 60)}:{int(left % 60):02d}"
+        return tqdm.format_interval(left)
 
     def epoch(self, row):
         self.close()

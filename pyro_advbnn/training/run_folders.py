@@ -36,25 +36,14 @@ def _sweep(folder):
 
 
 def refuse_existing(folder, hint=" (train goes on with --resume)"):
-    """Raises InputError where `folder` cannot be made or written to, or is not empty, but for what a killed process left."""
+    """Raises InputError where `folder` is there and not empty, but for what a killed process left, or is no folder."""
     folder = Path(folder)
     if os.path.lexists(folder) and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
         raise InputError(f"{folder} exists already and is not overwritten; choose another --out{hint}")
-    check_writable(folder)
 
 
 def _is_leftover(path):
     return files.is_temporary(path) or path.name in (locks.NAME, locks.OWNER)
-
-
-def check_writable(folder):
-    """Raises InputError where `folder` cannot be written to, or cannot be made; makes nothing."""
-    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not place.is_dir():
-        raise InputError(f"{folder} cannot be made: {place} is no folder")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be made: {place} cannot be written to" if place != folder else
-                         f"{folder} cannot be written to")
 
 
 def read_config(folder):

@@ -117,7 +117,7 @@ class Training:
         if self._average:
             self._average.update(self.classifier, self.epochs_done * len(self.batches) + self.steps_done)
         if self._check_every_step:
-            self.check_steps()
+            self._watch.check(self.epochs_done + 1)
 
     def _note(self, parts, y):
         """Add a step's numbers, those of all processes, to the sums of the epoch, and look whether they are finite."""
@@ -132,16 +132,8 @@ class Training:
                           self.classifier.exploded())
 
     def check(self):
-        """Raises NotFinite, in all processes, where a step of this epoch went wrong or the weights are lost."""
-        self.check_steps()
-        self.check_weights()
-
-    def check_steps(self):
-        """Raises NotFinite, in all processes, where a step of this epoch, so far, went wrong; waits for the device."""
+        """Raises NotFinite, in all processes, where a step of this epoch went wrong, or a weight was finite and is not."""
         self._watch.check(self.epochs_done + 1)
-
-    def check_weights(self):
-        """Raises NotFinite where the classifier's state holds a number that is not finite, and was so at the start."""
         for name, tensor in _tensors(self.classifier):
             if name in self._finite and not tensor.isfinite().all():
                 raise NotFinite(f"{name} is not finite after step {self.steps_done} of epoch {self.epochs_done + 1}")

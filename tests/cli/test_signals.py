@@ -50,7 +50,7 @@ def at_step(monkeypatch, step, number):
         nonlocal count
         count += 1
         if count == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         real(self, x, y)
 
     monkeypatch.setattr(Training, "_step", step_)
@@ -84,7 +84,7 @@ def test_the_command_draws_the_course_of_its_run_whatever_ends_it(tmp_path, monk
 def test_a_second_signal_and_the_call_from_python_draw_nothing(tmp_path, monkeypatch, drawn):
     run(tmp_path / "python", epochs=1)
     at_step(monkeypatch, 2, signal.SIGTERM)
-    monkeypatch.setattr(run_folders, "save_position", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(run_folders, "save_position", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as end:
         main([*map(str, words(TINY)), "--out", str(tmp_path / "run")])
     assert end.value.code == 143 and drawn == []
@@ -160,7 +160,7 @@ def interrupted_at(monkeypatch, capsys, owner, name, call, numbers, folder, **fl
         calls.append(name)
         if len(calls) == call:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
         return result
 
     monkeypatch.setattr(owner, name, interrupted)
@@ -209,7 +209,7 @@ def test_a_reproduction_whose_training_ends_with_the_signal_stops_and_does_not_t
     monkeypatch.setitem(evaluate.VERBS, "posterior", partial(evaluate.VERBS["posterior"], **few))
     monkeypatch.setattr("pyro_advbnn.experiments.verbs.draw_figures", lambda *_: None)
     monkeypatch.setattr("pyro_advbnn.experiments.report_verb.draw_figures", lambda *_: None)
-    monkeypatch.setattr(Progress, "finished", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Progress, "finished", lambda *_: signal.raise_signal(signal.SIGTERM))
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         reproduce.main([*SMOKE, "--out", str(out)])
@@ -229,7 +229,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(tmp_path, mon
         told = real(number)
         calls.append(number)
         if len(calls) == 2:                              # after it has told the others that there is none
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return told
 
     monkeypatch.setattr(distributed, "clock", clock)
@@ -287,7 +287,7 @@ def call(by, monkeypatch):
 def test_the_other_commands_stop_in_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, call):
     def stopped(owner, name, command, *line):
         """(exit code, stderr) of a command that gets a signal in a call of owner.name; the handlers come back."""
-        monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
+        monkeypatch.setattr(owner, name, lambda *_, **__: signal.raise_signal(number))
         before = handlers()
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
