@@ -824,7 +824,7 @@ def test_a_folder_that_holds_something_is_refused_and_unchanged(tmp_path, capsys
     assert snapshot(finished) == before
     (tmp_path / "file").write_text("mine")
     assert "is not overwritten" in refusal(capsys, *words(TINY), "--out", tmp_path / "file")
-    assert "is no folder" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
+    assert "cannot be written: Not a directory" in refusal(capsys, *words(TINY), "--out", tmp_path / "file" / "run")
     (tmp_path / "empty").mkdir()
     assert (run(tmp_path / "empty", epochs=1, defense="none") / "checkpoint.pt").exists()
 

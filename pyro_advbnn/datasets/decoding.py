@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pyro_advbnn.system.errors import InputError, check_at_least, reason
 
-warnings.filterwarnings("ignore", module=r"PIL\.")       # of metadata that nobody reads and transparency that is left out
+warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data|Metadata Warning", module="PIL")      # nobody reads these
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow opens it by running Ghostscript
 
@@ -67,6 +67,8 @@ def _as_rgb(image):
     """The Pillow image in RGB.   Raises ValueError for more than 8 bits per channel."""
     if image.mode.startswith(("I", "F")):  # convert() would silently clip them to white
         raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+    if image.mode == "P" and "transparency" in image.info:         # which convert() to RGB would warn of
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

@@ -20,7 +20,7 @@ class StreamedImages(ImageSet):
 
     paths: image files, of which rows (int64 (N,)) are those of this set. labels: of the rows, on the CPU.
     image_size: the shorter side is scaled to it and the centre is cut out.
-    workers: threads that read files ahead, while others run, as Pillow decodes outside the interpreter lock; 0: none ahead.
+    workers: threads that read batches ahead (Pillow decodes outside the interpreter lock); 0: each is read when its turn comes.
     device: where `read` copies the batches to.
 
     An image that cannot be read is found when its turn comes: `read` then raises InputError.

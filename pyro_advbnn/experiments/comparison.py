@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from bisect import bisect_left
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import accumulate
 
@@ -20,6 +21,7 @@ from pyro_advbnn.system import json_files
 from pyro_advbnn.system.devices import describe_device, resolve_device
 from pyro_advbnn.system.environment import environment
 from pyro_advbnn.system.errors import InputError
+from pyro_advbnn.system.locks import locked
 from pyro_advbnn.system.precision import resolve_precision
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.training.cuda_graphs import use_cuda_graphs
@@ -40,13 +42,14 @@ def run(settings):
     torch.manual_seed(0)
     network = networks.build_network(settings.network, 10).to(device)
     compared = _Compared(settings, network, device, graphs)
-    compared.try_out()
-    report = _Report(settings, network, device)
-    try:
-        for batch_size in dict.fromkeys(settings.batch_sizes):
-            report.add(compared.measure(batch_size))
-    finally:
-        report.print()
+    with nullcontext() if settings.out is None else locked(settings.out):
+        compared.try_out()
+        report = _Report(settings, network, device)
+        try:
+            for batch_size in dict.fromkeys(settings.batch_sizes):
+                report.add(compared.measure(batch_size))
+        finally:
+            report.print()
 
 
 class _Compared:
@@ -154,8 +157,6 @@ class _Report:
         self.settings, self.num_weights = settings, sum(p.numel() for p in network.parameters())
         self.described = asdict(settings) | {"device": describe_device(device)}
         self.rows = []
-        if settings.out is not None:
-            settings.out.mkdir(parents=True, exist_ok=True)                # now, not when hours have been measured
         print(f"{settings.network}, {self.num_weights:,} weights, {settings.num_steps} PGD steps and an update, "
               f"{settings.num_samples} draws in a prediction, {self.described['device']}, medians of {settings.repeats}",
               flush=True)

@@ -220,11 +220,8 @@ def write_gains(folder, pairs):
     comparisons = len({pair["pair"] for pair in pairs})
     with locks.locked(folder / "evaluation"):
         robust, examples, gains = (Table(folder, name) for name in ("robust", "robust_examples", "gains"))
-        rows = []
-        for pair in pairs:
-            found = [_images(examples, result) for result in _made_alike(robust, pair)]
-            rows.append(pair | worst_case.gain(*found, comparisons))
-        gains.add(rows)
+        found = [[_images(examples, result) for result in _made_alike(robust, pair)] for pair in pairs]
+        gains.add([pair | worst_case.gain(*images, comparisons) for pair, images in zip(pairs, found, strict=True)])
 
 
 def _made_alike(robust, pair):

@@ -22,7 +22,7 @@ class Summary:
     def as_text(self):
         """Aligned text."""
         table = text_tables.aligned([self.columns, *self.rows])
-        return "\n".join(filter(None, (self.title, table, textwrap.fill(self.note, 120)))) + "\n"
+        return "\n".join(filter(None, (self.title, table, textwrap.fill(self.note, 120, break_on_hyphens=False)))) + "\n"
 
     def as_markdown(self):
         """Markdown: a heading, a table and the note."""

@@ -24,7 +24,7 @@ def resolve_device(name):
         name = f"cuda:{distributed.local_rank()}"
     elif name.startswith("cuda:") and distributed.world_size() > 1:
         raise InputError(f"--device {name} is one GPU for all processes; --device cuda gives each its own")
-    if not re.fullmatch(r"(cpu|cuda)(:[1-9]?\d)?", name, re.ASCII):
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name, re.ASCII):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -56,15 +56,18 @@ def only_deterministic(on):
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    places = (torch.backends.cudnn, "benchmark", False), (torch.utils.deterministic, "fill_uninitialized_memory", False)
+    values = [getattr(place, name) for place, name, _ in places]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    for place, name, value in places:                    # filling would only cost time: nothing reads what it has not written
+        setattr(place, name, value)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        for (place, name, _), value in zip(places, values, strict=True):
+            setattr(place, name, value)
 
 
 def is_nondeterministic(error):

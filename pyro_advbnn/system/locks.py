@@ -21,7 +21,7 @@ def locked(folder):
     Raises InputError, which names the owner, where another process does, and where the folder cannot be written.
     """
     folder = Path(folder)
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     lock = FileLock(folder / NAME)
     try:
         _take(lock, folder)

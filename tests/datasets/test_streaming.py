@@ -169,6 +169,17 @@ def test_a_broken_image_is_named_when_its_turn_comes(folder, workers):
     assert str(in_one_go.value) == str(caught.value)
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 1), (2, 5)])
+def test_few_batches_are_read_ahead_and_none_when_the_pass_is_given_up(folder, monkeypatch, workers, ahead):
+    asked, read, real = [], [], decoding.read_image
+    monkeypatch.setattr(decoding, "read_image", lambda path, size: (read.append(path), real(path, size))[1])
+    reading = streamed(folder, workers).read(asked.append(i) or torch.tensor([i]) for i in range(50))
+    next(reading)
+    assert len(asked) == ahead
+    reading.close()
+    assert len(read) <= ahead
+
+
 def test_an_error_of_the_program_while_it_reads_is_raised_as_it_is(folder, monkeypatch):
     monkeypatch.setattr(decoding, "read_image", lambda *_: torch.zeros(2).view(3))
     with pytest.raises(RuntimeError, match="is invalid for input of size 2"):

@@ -102,8 +102,15 @@ def sixteen_bit_colours(path):
                      + chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b""))
 
 
+def palette_with_transparency(path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette((*RED, *BLUE))
+    image.save(path, "PNG", transparency=bytes([0, 100]))
+
+
 READ_AS = {                                                  # a way to write 8x8 pixels, what they are read as
     "turned by EXIF": (with_orientation, GREEN), "16-bit colours": (sixteen_bit_colours, RED),
+    "palette with transparency": (palette_with_transparency, BLUE),
 }
 
 
