@@ -9,6 +9,7 @@ from pyro_advbnn.experiments.accuracy_verbs import white_box
 from pyro_advbnn.experiments.evaluated_runs import opened
 from pyro_advbnn.experiments.selection import Selection
 from pyro_advbnn.reporting import paper
+from pyro_advbnn.system.locks import locked
 from pyro_advbnn.system.process_settings import process_settings
 from pyro_advbnn.train import train
 from pyro_advbnn.training import run_folders
@@ -24,7 +25,8 @@ def demo(*, seed: Seed = 0, out: Path | None = None):
     """
     if out is not None:
         run_folders.refuse_existing(out, hint="")
-        return _demo(out, seed)
+        with locked(out):
+            return _demo(out, seed)
     with tempfile.TemporaryDirectory() as folder:
         _demo(Path(folder), seed)
 
