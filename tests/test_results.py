@@ -12,7 +12,7 @@ from pyro_advbnn.system import json_files
 
 DEFENSE_OF = {name: defense for defense, name in paper.DEFENSE_NAMES.items()}
 RADII = {"clean": "0", "8/255": "0.031372549"}
-CIFAR10, STL10 = "cifar10-medium", "stl10-medium"
+CIFAR10, STL10, IMAGENET = "cifar10-medium", "stl10-medium", "imagenet-dogcat11"
 TRAININGS = {CIFAR10: ("2000", ["clean", "8/255", "0.035", "0.07"]), STL10: ("3000", ["clean", "0.035", "0.07"])}
 
 
@@ -23,12 +23,12 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    part = "fan_in/" if run == "fan_in" and (RUNS / folder / "fan_in").exists() else ""         # on whole data sets apart
-    run = "" if run == "fan_in" else run
+    part = f"{run}/" if (RUNS / folder / run / "evaluation").exists() and run else ""           # on whole data sets apart
+    run = "" if part or run == "fan_in" else run
     best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
             if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
     found = one(best, defense=defense, epsilon=epsilon, attack_samples=draws if DEFENSES[defense].random else "1")
-    assert not part or found["prior_std"] == "fan_in"
+    assert part != "fan_in/" or found["prior_std"] == "fan_in"
     return percent(found["accuracy"])
 
 
@@ -63,7 +63,7 @@ def test_what_the_readme_says_of_the_papers_lead_equals_its_table():
 @pytest.mark.parametrize("title, folder, dataset", [
     ("defence", "cifar10-small", "cifar10"), ("VGG16", "gpu/h100/cifar10", "cifar10"),
     ("narrow VGG16", CIFAR10, "cifar10"), ("Model A", STL10, "stl10"),
-    ("eleven classes", "imagenet-dogcat11", "imagenet143")])
+    ("eleven classes", IMAGENET, "imagenet143")])
 def test_the_large_tables_of_results_equal_the_records(title, folder, dataset):
     for row in table("results.md", title, "draws per gradient"):
         (_, label), (_, draws), *cells = row.items()
@@ -298,11 +298,24 @@ def test_the_table_of_pruning_equals_the_records():
 
 
 def test_how_the_training_on_eleven_classes_ends_equals_the_records():
-    ends = [records(f"imagenet-dogcat11/{run}/metrics.jsonl")[-1] for run in (
+    ends = [records(f"{IMAGENET}/{run}/metrics.jsonl")[-1] for run in (
         "runs/adv", "fan_in/runs/advbnn", "runs/advbnn", "runs/none")]
     adv, fan_in, ours, none = (f"{100 * end['train_accuracy']:.0f} %" for end in ends)
     assert adv == fan_in and (f"training images is {adv} (by `fan_in`, too), of Adv-BNN {ours}, without a defence {none}."
                               in section("results.md", "## ImageNet, eleven classes of dogs and cats"))
+
+
+def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
+    folder, text = f"{IMAGENET}/epochs-60", section("results.md", "## ImageNet, eleven classes of dogs and cats")
+    ends = [records(f"{folder}/runs/{run}/metrics.jsonl")[-1] for run in ("adv", "advbnn")]
+    adv, ours = (f"{100 * end['train_accuracy']:.0f} %" for end in ends)
+    assert f"training images is {adv}, of Adv-BNN {ours}." in text
+    places = [(folder, "advbnn")], [(folder, "adv")]
+    assert f"Adv-BNN is {mean_gain(*places)} points apart in the worst case at 0.01" in text
+    assert f"image by image, and {mean_gain(*places, clean=True)} on clean images." in text
+    last = [row for row in records(f"{folder}/evaluation/accuracy.csv") if row["checkpoint"].endswith("/checkpoint.pt")]
+    adv, ours = (listed([row for row in last if row["run"] == run], ["clean", "0.01"]) for run in ("adv", "advbnn"))
+    assert f"they have {adv} and {ours} (clean / 0.01, one draw)" in text
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
