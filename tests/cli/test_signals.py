@@ -32,10 +32,12 @@ SMOKE = ["fig4", "--epochs", "1", "--num_train", "100", "--num_test", "20", "--w
 
 @pytest.fixture(autouse=True)
 def not_ignored():
-    """Where the tests run in the background, Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Where the tests run in the background, Ctrl-C is ignored, and under nohup SIGHUP."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def handlers():
