@@ -414,7 +414,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
     capsys.readouterr()
     message = refusal(capsys, "transfer", "--runs", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out",
                       "--split", "held_out")
-    assert "have other images to be measured on" in message and not (tmp_path / "out").exists()
+    assert "have other held_out images" in message and not (tmp_path / "out").exists()
     assert "have other images to be measured on" in refusal(
         capsys, "accuracy", "--mixture", f"{plain},{tmp_path / 'other'}", "--out", tmp_path / "out", "--split", "held_out")
     for verb in ("posterior", "gradients"):
@@ -602,4 +602,5 @@ def test_every_verb_refuses_a_wrong_flag_and_a_wrong_value(verb, run, capsys):
     assert "unknown flag --epsilom" in refusal(capsys, verb, "--run", run, "--epsilom", 1)
     assert "--seed must be" in refusal(capsys, verb, "--run", run, "--seed", "x")
     (run / "a file").write_text("mine")
-    assert "evaluation cannot be written: Not a directory" in refusal(capsys, verb, "--run", run, "--out", run / "a file")
+    assert "a file/evaluation cannot be written: Not a directory" in refusal(
+        capsys, verb, "--run", run, "--out", run / "a file")

@@ -793,6 +793,7 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--patience 2 --validation 0", "--patience 2 needs held-out images"),
     ("--patience 2 --num_train 10", "--patience 2 needs held-out images"),
     ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    ("--device cuda:01", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:01'"),
     ("--dataset npz", "dataset npz needs --data_dir"),
     ("--dataset npz --data_dir nowhere.npz", "nowhere.npz: no such file"),
     ("--image_size 16", "--image_size is only for dataset folder"),

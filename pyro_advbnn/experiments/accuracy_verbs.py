@@ -8,7 +8,6 @@ from pyro_advbnn.cli.flag_types import Count
 from pyro_advbnn.evaluation.accuracy import robust_accuracy
 from pyro_advbnn.evaluation.sweeps import ensemble_accuracies, steps_accuracies, transfer_accuracies
 from pyro_advbnn.experiments import protocol
-from pyro_advbnn.experiments.evaluated_runs import check_shared_images
 from pyro_advbnn.experiments.verbs import AttackFlags, Radius, StepSize, chosen_step, finish, verb, warn
 from pyro_advbnn.reporting.transfer_figure import with_rates
 from pyro_advbnn.training import recipes
@@ -66,7 +65,7 @@ def transfer(runs, *, epsilon: Radius | None = None, attack: AttackFlags, attack
         attack_samples: weight draws averaged in each attack gradient.
         num_samples: weight draws averaged in each prediction.
     """
-    check_shared_images("--runs", runs)
+    runs.check_shared_images()
     epsilon = protocol.default_transfer_epsilon(runs.dataset) if epsilon is None else epsilon
     attack.warn(runs.dataset, [epsilon])
     rows = []

@@ -122,6 +122,13 @@ class EvaluatedRuns(list):
             self._images[source] = images.to(self.device), image_digest(images)
         return self._images[source]
 
+    def check_shared_images(self):
+        """Raises InputError where the runs are not measured on the same images."""
+        for run in self:
+            if run.digest != self[0].digest:
+                raise InputError(f"--runs: {run.folder} and {self[0].folder} have other {self.selection.split} images, "
+                                 f"so that an attack on one cannot be tried on the other")
+
     def batches(self, run, images=None):
         """A run's images, or others, in batches, in their order."""
         return datasets.batches(run.images if images is None else images, self.selection.batch_size)
@@ -174,16 +181,11 @@ class EvaluatedRuns(list):
                 "environment": environment() | {"device": describe_device(self.device)}})
 
 
-def check_shared_images(flag, runs):
-    """Raises InputError where runs, those of the flag, are not measured on the same images."""
-    for run in runs:
-        if run.digest != runs[0].digest:
-            raise InputError(f"{flag}: {run.folder} and {runs[0].folder} have other images to be measured on")
-
-
 def _mixture(runs):
     """Runs as one, whose name and columns are theirs, joined by + where they differ; of numbers none is then told."""
-    check_shared_images("--mixture", runs)
+    for run in runs:
+        if run.digest != runs[0].digest:
+            raise InputError(f"--mixture: {run.folder} and {runs[0].folder} have other images to be measured on")
     values = {name: list(dict.fromkeys(run.fields[name] for run in runs)) for name in runs[0].fields}
     fields = dict.fromkeys(values)                       # None: of alphas or priors that differ
     for name, found in values.items():

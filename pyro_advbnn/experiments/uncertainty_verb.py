@@ -50,7 +50,7 @@ def uncertainty(
     ood_images.check(ood or (), runs.dataset, ood_dir)
     foreign = [{name: ood_images.foreign_images(name, run.images, runs.seed, ood_dir) for name in ood or ()} for run in runs]
     attack.warn(runs.dataset, [epsilon])
-    told, detected = [], []
+    doubts = []
     for run, images in zip(runs, foreign, strict=True):
         doubt = _Doubt(runs, run, num_samples, rejected)
         doubt.measure()
@@ -61,12 +61,8 @@ def uncertainty(
                           confidence_weight=confidence_weight)
         for name, others in images.items():
             doubt.detect(name, others)
-        if doubt.unknown():
-            print(f"note: {run.name}: mutual information needs several draws per prediction: --num_samples 2 or more")
-        told += doubt.told
-        detected += doubt.detected
-    show("uncertainty", told, runs.folder)
-    show("detection", detected, runs.folder)
+        doubts.append(doubt)
+    _show(runs, doubts)
     paths = ", ".join(str(runs.table(name).path) for name in TABLES)
     print(f"added {runs.num_added.total()} rows to {paths}")
     draw_figures(runs.folder, FIGURES)
@@ -133,3 +129,12 @@ class _Doubt:
             score = score if wanted["positives"] == "all" else score[found["correct"] == 0]
             rows.append(wanted | detection(self.clean[wanted["score"]], score))
         self.runs.add_new("detection", rows)
+
+
+def _show(runs, doubts):
+    """Print the tables of a report that are made of the rows of all runs, and what they cannot tell."""
+    for doubt in doubts:
+        if doubt.unknown():
+            print(f"note: {doubt.run.name}: mutual information needs several draws per prediction: --num_samples 2 or more")
+    show("uncertainty", [row for doubt in doubts for row in doubt.told], runs.folder)
+    show("detection", [row for doubt in doubts for row in doubt.detected], runs.folder)

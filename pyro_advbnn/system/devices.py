@@ -1,7 +1,6 @@
 """Which device a command runs on, and what it is."""
 import ctypes
 import os
-import re
 import resource
 from contextlib import contextmanager
 
@@ -24,9 +23,12 @@ def resolve_device(name):
         name = f"cuda:{distributed.local_rank()}"
     elif name.startswith("cuda:") and distributed.world_size() > 1:
         raise InputError(f"--device {name} is one GPU for all processes; --device cuda gives each its own")
-    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name, re.ASCII):
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
