@@ -111,7 +111,8 @@ class _InOnePass(torch.autograd.Function):
         count, shape = x.numel() // x.shape[1], (1, -1, *[1] * (x.dim() - 2))
         slope = 2 / count * grad_var
         if by_x is not None:
-            by_x.addcmul_(x, slope.view(shape)).add_((grad_mean / count - slope * mean).view(shape))
+            shift = grad_mean / count - slope * mean
+            by_x.addcmul_(x, slope.view(shape).to(x.dtype)).add_(shift.view(shape).to(x.dtype))    # mixed dtypes take ten times
         return by_x, *by_others, None
 
 
