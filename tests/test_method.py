@@ -1,6 +1,7 @@
 """Tests that the numbers of the pages on the method and on the defaults are those of the records in runs/."""
 import math
 import re
+import statistics
 
 import pytest
 from pages import PAGES, RUNS, best_epoch, both_accuracies, mean_and_half, mean_percent, one, percent, records, section, table
@@ -22,12 +23,13 @@ def correct(record, attack):
 
 
 def all_correct(runs, attack):
-    return [right for run in runs for right in correct(run, attack)]
+    return [correct(run, attack) for run in runs]
 
 
 def apart(ours, theirs):
-    """How far one is above the other, which are right or wrong on the same images."""
-    return mean_and_half([a - b for a, b in zip(ours, theirs, strict=True)])
+    """How far runs are above others, each right or wrong on the same images, in the mean, image by image."""
+    shares = [[statistics.mean(rights) for rights in zip(*runs, strict=True)] for runs in (ours, theirs)]
+    return mean_and_half([a - b for a, b in zip(*shares, strict=True)])
 
 
 def test_the_table_of_lengths_is_the_mean_of_three_seeds():
@@ -36,7 +38,7 @@ def test_the_table_of_lengths_is_the_mean_of_three_seeds():
         ours, adv = ([runs[f"{defense}-{row['epochs']}-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
         for column, three in (("Adv-BNN", ours), ("adversarial training", adv)):
             assert row[column] == " / ".join([mean_percent([run["last"]["clean"] for run in three]), *(
-                mean_percent(all_correct(three, attack)) for attack in ("pgd", "apgd-ce"))])
+                mean_percent(sum(all_correct(three, attack), [])) for attack in ("pgd", "apgd-ce"))])
         for column, attack in (("PGD apart", "pgd"), ("APGD apart", "apgd-ce")):
             assert row[column] == apart(*(all_correct(three, attack) for three in (ours, adv)))
         from_image = [mean_percent([run["last"]["pgd_10_draws"] for run in three]) for three in (ours, adv)]
@@ -83,17 +85,15 @@ def test_what_lies_between_the_runs_of_60_epochs_is_the_paired_difference():
     of_former = {record["run"]: record["broken"] for record in records("cifar10-60/at-8-255/records.jsonl")}
     ours, adv = [runs["cifar60-advbnn"], runs["cifar60-advbnn-seed-1"]], [of_former["cifar60-adv"], runs["cifar60-adv-seed-1"]]
 
-    def withstand(runs, moment, attacks=("pgd", "apgd-ce")):
-        return [{*broken} == {"0"} for run in runs for broken in zip(*(run[moment][attack] for attack in attacks))]
+    def differences(ours, theirs, moment="last"):
+        return [apart(*([[broken == "0" for broken in run[when][attack]] for run in runs]
+                        for runs, when in ((ours, "last"), (theirs, moment)))) for attack in ("pgd", "apgd-ce")]
 
-    text = " ".join(PAGES["method.md"].split())
-    both, apgd = ([apart(withstand(ours, "last", attacks), withstand(adv, moment, attacks)) for moment in ("last", "best")]
-                  for attacks in (("pgd", "apgd-ce"), ("apgd-ce",)))
-    assert "training's last by {} points, and from its best by {} (both seeds).".format(*both) in text
-    assert "By APGD alone it is {} and {}.".format(*apgd) in text
-    former = withstand([of_former["cifar60-advbnn"]], "last")
-    assert f"*The former recipe* stood {apart(former, withstand(adv[:1], 'last'))} points above" in text
-    assert f"today's last differs from it by {apart(withstand(ours[:1], 'last'), former)}." in text
+    text, former = " ".join(PAGES["method.md"].split()), [of_former["cifar60-advbnn"]]
+    assert ("differs from adversarial training's best by {} points (PGD) and {} (APGD), and from its last, which has "
+            "overfitted, by {} and {}.").format(*differences(ours, adv, "best"), *differences(ours, adv)) in text
+    assert "*The former recipe* stood {} (PGD) and {} points (APGD) above".format(*differences(former, adv[:1])) in text
+    assert "Today's last differs from it by {} and {}.".format(*differences(ours[:1], former)) in text
 
 
 def test_what_is_said_of_60_epochs_on_cifar10_equals_the_records():
