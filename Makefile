@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Long campaigns of kills, full disks and malformed inputs.
+# Long campaigns of kills, full disks and malformed inputs, and the lock installed from the network.
 torture: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m torture
 
@@ -31,7 +31,7 @@ gpu-check gpu-table1:
 	PYTHON=$(PYTHON) $(PYTHON) .ci/gpu $(@:gpu-%=%)
 
 # The stamp comes last, so that an installation that broke off is done again.
-$(INSTALLED): requirements.lock pyproject.toml $(wildcard pyro_advbnn/bayes/kernels/*.c)
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard pyro_advbnn/bayes/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .

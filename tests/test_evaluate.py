@@ -1,6 +1,7 @@
 """Tests of the evaluate command: the rows and figures of each verb, what it prints and refuses."""
 import csv
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.cli import commands
 from pyro_advbnn.evaluation import weight_statistics
 from pyro_advbnn.experiments import accuracy_verbs, evaluated_runs, verbs
-from pyro_advbnn.experiments.images import evaluated_images, image_digest
+from pyro_advbnn.experiments.images import digest, evaluated_images, image_digest
 from pyro_advbnn.reporting import csv_tables, curves, summaries
 from pyro_advbnn.system import json_files
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -57,8 +58,8 @@ def test_a_row_has_every_field_and_agrees_with_the_library(run):
     assert tuple(row) == csv_tables.ROW_FIELDS and "" not in row.values()
     assert float(row["accuracy"]) == known["accuracy"]
     assert float(row["accuracy_low"]) == pytest.approx(known["accuracy_low"])
-    for digest in (row.pop("weights"), row.pop("images")):
-        assert len(digest) == 12 and int(digest, 16)
+    for found in (row.pop("weights"), row.pop("images")):
+        assert len(found) == 12 and int(found, 16)
     assert {name: value for name, value in row.items() if not name.startswith("accuracy")} == {
         "run": "run", "dataset": "digits", "network": "convnet", "defense": "advbnn", "alpha": "0.02", "prior_std": "fan_in",
         "source": "target", "attack": "pgd", "epsilon": "0.1", "num_steps": "2", "step_size": "0.125", "attack_samples": "3",
@@ -140,10 +141,16 @@ def test_a_step_that_cannot_reach_the_ball_is_told_once_and_marked_in_the_row(ru
     assert "cannot reach" not in capsys.readouterr().out
 
 
-def test_last_and_best_are_different_checkpoints(run):
-    last, = accuracy(run, "--epsilons", "0", *QUICK, "--checkpoint", "last")
-    best, = accuracy(run, "--epsilons", "0", *QUICK)
-    assert (last["checkpoint"], best["checkpoint"]) == ("run/checkpoint.pt", "run/best.pt")
+def test_last_and_best_are_different_checkpoints(run, tmp_path):
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    best = checkpoints.load(run / "best.pt")
+    with torch.no_grad():
+        best.mean.mul_(2)                                # in so short a run the last is the best
+    checkpoints.save(run / "best.pt", best, checkpoints.read(run / "best.pt")["config"])
+    rows = [*accuracy(run, "--epsilons", "0", *QUICK, "--checkpoint", "last"), *accuracy(run, "--epsilons", "0", *QUICK)]
+    assert [(row["checkpoint"], row["weights"]) for row in rows] == [
+        (f"run/{name}", digest(checkpoints.load(run / name).state_dict())) for name in ("checkpoint.pt", "best.pt")]
+    assert rows[0]["weights"] != rows[1]["weights"]
 
 
 def test_the_table_is_that_of_the_report_by_radius(run, capsys):

@@ -123,6 +123,9 @@ def check_files(dist):
                  "datasets/imagenet143_wnids.txt", "__main__.py", "__init__.pyi", "py.typed"):
         assert f"pyro_advbnn/{name}" in names, name
         assert name.endswith((".c", ".h")) or f"pyro_advbnn/{name}" in installed, name
+    if shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]):                # without a compiler they are left out
+        compiled = {name.rpartition("/")[2].partition(".")[0] for name in installed if name.endswith(".so")}
+        assert compiled == {"_normals", "_posterior", "_max_pool"}
     return wheel
 
 

@@ -299,7 +299,8 @@ class AlwaysDropout(nn.Module):
 def test_feature_vectors_have_no_squares_and_every_other_check(batches):
     flat = [(x.flatten(1), y) for x, y in batches[:1]]
     found = examine(nn.Linear(64, 10), flat, list(checks.CHECKS))
-    assert found["beats Square"].verdict == checks.UNFIT != found["beats noise"].verdict
+    assert {name for name, finding in found.items() if finding.verdict == UNFIT} == {
+        "beats Square", "beats transfer", "one draw", "enough draws", "fixed draw"}      # all but the first: nothing is random
 
 
 @pytest.mark.parametrize(("broken", "verdict"), [(100, FAILED), (12, UNKNOWN)])     # 12 would fail were 5 draws the one rival
