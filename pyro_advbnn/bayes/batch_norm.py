@@ -34,16 +34,24 @@ def synchronise(network, device_type):
 
 
 @contextmanager
-def statistics_of(norms, call):
+def statistics_of(norms, call, kept):
     """Inside, `norms` normalise by the statistics that `call`, a function of nothing, has shown them; its gradient included.
 
     What `call` shows them moves their running statistics; what comes inside does not. norms: some of `norms_in_training`.
+    kept: a dict for this alone, the same in every call, so that torch.compile meets the same functions again.
     """
-    shown = {norm: [] for norm in norms}
-    with answering({norm: partial(_show, norm, shown[norm]) for norm in norms}):
-        call()
-    with answering({norm: partial(_use, norm, shown[norm]) for norm in norms}):
-        yield
+    for norm in norms:
+        if norm not in kept:
+            shown = []
+            kept[norm] = shown, partial(_show, norm, shown), partial(_use, norm, shown)
+    try:
+        with answering({norm: kept[norm][1] for norm in norms}):
+            call()
+        with answering({norm: kept[norm][2] for norm in norms}):
+            yield
+    finally:
+        for norm in norms:
+            kept[norm][0].clear()
 
 
 def norms_in_training(network):

@@ -93,7 +93,7 @@ class BayesianClassifier(Classifier):
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         prior_stds = per_parameter_std(prior_std, network, within=(0, math.inf))
         self._may_explode = max(self.log_std.detach().max().exp().item(), *prior_stds.values()) < _HUGE_STD
-        self._work, self._work_fixed = Buffers(), Buffers()
+        self._work, self._work_fixed, self._answers = Buffers(), Buffers(), {}
         self._shared = shared_modules(network)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ class BayesianClassifier(Classifier):
     def release_buffers(self) -> None:
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
         super().release_buffers()
-        self._work, self._work_fixed = Buffers(), Buffers()
+        self._work, self._work_fixed, self._answers = Buffers(), Buffers(), {}
 
     def settings(self) -> dict:
         kl = "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"
@@ -229,7 +229,7 @@ class BayesianClassifier(Classifier):
         if not norms:
             return self._checked(self._call(by_name, x), x)
         stride = statistics_stride(len(x) * processes_joined(norms))
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride].clone())):
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride].clone()), self._answers):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):

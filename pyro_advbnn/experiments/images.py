@@ -1,6 +1,8 @@
 """The images on which runs are measured: the test split, or what a run held out; their digest."""
 import hashlib
 
+import torch
+
 from pyro_advbnn import datasets
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
@@ -43,10 +45,10 @@ def image_digest(images):
     return found.hexdigest()[:12]
 
 
-def digest(tensors):
-    """The first 12 hex digits of the SHA-256 of {name: tensor}."""
+def digest(state):
+    """The first 12 hex digits of the SHA-256 of the tensors of a state dict, without what else a module keeps there."""
     found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted((name, value) for name, value in state.items() if isinstance(value, torch.Tensor)):
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return found.hexdigest()[:12]

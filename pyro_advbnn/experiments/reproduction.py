@@ -246,9 +246,10 @@ def _images(examples, result):
 
 
 def _measured(row):
-    """What two rows of `evaluate robust` must share to be compared; an ensemble of one attack is another than one of many."""
+    """What two rows of `evaluate robust` must share to be compared, the attacks on the classifier itself among it."""
     columns = ("dataset", "network", "images", "norm", "num_steps", "num_queries")
-    return *(row[name] for name in columns), Path(row["checkpoint"]).name, " " in row["attacks"]
+    attacks = {name for name in row["attacks"].split() if "@" not in name}
+    return *(row[name] for name in columns), Path(row["checkpoint"]).name, attacks
 
 
 def _run_step(step, deadline, programs):

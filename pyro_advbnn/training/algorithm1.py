@@ -69,6 +69,7 @@ def step(classifier, optimizer, x, y, *, kl_weight, attack=None, micro_batch=Non
 def _summed_gradients(classifier, optimizer, x, y, kl_weight, micro_batch, share, take_gradients):
     """`gradients` of the joined batch of all processes, alone in the parameters' grad."""
     optimizer.zero_grad()
+    torch.clear_autocast_cache()                         # of a caller's autocast: the weights have moved since
     parts = (take_gradients or gradients)(classifier, x, y, kl_weight=kl_weight, micro_batch=micro_batch,
                                           share=1.0 if share is None else share)
     if share is not None:

@@ -64,6 +64,7 @@ def _write(content, file):
         raise
 
 
+@torch.inference_mode(False)                             # in which a caller may load: its tensors could not be changed later
 def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribution | None = None,
          likelihood: Callable | None = None, device: str | torch.device = "cpu") -> Classifier:
     """The classifier that `save` wrote to `path` (or to path/checkpoint.pt), in eval mode, with what was frozen.

@@ -103,6 +103,18 @@ def test_a_weaker_attack_that_came_later_is_not_what_counts(tmp_path):
     assert csv_tables.read(tmp_path, "gains")[0]["gain"] == 0
 
 
+@pytest.mark.parametrize("name", ["adv-tuned-0", "advbnn-tuned-0"])
+def test_a_smaller_ensemble_that_came_later_is_not_set_against_the_whole_one(name, tmp_path):
+    whole, smaller = (RESULT | {"attacks": attacks, "tried": attacks} for attacks in ("noise pgd square", "noise square"))
+    attacked(tmp_path, "adv-tuned-0", set(range(50)), result=whole)
+    attacked(tmp_path, "advbnn-tuned-0", set(range(50)), result=whole | {"attacks": "pgd@mean noise pgd square",
+                                                                        "tried": "pgd@mean noise pgd square"})
+    attacked(tmp_path, name, set(range(50)), result=smaller, seed=1)        # whose images stand but for pgd
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
+    row, = csv_tables.read(tmp_path, "gains")
+    assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("more", [
     {"network": "convnet:bf16"}, {"num_steps": 5}, {"num_queries": 500}, {"checkpoint": "advbnn-tuned-0/checkpoint.pt"},
     {"result": RESULT | {"attacks": "pgd square", "tried": "pgd square"}}], ids=lambda more: next(iter(more)))

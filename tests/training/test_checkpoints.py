@@ -83,6 +83,16 @@ def test_numpys_numbers_and_texts_come_back_as_pythons(tmp_path):
     assert checkpoints.load(tmp_path / "c.pt").settings()["prior_std"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("defense", ["adv", "advbnn"])
+def test_what_is_loaded_in_inference_mode_predicts_there_and_trains_later(tmp_path, defense):
+    checkpoints.save(tmp_path / "c.pt", ab.build_classifier(defense, convnet()), CONFIG | {"defense": defense})
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    with torch.inference_mode():
+        classifier = ab.load(tmp_path / "c.pt")
+        assert ab.predict(classifier, x).shape == (4, 10)
+    ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), x, y, kl_weight=0.0, attack=ab.PGD(0.1))
+
+
 def test_a_network_of_the_users_own_comes_back_when_the_same_architecture_is_passed(tmp_path):
     def network():
         return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 10))

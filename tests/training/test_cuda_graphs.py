@@ -149,6 +149,20 @@ def test_a_compiled_network_answers_as_before_and_keeps_its_state(batch):
     assert torch.equal(torch.get_rng_state(), rng) and all(p.grad is None for p in classifier.parameters())
 
 
+def test_a_compiled_network_stays_so_from_step_to_step(batch):
+    classifier, compiled, called = ab.BayesianClassifier(ab.networks.convnet(width=2), 0.1, 0.1), [], []
+
+    def backend(module, _):
+        compiled.append(module)
+        return lambda *inputs: called.append(module) or module(*inputs)
+
+    classifier.network.compile(backend=backend)
+    with warnings.catch_warnings(action="ignore"):       # torch's own, while it looks at tensors
+        for _ in range(10):                              # more often than torch compiles one function anew
+            ab.negative_elbo(classifier, *batch, kl_weight=0.1)
+    assert len(called) == 10 * len(compiled) == 20       # the mean network and the draw, both with BatchNorm
+
+
 def test_a_network_that_cannot_be_compiled_is_called_as_it_is_and_the_reason_told(batch, monkeypatch):
     classifier = Classifier(ab.networks.convnet(width=2))
 

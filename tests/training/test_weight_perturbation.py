@@ -105,6 +105,17 @@ def test_a_batch_moves_the_running_statistics_once(kind, momentum):
     torch.testing.assert_close(norm.running_mean, (momentum or 1) * batch()[0].mean().reshape(1))
 
 
+def test_a_callers_autocast_keeps_no_weights_from_before():
+    """Whose cache holds casts of the weights that a gradient was taken at."""
+    def losses(**cached):
+        classifier = ab.Classifier(network())
+        optimizer = torch.optim.SGD(classifier.parameters(), 0.5)
+        with torch.autocast("cpu", torch.bfloat16, **cached):
+            return [ab.train_step(classifier, optimizer, *batch(), kl_weight=0.0, awp=0.2).loss for _ in range(3)]
+
+    assert losses() == losses(cache_enabled=False)
+
+
 def test_a_training_perturbs_from_its_chosen_share_on(monkeypatch):
     _, training, _ = build(awp=0.01, awp_start=0.5)
     seen, real = [], trainer.step
