@@ -93,7 +93,8 @@ class BayesianClassifier(Classifier):
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         prior_stds = per_parameter_std(prior_std, network, within=(0, math.inf))
         self._may_explode = max(self.log_std.detach().max().exp().item(), *prior_stds.values()) < _HUGE_STD
-        self._work, self._work_fixed, self._answers = Buffers(), Buffers(), {}
+        self._work, self._work_fixed = Buffers(), Buffers()
+        self._answers: dict = {}                         # of norms, in `statistics_of`
         self._shared = shared_modules(network)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
