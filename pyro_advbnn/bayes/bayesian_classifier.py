@@ -200,7 +200,7 @@ class BayesianClassifier(Classifier):
     def release_buffers(self) -> None:
         """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
         super().release_buffers()
-        self._work, self._work_fixed, self._answers = Buffers(), Buffers(), {}
+        self._work, self._work_fixed = Buffers(), Buffers()
 
     def settings(self) -> dict:
         kl = "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"
