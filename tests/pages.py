@@ -64,7 +64,10 @@ def both_accuracies(epoch, split):
     return " / ".join(percent(epoch[f"{split}_{name}"]) for name in ("accuracy", "robust_accuracy"))
 
 
-def mean_and_half(differences):
-    """The mean of differences, image by image, and half its 95 % interval, in %."""
+def apart(ours, theirs):
+    """How far runs are above others, each right or wrong on the same images: the mean, image by image, and half its 95 %
+    interval over the images, in %."""
+    shares = [[statistics.mean(rights) for rights in zip(*runs, strict=True)] for runs in (ours, theirs)]
+    differences = [a - b for a, b in zip(*shares, strict=True)]
     half = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
     return f"{100 * statistics.mean(differences):+.1f} ± {100 * half:.1f}"

@@ -1,10 +1,9 @@
 """Tests that the numbers of the pages on the method and on the defaults are those of the records in runs/."""
 import math
 import re
-import statistics
 
 import pytest
-from pages import PAGES, RUNS, best_epoch, both_accuracies, mean_and_half, mean_percent, one, percent, records, section, table
+from pages import PAGES, RUNS, apart, best_epoch, both_accuracies, mean_percent, one, percent, records, section, table
 from torch import nn
 
 from pyro_advbnn import networks
@@ -24,12 +23,6 @@ def correct(record, attack):
 
 def all_correct(runs, attack):
     return [correct(run, attack) for run in runs]
-
-
-def apart(ours, theirs):
-    """How far runs are above others, each right or wrong on the same images, in the mean, image by image."""
-    shares = [[statistics.mean(rights) for rights in zip(*runs, strict=True)] for runs in (ours, theirs)]
-    return mean_and_half([a - b for a, b in zip(*shares, strict=True)])
 
 
 def test_the_table_of_lengths_is_the_mean_of_three_seeds():

@@ -3,7 +3,7 @@ import re
 import statistics
 
 import pytest
-from pages import PAGES, RUNS, best_epoch, both_accuracies, mean_and_half, mean_percent, one, percent, records, section, table
+from pages import PAGES, RUNS, apart, best_epoch, both_accuracies, mean_percent, one, percent, records, section, table
 
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.evaluation import worst_case
@@ -23,7 +23,7 @@ def accuracy_of(label, epsilon, draws, folder, dataset="cifar10"):
         return percent(paper.accuracy(dataset, DEFENSE_OF[name], float(epsilon), many_draws=draws not in ("1", "any")))
     name, _, run = name.removesuffix(")").partition(" (")           # of several runs of a defence a label names the run
     defense = DEFENSE_OF[name]
-    part = f"{run}/" if (RUNS / folder / run / "evaluation").exists() and run else ""           # on whole data sets apart
+    part = f"{run}/" if run and (RUNS / folder / run / "evaluation").exists() else ""           # on whole data sets apart
     run = "" if part or run == "fan_in" else run
     best = [row for row in records(f"{folder}/{part}evaluation/accuracy.csv")
             if row["checkpoint"].endswith("/best.pt") and (run or defense) in (row["run"], row["run"].partition("-")[0])]
@@ -125,16 +125,14 @@ def test_the_tables_of_all_trainings_equal_the_records(folder):
         found = worst_images(*place) if row["worst case"] else None
         if found and bayesian:
             gain = worst_case.gain(found, baseline)
-            apart = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[name] for name in ("gain", "gain_low", "gain_high")))
-        assert row["apart"] == (apart if found and bayesian else ""), row
+            gained = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[name] for name in ("gain", "gain_low", "gain_high")))
+        assert row["apart"] == (gained if found and bayesian else ""), row
         baseline = baseline if bayesian else found
 
 
 def mean_gain(runs, others, clean=False):
     """What runs have more than others, run by run, in the mean, image by image, with half its interval."""
-    images = [[standing(*place, clean) for place in places] for places in (runs, others)]
-    gains = [statistics.mean(mine) - statistics.mean(theirs) for mine, theirs in zip(*(zip(*of, strict=True) for of in images))]
-    return mean_and_half(gains)
+    return apart(*([standing(*place, clean) for place in places] for places in (runs, others)))
 
 
 def standing(folder, run, clean):
@@ -164,6 +162,10 @@ def worst_case_of(*places):
 def test_what_is_said_of_both_seeds_equals_the_records():
     text, readme = section("results.md", "## CIFAR-10, a narrow VGG16"), PAGES["README.md"]
     assert f"the mean of both seeds is {mean_gain(ADVBNN, ADV)} points apart in the worst case." in text
+    pairs = [ADV, ADVBNN, STL10_ADV, STL10_ADVBNN, (ADVBNN[0], (f"{CIFAR10}/bfloat16", "advbnn-tuned"))]
+    moved = max(abs(accuracy(first, epsilon, images=images) - accuracy(second, epsilon, images=images))
+                for first, second in pairs for images in TRAININGS[first[0]][:1] for epsilon in ("0", "0.035", "0.07"))
+    assert f"another training moves a figure by up to {moved:.0f} points." in readme
     assert f"Today's prior stands {mean_gain(ADVBNN, FAN_IN)} points above it in the worst case (both seeds)." in text
     attacked, clean = (mean_gain(FAN_IN, ADV, clean) for clean in (False, True))
     less = statistics.mean(accuracy(adv, "0", images="2000") - accuracy(ours, "0", images="2000")
@@ -324,6 +326,9 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     last = [listed([row for row in records(f"{place}/evaluation/accuracy.csv")
                     if row["checkpoint"] == f"{run}/checkpoint.pt"], ["clean", "0.01"]) for place, run in (*adv, *ours)]
     assert "has {} and {}, Adv-BNN {} and {} (clean / 0.01, one draw).".format(*last) in text
+    moved = max(abs(accuracy(first, epsilon, images="550") - accuracy(second, epsilon, images="550"))
+                for first, second in (ours, adv) for epsilon in ("0", "0.004", "0.01", "0.016", "0.02"))
+    assert f"the two seeds of one defence differ by up to {moved:.0f} points." in text
 
 
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():

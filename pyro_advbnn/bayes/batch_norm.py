@@ -43,15 +43,16 @@ def statistics_of(norms, call, kept):
     for norm in norms:
         if norm not in kept:
             shown = []
-            kept[norm] = shown, partial(_show, norm, shown), partial(_use, norm, shown)
+            kept[norm] = partial(_show, norm, shown), partial(_use, norm, shown), shown
+    showing, using, all_shown = zip(*map(kept.get, norms), strict=True)
     try:
-        with answering({norm: kept[norm][1] for norm in norms}):
+        with answering(dict(zip(norms, showing, strict=True))):
             call()
-        with answering({norm: kept[norm][2] for norm in norms}):
+        with answering(dict(zip(norms, using, strict=True))):
             yield
     finally:
-        for norm in norms:
-            kept[norm][0].clear()
+        for shown in all_shown:
+            shown.clear()
 
 
 def norms_in_training(network):

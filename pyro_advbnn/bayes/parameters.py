@@ -128,6 +128,11 @@ def left_out(output, weights, *others):
     return [name for name, w in weights.items() if w.requires_grad and get_gradient_edge(w)[:2] not in reached] + outside
 
 
+def state_tensors(state):
+    """{name: tensor} of a state dict: a module's extra state may be anything."""
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
 def flatten(parameters):
     """{name: parameter} as one vector (d,), a copy without gradient."""
     return torch.cat([p.detach().reshape(-1) for p in parameters.values()])

@@ -124,10 +124,8 @@ class EvaluatedRuns(list):
 
     def check_shared_images(self):
         """Raises InputError where the runs are not measured on the same images."""
-        for run in self:
-            if run.digest != self[0].digest:
-                raise InputError(f"--runs: {run.folder} and {self[0].folder} have other {self.selection.split} images, "
-                                 f"so that an attack on one cannot be tried on the other")
+        _check_same_images(self, "--runs", f"{self.selection.split} images, so that an attack on one cannot be tried on the "
+                                           f"other")
 
     def batches(self, run, images=None):
         """A run's images, or others, in batches, in their order."""
@@ -183,9 +181,7 @@ class EvaluatedRuns(list):
 
 def _mixture(runs):
     """Runs as one, whose name and columns are theirs, joined by + where they differ; of numbers none is then told."""
-    for run in runs:
-        if run.digest != runs[0].digest:
-            raise InputError(f"--mixture: {run.folder} and {runs[0].folder} have other images to be measured on")
+    _check_same_images(runs, "--mixture", "images to be measured on")
     values = {name: list(dict.fromkeys(run.fields[name] for run in runs)) for name in runs[0].fields}
     fields = dict.fromkeys(values)                       # None: of alphas or priors that differ
     for name, found in values.items():
@@ -194,6 +190,12 @@ def _mixture(runs):
         elif name not in ("alpha", "prior_std"):
             fields[name] = "+".join(found)
     return replace(runs[0], name=fields["run"], classifier=Mixture(run.classifier for run in runs), fields=fields)
+
+
+def _check_same_images(runs, flag, which):
+    for run in runs:
+        if run.digest != runs[0].digest:
+            raise InputError(f"{flag}: {run.folder} and {runs[0].folder} have other {which}")
 
 
 def _folders(selection):

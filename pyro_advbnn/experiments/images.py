@@ -1,9 +1,8 @@
 """The images on which runs are measured: the test split, or what a run held out; their digest."""
 import hashlib
 
-import torch
-
 from pyro_advbnn import datasets
+from pyro_advbnn.bayes.parameters import state_tensors
 from pyro_advbnn.system.devices import resolve_device
 from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training.configuration import images_of
@@ -46,9 +45,9 @@ def image_digest(images):
 
 
 def digest(state):
-    """The first 12 hex digits of the SHA-256 of the tensors of a state dict, without what else a module keeps there."""
+    """The first 12 hex digits of the SHA-256 of the tensors of a state dict."""
     found = hashlib.sha256()
-    for name, tensor in sorted((name, value) for name, value in state.items() if isinstance(value, torch.Tensor)):
+    for name, tensor in sorted(state_tensors(state).items()):
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return found.hexdigest()[:12]

@@ -13,7 +13,7 @@ from pyro_advbnn.bayes.build import build_classifier
 from pyro_advbnn.bayes.classifier import checked_logits, told_unreached
 from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.bayes.elbo import objective
-from pyro_advbnn.bayes.parameters import copied, counted_parameters, trainable_parameters
+from pyro_advbnn.bayes.parameters import copied, counted_parameters, state_tensors, trainable_parameters
 from pyro_advbnn.evaluation.inputs import check_logits
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.errors import InputError, Note, reason
@@ -108,8 +108,8 @@ def _start_from(network, name, run):
     if DEFENSES[config["defense"]].kind == "noisy":
         raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
     state = source.mean_network().state_dict()
-    there, here = ({name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
-                   for tensors in (state, network.state_dict()))
+    there, here = ({name: tuple(tensor.shape) for name, tensor in state_tensors(each).items()}
+                   for each in (state, network.state_dict()))
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
             raise InputError(f"--init_from: the network in {path} is not the one that is to be trained: {name} has the shape "

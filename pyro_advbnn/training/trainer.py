@@ -2,6 +2,7 @@
 import torch
 
 from pyro_advbnn import datasets
+from pyro_advbnn.bayes.parameters import state_tensors
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.precision import autocast
 from pyro_advbnn.training.algorithm1 import step
@@ -48,7 +49,8 @@ class Training:
         self.streams_left_by = distributed.world_size()
         self.epochs_done = self.steps_done = 0
         self.restart_averages()
-        self._finite = [name for name, value in _tensors(classifier) if value.isfinite().all()]     # an attention's mask is not
+        self._finite = [name for name, value in state_tensors(classifier.state_dict()).items()
+                        if value.isfinite().all()]       # an attention's mask is not
         self._watch = Watch(self.device)
         self._check_every_step = self.device.type == "cpu"
         self.last_learning_rate = self.last_kl_weight = None
@@ -134,7 +136,7 @@ class Training:
     def check(self):
         """Raises NotFinite, in all processes, where a step of this epoch went wrong, or a weight was finite and is not."""
         self._watch.check(self.epochs_done + 1)
-        for name, tensor in _tensors(self.classifier):
+        for name, tensor in state_tensors(self.classifier.state_dict()).items():
             if name in self._finite and not tensor.isfinite().all():
                 raise NotFinite(f"{name} is not finite after step {self.steps_done} of epoch {self.epochs_done + 1}")
 
@@ -196,8 +198,3 @@ class Training:
             self._augment.set_state(rng["augment"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
-
-
-def _tensors(classifier):
-    """(name, tensor) of the classifier's state; a module's extra state may be anything."""
-    return [(name, value) for name, value in classifier.state_dict().items() if isinstance(value, torch.Tensor)]
