@@ -3,7 +3,7 @@ import math
 import re
 
 import pytest
-from pages import PAGES, RUNS, apart, best_epoch, both_accuracies, mean_percent, one, percent, records, section, table
+from pages import PAGES, RUNS, apart, best_epoch, mean_percent, one, percent, records, section, table
 from torch import nn
 
 from pyro_advbnn import networks
@@ -183,6 +183,10 @@ def test_what_is_said_of_alphas_equals_the_records():
     one_draw = {name: run["last"]["pgd_1_draw"] for name, run in runs.items()}
     hidden = [f"{100 * (one_draw[name] - many[name]):.1f}" for name in ("alpha-0.1", "alpha-0.001")]
     assert "at 0.1 an attacker with ten draws wins {} points more, at 0.001 {}.".format(*hidden) in text
+    left = [percent(before[f"alpha-{alpha}"]["last"]["pgd_10_draws"]) for alpha in (0.1, 0.001)]
+    assert "ten draws leave {} at 0.1 and {} at 0.001 (`fan-in.jsonl`".format(*left) in text
+    stds = [float(f"{runs[f'alpha-{alpha}']['prior_std']:.2g}") for alpha in (0.1, "auto", 0.0001)]
+    assert "its std is {} at alpha 0.1, {} at 0.0026 and {} at 0.0001.".format(*stds) in text
     small = [name for name, run in runs.items() if run["settings"]["alpha"] <= 0.01]
     left = [100 * runs[name]["pruned_60"] for name in small]
     costs, former = ([100 * (kind[name]["last"]["pgd_10_draws"] - kind[name]["pruned_60"]) for name in small]
@@ -296,25 +300,19 @@ def test_what_the_decay_weighs_equals_the_records():
     assert last < 0.2 < 0.7 < first                      # in the first epoch BatchNorm's scales, at the end the convolutions
 
 
-def test_the_table_of_budgets_on_stl10_equals_the_records():
-    places = {"0.01": "fan_in/runs/advbnn-0.01", "0.11: the default": "fan_in/runs/advbnn", "0.2": "before/runs/advbnn",
-              "(adversarial training)": "runs/adv"}
-    rows, of_five = table("method.md", "nats per image", "right in training"), []
-    assert [row["nats per image"] for row in rows] == list(places)
-    for row in rows:
-        folder = f"stl10-medium/{places[row['nats per image']]}"
-        config, course = json_files.read_config(RUNS / folder), records(f"{folder}/metrics.jsonl")
-        last, best = course[-1], best_epoch(course)
-        told = [both_accuracies(*each) for each in ((last, "train"), (best, "held_out"), (last, "held_out"))]
-        assert [row[name] for name in ("nll", "right in training", "best", "last")] == [
-            f"{last['nll']:.3f}", told[0], f"{told[1]} ({best['epoch']})", told[2]]
-        if config["settings"]["alpha"]:
-            assert [row[name] for name in ("SNR", "KL")] == [f"{last['snr']:.1f}", f"{last['kl_per_image']:.3f}"]
-            share = price(config["settings"]["alpha"], 4500, config["num_weights"])
-            assert float(row["nats per image"].partition(":")[0]) == pytest.approx(share, rel=0.02)
-            assert config["classifier"]["prior_std"] == "fan_in"
+def test_what_is_said_of_budgets_on_stl10_equals_the_records():
+    places = {"0.01": "fan_in/runs/advbnn-0.01", "0.11": "fan_in/runs/advbnn", "0.2": "before/runs/advbnn", None: "runs/adv"}
+    lost, of_five, text = [], [], " ".join(section("method.md", "## What alpha costs and brings").split())
+    for share, place in places.items():
+        config, course = json_files.read_config(RUNS / f"stl10-medium/{place}"), records(f"stl10-medium/{place}/metrics.jsonl")
+        lost.append(f"{100 * (best_epoch(course)['held_out_robust_accuracy'] - course[-1]['held_out_robust_accuracy']):.1f}")
         of_five.append(mean_percent([epoch["held_out_robust_accuracy"] for epoch in course[-5:]]))
-    assert "under attack are {}, {}, {} and {} %".format(*of_five) in PAGES["method.md"]
+        if share:
+            assert float(share) == pytest.approx(price(config["settings"]["alpha"], 4500, config["num_weights"]), rel=0.02)
+            assert config["classifier"]["prior_std"] == "fan_in"
+    assert "{} points under attack lie between the best epoch and the last, at 0.11 they are {},".format(*lost) in text
+    assert "at 0.2, with noisier statistics, {}, and {} without a posterior.".format(*lost[2:]) in text
+    assert "under attack are {}, {}, {} and {} %".format(*of_five) in text
 
 
 def test_what_a_small_budget_costs_on_digits_equals_the_records():

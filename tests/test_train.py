@@ -490,9 +490,11 @@ def test_a_start_from_a_network_that_has_learnt_from_held_out_images_is_noted(fi
         build(init_from=finished)
 
 
-def test_a_start_from_a_network_with_noise_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match="init_from: the network in .* has noise before its layers, as of --defense rse"):
-        build(defense="rse", init_from=run(tmp_path / "rse", defense="rse", epochs=1))
+def test_a_start_from_a_network_with_noise_takes_its_weights_alone(tmp_path):
+    noisy = run(tmp_path / "rse", defense="rse", epochs=1)
+    _, training, _ = build(defense="advbnn", init_from=noisy)
+    assert_starts_at(training.classifier, checkpoints.load(noisy / "best.pt").mean_network())
+    assert "noise_before" not in training.classifier.settings()
 
 
 @pytest.mark.parametrize("flags", [{"width": 5}, {"network": "vgg16", "dataset": "npz"}], ids=["width", "network"])
@@ -640,7 +642,7 @@ def odd_networks(tmp_path, monkeypatch):
     ("Later", "cannot be called with weights that are drawn anew in each call"),
     ("broken", "the network cannot take images of (1, 8, 8): AssertionError"), ("Recurrent", "recurrent layers"),
     ("closure", "training leaves out 0.weight, 0.bias, a tensor (4,) from outside"),
-    ("closure --defense=rse", "training leaves out 0.layer.weight"),
+    ("closure --defense=rse", "training leaves out 0.weight, 0.bias, a tensor (4,) from outside"),
     ("closure --defense=none --weight_averaging=0.9", "training leaves out 0.weight"),
     ("Unused", "training leaves out head.weight, head.bias"), ("Unused --defense=adv", "freeze by requires_grad_(False)"),
     ("bare --defense=rse", "no parameters"), ("Reads --defense=advrse", "layers that the network does not call"),

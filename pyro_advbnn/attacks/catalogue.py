@@ -66,10 +66,8 @@ def default_names(is_random, has_mean, num_classes, norm):
 def build(names, strength):
     """{name: attack}, in order.
 
-    Raises InputError for an unknown name, one that comes twice, and one of another norm.
+    Raises InputError for an unknown name, and one of another norm.
     """
-    if len(set(names)) < len(names):
-        raise InputError("--attacks: a name comes twice")
     return {name: _build(name, strength) for name in names}
 
 

@@ -28,9 +28,12 @@ def synchronise(network, device_type):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _calls_torchs(module):
             raise InputError(f"--batch_norm sync cannot join the batches of {name}, a {type(module).__name__} with a forward "
                              f"of its own; --batch_norm broadcast leaves each process its own part")
-    if device_type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return _replaced(network)
+    kind = nn.SyncBatchNorm if device_type == "cuda" else SyncedBatchNorm
+    synced = {norm: _as(kind, norm) for norm in network.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)}
+    for module in network.modules():
+        for name, child in module._modules.items():      # named_children() tells one of a norm's names alone
+            module._modules[name] = synced.get(child, child)
+    return synced.get(network, network)
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def _calls_torchs(norm):
 
 def processes_joined(norms):
     """Of how many processes the images together tell the statistics of `norms`."""
-    return distributed.world_size() if any(isinstance(norm, SyncedBatchNorm | nn.SyncBatchNorm) for norm in norms) else 1
+    return distributed.world_size() if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else 1
 
 
 def _show(norm, shown, x):
@@ -80,7 +83,8 @@ def _show(norm, shown, x):
         with_statistics = _in_steps if norm.weight is None else _InOnePass.apply
         normalised, mean, var = with_statistics(x, norm.weight, norm.bias, norm.eps)
         count = x.numel() // x.shape[1]
-    _track(norm, mean.detach(), var.detach(), count)
+    if norm.track_running_stats:
+        _track(norm, mean.detach(), var.detach(), count)
     shown.append((mean, var))
     return normalised
 
@@ -154,35 +158,20 @@ def _track(norm, mean, var, count):
     norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
 
-def _replaced(network):
-    if isinstance(network, nn.modules.batchnorm._BatchNorm):
-        return _synced(network)
-    for name, child in network.named_children():
-        network.add_module(name, _replaced(child))
-    return network
-
-
-def _synced(norm):
-    other = SyncedBatchNorm(norm.num_features)
+def _as(kind, norm):
+    other = kind(norm.num_features)
     vars(other).update(vars(norm))                       # parameters, buffers, hooks and mode
     return other
 
 
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """`F.batch_norm` of the joined batch: x (B, C, ...) of this process alone, B may differ between the processes."""
+class SyncedBatchNorm(nn.SyncBatchNorm):
+    """torch's, on the CPU too: x (B, C, ...) of this process alone, B may differ between the processes."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        mean, var, count = _joined_statistics(_exact(x))
-        if self.track_running_stats:
-            _track(self, mean.detach(), var.detach(), count)
-        return _normalised(x, mean, var, self.weight, self.bias, self.eps)
-
-    def _check_input_dim(self, x):
-        if x.dim() < 2:
-            raise ValueError(f"expected at least 2D input (got {x.dim()}D input)")
+        return _show(self, [], x)
 
 
 def _joined_statistics(x):

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_advbnn.bayes.batch_norm import norms_in_training, processes_joined, statistics_of
-from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
+from pyro_advbnn.bayes.classifier import Classifier, categorical, one_at_a_time, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
@@ -97,6 +97,7 @@ class BayesianClassifier(Classifier):
         self._answers: dict = {}                         # of norms, in `statistics_of`
         self._shared = shared_modules(network)
 
+    @one_at_a_time
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight.
 
@@ -253,10 +254,10 @@ class BayesianClassifier(Classifier):
         if self.log_std.requires_grad or in_transform():
             self._kept = None
             return None
-        version = self.log_std._version, self.log_std.data_ptr()
-        if self._kept is None or self._kept[0] != version:
-            self._kept = version, torch.exp(self.log_std, out=self._work.take(self.log_std))
-        return self._kept[1]
+        version, kept = (id(self.log_std), self.log_std._version, self.log_std.data_ptr()), self._kept
+        if kept is None or kept[0] != version:           # held, or another log_std may come to lie there
+            self._kept = kept = version, torch.exp(self.log_std, out=self._work.take(self.log_std)), self.log_std
+        return kept[1]
 
     def _pieces(self, value_of):
         """[(start, stop, value), ...] over the flat vector, neighbours of equal value joined; value_of: name -> value."""

@@ -6,6 +6,7 @@ A deterministic (or noisy) network is the case of an empty guide, so one objecti
 import copy
 import functools
 import itertools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -16,12 +17,25 @@ from pyro import poutine
 from torch import nn
 
 from pyro_advbnn.bayes.averaging import AveragedClassifier
-from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype, structure
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
 from pyro_advbnn.bayes.rse import noise_before, noises, silent_layers
 from pyro_advbnn.system.errors import InputError, Note, check_number
+
+_CALLING = threading.RLock()
+
+
+def one_at_a_time(forward):
+    """The forward of a classifier, in one thread at a time: a call puts its weights into modules that all calls share."""
+    @functools.wraps(forward)
+    def call(self, x):
+        if in_transform():
+            return forward(self, x)
+        with _CALLING:
+            return forward(self, x)
+    return call
 
 
 def categorical(logits):
@@ -55,11 +69,13 @@ class Classifier(nn.Module):
         self._kept = None
         self.unreached = None                            # by training, as the first step found: names of weights, shapes
 
+    @one_at_a_time
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh randomness.
 
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
-        .data, of which torch tells nobody, or call eval() or train() afterwards.
+        .data, of which torch tells nobody, or call eval() or train() afterwards, as attacks and predictions do. So after
+        changing layers, or an attribute by which the network's forward chooses its way.
         """
         x = as_convolutions_like(x, self.network)
         if any(p.requires_grad for p in self.parameters()) or not self._may_be_lean(x):
@@ -77,15 +93,19 @@ class Classifier(nn.Module):
     def _kept_weights(self, x):
         """The weights of lean calls, made anew where a weight, a buffer, autocast's dtype or what may be folded has changed."""
         parameters = dict(self.network.named_parameters())
-        versions = [(t._version, t.data_ptr()) for t in (*parameters.values(), *self.network.buffers())]
+        tensors = [*parameters.values(), *self.network.buffers()]
+        versions = [(id(t), t._version, t.data_ptr()) for t in tensors]
         state = versions, self._lean_calls.still_pairs(), autocast_dtype(x.device)
-        if self._kept is None or self._kept[0] != state:
+        kept = self._kept
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False):            # a later call may take gradients with them
-                self._kept = state, self._lean_calls.weights(parameters)
-        return self._kept[1]
+                self._kept = kept = state, self._lean_calls.weights(parameters), tensors     # held, or others may lie there
+        return kept[1]
 
     def train(self, mode: bool = True) -> "Classifier":
         self._kept = None
+        if not mode and "_lean_calls" in vars(self) and self._lean_calls.structure != structure(self.network):
+            del self._lean_calls
         return super().train(mode)
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None, kl_weight: float | None = None, *,

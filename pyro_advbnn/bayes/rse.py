@@ -3,6 +3,7 @@
 Liu, Cheng, Zhang and Hsieh, "Towards Robust Neural Networks via Random Self-Ensemble" (ECCV 2018), one of the paper's
 baselines. A network without convolutions gets it before every linear layer, of which the paper says nothing.
 """
+import itertools
 from collections import Counter
 
 import torch
@@ -51,60 +52,39 @@ class AdditiveNoise(nn.Module):
         return f"std={self.std}"
 
 
-class NoisyLayer(nn.Module):
-    """Noise, then a layer, whose attributes it has too: a network may read self.conv.weight."""
-
-    def __init__(self, noise, layer):
-        super().__init__()
-        self.noise, self.layer = noise, layer
-
-    def forward(self, x):
-        return self.layer(self.noise(x))
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__"):                    # how to copy it, for one
-                raise
-            return getattr(super().__getattr__("layer"), name)
+def add_noise_to_input(layer, arguments):
+    """The hook of a layer that noise is added before; its weights, its name and its kind stay as they are."""
+    return layer.noise(arguments[0]), *arguments[1:]
 
 
 def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1) -> nn.Module:
     """A copy of `network` with noise before its first convolution (first_std) and before each other one (inner_std).
 
     Convolutions are taken in the order in which the network registers them; without any, linear layers are, but for those
-    whose weights an attention reads. Encoder layers lose torch's fast path, which would read the weights of theirs.
+    whose weights an attention reads. (Encoder layers leave torch's fast path, which a hook bars.)
 
     Raises InputError for a network that has neither, or noise already, and as `parameters.check_network`.
     """
     check_network(network)
     if noises(network):
         raise InputError("the network has noise before its layers already")
-    noisy = nn.Sequential(copied(network))               # so that a network which is itself a layer has a parent
-    named = list(noisy.named_modules(remove_duplicate=False))
-    layers: list[tuple[str, nn.Module]] = [(name, module) for name, module in named if isinstance(module, _CONVOLUTIONS)]
+    noisy = copied(network)
+    layers: list[nn.Module] = [module for module in noisy.modules() if isinstance(module, _CONVOLUTIONS)]
     if not layers:
-        layers = [(name, module) for name, module in named
+        layers = [module for module in noisy.modules()
                   if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)]
     if not layers:
         raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
-    made: dict = {}
-    for name, layer in layers:
-        parent, _, child = name.rpartition(".")
-        noise = AdditiveNoise(inner_std if made else first_std)
-        made.setdefault(layer, NoisyLayer(noise, layer))             # a layer under two names gets one noise under both
-        setattr(noisy.get_submodule(parent), child, made[layer])
-    for module in noisy.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-    return noisy[0]
+    for layer, std in zip(layers, itertools.chain([first_std], itertools.repeat(inner_std))):
+        layer.noise = AdditiveNoise(std)
+        layer.register_forward_pre_hook(add_noise_to_input)
+    return noisy
 
 
 def noise_before(network):
     """{kind of layer: how many have noise before them}, of those that a call has come through; before the first call of all."""
-    layers = [module for module in network.modules() if isinstance(module, NoisyLayer)]
-    return dict(Counter(type(m.layer).__name__ for m in [m for m in layers if m.noise.drawn] or layers))
+    layers = list(_noisy_layers(network).values())
+    return dict(Counter(type(layer).__name__ for layer in [each for each in layers if each.noise.drawn] or layers))
 
 
 def noises(network):
@@ -114,4 +94,9 @@ def noises(network):
 
 def silent_layers(network):
     """The names of layers that have noise before them and that no call has come through."""
-    return [name for name, module in network.named_modules() if isinstance(module, NoisyLayer) and not module.noise.drawn]
+    return [name for name, layer in _noisy_layers(network).items() if not layer.noise.drawn]
+
+
+def _noisy_layers(network):
+    return {name: module for name, module in network.named_modules()
+            if add_noise_to_input in module._forward_pre_hooks.values()}

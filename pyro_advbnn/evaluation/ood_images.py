@@ -11,9 +11,7 @@ NAMES = (*MADE, *DATASETS)
 
 
 def check(names, dataset, data_dir):
-    """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, each once, and one has the data_dir."""
-    if len(set(names)) < len(names):
-        raise InputError(f"--ood: a name comes twice in {', '.join(names)}")
+    """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, and one has the data_dir."""
     if dataset in names and (dataset not in ("folder", "npz") or data_dir is None):
         raise InputError(f"--ood {dataset} is the data set of the run itself")
     if data_dir is not None and len(set(names).difference(MADE, {"digits"})) != 1:
@@ -38,7 +36,7 @@ def foreign_images(name, like, seed, data_dir=None):
         pixels = images.images.flatten(2)[:, :, order].view(images.images.shape)
         return _unlabelled(pixels, name, like)
     size = max(like.image_shape[1:]) if name == "folder" else None
-    found = datasets.load(name, "test", data_dir, image_size=size)
+    found = datasets.load(name, "test", None if name == "digits" else data_dir, image_size=size)
     found = datasets.balanced_subset(found, min(len(like), len(found)), seed).in_memory()
     return _unlabelled(_reshaped(found.images, like.image_shape), name, like)
 

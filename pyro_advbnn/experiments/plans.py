@@ -9,7 +9,6 @@ from pyro_advbnn.bayes.defenses import DEFENSES
 from pyro_advbnn.cli import help
 from pyro_advbnn.experiments import ablations, costs, protocol, scales
 from pyro_advbnn.experiments.costs import attack, prediction
-from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
 PIECES = ("table1", "fig2", "fig3", "fig4", "fig5", "alpha", "prior", "lipschitz")
@@ -50,15 +49,11 @@ class Plan:
     digest: what tells data of the user's own from others, None for a published set.
     seeds: of the trainings of `beyond`, default wanted's. pairs: what is to be judged, mappings of the pair's name, its
     seed, the names of both runs in robust.csv (joined by + where they are mixtures) and the radius.
-
-    Raises InputError for a seed that is given twice.
     """
 
     def __init__(self, pieces, wanted, num_train, num_test, *, on_gpu=False, digest=None, seeds=None):
         self.digest = digest
-        self.seeds = seeds or [wanted.seed]
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"--seeds must be seeds that differ, got {','.join(map(str, self.seeds))}")
+        self.seeds = list(dict.fromkeys(seeds or [wanted.seed]))
         self.wanted, self.out = wanted, wanted.out or Path("runs") / f"reproduce-{wanted.dataset}-{wanted.scale}"
         self.settings = scales.settings(wanted, num_train, num_test)
         self.num_train = min(self.settings["num_train"] or num_train, num_train)

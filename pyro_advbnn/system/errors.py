@@ -2,6 +2,8 @@
 import math
 import numbers
 import os
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 
@@ -37,9 +39,9 @@ def check_at_least(name, value, least):
 
 
 def check_number(name, value, low=0, high=math.inf, *, above=False):
-    """Raises InputError for a setting that is no finite number in [low, high]; above: in (low, high]. Text is no number."""
+    """Raises InputError for a setting that is no finite number in [low, high]; above: in (low, high]. Text is none."""
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | str | bytes | Fraction | Decimal):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):     # the last but one: torch's, of several numbers

@@ -168,7 +168,7 @@ def _build(content, network, prior, likelihood, path):
         raise InputError(f"{path} was trained with the prior {settings['prior']}; "
                          f"{'pass none' if named else 'pass it as prior'}")
     network = copied(network)
-    _freeze(network, content["frozen"], "network")
+    _freeze(network, content["state"], "network")        # what the network itself holds there had no distribution
     return BayesianClassifier(network, settings["prior_std"], settings["init_std"], prior=prior or settings["prior"],
                               deterministic=settings["deterministic"], kl_over=settings["kl_over"],
                               batch_statistics=settings["batch_statistics"], **of_y)

@@ -105,8 +105,6 @@ def check_memory(architecture, defense, device):
 def _start_from(network, name, run):
     own = networks.is_imported(name) and run_folders.read_config(run)["network"] == name
     source, config, path = run_folders.load_classifier(run, network=network if own else None)
-    if DEFENSES[config["defense"]].kind == "noisy":
-        raise InputError(f"--init_from: the network in {path} has noise before its layers, as of --defense {config['defense']}")
     state = source.mean_network().state_dict()
     there, here = ({name: tuple(tensor.shape) for name, tensor in state_tensors(each).items()}
                    for each in (state, network.state_dict()))
@@ -203,7 +201,7 @@ def _unreached_in_training(classifier, x, y):
     """What of `classifier.unreached` is so in training mode too: a network may have heads for that alone, or many experts."""
     other = copy.deepcopy(classifier).train()
     for module in other.modules():
-        module.training = type(module) not in (nn.SyncBatchNorm, batch_norm.SyncedBatchNorm)    # these need all processes
+        module.training = not isinstance(module, nn.SyncBatchNorm)     # these need all processes
     other.unreached = None
     objective(other, x, y, kl_weight=0.0)
     return [name for name in classifier.unreached if name in other.unreached]

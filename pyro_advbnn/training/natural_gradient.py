@@ -34,6 +34,8 @@ class NaturalGradient(torch.optim.Optimizer):
                  D over all weights over that of D^2, each averaged over some 1 / rho steps before (0 in the first). So at
                  rest Eq. (10) is stationary in a common factor of all stds, which few draws tell well.
 
+    Both read D from the gradient of log_std as `negative_elbo` leaves it: clip that of the mean alone.
+
     Weights that the KL does not count (kl_over="last") have no such fixed point. Eq. (10) is least where their std is 0, and
     no optimizer should say otherwise: theirs falls for ever, as with Adam, but ever more slowly, like 1 / sqrt(steps).
 

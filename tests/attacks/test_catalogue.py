@@ -91,7 +91,7 @@ def test_what_makes_no_sense_for_a_classifier_is_left_out():
 
 
 @pytest.mark.parametrize(("names", "norm", "message"), [
-    (["pdg"], "linf", "must be of noise, fgsm"), (["pgd", "pgd"], "linf", "comes twice"),
+    (["pdg"], "linf", "must be of noise, fgsm"),
     (["pgd@"], "linf", "--attacks pgd@: source must be"), (["pgd@self"], "linf", "as NAME@mean or NAME@pool:M, got 'pgd@self'"),
     (["pgd@pool:0"], "linf", "source must be"), (["cw"], "linf", "cw is an attack in the norm l2"),
     (["square"], "l2", "square is an attack in the norm linf"),

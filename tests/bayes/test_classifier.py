@@ -1,5 +1,7 @@
 import copy
 import math
+import statistics
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -502,6 +504,33 @@ def test_a_kept_std_is_that_of_the_parameter_that_is_there():
     drawn = classifier(x)
     torch.manual_seed(0)
     torch.testing.assert_close(drawn, other(x).detach())
+
+
+def spread(classifier, log_std):
+    """How far the answers to one image lie apart with a log_std that is made for this call and gone after it."""
+    x, state = torch.ones(1, 16), {"log_std": torch.full_like(classifier.log_std, log_std)}
+    with torch.no_grad():
+        return torch.func.functional_call(classifier, state, (x.expand(500, 16),)).std().item()
+
+
+def test_a_log_std_that_comes_to_lie_where_another_was_is_not_taken_for_it():
+    classifier = ab.BayesianClassifier(nn.Linear(16, 3)).eval().requires_grad_(False)
+    widths = [statistics.mean(spread(classifier, log_std) for _ in range(20)) for log_std in (-9.0, 1.0)]
+    assert widths[1] > 5 and widths[0] < widths[1] / 2   # the bulk of both is how far the three logits lie apart
+
+
+@pytest.mark.parametrize("build", [ab.Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-7)])
+def test_threads_that_share_a_classifier_get_its_answers_and_leave_its_weights_as_they_are(build):
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(),
+                            nn.Linear(128, 10))
+    network.train()(3 * torch.rand(64, 1, 8, 8))
+    classifier, x = build(network).eval(), torch.rand(64, 1, 8, 8)
+    expected, before = ab.predict(classifier, x, num_samples=1), copy.deepcopy(classifier.state_dict())
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda _: ab.predict(classifier, x, num_samples=3), range(60)))
+    for answer in answers:
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(dict(classifier.state_dict()), dict(before), rtol=0, atol=0)
 
 
 def test_the_slope_of_an_estimated_kl_is_the_mean_of_all_processes(monkeypatch):

@@ -56,6 +56,21 @@ class ReadsItsLayer(nn.Module):
         return self.end(x.amax((2, 3)))
 
 
+class AsksForItsLayers(nn.Module):
+    """A forward that looks at the kinds of its layers, and sets something on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layers = nn.Conv2d(1, 4, 3), nn.ModuleList([nn.Flatten(), nn.Linear(36, 8), nn.Linear(8, 10)])
+
+    def forward(self, x):
+        self.conv.stride = (2, 2)
+        x = self.conv(x)
+        for layer in self.layers:
+            x = layer(x).relu() if isinstance(layer, nn.Linear) and layer is not self.layers[-1] else layer(x)
+        return x
+
+
 NETWORKS = {"an MLP": (mlp, {"Linear": 2}),
             "attention": (Tokens, {"Linear": 2}),
             "an encoder layer": (lambda: Tokens(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), {"Linear": 4}),
@@ -63,6 +78,7 @@ NETWORKS = {"an MLP": (mlp, {"Linear": 2}),
             "called by its second name": (lambda: TwoNames("b"), {"Conv2d": 1}),
             "in a shared block": (TwoBlocks, {"Conv2d": 1}),
             "weights read by the network": (ReadsItsLayer, {"Conv2d": 1}),
+            "kinds read by the network": (AsksForItsLayers, {"Conv2d": 1}),
             "a lone layer": (lambda: nn.Linear(8, 10), {"Linear": 1}),
             "convolutions": (lambda: ab.networks.convnet(width=4), {"Conv2d": 4})}
 
@@ -130,4 +146,4 @@ def test_noise_comes_back_from_a_checkpoint_with_its_stds(tmp_path, passed, conf
     ab.save(tmp_path / "c.pt", classifier, config)
     loaded = ab.load(tmp_path / "c.pt", network=passed())
     assert [module.std for module in loaded.modules() if isinstance(module, ab.AdditiveNoise)] == [0.6]
-    assert torch.equal(loaded.network[0].layer.weight, classifier.network[0].layer.weight)
+    assert torch.equal(loaded.network[0].weight, classifier.network[0].weight)

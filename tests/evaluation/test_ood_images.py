@@ -45,6 +45,7 @@ def test_another_data_set_takes_the_size_and_the_colours(like, tmp_path):
     colours = npz(tmp_path / "colours.npz", np.full((9, 2, 2, 3), (250, 101, 50), np.uint8))
     found = ood_images.foreign_images("npz", Images(like.images[:, :1], like.labels, ("a", "b")), 0, colours)
     assert found.images.shape == (6, 1, 4, 4) and found.images.unique().tolist() == [140]       # 139.74, rounded
+    assert len(ood_images.foreign_images("digits", like, 0, colours)) == 6           # the folder is the other data set's
 
 
 @pytest.mark.parametrize(("names", "data_dir", "message"), [

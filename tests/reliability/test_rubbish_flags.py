@@ -27,7 +27,7 @@ NO_TEXTS = {
     "network": ["nonsense", ":", "os:", "torchvision:", "torchvision:nonsense", "no_such_module:f", ".x:y", "math:pi"],
     "prior_std": ["nonsense", "fan_out", "fan_in/0", "fan_in*x", "fan_in/٣", "0", "-1", "nan"],
     "init_std": ["nonsense", "fan_in/0", "0", "-1", "inf", "50"],
-    "attacks": ["nonsense", "pgd,pgd", "@", "pgd@", "pgd@pool:0", "pgd@pool:x", "cw"],
+    "attacks": ["nonsense", "@", "pgd@", "pgd@pool:0", "pgd@pool:x", "cw"],
 }
 WRONG_PLACES = {                                         # of each path: what is no such thing
     "run": ["nowhere", "file", "loop", "/dev/null", "empty"], "runs": ["nowhere", "file,empty", "run,run", ",", "loop"],

@@ -199,6 +199,20 @@ def doubled():
             batch_norm.synchronise(nn.Sequential(nn.ReLU(), norm), "cpu")
 
 
+def kinds_under_two_names():
+    found = []
+    for device_type in ("cpu", "cuda"):
+        network = nn.Module()
+        network.first = network.second = nn.BatchNorm1d(2)
+        batch_norm.synchronise(network, device_type)
+        found.append((type(network.first).__name__, network.second is network.first))
+    return found
+
+
+def test_a_norm_under_two_names_is_synchronised_under_both():
+    assert group(kinds_under_two_names) == 2 * [[("SyncedBatchNorm", True), ("SyncBatchNorm", True)]]
+
+
 def hooks_of_converted():
     norm = nn.BatchNorm2d(3).requires_grad_(False).eval()
     norm.register_forward_hook(lambda *_: None)

@@ -1,6 +1,7 @@
 """Tests of what Python code gives: settings and paths of another kind are refused by name, what stands for a path is one."""
 import csv
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ def classifier():
     (lambda: ab.PGD(0.1, num_steps=True), "num_steps must be a whole number of at least 0, got True"),
     (lambda: ab.PGD("0.1"), "epsilon must be a number, got '0.1'"),
     (lambda: ab.PGD(None), "epsilon must be a number, got None"),
+    (lambda: ab.PGD(Fraction(8, 255)), r"epsilon must be a number, got Fraction\(8, 255\)"),
     (lambda: ab.PGD(torch.ones(3)), r"epsilon must be a number, got tensor\(\[1., 1., 1.\]\)"),
     (lambda: ab.PGD(0.1, "0.1"), "step_size must be a number, got '0.1'"),
     (lambda: ab.PGD(0.1, momentum="some"), "momentum must be a number, got 'some'"),

@@ -126,6 +126,19 @@ def test_frozen_parameters_come_back_frozen(tmp_path, frozen, defense):
     assert defense != "bnn" or all(p.requires_grad for p in passed.parameters())         # it is left as it is
 
 
+@pytest.mark.parametrize("still_frozen", [False, True])
+def test_what_was_frozen_when_a_network_became_bayesian_and_trains_later_comes_back(tmp_path, still_frozen):
+    network = convnet()
+    network.features.requires_grad_(False)
+    classifier = trained(ab.BayesianClassifier(network).requires_grad_(True))
+    checkpoints.save(tmp_path / "c.pt", classifier)
+    passed = convnet()
+    passed.features.requires_grad_(not still_frozen)
+    loaded = checkpoints.load(tmp_path / "c.pt", passed)
+    assert_same(classifier, loaded)
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
 @pytest.mark.parametrize(("wrap", "dtypes"), [
     (ab.Classifier, (torch.float64, torch.float32)), (ab.Classifier, (torch.bfloat16, torch.float32)),
     *((ab.BayesianClassifier, (dtype, dtype)) for dtype in (torch.float64, torch.float16, torch.float32))])

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_advbnn.bayes.kernels import max_pool
 from pyro_advbnn.bayes.kernels.vectors import Buffers
 from pyro_advbnn.bayes.parameters import copied
+from pyro_advbnn.bayes.rse import add_noise_to_input
 from pyro_advbnn.system.errors import Note
 from pyro_advbnn.system.memory import is_out_of_memory
 from pyro_advbnn.system.random_streams import undisturbed
@@ -27,6 +28,7 @@ from pyro_advbnn.system.random_streams import undisturbed
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CAST = (*_CONVOLUTIONS, nn.Linear)                      # whose weights autocast brings to its dtype
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class LeanCalls:
@@ -38,7 +40,7 @@ class LeanCalls:
     """
 
     def __init__(self, network, shared=()):
-        self.network = network
+        self.network, self.structure = network, structure(network)
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
         before = {second: first for first, second in pairs}
@@ -79,7 +81,9 @@ class LeanCalls:
             return True
         key = dtype, torch.is_inference_mode_enabled()
         if key not in self._agree and not any(module.training for module in self.network.modules()):
+            is_first = not self._agree
             self._agree[key] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
+            self.structure = structure(self.network) if is_first else self.structure         # a call may leave a mark, once
         return self._agree.get(key, False)
 
     @torch.no_grad()
@@ -197,6 +201,12 @@ def autocast_dtype(device):
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def structure(network):
+    """What was traced: the modules by name and the plain attributes by which a forward may choose its way, but for the mode."""
+    return [(name, type(module), {key: value for key, value in vars(module).items() if type(value) in _PLAIN} | {"training": 0})
+            for name, module in network.named_modules()]
+
+
 def fusible(network):
     """[(name of a module, name of the one that alone reads its output), ...], neither of which does anything else.
 
@@ -238,9 +248,9 @@ def _alone_reads_a_module(node):
 
 
 def _is_plain(module):
-    """Whether a call of it is what its class does: it has neither hooks nor a forward of its own."""
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-                or "forward" in vars(module))
+    """Whether a call of it is what its class does: it has neither hooks, but for RSE's noise, nor a forward of its own."""
+    hooks = {*module._forward_hooks.values(), *module._forward_pre_hooks.values()} - {add_noise_to_input}
+    return not (hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module))
 
 
 @contextmanager
