@@ -16,7 +16,7 @@ from pyro_advbnn.bayes.batch_norm import norms_in_training, processes_joined, st
 from pyro_advbnn.bayes.classifier import Classifier, categorical, one_at_a_time, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
-from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, unflatten
+from pyro_advbnn.bayes.kernels.vectors import in_transform, unflatten
 from pyro_advbnn.bayes.parameters import (
     counted_parameters,
     flatten,
@@ -93,7 +93,6 @@ class BayesianClassifier(Classifier):
         self.prior = self._prior(network, prior_std, prior, self._counted(network, kl_over))
         prior_stds = per_parameter_std(prior_std, network, within=(0, math.inf))
         self._may_explode = max(self.log_std.detach().max().exp().item(), *prior_stds.values()) < _HUGE_STD
-        self._work, self._work_fixed = Buffers(), Buffers()
         self._answers: dict = {}                         # of norms, in `statistics_of`
         self._shared = shared_modules(network)
 
@@ -113,8 +112,7 @@ class BayesianClassifier(Classifier):
 
     def posterior_distribution(self) -> MeanFieldNormal:
         """The guide's distribution over the flat vector (d,)."""
-        return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen(),
-                               buffers=self._work)
+        return MeanFieldNormal(self.mean, self.log_std, counted=self.prior.counted, std=self._std_while_frozen())
 
     def shapes(self) -> dict[str, torch.Size]:
         """{parameter name: shape} in the order in which mean and log_std hold them."""
@@ -126,7 +124,7 @@ class BayesianClassifier(Classifier):
 
     def posterior(self) -> dict[str, dist.Normal]:
         """{parameter name: Normal}, shapes as in the network: a copy, which a training that goes on does not change."""
-        means, stds = (unflatten(vector, self._shapes.values(), None)
+        means, stds = (unflatten(vector, self._shapes.values())
                        for vector in (self.mean.detach().clone(), self.log_std.detach().exp()))
         return {name: dist.Normal(mean, std, validate_args=False)
                 for name, mean, std in zip(self._shapes, means, stds, strict=True)}
@@ -169,7 +167,7 @@ class BayesianClassifier(Classifier):
 
     def weight_tensors(self, of: Callable) -> list[torch.Tensor]:
         vectors = [(self.mean, self._shapes)] + ([(self.deterministic, self._fixed_shapes)] if self._fixed_shapes else [])
-        return [part for vector, shapes in vectors for part in unflatten(of(vector), shapes.values(), None) if part.dim() > 1]
+        return [part for vector, shapes in vectors for part in unflatten(of(vector), shapes.values()) if part.dim() > 1]
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -197,11 +195,6 @@ class BayesianClassifier(Classifier):
                 vars(place).pop(leaf, None)              # a copied GraphModule has None as a plain attribute
                 place.register_parameter(leaf, parameters[name])
         return network
-
-    def release_buffers(self) -> None:
-        """Give back the work memory that draws keep (up to 4 d floats); the next draw takes it anew."""
-        super().release_buffers()
-        self._work, self._work_fixed = Buffers(), Buffers()
 
     def settings(self) -> dict:
         kl = "closed form" if has_closed_form(self.prior) else "Monte-Carlo estimate"
@@ -231,7 +224,7 @@ class BayesianClassifier(Classifier):
         if not norms:
             return self._checked(self._call(by_name, x), x)
         stride = statistics_stride(len(x) * processes_joined(norms))
-        with statistics_of(norms, lambda: self._call(self._by_name(self.mean, kept=False), x[::stride].clone()), self._answers):
+        with statistics_of(norms, lambda: self._call(self._by_name(self.mean), x[::stride].clone()), self._answers):
             return self._checked(self._call(by_name, x), x)
 
     def _call(self, by_name, x):
@@ -240,12 +233,12 @@ class BayesianClassifier(Classifier):
     def _by_alias(self, by_name):
         return {alias: by_name[name] for name, aliases in self._aliases.items() for alias in aliases}
 
-    def _by_name(self, weights, kept=True):
-        """{parameter name: view} of weights (d,), whose gradient comes in kept memory or not, and of the deterministic ones."""
-        views = unflatten(weights, self._shapes.values(), self._work if kept else None)
+    def _by_name(self, weights):
+        """{parameter name: view} of weights (d,) and of the deterministic ones."""
+        views = unflatten(weights, self._shapes.values())
         by_name = dict(zip(self._shapes, views, strict=True))
         if self.deterministic is not None:
-            fixed = unflatten(self.deterministic, self._fixed_shapes.values(), self._work_fixed)
+            fixed = unflatten(self.deterministic, self._fixed_shapes.values())
             by_name |= zip(self._fixed_shapes, fixed, strict=True)
         return by_name
 
@@ -256,7 +249,7 @@ class BayesianClassifier(Classifier):
             return None
         version, kept = (id(self.log_std), self.log_std._version, self.log_std.data_ptr()), self._kept
         if kept is None or kept[0] != version:           # held, or another log_std may come to lie there
-            self._kept = kept = version, torch.exp(self.log_std, out=self._work.take(self.log_std)), self.log_std
+            self._kept = kept = version, self.log_std.exp(), self.log_std
         return kept[1]
 
     def _pieces(self, value_of):

@@ -153,10 +153,8 @@ class Classifier(nn.Module):
         return None
 
     def release_buffers(self) -> None:
-        """Give back the work memory that calls keep; the next call takes it anew."""
+        """Give back the memory that calls keep; the next call takes it anew."""
         self._kept = None
-        if "_lean_calls" in vars(self):
-            self._lean_calls.release_buffers()
 
     def draw(self) -> nn.Module:
         """The network with one draw of its randomness fixed, an independent module."""

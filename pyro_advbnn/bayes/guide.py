@@ -6,7 +6,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch.distributions import constraints, kl_divergence
 
 from pyro_advbnn.bayes.kernels.posterior import draw_with_kl
-from pyro_advbnn.bayes.kernels.vectors import Buffers, in_transform, normal_
+from pyro_advbnn.bayes.kernels.vectors import in_transform, normal_
 
 
 def draw(mean, log_std, eps):
@@ -31,10 +31,9 @@ class MeanFieldNormal(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, mean, log_std, *, counted=None, std=None, buffers=None):
+    def __init__(self, mean, log_std, *, counted=None, std=None):
         self.loc, self.log_std = mean, log_std
         self.counted = (0, len(mean)) if counted is None else counted
-        self.buffers = Buffers() if buffers is None else buffers
         self._std = std
         super().__init__(event_shape=mean.shape, validate_args=False)
 
@@ -52,16 +51,15 @@ class MeanFieldNormal(TorchDistribution):
             eps = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
             return draw(self.loc, self.log_std, eps)
         if torch.is_grad_enabled() and (self.loc.requires_grad or self.log_std.requires_grad):
-            return draw_with_kl(self.loc, self.log_std, [], self.buffers)[0]
+            return draw_with_kl(self.loc, self.log_std, [])[0]
         with torch.no_grad():
-            std = self.log_std.exp() if self._std is None else self._std
-            return normal_(self.buffers.take(self.loc), self.loc, std)
+            return normal_(torch.empty_like(self.loc), self.loc, self.log_std.exp() if self._std is None else self._std)
 
     def rsample_with_kl(self, prior):
         """(a draw (d,), the KL to a `NormalPrior`, a scalar) as `rsample` and `kl_divergence` give them, in one pass."""
         if in_transform():
             return self.rsample(), kl_divergence(self, prior)
-        return draw_with_kl(self.loc, self.log_std, prior.counted_pieces(), self.buffers)
+        return draw_with_kl(self.loc, self.log_std, prior.counted_pieces())
 
     def log_prob(self, value):
         """The log density (*S,) of each of the draws (*S, d)."""

@@ -322,27 +322,6 @@ def test_a_deep_copy_is_another_classifier():
     assert other._pyro_name != classifier._pyro_name
 
 
-def test_parameters_without_a_distribution_leave_the_posteriors_work_memory_alone():
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4), deterministic=["*.bias"])
-    optimizer = torch.optim.Adam(classifier.parameters())
-    x, y, memory = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), []
-    for _ in range(3):
-        ab.train_step(classifier, optimizer, x, y, kl_weight=1e-3)
-        memory.append([buffer.data_ptr() for buffer in classifier._work._kept])
-    assert memory[0] and memory[0] == memory[1] == memory[2]
-
-
-def test_work_memory_is_in_no_state_dict_and_can_be_given_back():
-    classifier = ab.BayesianClassifier(ab.networks.convnet(width=4))
-    before = set(classifier.state_dict())
-    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
-    ab.train_step(classifier, torch.optim.Adam(classifier.parameters()), x, y, kl_weight=1e-3)
-    assert set(classifier.state_dict()) == before
-    assert 0 < len(classifier._work._kept) <= 5
-    classifier.release_buffers()
-    assert not classifier._work._kept
-
-
 def test_a_noisy_draw_repeats_its_noise():
     classifier = ab.build_classifier("rse", ab.networks.convnet(width=4)).eval()
     x = torch.rand(3, 1, 8, 8)

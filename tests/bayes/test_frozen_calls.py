@@ -437,8 +437,9 @@ def test_looking_for_what_can_be_folded_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_weights_that_were_kept_in_inference_mode_give_gradients_later():
-    classifier = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))).eval()
+@pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier])
+def test_what_was_kept_in_inference_mode_gives_gradients_later(wrap):
+    classifier = wrap(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))).eval()
     classifier.requires_grad_(False)
     with torch.inference_mode():
         classifier(X)

@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pyro
@@ -8,7 +7,7 @@ from pyro.distributions import Laplace, Normal
 
 from pyro_advbnn.bayes.guide import MeanFieldNormal, draw, kl_to_normal
 from pyro_advbnn.bayes.kernels import vectors
-from pyro_advbnn.bayes.kernels.vectors import Buffers, standard_normal_, unflatten
+from pyro_advbnn.bayes.kernels.vectors import standard_normal_, unflatten
 from pyro_advbnn.bayes.priors import ElementwisePrior, NormalPrior
 
 
@@ -58,7 +57,7 @@ def test_gradients_can_be_differentiated_again(small_chunks, counts):
         torch.manual_seed(1)
         weights, kl = MeanFieldNormal(mean, log_std).rsample_with_kl(prior)
         kl = kl if counts else 0.0
-        matrix, vector, unused = unflatten(weights, [(9, 10), (9,), (1,)], Buffers())
+        matrix, vector, unused = unflatten(weights, [(9, 10), (9,), (1,)])
         return (matrix.sin().sum(1) * vector).sum() + kl
 
     q, _ = posterior(size)
@@ -101,57 +100,17 @@ def test_equation_6_is_the_kl_of_two_normals():
     torch.testing.assert_close(kl_to_normal(q.mean, q.log_std, 0.1), expected)
 
 
-def test_draws_that_are_still_in_use_are_never_overwritten():
-    buffers = Buffers()
-    q, _ = posterior(buffers=buffers)
-    with torch.no_grad():
-        kept = [q.rsample() for _ in range(6)]
-    copies = [w.clone() for w in kept]
-    with torch.no_grad():
-        q.rsample()
-    assert all(torch.equal(w, copy) for w, copy in zip(kept, copies, strict=True))
-    assert len({w.data_ptr() for w in kept}) == 6
-
-
-def test_memory_of_a_dropped_draw_is_used_again():
-    q, _ = posterior(buffers=Buffers())
-    with torch.no_grad():
-        where = q.rsample().data_ptr()
-        again = q.rsample().data_ptr()
-    assert where == again
-
-
-def test_a_graph_that_needs_a_draw_keeps_its_memory():
-    q, _ = posterior(buffers=Buffers())
-    x = torch.randn(1000, dtype=torch.float64, requires_grad=True)
-    with torch.no_grad():
-        w = q.rsample()
-    loss, expected = (x * w[:]).sum(), w.clone()
-    del w
-    with torch.no_grad():
-        for _ in range(5):
-            q.rsample()
-    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
-
-
-def test_a_buffer_from_inference_mode_serves_training():
-    q, _ = posterior(buffers=Buffers())
+def test_what_was_drawn_in_inference_mode_leaves_training_as_it_is():
+    q, _ = posterior()
     with torch.inference_mode():
         q.rsample()
     q.rsample().sum().backward()
     assert (q.mean.grad == 1).all()
 
 
-def test_copies_share_no_memory():
-    q, _ = posterior(buffers=Buffers())
-    with torch.no_grad():
-        where = q.rsample().data_ptr()                   # free again
-    assert copy.deepcopy(q.buffers).take(q.mean).data_ptr() != where
-
-
 def test_unflatten_gives_views_and_gathers_their_gradients():
     vector = torch.arange(10.0, requires_grad=True)
-    first, second, third = unflatten(vector, [(2, 2), (), (5,)], Buffers())
+    first, second, third = unflatten(vector, [(2, 2), (), (5,)])
     assert first.tolist() == [[0, 1], [2, 3]] and second == 4
     (first.sum() * 2 + third[1]).backward()               # the second has no gradient
     assert vector.grad.tolist() == [2, 2, 2, 2, 0, 0, 1, 0, 0, 0]

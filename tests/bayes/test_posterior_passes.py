@@ -124,7 +124,7 @@ def test_what_is_no_number_stays_where_it_is():
     assert step()[0].isnan()
     mean, log_std = torch.zeros(SIZE), torch.zeros(SIZE)
     log_std[5] = torch.nan
-    weights, kl = posterior.draw_with_kl(mean, log_std, [(slice(0, SIZE), 0.1)], vectors.Buffers())
+    weights, kl = posterior.draw_with_kl(mean, log_std, [(slice(0, SIZE), 0.1)])
     assert weights.isnan().nonzero().tolist() == [[5]]
     assert kl.isnan()
 
@@ -135,7 +135,7 @@ def test_draws_and_sums_are_the_same_for_any_number_of_threads():
         torch.set_num_threads(num)
         torch.manual_seed(0)
         mean, log_std = vectors_of_a_posterior()
-        answers.append(posterior.draw_with_kl(mean, log_std, PRIORS[1].counted_pieces(), vectors.Buffers()))
+        answers.append(posterior.draw_with_kl(mean, log_std, PRIORS[1].counted_pieces()))
     torch.set_num_threads(threads)
     for one, other in zip(*answers, strict=True):
         assert torch.equal(one, other)
@@ -143,6 +143,6 @@ def test_draws_and_sums_are_the_same_for_any_number_of_threads():
 
 def test_the_noise_of_a_draw_is_that_of_standard_normal():
     torch.manual_seed(3)
-    weights, _ = posterior.draw_with_kl(torch.zeros(SIZE), torch.zeros(SIZE), [], vectors.Buffers())
+    weights, _ = posterior.draw_with_kl(torch.zeros(SIZE), torch.zeros(SIZE), [])
     torch.manual_seed(3)
     torch.testing.assert_close(weights, standard_normal_(torch.empty(SIZE)))

@@ -18,7 +18,6 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from pyro_advbnn.bayes.kernels import max_pool
-from pyro_advbnn.bayes.kernels.vectors import Buffers
 from pyro_advbnn.bayes.parameters import copied
 from pyro_advbnn.bayes.rse import add_noise_to_input
 from pyro_advbnn.system.errors import Note
@@ -47,7 +46,6 @@ class LeanCalls:
         self._poolings = {name: before.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
         self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
         self._agree = {}                                 # by the dtype of autocast, and in inference mode or not
-        self._buffers = Buffers()
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
@@ -124,10 +122,6 @@ class LeanCalls:
             hook.remove()
         return bool(called)
 
-    def release_buffers(self):
-        """Give back the work memory that calls keep."""
-        self._buffers = Buffers()
-
     def weights(self, tensors, owned=()):
         """(tensors to call with, the BatchNorms that are in them) from parameters by name.
 
@@ -148,12 +142,7 @@ class LeanCalls:
     def _autocast(self, tensors):
         names = [name for name in self._cast if name in tensors and tensors[name].dtype == torch.float32]
         dtype = autocast_dtype(tensors[names[0]].device) if names else None
-        if dtype is None:
-            return tensors
-        sizes = [tensors[name].numel() for name in names]
-        pieces = self._buffers.take(tensors[names[0]].new_empty(0, dtype=dtype), sum(sizes)).split(sizes)
-        return tensors | {name: piece.view(tensors[name].shape).copy_(tensors[name])
-                          for name, piece in zip(names, pieces, strict=True)}
+        return tensors if dtype is None else tensors | {name: tensors[name].to(dtype) for name in names}
 
 
 def _moved(name, norm):

@@ -15,30 +15,29 @@ except ImportError:
     _posterior = None
 
 
-def draw_with_kl(mean, log_std, prior_pieces, buffers):
+def draw_with_kl(mean, log_std, prior_pieces):
     """(weights (d,), KL): w = mean + exp(log_std) * eps (Eq. 5), and Eq. (6) summed, a scalar.
 
     mean, log_std: (d,). prior_pieces: [(slice, prior_std), ...] in order, the weights that the KL counts; [] for a KL of 0.
-    buffers: a `Buffers`, where the draw and the gradients take their memory from.
 
     The gradients are those of the paper's RandLayer (Appendix A): grad + k mean / s0^2 and
     grad exp(s) eps + k (exp(2 s) / s0^2 - 1), with k the gradient of the KL.
     """
-    return _DrawWithKL.apply(mean, log_std, prior_pieces, buffers)
+    return _DrawWithKL.apply(mean, log_std, prior_pieces)
 
 
 class _DrawWithKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mean, log_std, prior_pieces, buffers):
-        shift = standard_normal_(buffers.take(mean))
-        weights = buffers.take(mean)
+    def forward(ctx, mean, log_std, prior_pieces):
+        shift = standard_normal_(torch.empty_like(mean))
+        weights = torch.empty_like(mean)
         vectors = weights, shift, mean, log_std
         if _is_compiled_for(*vectors):
             kl = mean.new_tensor(sum(_in_pieces(_posterior.draw, vectors, prior_pieces)), dtype=torch.float64)
         else:
             kl = _draw(*vectors, prior_pieces)
         ctx.save_for_backward(mean, log_std, shift)
-        ctx.prior_pieces, ctx.buffers = prior_pieces, buffers
+        ctx.prior_pieces = prior_pieces
         ctx.set_materialize_grads(False)
         return weights, kl.to(mean.dtype)
 
@@ -49,16 +48,16 @@ class _DrawWithKL(torch.autograd.Function):
             grad = torch.zeros_like(mean)
         if torch.is_grad_enabled():                      # create_graph=True: these gradients will be differentiated
             return *_differentiable_gradients(grad, 0.0 if grad_kl is None else grad_kl, *ctx.saved_tensors,
-                                              ctx.prior_pieces), None, None
+                                              ctx.prior_pieces), None
         if grad_kl is None:
-            return grad, torch.mul(grad, shift, out=ctx.buffers.take(mean)), None, None
-        grads = ctx.buffers.take(mean), ctx.buffers.take(mean)
+            return grad, grad * shift, None
+        grads = torch.empty_like(mean), torch.empty_like(mean)
         vectors = *grads, grad, shift, mean, log_std
         if _is_compiled_for(*vectors):
             _in_pieces(_posterior.gradients, vectors, ctx.prior_pieces, grad_kl.item())
         else:
             _gradients(*vectors, ctx.prior_pieces, grad_kl)
-        return *grads, None, None
+        return *grads, None
 
 
 def _draw(weights, shift, mean, log_std, prior_pieces):

@@ -1,8 +1,7 @@
-"""Work on vectors of many million weights: chunks that stay in the cache, kept buffers, normals from several threads.
+"""Work on vectors of many million weights: chunks that stay in the cache, normals from several threads.
 
 On the CPU a fresh 59 MB temporary (the 14.7 million weights of a VGG16) costs three to four times what the arithmetic on
-it costs, in page faults. So a draw with its KL and its gradients go chunk by chunk, and the whole vectors that are needed
-are used again.
+it costs, in page faults. So a draw with its KL and its gradients go chunk by chunk.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -92,73 +91,7 @@ def in_transform():
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def unflatten(vector, shapes, buffers):
-    """The vector as views of the given shapes, in order; their gradients come back in one vector.
-
-    buffers: a `Buffers` that keeps it, or None for a new one, to which autograd then adds others without another vector.
-    """
-    if torch.is_grad_enabled() and vector.requires_grad and not in_transform():
-        return _Unflatten.apply(vector, shapes, buffers)
-    return _views(vector, shapes)
-
-
-def _views(vector, shapes):
+def unflatten(vector, shapes):
+    """The vector as views of the given shapes, in order."""
     views = vector.split([math.prod(shape) for shape in shapes])
     return tuple(view.view(shape) for view, shape in zip(views, shapes, strict=True))
-
-
-class _Unflatten(torch.autograd.Function):
-    """Autograd's own split would gather the gradients in a fresh vector."""
-
-    @staticmethod
-    def forward(ctx, vector, shapes, buffers):
-        ctx.shapes, ctx.buffers = shapes, buffers
-        ctx.like = vector.new_empty(0)
-        ctx.set_materialize_grads(False)
-        return _views(vector, shapes)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        if torch.is_grad_enabled():                      # create_graph=True: this gradient will be differentiated
-            return torch.cat([ctx.like.new_zeros(math.prod(shape)) if grad is None else grad.reshape(-1)
-                              for shape, grad in zip(ctx.shapes, grads, strict=True)]), None, None
-        size = sum(math.prod(shape) for shape in ctx.shapes)
-        gathered = ctx.like.new_empty(size) if ctx.buffers is None else ctx.buffers.take(ctx.like, size)
-        for part, grad in zip(_views(gathered, ctx.shapes), grads, strict=True):
-            part.zero_() if grad is None else part.copy_(grad)
-        return gathered, None, None
-
-
-class Buffers:
-    """Flat work vectors that are handed out again once nobody else holds their memory.
-
-    `take` never returns memory that a tensor, a view of one or an autograd graph still uses, so that the caller may
-    treat the result as fresh. At most four vectors are kept: a draw, its noise and the two gradients.
-    Copies of a `Buffers` start empty.
-    """
-
-    _MOST_KEPT = 4
-
-    def __init__(self):
-        self._kept = []
-
-    def take(self, like, size=None):
-        """An uninitialised vector with like's dtype and device, of `size` elements (default: as many as `like`)."""
-        size = like.numel() if size is None else size
-        self._kept = [b for b in self._kept if (b.numel(), b.dtype, b.device) == (size, like.dtype, like.device)]
-        for buffer in self._kept:
-            if _is_free(buffer):
-                return buffer.detach()
-        with torch.inference_mode(False):       # a buffer made there could not be used in training later
-            buffer = torch.empty(size, dtype=like.dtype, device=like.device)
-        self._kept = [*self._kept, buffer][-self._MOST_KEPT:]
-        return buffer.detach()
-
-    def __reduce__(self):
-        return Buffers, ()
-
-
-def _is_free(buffer):
-    # Two owners: `buffer` itself and the storage object made for this question. Every view, every other tensor on this
-    # memory and every graph that saved one adds another.
-    return torch._C._storage_Use_Count(buffer.untyped_storage()._cdata) <= 2
