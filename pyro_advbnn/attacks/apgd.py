@@ -8,8 +8,9 @@ On a random classifier a loss is that of the draws of one moment, and a best poi
 there the best point is measured anew beside every new one, under the same draws. Whether a step raised the loss, the first
 condition, is by the draws of both its gradients; from a best point gone back to, by the draws that it was last measured under.
 """
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import (
     NotingSuccess,
+    Towards,
     averaging_of,
     check_loss,
     is_worse,
@@ -27,7 +29,8 @@ from pyro_advbnn.attacks.losses import (
     outcomes_together,
 )
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
-from pyro_advbnn.system.errors import check_at_least
+from pyro_advbnn.bayes.averaging import log_mean_softmax
+from pyro_advbnn.system.errors import InputError, check_at_least
 
 SHARE_OF_STEP = 0.75                                     # alpha: the rest of a move repeats the one before
 SHARE_OF_RISES = 0.75                                    # rho: of the steps between two checkpoints
@@ -43,9 +46,11 @@ class APGD(Attack):
 
     loss, attack_samples, average: as in `losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
-    2 num_steps times attack_samples forward calls.
+    2 num_steps times attack_samples forward calls. target_rank: 0, or 1 for an attack that is led to the wrong class which
+    the averaged answer on the image holds for the likeliest, 2 to the next one, and so on: with the loss "dlr" those of ranks
+    1 to 9 are together the APGD-T of AutoAttack.
 
-    Raises InputError for settings out of range.
+    Raises InputError for settings out of range, and for a rank that the classifier has not so many wrong classes for.
     """
 
     epsilon: float
@@ -56,28 +61,42 @@ class APGD(Attack):
     restarts: int = 1
     norm: str = "linf"
     generator: torch.Generator | None = None
+    target_rank: int = 0
 
     def __post_init__(self) -> None:
         check_ball(self.epsilon, self.norm)
         check_loss(**averaging_of(self))
         check_at_least("num_steps", self.num_steps, 1)
         check_at_least("restarts", self.restarts, 1)
+        check_at_least("target_rank", self.target_rank, 0)
+        if self.target_rank and isinstance(self.loss, Towards):
+            raise InputError("an attack with a target_rank finds its targets itself")
 
     @property
     def name(self) -> str:
-        """"apgd-" and the loss, with the average and the norm where these are not "gradient" and "linf"."""
-        settings = ((self.average, "gradient"), (self.norm, "linf"))
+        """"apgd-" and the loss, with the average, the norm and the rank where these are not "gradient", "linf" and 0."""
+        settings = ((self.average, "gradient"), (self.norm, "linf"), (f"t{self.target_rank}", "t0"))
         return "-".join(["apgd", loss_name(self.loss), *(setting for setting, usual in settings if setting != usual)])
 
     def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.epsilon == 0:
             return x.detach().clone()
         with eval_mode(classifier), frozen(classifier):
+            if self.target_rank:
+                target = self._target(classifier, x, y)
+                return replace(self, loss=Towards(self.loss), target_rank=0).run(classifier, x, target)
             is_random = draws_anew(classifier, x, calls=2)          # of a whole batch; one of few draws may pass as none
             best = self._run(classifier, x, y, is_random)
             for _ in range(self.restarts - 1):
                 best, _ = self._better(classifier, self._run(classifier, x, y, is_random), best, y, is_random)
         return best.x_adv
+
+    def _target(self, classifier, x, y):
+        with torch.no_grad():
+            answer = log_mean_softmax(classifier(x.clone()) for _ in range(self.attack_samples))
+        if self.target_rank >= answer.shape[1]:
+            raise InputError(f"target_rank must be less than the number of classes, {answer.shape[1]}, got {self.target_rank}")
+        return answer.scatter(1, y[:, None], -math.inf).topk(self.target_rank, dim=1).indices[:, -1]
 
     def _run(self, classifier, x, y, is_random):
         ball, steps = BALLS[self.norm](x, self.epsilon), _Steps(len(x), 2 * self.epsilon, self.num_steps, x)

@@ -3,6 +3,7 @@
 A new attack is one file in this room, an `Attack` with a `name`, an `epsilon` and a `norm`, and one row of ATTACKS.
 """
 from dataclasses import dataclass, replace
+from operator import methodcaller
 
 from pyro_advbnn.attacks.apgd import APGD
 from pyro_advbnn.attacks.carlini_wagner import CarliniWagner
@@ -24,10 +25,12 @@ ATTACKS = {                                              # name: (norms, how it 
     "apgd-ce": (_ANY, lambda s: s.apgd("ce")),
     "apgd-dlr": (_ANY, lambda s: s.apgd("dlr")),
     "apgd-margin": (_ANY, lambda s: s.apgd("margin")),
+    **{f"apgd-t{rank}": (_ANY, methodcaller("apgd", "dlr", target_rank=rank)) for rank in range(1, 10)},
     "square": (_LINF, lambda s: Square(s.epsilon, s.num_queries, s.attack_samples)),
     "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples,
                                         num_samples=s.attack_samples)),
 }
+NAMES = [name for name in ATTACKS if not name.startswith("apgd-t")] + ["apgd-t"]        # `spelled_out`
 OF_RANDOM = ("noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "square")
 
 
@@ -50,8 +53,8 @@ class Strength:
         return PGD(self.epsilon, None, self.num_steps, self.attack_samples, random_start=True, norm=self.norm,
                    **{"average": self.average} | changes)
 
-    def apgd(self, loss):
-        return APGD(self.epsilon, self.num_steps, loss, self.attack_samples, self.average, norm=self.norm)
+    def apgd(self, loss, **changes):
+        return APGD(self.epsilon, self.num_steps, loss, self.attack_samples, self.average, norm=self.norm, **changes)
 
 
 def default_names(is_random, has_mean, num_classes, norm):
@@ -61,6 +64,20 @@ def default_names(is_random, has_mean, num_classes, norm):
         exists = not source or is_random and (has_mean or source != "mean")
         return exists and norm in ATTACKS[base][0]
     return [name if num_classes > 2 else name.replace("dlr", "margin") for name in OF_RANDOM if fits(name)]
+
+
+def spelled_out(names, num_classes):
+    """names, with apgd-t as apgd-t1, apgd-t2, ...: the nine likeliest wrong classes, or as many as there are.
+
+    Raises InputError for attacks that need more classes.
+    """
+    found = []
+    for name in names:
+        base, at, source = name.partition("@")
+        if num_classes < (least := {"apgd-dlr": 3, "apgd-t": 4}.get(base, 2)):
+            raise InputError(f"--attacks: {base} needs at least {least} classes, there are {num_classes}")
+        found += [f"{base}{rank}{at}{source}" for rank in range(1, min(10, num_classes))] if base == "apgd-t" else [name]
+    return found
 
 
 def build(names, strength):
@@ -74,7 +91,7 @@ def build(names, strength):
 def _build(name, strength):
     base, at, source = name.partition("@")
     if base not in ATTACKS or source == "self":
-        raise InputError(f"--attacks must be of {', '.join(ATTACKS)}, or one of them as NAME@mean or NAME@pool:M, got {name!r}")
+        raise InputError(f"--attacks must be of {', '.join(NAMES)}, or one of them as NAME@mean or NAME@pool:M, got {name!r}")
     norms, make = ATTACKS[base]
     if strength.norm not in norms:
         raise InputError(f"--attacks: {base} is an attack in the norm {norms[0]}")

@@ -11,7 +11,6 @@ from pyro_advbnn.cli.flag_types import Count, Minutes, Queries, Range
 from pyro_advbnn.evaluation import checks, worst_case
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.experiments.verbs import finish, verb
-from pyro_advbnn.system.errors import InputError
 from pyro_advbnn.training import recipes
 
 TABLES = ("robust", "robust_examples", "checks", "many_draws")
@@ -42,7 +41,8 @@ def robust(
         epsilon: radius, of linf at most 1; default that of the data set's training (l2: 0.5).
         norm: of the perturbation, linf or l2.
         attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr,
-            apgd-margin, square and cw (l2); NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an
+            apgd-margin, apgd-t, square and cw (l2); apgd-t stands for apgd-t1 to apgd-t9, each led to another of the likeliest
+            wrong classes, as in AutoAttack; NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an
             ensemble of M fixed draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,square, as far as they
             make sense (of two classes apgd-margin for apgd-dlr).
         num_steps: of each gradient attack (cw: five times as many, in each of six searches).
@@ -99,9 +99,7 @@ def _ensemble(run, names, strength):
     if names is None:
         has_mean = run.is_bayesian or run.is_mixture
         names = catalogue.default_names(run.is_random, has_mean, run.config["num_classes"], strength.norm)
-    elif run.config["num_classes"] < 3 and any(name.partition("@")[0] == "apgd-dlr" for name in names):
-        raise InputError(f"--attacks: apgd-dlr needs at least 3 classes, {run.name} has {run.config['num_classes']}")
-    return catalogue.build(names, strength), strength
+    return catalogue.build(catalogue.spelled_out(names, run.config["num_classes"]), strength), strength
 
 
 def _break(runs, run, attacks, strength, num_samples, ends):

@@ -1,5 +1,6 @@
 """Tests of Auto-PGD: its schedule, known answers, random classifiers, and the same strength as another implementation."""
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,3 +280,36 @@ def test_just_enough_rises_and_one_better_point_since_the_last_checkpoint_leave_
     for k in range(1, 10):                               # the first rises in 3 of the last 4, the second is better at 1 and 6
         halved = steps.count(k, torch.tensor([k != 7, True]), torch.tensor([True, k in (1, 6)]))
     assert halved.tolist() == [False, False] and steps.sizes.tolist() == [1, 1]
+
+
+def test_an_attack_of_a_rank_is_led_to_that_wrong_class(trained):
+    network, x, y = trained[0], trained[1][:40], trained[2][:40].clone()
+    y[0] = network(x[:1]).argsort(descending=True)[0, 3]         # a label that ranks fourth
+    order = [[label for label in row.argsort(descending=True).tolist() if label != truth]
+             for row, truth in zip(network(x), y.tolist(), strict=True)]
+    for rank in (1, 3, 9):
+        target = torch.tensor([labels[rank - 1] for labels in order])
+        attack = APGD(0.15, 5, "dlr", generator=torch.Generator().manual_seed(0))
+        expected = attack(network, x, y, target=target)
+        found = replace(attack, target_rank=rank, generator=torch.Generator().manual_seed(0))(network, x, y)
+        assert torch.equal(found, expected)
+        assert (network(found).argmax(1) == target).sum() > (network(x).argmax(1) == target).sum()
+
+
+def test_the_nine_ranks_break_images_that_apgd_leaves(trained):
+    network, x, y = trained[0], trained[1][:300], trained[2][:300]
+
+    def broken(attack):
+        return network(attack(network, x, y)).argmax(1) != y
+
+    torch.manual_seed(0)
+    alone = broken(APGD(0.08, 40)) | broken(APGD(0.08, 40, "dlr"))
+    assert torch.stack([broken(APGD(0.08, 40, "dlr", target_rank=rank)) for rank in range(1, 10)]).any(0).sum() >= alone.sum()
+
+
+@pytest.mark.parametrize(("rank", "message"), [(10, "less than the number of classes, 10, got 10"), (-1, "at least 0")])
+def test_a_rank_that_there_is_not_is_refused(trained, rank, message):
+    with pytest.raises(ab.InputError, match=f"target_rank must be {message}"):
+        APGD(0.1, 2, "dlr", target_rank=rank)(trained[0], trained[1][:2], trained[2][:2])
+    with pytest.raises(ab.InputError, match="finds its targets itself"):
+        APGD(0.1, 2, "dlr", target_rank=1)(trained[0], trained[1][:2], trained[2][:2], target=trained[2][:2])

@@ -161,8 +161,19 @@ def test_two_classes_have_no_dlr_and_are_told_so_before_any_attack():
     strength = catalogue.Strength(0.1)
     names = robustness_verbs._ensemble(run, None, strength)[0]
     assert "apgd-dlr" not in names and "apgd-margin" in names
-    with pytest.raises(InputError, match="apgd-dlr needs at least 3 classes, two has 2"):
-        robustness_verbs._ensemble(run, ["pgd", "apgd-dlr@mean"], strength)
+    for name, least in (("apgd-dlr", 3), ("apgd-t", 4)):
+        with pytest.raises(InputError, match=f"{name} needs at least {least} classes, there are 2"):
+            robustness_verbs._ensemble(run, ["pgd", f"{name}@mean"], strength)
+
+
+def test_targeted_apgd_goes_for_each_wrong_class_but_for_nine_at_most():
+    strength = catalogue.Strength(0.1)
+    for num_classes, most in ((4, 3), (10, 9), (100, 9)):
+        run = SimpleNamespace(config={"num_classes": num_classes})
+        attacks, _ = robustness_verbs._ensemble(run, ["pgd", "apgd-t@mean", "square"], strength)
+        ranks = range(1, most + 1)
+        assert list(attacks) == ["pgd", *(f"apgd-t{rank}@mean" for rank in ranks), "square"]
+        assert [attacks[f"apgd-t{rank}@mean"].attack.target_rank for rank in ranks] == [*ranks]
 
 
 @pytest.mark.parametrize(("words", "message"), [
