@@ -31,7 +31,6 @@ ATTACKS = {                                              # name: (norms, how it 
                                         num_samples=s.attack_samples)),
 }
 NAMES = [name for name in ATTACKS if not name.startswith("apgd-t")] + ["apgd-t"]        # `spelled_out`
-OF_RANDOM = ("noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "square")
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,14 @@ class Strength:
 
 
 def default_names(is_random, has_mean, num_classes, norm):
-    """The ensemble for a classifier: what makes no sense for it is left out; for dlr, which two classes have not, margin."""
-    def fits(name):
-        base, _, source = name.partition("@")
-        exists = not source or is_random and (has_mean or source != "mean")
-        return exists and norm in ATTACKS[base][0]
-    return [name if num_classes > 2 else name.replace("dlr", "margin") for name in OF_RANDOM if fits(name)]
+    """The ensemble for a classifier: what makes no sense for it is left out; for dlr, which two classes have not, margin.
+
+    Targeted, which takes nine attacks, a posterior is attacked at its mean.
+    """
+    at_mean = "@mean" if is_random and has_mean else ""
+    stand_ins = [*["apgd-ce@mean"] * bool(at_mean), "apgd-ce@pool:10"] if is_random else []
+    return ["noise", *stand_ins, "pgd", "apgd-ce", "apgd-dlr" if num_classes > 2 else "apgd-margin",
+            *[f"apgd-t{at_mean}"] * (num_classes > 3), *["square"] * (norm == "linf")]
 
 
 def spelled_out(names, num_classes):

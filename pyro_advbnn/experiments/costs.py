@@ -18,6 +18,7 @@ ATTACK_STEPS = 20          # the defaults of evaluate: PGD steps, draws of a pre
 PREDICTION_DRAWS = 20
 MEASURED_SETS = 2          # after each epoch: the held-out images and as many of the training's, clean and attacked
 ROBUST_ATTACKS = 3         # of the default ensemble of `robust`: PGD and two APGD on the averaged gradient, the longest parts
+ROBUST_TARGETS = 9         # of the targeted one, at a posterior's mean
 ROBUST_STEPS = 40
 ROBUST_QUERIES = 1000
 REPORTED_EXAMPLES = 6      # images of each run in the report
@@ -49,7 +50,7 @@ def white_box(defense, epsilons, attack_samples):
 def worst_case(defense, attack_samples):
     """Of one image in the ensemble of attacks of `robust`."""
     draws = num_draws(defense, attack_samples)
-    return ROBUST_ATTACKS * attack(draws, ROBUST_STEPS) + ROBUST_QUERIES * prediction(draws)
+    return attack(ROBUST_ATTACKS * draws + ROBUST_TARGETS, ROBUST_STEPS) + ROBUST_QUERIES * prediction(draws)
 
 
 def training(flags, num_train):

@@ -43,8 +43,8 @@ def robust(
         attacks: in this order, of noise, fgsm, pgd, pgd-margin, pgd-momentum, pgd-probability, apgd-ce, apgd-dlr,
             apgd-margin, apgd-t, square and cw (l2); apgd-t stands for apgd-t1 to apgd-t9, each led to another of the likeliest
             wrong classes, as in AutoAttack; NAME@mean attacks the network at the posterior's mean instead, NAME@pool:M an
-            ensemble of M fixed draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,square, as far as they
-            make sense (of two classes apgd-margin for apgd-dlr).
+            ensemble of M fixed draws; default noise,apgd-ce@mean,apgd-ce@pool:10,pgd,apgd-ce,apgd-dlr,apgd-t@mean,square, as
+            far as they make sense (apgd-t without a posterior; of two classes apgd-margin for apgd-dlr).
         num_steps: of each gradient attack (cw: five times as many, in each of six searches).
         attack_samples: weight draws averaged in each gradient, each query and each comparison of noises.
         average: over the draws of the loss's gradient, or of the probability (one answer, one gradient); square and cw always

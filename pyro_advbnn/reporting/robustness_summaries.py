@@ -1,4 +1,6 @@
 """The tables of robustness: the worst case over several attacks, and the signs of a broken evaluation."""
+import re
+
 from pyro_advbnn.cli.text_tables import counted, share, with_interval
 from pyro_advbnn.reporting.curves import common, named, settings
 from pyro_advbnn.reporting.paper import defense_name
@@ -50,9 +52,10 @@ def checks(rows, _):
 
 
 def attacks(row):
-    """The attacks of an ensemble, with those that had not seen all images when the time was up."""
+    """The attacks of an ensemble, targeted ones joined, with those that had not seen all images when the time was up."""
     open_ones = [name for name in row["attacks"].split() if name not in (row["tried"] or "").split()]
-    return " ".join(filter(None, (row["tried"], f"(unfinished: {' '.join(open_ones)})" if open_ones else "")))
+    told = " ".join(filter(None, (row["tried"], f"(unfinished: {' '.join(open_ones)})" if open_ones else "")))
+    return re.sub(r"(apgd-t\d)(@\S+|)(?: apgd-t(\d)\2(?!\S))+", r"\1..\3\2", told)
 
 
 def _settings(rows):

@@ -8,7 +8,7 @@ from torch import nn
 
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.balls import BALLS
-from pyro_advbnn.attacks.catalogue import OF_RANDOM, Strength, build, default_names
+from pyro_advbnn.attacks.catalogue import Strength, build, default_names, spelled_out
 from pyro_advbnn.evaluation.accuracy import attack_fields
 from pyro_advbnn.system.errors import InputError
 
@@ -46,7 +46,8 @@ def test_an_attack_on_a_stand_in_takes_one_draw_for_the_stand_in_has_nothing_to_
     assert attack.attack_samples == 1 and attack.source == "pool:2"
 
 
-LINF = [*OF_RANDOM, "fgsm", "pgd-margin", "pgd-momentum", "pgd-probability"]
+OF_POSTERIOR = ["noise", "apgd-ce@mean", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "apgd-t@mean", "square"]
+LINF = [*OF_POSTERIOR[:-2], "apgd-t2@mean", "apgd-t3", "square", "fgsm", "pgd-margin", "pgd-momentum", "pgd-probability"]
 
 
 @pytest.mark.parametrize(("name", "norm"), [*((name, "linf") for name in LINF),
@@ -84,10 +85,16 @@ def test_an_attacks_own_randomness_comes_from_its_generator_alone(batch, attack)
 
 
 def test_what_makes_no_sense_for_a_classifier_is_left_out():
-    assert default_names(True, True, 10, "linf") == list(OF_RANDOM)
-    assert default_names(True, False, 10, "linf") == [name for name in OF_RANDOM if name != "apgd-ce@mean"]
+    assert default_names(True, True, 10, "linf") == OF_POSTERIOR
+    assert default_names(True, False, 10, "linf") == [
+        "noise", "apgd-ce@pool:10", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square"]
     assert default_names(False, False, 2, "linf") == ["noise", "pgd", "apgd-ce", "apgd-margin", "square"]
-    assert default_names(False, False, 10, "l2") == ["noise", "pgd", "apgd-ce", "apgd-dlr"]
+    assert default_names(False, False, 3, "linf") == ["noise", "pgd", "apgd-ce", "apgd-dlr", "square"]
+    assert default_names(False, True, 10, "l2") == ["noise", "pgd", "apgd-ce", "apgd-dlr", "apgd-t"]
+    for num_classes in (2, 3, 4, 10):
+        for norm in BALLS:
+            names = spelled_out(default_names(True, True, num_classes, norm), num_classes)
+            assert list(build(names, Strength(0.1, norm=norm))) == names
 
 
 @pytest.mark.parametrize(("names", "norm", "message"), [

@@ -9,6 +9,7 @@ import pytest
 from result_tables import ADV, ADVBNN, BNN, accuracy_rows, all_tables, folder_of, measured, row, run_fields
 
 from pyro_advbnn.reporting import paper, summaries
+from pyro_advbnn.reporting.robustness_summaries import attacks
 from pyro_advbnn.reporting.summary import Summary
 from pyro_advbnn.system import json_files
 
@@ -270,6 +271,14 @@ def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_p
         "advbnn, mean gradient of the draws, 1,000 queries of Square",
         "advbnn, mean probability of the draws, 1,000 queries of Square",
         "advbnn, mean gradient of the draws, 5,000 queries of Square"]
+
+
+@pytest.mark.parametrize(("tried", "told"), [
+    ("pgd apgd-t1 apgd-t2 apgd-t3 square", "pgd apgd-t1..3 square"), ("apgd-t1@mean apgd-t2@mean", "apgd-t1..2@mean"),
+    ("apgd-t1 apgd-t2@mean", "apgd-t1 apgd-t2@mean"), ("apgd-ce apgd-t4", "apgd-ce apgd-t4")])
+def test_targeted_attacks_are_told_as_one(tried, told):
+    assert attacks({"attacks": tried, "tried": tried}) == told
+    assert attacks({"attacks": f"{tried} cw", "tried": tried}) == f"{told} (unfinished: cw)"
 
 
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):
