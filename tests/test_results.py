@@ -145,8 +145,12 @@ ADV = [(CIFAR10, "adv-tuned"), (f"{CIFAR10}/seed-1", "adv-tuned-seed-1")]
 ADVBNN = [(CIFAR10, "advbnn-tuned"), (f"{CIFAR10}/seed-1/auto", "advbnn-tuned-seed-1")]
 FAN_IN = [(f"{CIFAR10}/fan_in", "advbnn-tuned"), (f"{CIFAR10}/seed-1", "advbnn-tuned-seed-1")]
 STL10_ADV, STL10_ADVBNN = ([(STL10, run), (f"{STL10}/seed-1", f"{run}-seed-1")] for run in ("adv", "advbnn"))
-IMAGENET_ADV, IMAGENET_ADVBNN = ([(f"{IMAGENET}/epochs-60", run), (f"{IMAGENET}/epochs-60/seed-1", f"{run}-seed-1")]
-                                 for run in ("adv", "advbnn"))
+STRONGEST = {                                            # with targeted Auto-PGD: adversarial training, Adv-BNN
+    "CIFAR-10": [[(f"{CIFAR10}/targeted", f"{run}-tuned")] for run in ("adv", "advbnn")],
+    "STL-10": [[(f"{STL10}/targeted", run), (f"{STL10}/seed-1/targeted", f"{run}-seed-1")] for run in ("adv", "advbnn")],
+    "ImageNet": [[(f"{IMAGENET}/epochs-60", run), (f"{IMAGENET}/epochs-60/seed-1", f"{run}-seed-1")] for run in (
+        "adv", "advbnn")]}
+IMAGENET_ADV, IMAGENET_ADVBNN = STRONGEST["ImageNet"]
 
 
 def accuracy(place, epsilon, draws="1", images="500"):
@@ -162,15 +166,37 @@ def worst_case_of(*places):
 
 
 def test_the_table_of_what_was_found_equals_the_records():
-    places = {"CIFAR-10": (ADV, ADVBNN), "STL-10": (STL10_ADV, STL10_ADVBNN), "ImageNet": (IMAGENET_ADV, IMAGENET_ADVBNN)}
     for row in table("results.md", "worst case at"):
-        adv, ours = places[re.match(r"\[([\w-]+)", row["data set"])[1]]
+        adv, ours = STRONGEST[re.match(r"\[([\w-]+)", row["data set"])[1]]
         measured = [worst_row(*place) for place in (*adv, *ours)]
+        for of, targeted in zip(measured, ["apgd-t{}"] * len(adv) + ["apgd-t{}@mean"] * len(ours), strict=True):
+            tried = set(of["tried"].split())
+            assert {"noise", "pgd", "apgd-ce", "apgd-dlr"} | {targeted.format(rank) for rank in range(1, 10)} <= tried
+            assert tried & {"square", "square@mean"}
         assert {(f"{float(of['epsilon']):.3f}", of["num_examples"], of["num_steps"]) for of in measured} == {
             (f"{float(RADII.get(radius, radius)):.3f}", images, "40")
             for radius, images in re.findall(r"(\S+), (\d+) images", row["worst case at"])}
-        assert [row[name] for name in ("Adv-BNN, seeds 0 and 1", "adversarial training", "apart, mean")] == [
+        assert {of["attack_samples"] for of in measured[len(adv):]} == {"20"}
+        assert [row[name] for name in ("Adv-BNN, by seed", "adversarial training", "apart, mean")] == [
             ", ".join(worst_case_of(*ours)), ", ".join(worst_case_of(*adv)), mean_gain(ours, adv)], row
+
+
+def test_what_is_said_of_targeted_attacks_equals_the_records():
+    taken = []
+    for runs in zip(*(STRONGEST[name] for name in ("CIFAR-10", "STL-10")), strict=True):
+        taken.append([])
+        for place in sum(runs, []):
+            rows = worst_images(*place)
+            kept = [worst_case.worst_rows([row for row in rows if all_of or "apgd-t" not in row["attack"]]).values()
+                    for all_of in (False, True)]
+            few, many = (statistics.mean(not row["broken"] for row in of) for of in kept)
+            taken[-1].append(f"{100 * (few - many):.1f}")
+    (least, most), (least_ours, most_ours) = ((min(of), max(of)) for of in taken)
+    text, ours = PAGES["results.md"], (f"{CIFAR10}/targeted", "advbnn-tuned")
+    assert (f"It takes {least} to {most} more points from adversarial training on CIFAR-10 and STL-10, and {least_ours} to "
+            f"{most_ours} from Adv-BNN.") in text
+    at_mean, direct = worst_case_of(ours, (f"{CIFAR10}/targeted/direct", "advbnn-tuned"))
+    assert f"it leaves {at_mean} made on the mean network, and {direct} with 20 draws per gradient" in text
 
 
 def how_far_seeds_lie_apart(pairs, radii, images=None):
@@ -199,13 +225,13 @@ def test_what_is_said_of_both_seeds_equals_the_records():
     again = listed(best_rows(f"{CIFAR10}/bfloat16", "advbnn-tuned", "accuracy", "runs"), ["clean", "0.035", "0.07"],
                    attack_samples="1", num_examples="2000")
     assert f"a training of Adv-BNN in bfloat16 has {again} (clean / 0.035 / 0.07, one draw)." in readme
-    known, ours, other, others = worst_case_of(ADV[0], ADVBNN[0], ADV[1], ADVBNN[1])
-    assert f"CIFAR-10 has {ours} and {known} % at 8/255, with another seed {others} and {other}, STL-10" in readme
+    known, ours, *stl10 = worst_case_of(*(run[seed] for name in ("CIFAR-10", "STL-10") for seed in (0, 1)
+                                          for run in STRONGEST[name] if seed < len(run)))
+    assert f"CIFAR-10 has {ours} and {known} % at 8/255, STL-10" in readme
+    assert "STL-10 {1} and {0} % at 0.035, with another seed {3} and {2}.".format(*stl10) in readme
+    assert "second seed of CIFAR-10 ({} and {}), whose".format(*worst_case_of(ADVBNN[1], ADV[1])) in PAGES["results.md"]
     text = section("results.md", "## STL-10, whole")
     assert f"the mean of both seeds is {mean_gain(STL10_ADVBNN, STL10_ADV)} points apart in the worst case." in text
-    known, ours, other, others = worst_case_of(STL10_ADV[0], STL10_ADVBNN[0], STL10_ADV[1], STL10_ADVBNN[1])
-    assert (f"STL-10 {ours} and {known} % at 0.035, with another seed {others} and {other} (Square attacked Adv-BNN's mean "
-            "network alone).") in readme
     for places, square in ((STL10_ADV, "square"), (STL10_ADVBNN, "square@mean")):
         for place in places:
             assert {"noise", "pgd", "apgd-ce", "apgd-dlr", square} <= set(worst_row(*place)["tried"].split())
@@ -343,8 +369,10 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     assert "training images is {}, of Adv-BNN {} (means of two seeds).".format(*told) in text
     gains = [mean_gain(ours[:1], adv[:1]), mean_gain(ours[1:], adv[1:]), mean_gain(ours, adv)]
     assert f"it is [above by {gains[2].removeprefix('+')} points]" in PAGES["README.md"]
-    assert "worst case at 0.01 (APGD on two losses, ten draws) by {} and {} points, in the mean {},".format(*gains) in text
-    assert f"image by image, and on clean images by {mean_gain(ours, adv, clean=True)} (mean)." in text
+    assert "worst case at 0.01 by {} and {} points, in the mean {},".format(*gains) in text
+    assert f"image by image, and on clean images by {mean_gain(ours, adv, clean=True)} (mean; by the ensemble's own" in text
+    for place, square in (*((place, "square") for place in adv), *((place, "square@mean") for place in ours)):
+        assert {row["broken"] for row in worst_images(*place) if row["attack"] == square} == {0}
     last = [listed([row for row in records(f"{place}/evaluation/accuracy.csv")
                     if row["checkpoint"] == f"{run}/checkpoint.pt"], ["clean", "0.01"]) for place, run in (*adv, *ours)]
     assert "has {} and {}, Adv-BNN {} and {} (clean / 0.01, one draw).".format(*last) in text
