@@ -11,6 +11,7 @@ condition, is by the draws of both its gradients; from a best point gone back to
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,13 @@ from pyro_advbnn.attacks.attack import Attack
 from pyro_advbnn.attacks.balls import BALLS, check_ball, per_image
 from pyro_advbnn.attacks.losses import (
     NotingSuccess,
-    Towards,
     averaging_of,
     check_loss,
     is_worse,
     loss_and_gradient,
     loss_name,
     outcomes_together,
+    targeted_dlr,
 )
 from pyro_advbnn.attacks.modes import draws_anew, eval_mode, frozen
 from pyro_advbnn.bayes.averaging import log_mean_softmax
@@ -46,11 +47,11 @@ class APGD(Attack):
 
     loss, attack_samples, average: as in `losses.loss_and_gradient`. Each of the restarts >= 1 runs begins at a
     uniform point of the ball, drawn from `generator`, and takes num_steps + 1 gradients; on a random classifier also
-    2 num_steps times attack_samples forward calls. target_rank: 0, or 1 for an attack that is led to the wrong class which
-    the averaged answer on the image holds for the likeliest, 2 to the next one, and so on: with the loss "dlr" those of ranks
-    1 to 9 are together the APGD-T of AutoAttack.
+    2 num_steps times attack_samples forward calls. target_rank: 0, or 1 for the loss `targeted_dlr` with the wrong class that
+    the averaged answer on the image holds for the likeliest as target, 2 with the next one, and so on; any wrong answer is a
+    success. Those of ranks 1 to 9 are together the APGD-T of AutoAttack.
 
-    Raises InputError for settings out of range, and for a rank that the classifier has not so many wrong classes for.
+    Raises InputError for settings out of range, another loss with a rank, and a rank for which there are too few classes.
     """
 
     epsilon: float
@@ -69,8 +70,8 @@ class APGD(Attack):
         check_at_least("num_steps", self.num_steps, 1)
         check_at_least("restarts", self.restarts, 1)
         check_at_least("target_rank", self.target_rank, 0)
-        if self.target_rank and isinstance(self.loss, Towards):
-            raise InputError("an attack with a target_rank finds its targets itself")
+        if self.target_rank and self.loss != "dlr":
+            raise InputError("an attack with a target_rank has the loss dlr and finds its targets itself")
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class APGD(Attack):
         with eval_mode(classifier), frozen(classifier):
             if self.target_rank:
                 target = self._target(classifier, x, y)
-                return replace(self, loss=Towards(self.loss), target_rank=0).run(classifier, x, target)
+                return replace(self, loss=partial(_targeted, target), target_rank=0).run(classifier, x, y)
             is_random = draws_anew(classifier, x, calls=2)          # of a whole batch; one of few draws may pass as none
             best = self._run(classifier, x, y, is_random)
             for _ in range(self.restarts - 1):
@@ -123,6 +124,10 @@ class APGD(Attack):
             best = best._replace(losses=best_losses, succeeded=best_succeeded)
         is_better = is_worse(now.losses, now.succeeded, best.losses, best.succeeded)
         return _chosen(is_better, now, best), is_better
+
+
+def _targeted(target, logits, y):
+    return targeted_dlr(logits, target, y)
 
 
 def checkpoints(num_steps):

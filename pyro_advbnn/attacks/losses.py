@@ -48,17 +48,18 @@ def dlr(logits, y):
     return (other - true) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
-def targeted_dlr(logits, target):
-    """(z_t - max_{j != t} z_j) / (z_pi1 - (z_pi3 + z_pi4) / 2) of each image (B,), above 0 where the target wins.
+def targeted_dlr(logits, target, y=None):
+    """(z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2) of each image (B,), above 0 where the target is ahead of the true class.
 
-    The targeted loss of Croce and Hein (2020), which unlike minus `dlr` is not constant where the target ranks third; it has
-    the true class's logit where here the largest other one stands.
+    The targeted loss of Croce and Hein (2020), which unlike minus `dlr` is not constant where the target ranks third. Without
+    y the largest logit but the target's stands in the place of z_y: above 0 where the target wins.
 
     Raises InputError for less than 4 classes.
     """
     if logits.shape[1] < 4:
         raise InputError(f"the loss dlr needs at least 4 classes where there is a target, the classifier has {logits.shape[1]}")
     wanted, other = true_and_other(logits, target)
+    other = other if y is None else logits.gather(1, y[:, None])[:, 0]
     top = logits.topk(4, dim=1).values
     return (wanted - other) / (top[:, 0] - top[:, 2:].mean(1)).clamp_min(1e-12)
 

@@ -1,6 +1,5 @@
 """Tests of Auto-PGD: its schedule, known answers, random classifiers, and the same strength as another implementation."""
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 import pyro_advbnn as ab
 from pyro_advbnn.attacks.apgd import APGD, _Steps, checkpoints
 from pyro_advbnn.attacks.balls import BALLS
-from pyro_advbnn.attacks.losses import AVERAGES, expected_loss, loss_and_gradient
+from pyro_advbnn.attacks.losses import AVERAGES, expected_loss, loss_and_gradient, targeted_dlr
 from pyro_advbnn.attacks.modes import frozen
 from pyro_advbnn.attacks.noise import RandomNoise
 
@@ -282,18 +281,28 @@ def test_just_enough_rises_and_one_better_point_since_the_last_checkpoint_leave_
     assert halved.tolist() == [False, False] and steps.sizes.tolist() == [1, 1]
 
 
-def test_an_attack_of_a_rank_is_led_to_that_wrong_class(trained):
+def test_an_attack_of_a_rank_raises_the_targeted_loss_of_that_wrong_class(trained):
     network, x, y = trained[0], trained[1][:40], trained[2][:40].clone()
     y[0] = network(x[:1]).argsort(descending=True)[0, 3]         # a label that ranks fourth
     order = [[label for label in row.argsort(descending=True).tolist() if label != truth]
              for row, truth in zip(network(x), y.tolist(), strict=True)]
+
+    def generator():
+        return torch.Generator().manual_seed(0)
+
     for rank in (1, 3, 9):
         target = torch.tensor([labels[rank - 1] for labels in order])
-        attack = APGD(0.15, 5, "dlr", generator=torch.Generator().manual_seed(0))
-        expected = attack(network, x, y, target=target)
-        found = replace(attack, target_rank=rank, generator=torch.Generator().manual_seed(0))(network, x, y)
-        assert torch.equal(found, expected)
+        attack = APGD(0.15, 5, lambda logits, y, t=target: targeted_dlr(logits, t, y), generator=generator())
+        found = APGD(0.15, 5, "dlr", target_rank=rank, generator=generator())(network, x, y)
+        assert torch.equal(found, attack(network, x, y))
         assert (network(found).argmax(1) == target).sum() > (network(x).argmax(1) == target).sum()
+
+
+def test_the_targeted_loss_sets_the_target_against_the_true_class():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])
+    target, y = torch.tensor([2]), torch.tensor([1])
+    torch.testing.assert_close(targeted_dlr(logits, target, y), torch.tensor([-1 / 2.5]))        # 1 - 2, and 3 - 1 / 2
+    torch.testing.assert_close(targeted_dlr(logits, target), torch.tensor([-2 / 2.5]))
 
 
 def test_the_nine_ranks_break_images_that_apgd_leaves(trained):
@@ -313,3 +322,5 @@ def test_a_rank_that_there_is_not_is_refused(trained, rank, message):
         APGD(0.1, 2, "dlr", target_rank=rank)(trained[0], trained[1][:2], trained[2][:2])
     with pytest.raises(ab.InputError, match="finds its targets itself"):
         APGD(0.1, 2, "dlr", target_rank=1)(trained[0], trained[1][:2], trained[2][:2], target=trained[2][:2])
+    with pytest.raises(ab.InputError, match="has the loss dlr"):
+        APGD(0.1, 2, target_rank=1)
