@@ -238,6 +238,7 @@ def test_a_step_costs_an_attack_for_each_draw_and_a_deterministic_network_has_on
     assert cost["advbnn-tuned"] == 21 * attacked + 2 * 20 * predicted
     assert costs.worst_case("adv", 20) == 12 * 40 + 1000 / 2             # PGD and eleven Auto-PGDs, then Square
     assert costs.worst_case("advbnn", 20) == (3 * 20 + 9) * 40 + 20 * 1000 / 2
+    assert costs.worst_case("rse", 20) == 20 * costs.worst_case("adv", 20)
 
 
 def test_every_step_takes_the_plans_seed_data_and_images():

@@ -30,6 +30,7 @@ ATTACKS = {                                              # name: (norms, how it 
     "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples,
                                         num_samples=s.attack_samples)),
 }
+_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4} | {f"apgd-t{rank}": max(4, rank + 1) for rank in range(1, 10)}
 NAMES = [name for name in ATTACKS if not name.startswith("apgd-t")] + ["apgd-t"]        # `spelled_out`
 
 
@@ -75,7 +76,7 @@ def spelled_out(names, num_classes):
     found = []
     for name in names:
         base, at, source = name.partition("@")
-        if num_classes < (least := {"apgd-dlr": 3, "apgd-t": 4}.get(base, 2)):
+        if num_classes < (least := _LEAST_CLASSES.get(base, 2)):
             raise InputError(f"--attacks: {base} needs at least {least} classes, there are {num_classes}")
         found += [f"{base}{rank}{at}{source}" for rank in range(1, min(10, num_classes))] if base == "apgd-t" else [name]
     return found

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_advbnn.bayes.batch_norm import norms_in_training, processes_joined, statistics_of
-from pyro_advbnn.bayes.classifier import Classifier, categorical, one_at_a_time, site_scales
+from pyro_advbnn.bayes.classifier import Classifier, categorical, site_scales
 from pyro_advbnn.bayes.guide import MeanFieldNormal
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import in_transform, unflatten
@@ -96,7 +96,6 @@ class BayesianClassifier(Classifier):
         self._answers: dict = {}                         # of norms, in `statistics_of`
         self._shared = shared_modules(network)
 
-    @one_at_a_time
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh weights; a draw costs one normal and one multiply-add per weight.
 

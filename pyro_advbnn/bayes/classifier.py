@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_advbnn.bayes.averaging import AveragedClassifier
-from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype, structure
+from pyro_advbnn.bayes.kernels.frozen_calls import LeanCalls, autocast_dtype
 from pyro_advbnn.bayes.kernels.layout import as_convolutions_like
 from pyro_advbnn.bayes.kernels.vectors import in_transform
 from pyro_advbnn.bayes.parameters import check_network, copied, left_out, shared_modules
@@ -27,14 +27,14 @@ from pyro_advbnn.system.errors import InputError, Note, check_number
 _CALLING = threading.RLock()
 
 
-def one_at_a_time(forward):
-    """The forward of a classifier, in one thread at a time: a call puts its weights into modules that all calls share."""
-    @functools.wraps(forward)
-    def call(self, x):
-        if in_transform():
-            return forward(self, x)
+def alone(method):
+    """A method of classifiers for one thread at a time: calls put their weights into modules that all of them share."""
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return method(*args, **kwargs)
         with _CALLING:
-            return forward(self, x)
+            return method(*args, **kwargs)
     return call
 
 
@@ -69,18 +69,20 @@ class Classifier(nn.Module):
         self._kept = None
         self.unreached = None                            # by training, as the first step found: names of weights, shapes
 
-    @one_at_a_time
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) under fresh randomness.
 
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
-        .data, of which torch tells nobody, or call eval() or train() afterwards, as attacks and predictions do. So after
-        changing layers, or an attribute by which the network's forward chooses its way.
+        .data, of which torch tells nobody, or call eval() afterwards, as attacks and predictions do. Call it, too, after
+        replacing a layer, or changing a bool, number or text by which the network's forward chooses its way.
         """
         x = as_convolutions_like(x, self.network)
         if any(p.requires_grad for p in self.parameters()) or not self._may_be_lean(x):
             return self._checked(self.network(x), x)
         return self._checked(self._lean_calls(self._kept_weights(x), x), x)
+
+    __call__ = alone(nn.Module.__call__)
+    state_dict = alone(nn.Module.state_dict)
 
     def _may_be_lean(self, x, tensors=None):
         """Whether lean calls may answer where no weight requires a gradient: in eval mode, and not under torch.func."""
@@ -102,9 +104,10 @@ class Classifier(nn.Module):
                 self._kept = kept = state, self._lean_calls.weights(parameters), tensors     # held, or others may lie there
         return kept[1]
 
+    @alone
     def train(self, mode: bool = True) -> "Classifier":
         self._kept = None
-        if not mode and "_lean_calls" in vars(self) and self._lean_calls.structure != structure(self.network):
+        if not mode and "_lean_calls" in vars(self) and not self._lean_calls.are_up_to_date():
             del self._lean_calls
         return super().train(mode)
 
@@ -152,10 +155,11 @@ class Classifier(nn.Module):
         """Whether a std has come to its upper bound, a bool scalar tensor; None where nothing can explode."""
         return None
 
-    def release_buffers(self) -> None:
-        """Give back the memory that calls keep; the next call takes it anew."""
+    def forget(self) -> None:
+        """Give back what calls keep; the next call makes it anew."""
         self._kept = None
 
+    @alone
     def draw(self) -> nn.Module:
         """The network with one draw of its randomness fixed, an independent module."""
         network = copied(self.network)
@@ -163,6 +167,7 @@ class Classifier(nn.Module):
             module.fix(int(torch.randint(2**63 - 1, ())))
         return network
 
+    @alone
     def mean_network(self) -> nn.Module:
         """The network at the posterior's mean, an independent module; a copy of the network where there is no posterior."""
         return copied(self.network)
@@ -212,6 +217,7 @@ class Classifier(nn.Module):
     def _checked(self, output, x):
         return checked_logits(output, len(x)) if self.likelihood is categorical else output
 
+    @alone
     def __deepcopy__(self, memo):
         other = memo[id(self)] = type(self).__new__(type(self))
         copied(self.network, memo)                       # which the memo holds from here on
@@ -222,7 +228,7 @@ class Classifier(nn.Module):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
         self.__dict__.pop("_lean_calls", None)           # and may become another network
-        self.release_buffers()
+        self.forget()
 
 
 def told_unreached(names):

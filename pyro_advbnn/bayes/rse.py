@@ -54,7 +54,7 @@ class AdditiveNoise(nn.Module):
 
 def add_noise_to_input(layer, arguments):
     """The hook of a layer that noise is added before; its weights, its name and its kind stay as they are."""
-    return layer.noise(arguments[0]), *arguments[1:]
+    return layer.rse_noise(arguments[0]), *arguments[1:]
 
 
 def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1) -> nn.Module:
@@ -76,15 +76,15 @@ def add_noise(network: nn.Module, first_std: float = 0.2, inner_std: float = 0.1
     if not layers:
         raise InputError(f"RSE needs convolutions or linear layers to put noise before; {type(network).__name__} has neither")
     for layer, std in zip(layers, itertools.chain([first_std], itertools.repeat(inner_std))):
-        layer.noise = AdditiveNoise(std)
-        layer.register_forward_pre_hook(add_noise_to_input)
+        layer.rse_noise = AdditiveNoise(std)
+        layer._forward_pre_hooks[-1] = add_noise_to_input            # torch's numbers begin anew where a pickle is read
     return noisy
 
 
 def noise_before(network):
     """{kind of layer: how many have noise before them}, of those that a call has come through; before the first call of all."""
     layers = list(_noisy_layers(network).values())
-    return dict(Counter(type(layer).__name__ for layer in [each for each in layers if each.noise.drawn] or layers))
+    return dict(Counter(type(layer).__name__ for layer in [each for each in layers if each.rse_noise.drawn] or layers))
 
 
 def noises(network):
@@ -94,7 +94,7 @@ def noises(network):
 
 def silent_layers(network):
     """The names of layers that have noise before them and that no call has come through."""
-    return [name for name, layer in _noisy_layers(network).items() if not layer.noise.drawn]
+    return [name for name, layer in _noisy_layers(network).items() if not layer.rse_noise.drawn]
 
 
 def _noisy_layers(network):

@@ -125,7 +125,7 @@ def peak_memory(build, device):
     """The most bytes of tensors held at once during the second call of build(): the state that it works on included.
 
     `build` makes a function from nothing, its tensors with it; the first call is the warm-up, after which optimizer
-    moments, gradients and kept work memory are there. What else the process holds does not count; nor, on the CPU, what
+    moments, gradients and kept memory are there. What else the process holds does not count; nor, on the CPU, what
     the libraries beneath torch allocate for themselves.
     """
     gc.collect()                                         # or its memory would be given back while others are counted

@@ -50,7 +50,8 @@ def white_box(defense, epsilons, attack_samples):
 def worst_case(defense, attack_samples):
     """Of one image in the ensemble of attacks of `robust`."""
     draws = num_draws(defense, attack_samples)
-    return attack(ROBUST_ATTACKS * draws + ROBUST_TARGETS, ROBUST_STEPS) + ROBUST_QUERIES * prediction(draws)
+    targeted = ROBUST_TARGETS * (1 if DEFENSES[defense].kind == "bayesian" else draws)
+    return attack(ROBUST_ATTACKS * draws + targeted, ROBUST_STEPS) + ROBUST_QUERIES * prediction(draws)
 
 
 def training(flags, num_train):

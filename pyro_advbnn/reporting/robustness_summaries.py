@@ -53,9 +53,19 @@ def checks(rows, _):
 
 def attacks(row):
     """The attacks of an ensemble, targeted ones joined, with those that had not seen all images when the time was up."""
-    open_ones = [name for name in row["attacks"].split() if name not in (row["tried"] or "").split()]
-    told = " ".join(filter(None, (row["tried"], f"(unfinished: {' '.join(open_ones)})" if open_ones else "")))
-    return re.sub(r"(apgd-t\d)(@\S+|)(?: apgd-t(\d)\2(?!\S))+", r"\1..\3\2", told)
+    tried = (row["tried"] or "").split()
+    open_ones = [name for name in row["attacks"].split() if name not in tried]
+    return " ".join(filter(None, (_joined(tried), f"(unfinished: {_joined(open_ones)})" if open_ones else "")))
+
+
+def _joined(names):
+    return re.sub(r"(?<!\S)apgd-t\d(@\S+|)(?: apgd-t\d\1(?!\S))+", _as_range, " ".join(names))
+
+
+def _as_range(targeted):
+    ranks = list(map(int, re.findall(r"apgd-t(\d)", targeted[0])))
+    follow = ranks == list(range(ranks[0], ranks[0] + len(ranks)))
+    return f"apgd-t{ranks[0]}..{ranks[-1]}{targeted[1]}" if follow else targeted[0]
 
 
 def _settings(rows):

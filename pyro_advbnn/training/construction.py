@@ -194,7 +194,7 @@ def _try_gradient(classifier, images, defense):
     if classifier.unreached:
         raise InputError(told_unreached(classifier.unreached))
     classifier.zero_grad()
-    classifier.release_buffers()
+    classifier.forget()
 
 
 def _unreached_in_training(classifier, x, y):

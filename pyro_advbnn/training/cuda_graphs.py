@@ -125,7 +125,7 @@ def _trained(classifier):
 def captured(run, classifier, device):
     """(a CUDA graph of run(), what it returned there).
 
-    What is allocated inside belongs to the graph; the classifier's work memory is released so that nobody else comes to hold
+    What is allocated inside belongs to the graph; what the classifier keeps is released so that nobody else comes to hold
     it.   Raises RuntimeError where run() is nothing for a graph.
     """
     if device.type != "cuda":
@@ -139,7 +139,7 @@ def captured(run, classifier, device):
                     run()
         finally:                                         # what was begun before an error still reads memory of this stream
             torch.cuda.current_stream(device).wait_stream(stream)
-    classifier.release_buffers()
+    classifier.forget()
     graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[device.index]
     fresh = generator.clone_state()
     try:                                                 # on the stream's device; other threads may copy and pin meanwhile
@@ -149,7 +149,7 @@ def captured(run, classifier, device):
         generator.graphsafe_set_state(fresh)
         raise
     finally:
-        classifier.release_buffers()
+        classifier.forget()
     return graph, result
 
 

@@ -61,5 +61,5 @@ def fit(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor, *, network: 
                 pass
     classifier = training.result.eval()
     classifier.zero_grad()
-    classifier.release_buffers()
+    classifier.forget()
     return classifier.to(x.device if isinstance(x, torch.Tensor) else "cpu")

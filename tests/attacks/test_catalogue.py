@@ -29,7 +29,7 @@ def test_each_name_is_the_attack_that_it_says():
                 "pgd-margin": replace(pgd, loss="margin"), "apgd-margin": ab.APGD(0.1, 2, "margin", 3),
                 "pgd-momentum": replace(pgd, momentum=0.9),
                 "pgd-probability": replace(pgd, average="probability"), "square": ab.Square(0.1, 4, 3)}
-    assert build(list(expected), STRENGTH) == expected
+    assert build([*expected, "pgd"], STRENGTH) == expected           # a name that comes twice counts once
 
 
 def test_what_a_row_says_of_an_ensemble_holds_for_each_of_its_attacks():

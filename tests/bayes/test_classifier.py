@@ -499,17 +499,23 @@ def test_a_log_std_that_comes_to_lie_where_another_was_is_not_taken_for_it():
 
 
 @pytest.mark.parametrize("build", [ab.Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-7)])
-def test_threads_that_share_a_classifier_get_its_answers_and_leave_its_weights_as_they_are(build):
+def test_threads_that_share_a_classifier_get_its_answers_its_copies_and_its_weights(build):
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(),
                             nn.Linear(128, 10))
     network.train()(3 * torch.rand(64, 1, 8, 8))
     classifier, x = build(network).eval(), torch.rand(64, 1, 8, 8)
-    expected, before = ab.predict(classifier, x, num_samples=1), copy.deepcopy(classifier.state_dict())
-    with ThreadPoolExecutor(2) as threads:
-        answers = list(threads.map(lambda _: ab.predict(classifier, x, num_samples=3), range(60)))
-    for answer in answers:
-        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(dict(classifier.state_dict()), dict(before), rtol=0, atol=0)
+    expected, before = network.eval()(x).softmax(-1).detach(), copy.deepcopy(classifier.state_dict())
+
+    def answer(number):
+        copied = [classifier.mean_network, classifier.draw, lambda: copy.deepcopy(classifier)][number % 3]
+        return ab.predict(classifier, x, num_samples=3), copied(), dict(classifier.state_dict())
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(answer, range(60)))     # it has not been called before
+    for answered, copied, state in found:
+        torch.testing.assert_close(answered, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ab.predict(copied.eval(), x, num_samples=1), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(state, dict(before), rtol=0, atol=0)
 
 
 def test_the_slope_of_an_estimated_kl_is_the_mean_of_all_processes(monkeypatch):

@@ -333,7 +333,7 @@ def test_where_folding_changes_the_answer_the_network_is_called_as_it_is_and_a_n
     with pytest.warns(Note, match="the network answers otherwise") as told:
         first = ab.predict(classifier, X, num_samples=2)
     assert len(told) == 1 and issubclass(Note, UserWarning)
-    classifier.release_buffers()
+    classifier.forget()
     for answer in (first, ab.predict(classifier, X, num_samples=2)):
         torch.testing.assert_close(answer, network(X).softmax(-1), rtol=1e-3, atol=1e-4)
 
@@ -373,7 +373,7 @@ def test_draws_are_the_same_bits_with_and_without_the_comparison(build, monkeypa
         torch.manual_seed(3)
         x_adv = ab.pgd(classifier, X, torch.tensor([1, 2, 3]), epsilon=0.1, step_size=0.05, num_steps=2)
         answers.append([x_adv, ab.predict(classifier, X, num_samples=2), torch.get_rng_state()])
-        classifier.release_buffers()
+        classifier.forget()
         ab.predict(classifier, X)
     assert compared.count(original) == 1 < len(compared) and all(map(torch.equal, *answers))
 
@@ -455,10 +455,11 @@ class TwoNorms(nn.Module):
         super().__init__()
         self.conv, self.clean, self.attacked = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.relu, self.pool, self.last, self.is_clean = nn.ReLU(), nn.MaxPool2d(2), nn.Linear(900, 10), True
+        self.tanh, self.activation = nn.Tanh(), self.relu
 
     def forward(self, x):
         x = (self.clean if self.is_clean else self.attacked)(self.conv(x))
-        return self.last(self.pool(self.relu(x)).flatten(1))
+        return self.last(self.pool(self.activation(x)).flatten(1))
 
 
 class Doubled(nn.BatchNorm2d):
@@ -467,7 +468,8 @@ class Doubled(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("change", [
-    lambda network: setattr(network, "is_clean", False), lambda network: setattr(network, "relu", nn.Softplus()),
+    lambda network: setattr(network, "is_clean", False), lambda network: setattr(network, "activation", nn.Softplus()),
+    lambda network: setattr(network, "activation", network.tanh),
     lambda network: setattr(network, "pool", nn.AvgPool2d(2)), lambda network: setattr(network.clean, "__class__", Doubled)])
 @pytest.mark.parametrize("build", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8)])
 def test_predictions_follow_a_switch_in_the_network_and_a_layer_that_was_replaced(change, build):
@@ -479,9 +481,18 @@ def test_predictions_follow_a_switch_in_the_network_and_a_layer_that_was_replace
     torch.testing.assert_close(ab.predict(classifier, X, num_samples=1), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_was_traced_is_kept_from_prediction_to_prediction():
-    classifier = ab.build_classifier("rse", ab.networks.convnet(in_channels=3, width=4)).eval()
-    ab.predict(classifier, X)                            # its noises note that they have been called
+class CountsItsCalls(TwoNorms):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("build", [lambda: ab.build_classifier("rse", ab.networks.convnet(in_channels=3, width=4)),
+                                   lambda: Classifier(settled(CountsItsCalls()))])
+def test_what_a_call_itself_leaves_in_the_network_makes_nobody_trace_it_again(build):
+    classifier = build().eval()
     ab.predict(classifier, X)
     calls = classifier._lean_calls
     ab.predict(classifier, X)

@@ -147,3 +147,14 @@ def test_noise_comes_back_from_a_checkpoint_with_its_stds(tmp_path, passed, conf
     loaded = ab.load(tmp_path / "c.pt", network=passed())
     assert [module.std for module in loaded.modules() if isinstance(module, ab.AdditiveNoise)] == [0.6]
     assert torch.equal(loaded.network[0].weight, classifier.network[0].weight)
+
+
+def test_noise_stays_beside_hooks_of_another_process(monkeypatch):
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "next_id", 0)         # as where a pickle is read
+    network = ab.add_noise(ab.networks.convnet(width=4)).eval()
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "next_id", 0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda *_: None)
+    x = torch.rand(2, 1, 8, 8)
+    assert not torch.equal(network(x), network(x))

@@ -161,7 +161,7 @@ def test_two_classes_have_no_dlr_and_are_told_so_before_any_attack():
     strength = catalogue.Strength(0.1)
     names = robustness_verbs._ensemble(run, None, strength)[0]
     assert "apgd-dlr" not in names and "apgd-margin" in names
-    for name, least in (("apgd-dlr", 3), ("apgd-t", 4)):
+    for name, least in (("apgd-dlr", 3), ("apgd-t", 4), ("apgd-t2", 4), ("apgd-t9", 10)):
         with pytest.raises(InputError, match=f"{name} needs at least {least} classes, there are 2"):
             robustness_verbs._ensemble(run, ["pgd", f"{name}@mean"], strength)
 

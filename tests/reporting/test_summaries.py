@@ -275,10 +275,11 @@ def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_p
 
 @pytest.mark.parametrize(("tried", "told"), [
     ("pgd apgd-t1 apgd-t2 apgd-t3 square", "pgd apgd-t1..3 square"), ("apgd-t1@mean apgd-t2@mean", "apgd-t1..2@mean"),
-    ("apgd-t1 apgd-t2@mean", "apgd-t1 apgd-t2@mean"), ("apgd-ce apgd-t4", "apgd-ce apgd-t4")])
+    ("apgd-t1 apgd-t2@mean", "apgd-t1 apgd-t2@mean"), ("apgd-ce apgd-t4", "apgd-ce apgd-t4"),
+    ("apgd-t1 apgd-t5", "apgd-t1 apgd-t5"), ("apgd-t9 apgd-t2", "apgd-t9 apgd-t2")])
 def test_targeted_attacks_are_told_as_one(tried, told):
     assert attacks({"attacks": tried, "tried": tried}) == told
-    assert attacks({"attacks": f"{tried} cw", "tried": tried}) == f"{told} (unfinished: cw)"
+    assert attacks({"attacks": f"cw {tried}", "tried": "cw"}) == f"cw (unfinished: {told})"
 
 
 def test_the_layers_are_in_the_order_of_the_csv_and_the_modes_stand_in_the_note(everything):

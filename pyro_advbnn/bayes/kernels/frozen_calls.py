@@ -1,8 +1,8 @@
 """Cheaper calls of a network for which no weight needs a gradient, as in an attack and in a prediction.
 
 A BatchNorm that keeps still is an affine map of each channel: folded into the convolution before it, it costs one pass over
-that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype in memory
-that is kept; autocast itself would make that copy anew in every call. 2x2 max-poolings are done by a faster loop, and the
+that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype once for
+all calls that share them. 2x2 max-poolings are done by a faster loop, and the
 ReLU before one with it.
 
 A forward may do what its modules do not tell. So both ways of calling are compared, once, and only where they agree is the
@@ -39,13 +39,17 @@ class LeanCalls:
     """
 
     def __init__(self, network, shared=()):
-        self.network, self.structure = network, structure(network)
+        self.network, self._traced = network, structure(network)
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
         before = {second: first for first, second in pairs}
         self._poolings = {name: before.get(name) for name, module in network.named_modules() if max_pool.is_2x2(module)}
         self._pairs = [pair for pair in pairs if pair[1] not in self._poolings]
         self._agree = {}                                 # by the dtype of autocast, and in inference mode or not
+
+    def are_up_to_date(self):
+        """Whether the network still is what was traced, but for what its own calls change."""
+        return self._traced.items() <= structure(self.network).items()
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
@@ -79,9 +83,10 @@ class LeanCalls:
             return True
         key = dtype, torch.is_inference_mode_enabled()
         if key not in self._agree and not any(module.training for module in self.network.modules()):
-            is_first = not self._agree
+            before = structure(self.network)
             self._agree[key] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
-            self.structure = structure(self.network) if is_first else self.structure         # a call may leave a mark, once
+            left_by_a_call = before.items() ^ structure(self.network).items()
+            self._traced = dict(self._traced.items() - left_by_a_call)
         return self._agree.get(key, False)
 
     @torch.no_grad()
@@ -191,9 +196,12 @@ def autocast_dtype(device):
 
 
 def structure(network):
-    """What was traced: the modules by name and the plain attributes by which a forward may choose its way, but for the mode."""
-    return [(name, type(module), {key: value for key, value in vars(module).items() if type(value) in _PLAIN} | {"training": 0})
-            for name, module in network.named_modules()]
+    """{what a forward may choose its way by: what it is}: modules under all of their names, and plain attributes of theirs."""
+    found = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        found[name] = module, type(module)
+        found |= {(name, key): value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"}
+    return found
 
 
 def fusible(network):
