@@ -98,7 +98,7 @@ def worst_images(folder, run):
     weights = worst_row(folder, run)["weights"]
     name, = (path.name for path in (RUNS / folder / "evaluation").glob("robust_examples.csv*"))
     return [{"attack": image["attack"], "judged_margin": float(image["judged_margin"]), "index": int(image["index"]),
-             "broken": int(image["broken"])} for image in records(f"{folder}/evaluation/{name}")
+             "broken": int(image["broken"]), "seconds": image["seconds"]} for image in records(f"{folder}/evaluation/{name}")
             if (image["run"], image["weights"]) == (run, weights)]
 
 
@@ -197,6 +197,12 @@ def test_what_is_said_of_targeted_attacks_equals_the_records():
             f"{most_ours} from Adv-BNN.") in text
     at_mean, direct = worst_case_of(ours, (f"{CIFAR10}/targeted/direct", "advbnn-tuned"))
     assert f"it leaves {at_mean} made on the mean network, and {direct} with 20 draws per gradient" in text
+    theirs, (adv,) = json_files.read_json(RUNS / f"{CIFAR10}/targeted/autoattack.json"), STRONGEST["CIFAR-10"][0]
+    assert theirs["accuracy"] == theirs["stands"].count("1") / len(theirs["stands"]) == theirs["stands"].count("1") / 500
+    text, seconds = PAGES["robustness.md"], sum(float(row["seconds"]) for row in worst_images(*adv))
+    assert f"leaves {worst_case_of(adv)[0]} % after a minute and a half" in text and 75 < seconds < 105
+    minutes = theirs["seconds"] / 60
+    assert f"leaves {percent(theirs['accuracy'])} % after {minutes:.0f} minutes" in text
 
 
 def how_far_seeds_lie_apart(pairs, radii, images=None):

@@ -9,6 +9,7 @@ import itertools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -81,8 +82,13 @@ class Classifier(nn.Module):
             return self._checked(self.network(x), x)
         return self._checked(self._lean_calls(self._kept_weights(x), x), x)
 
-    __call__ = alone(nn.Module.__call__)
-    state_dict = alone(nn.Module.state_dict)
+    @alone
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+    @alone
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return super().state_dict(*args, **kwargs)
 
     def _may_be_lean(self, x, tensors=None):
         """Whether lean calls may answer where no weight requires a gradient: in eval mode, and not under torch.func."""

@@ -64,7 +64,7 @@ def test_batch_norm_normalises_each_piece_by_itself():
 def test_noise_differs_from_piece_to_piece():
     classifier = Classifier(add_noise(network()))
     seen = []
-    classifier.network[0].noise.register_forward_hook(lambda m, inputs, output: seen.append(output - inputs[0]))
+    classifier.network[0].rse_noise.register_forward_hook(lambda m, inputs, output: seen.append(output - inputs[0]))
     x = torch.zeros(4, 1, 8, 8)
     gradients(classifier, x, torch.zeros(4, dtype=torch.long), kl_weight=0.0, micro_batch=2)
     assert (seen[0] != seen[1]).float().mean() > 0.9
