@@ -497,3 +497,5 @@ def test_what_a_call_itself_leaves_in_the_network_makes_nobody_trace_it_again(bu
     calls = classifier._lean_calls
     ab.predict(classifier, X)
     assert classifier._lean_calls is calls
+    classifier.network.another = nn.Identity()
+    assert not calls.are_up_to_date()

@@ -2,8 +2,7 @@
 
 A BatchNorm that keeps still is an affine map of each channel: folded into the convolution before it, it costs one pass over
 that layer's weights instead of several over its activations. Under autocast the weights are brought to its dtype once for
-all calls that share them. 2x2 max-poolings are done by a faster loop, and the
-ReLU before one with it.
+all calls that share them. 2x2 max-poolings are done by a faster loop, and the ReLU before one with it.
 
 A forward may do what its modules do not tell. So both ways of calling are compared, once, and only where they agree is the
 cheaper one taken.
@@ -39,7 +38,7 @@ class LeanCalls:
     """
 
     def __init__(self, network, shared=()):
-        self.network, self._traced = network, structure(network)
+        self.network, self._traced, self._left_by_calls = network, structure(network), set()
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
         before = {second: first for first, second in pairs}
@@ -49,7 +48,7 @@ class LeanCalls:
 
     def are_up_to_date(self):
         """Whether the network still is what was traced, but for what its own calls change."""
-        return self._traced.items() <= structure(self.network).items()
+        return _changed(self._traced, structure(self.network)) <= self._left_by_calls
 
     def __call__(self, weights, x):
         """What the network returns for x with what `weights` made."""
@@ -85,8 +84,7 @@ class LeanCalls:
         if key not in self._agree and not any(module.training for module in self.network.modules()):
             before = structure(self.network)
             self._agree[key] = self._compare(x, dict(self.network.named_parameters()) if tensors is None else tensors)
-            left_by_a_call = before.items() ^ structure(self.network).items()
-            self._traced = dict(self._traced.items() - left_by_a_call)
+            self._left_by_calls |= _changed(before, structure(self.network))
         return self._agree.get(key, False)
 
     @torch.no_grad()
@@ -202,6 +200,10 @@ def structure(network):
         found[name] = module, type(module)
         found |= {(name, key): value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"}
     return found
+
+
+def _changed(before, after):
+    return {key for key, _ in before.items() ^ after.items()}
 
 
 def fusible(network):
