@@ -14,6 +14,7 @@ from pyro_advbnn.attacks.surrogates import Through
 from pyro_advbnn.system.errors import InputError
 
 STEPS_OF_CW = 5                                          # in each of its searches, for one of the others: Adam's are small
+RANKS = range(1, 10)                                     # of the wrong classes that targeted attacks go for
 _ANY, _LINF, _L2 = ("linf", "l2"), ("linf",), ("l2",)
 ATTACKS = {                                              # name: (norms, how it is made of a `Strength`)
     "noise": (_ANY, lambda s: RandomNoise(s.epsilon, s.norm, num_tries=10, attack_samples=s.attack_samples, average=s.average)),
@@ -25,12 +26,12 @@ ATTACKS = {                                              # name: (norms, how it 
     "apgd-ce": (_ANY, lambda s: s.apgd("ce")),
     "apgd-dlr": (_ANY, lambda s: s.apgd("dlr")),
     "apgd-margin": (_ANY, lambda s: s.apgd("margin")),
-    **{f"apgd-t{rank}": (_ANY, methodcaller("apgd", "dlr", target_rank=rank)) for rank in range(1, 10)},
+    **{f"apgd-t{rank}": (_ANY, methodcaller("apgd", "dlr", target_rank=rank)) for rank in RANKS},
     "square": (_LINF, lambda s: Square(s.epsilon, s.num_queries, s.attack_samples)),
     "cw": (_L2, lambda s: CarliniWagner(s.epsilon, STEPS_OF_CW * s.num_steps, attack_samples=s.attack_samples,
                                         num_samples=s.attack_samples)),
 }
-_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4} | {f"apgd-t{rank}": max(4, rank + 1) for rank in range(1, 10)}
+_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4} | {f"apgd-t{rank}": max(4, rank + 1) for rank in RANKS}
 NAMES = [name for name in ATTACKS if not name.startswith("apgd-t")] + ["apgd-t"]        # `spelled_out`
 
 
@@ -78,12 +79,12 @@ def spelled_out(names, num_classes):
         base, at, source = name.partition("@")
         if num_classes < (least := _LEAST_CLASSES.get(base, 2)):
             raise InputError(f"--attacks: {base} needs at least {least} classes, there are {num_classes}")
-        found += [f"{base}{rank}{at}{source}" for rank in range(1, min(10, num_classes))] if base == "apgd-t" else [name]
+        found += [f"{base}{rank}{at}{source}" for rank in RANKS if rank < num_classes] if base == "apgd-t" else [name]
     return found
 
 
 def build(names, strength):
-    """{name: attack}, in order.
+    """{name: attack}, in order; a name that comes twice counts once.
 
     Raises InputError for an unknown name, and one of another norm.
     """

@@ -246,10 +246,7 @@ class BayesianClassifier(Classifier):
         if self.log_std.requires_grad or in_transform():
             self._kept = None
             return None
-        version, kept = (id(self.log_std), self.log_std._version, self.log_std.data_ptr()), self._kept
-        if kept is None or kept[0] != version:           # held, or another log_std may come to lie there
-            self._kept = kept = version, self.log_std.exp(), self.log_std
-        return kept[1]
+        return self._kept_while([self.log_std], self.log_std.exp)
 
     def _pieces(self, value_of):
         """[(start, stop, value), ...] over the flat vector, neighbours of equal value joined; value_of: name -> value."""

@@ -101,13 +101,15 @@ class Classifier(nn.Module):
     def _kept_weights(self, x):
         """The weights of lean calls, made anew where a weight, a buffer, autocast's dtype or what may be folded has changed."""
         parameters = dict(self.network.named_parameters())
-        tensors = [*parameters.values(), *self.network.buffers()]
-        versions = [(id(t), t._version, t.data_ptr()) for t in tensors]
-        state = versions, self._lean_calls.still_pairs(), autocast_dtype(x.device)
-        kept = self._kept
+        return self._kept_while([*parameters.values(), *self.network.buffers()], lambda: self._lean_calls.weights(parameters),
+                                self._lean_calls.still_pairs(), autocast_dtype(x.device))
+
+    def _kept_while(self, tensors, make, *others):
+        """make(), kept from call to call while neither the tensors nor `others` change, until train() or eval()."""
+        state, kept = ([(id(t), t._version, t.data_ptr()) for t in tensors], others), self._kept
         if kept is None or kept[0] != state:
-            with torch.inference_mode(False):            # a later call may take gradients with them
-                self._kept = kept = state, self._lean_calls.weights(parameters), tensors     # held, or others may lie there
+            with torch.inference_mode(False):            # a later call may take gradients with it
+                self._kept = kept = state, make(), tensors           # held, or others may come to lie where they did
         return kept[1]
 
     @alone

@@ -4,6 +4,7 @@ Such a gradient takes two products in each layer, forward and by its input; othe
 """
 import time
 
+from pyro_advbnn.attacks.catalogue import RANKS
 from pyro_advbnn.attacks.pgd import pgd
 from pyro_advbnn.bayes.bayesian_classifier import BayesianClassifier, statistics_stride
 from pyro_advbnn.bayes.defenses import DEFENSES
@@ -18,7 +19,6 @@ ATTACK_STEPS = 20          # the defaults of evaluate: PGD steps, draws of a pre
 PREDICTION_DRAWS = 20
 MEASURED_SETS = 2          # after each epoch: the held-out images and as many of the training's, clean and attacked
 ROBUST_ATTACKS = 3         # of the default ensemble of `robust`: PGD and two APGD on the averaged gradient, the longest parts
-ROBUST_TARGETS = 9         # of the targeted one, at a posterior's mean
 ROBUST_STEPS = 40
 ROBUST_QUERIES = 1000
 REPORTED_EXAMPLES = 6      # images of each run in the report
@@ -48,9 +48,9 @@ def white_box(defense, epsilons, attack_samples):
 
 
 def worst_case(defense, attack_samples):
-    """Of one image in the ensemble of attacks of `robust`."""
+    """Of one image in the ensemble of attacks of `robust`; the targeted ones are made at a posterior's mean."""
     draws = num_draws(defense, attack_samples)
-    targeted = ROBUST_TARGETS * (1 if DEFENSES[defense].kind == "bayesian" else draws)
+    targeted = len(RANKS) * (1 if DEFENSES[defense].kind == "bayesian" else draws)
     return attack(ROBUST_ATTACKS * draws + targeted, ROBUST_STEPS) + ROBUST_QUERIES * prediction(draws)
 
 
