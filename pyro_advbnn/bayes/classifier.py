@@ -229,14 +229,17 @@ class Classifier(nn.Module):
     def __deepcopy__(self, memo):
         other = memo[id(self)] = type(self).__new__(type(self))
         copied(self.network, memo)                       # which the memo holds from here on
-        other.__setstate__(copy.deepcopy(vars(self), memo))
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return other
+
+    def __getstate__(self):
+        state = vars(self) | {"_kept": None}
+        state.pop("_lean_calls", None)                   # a copy may become another network
+        return state
 
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
         self._pyro_name = f"classifier{next(self._numbers)}"
-        self.__dict__.pop("_lean_calls", None)           # and may become another network
-        self.forget()
 
 
 def told_unreached(names):

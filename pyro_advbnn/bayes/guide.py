@@ -24,7 +24,7 @@ class MeanFieldNormal(TorchDistribution):
     """w_i ~ N(mean_i, exp(log_std_i)^2) as one distribution over a vector (d,), with a scalar log density.
 
     mean, log_std: (d,). counted: the range (start, stop) of weights that the log density counts. std: exp(log_std) where the
-    caller has it already. buffers: where draws take their memory from; a draw never shares memory with one that is in use.
+    caller has it already.
     """
 
     arg_constraints = {"loc": constraints.real_vector, "log_std": constraints.real_vector}

@@ -518,6 +518,14 @@ def test_threads_that_share_a_classifier_get_its_answers_its_copies_and_its_weig
         torch.testing.assert_close(state, dict(before), rtol=0, atol=0)
 
 
+def test_a_std_that_another_thread_unfreezes_while_it_is_kept_can_still_be_copied(monkeypatch):
+    classifier, x = ab.BayesianClassifier(nn.Linear(16, 3)).eval().requires_grad_(False), torch.rand(2, 16)
+    log_std = classifier.log_std
+    monkeypatch.setattr(log_std, "exp", lambda: torch.exp(log_std.requires_grad_()))     # as where its prediction ends now
+    classifier(x)
+    torch.testing.assert_close(copy.deepcopy(classifier).log_std, log_std)
+
+
 def test_the_slope_of_an_estimated_kl_is_the_mean_of_all_processes(monkeypatch):
     classifier = ab.BayesianClassifier(nn.Linear(4, 3), prior="scale_mixture", prior_std=0.1)
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
