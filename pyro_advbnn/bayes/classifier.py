@@ -78,9 +78,11 @@ class Classifier(nn.Module):
         replacing a layer, or changing a bool, number or text by which the network's forward chooses its way.
         """
         x = as_convolutions_like(x, self.network)
-        if any(p.requires_grad for p in self.parameters()) or not self._may_be_lean(x):
-            return self._checked(self.network(x), x)
-        return self._checked(self._lean_calls(self._kept_weights(x), x), x)
+        if any(p.requires_grad for p in self.parameters()):
+            self._kept = None                            # as fused optimizers change weights without a new _version
+        elif self._may_be_lean(x):
+            return self._checked(self._lean_calls(self._kept_weights(x), x), x)
+        return self._checked(self.network(x), x)
 
     @alone
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -233,9 +235,7 @@ class Classifier(nn.Module):
         return other
 
     def __getstate__(self):
-        state = vars(self) | {"_kept": None}
-        state.pop("_lean_calls", None)                   # a copy may become another network
-        return state
+        return {key: value for key, value in vars(self).items() if key != "_lean_calls"} | {"_kept": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store
