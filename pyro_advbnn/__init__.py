@@ -1,7 +1,7 @@
 """Adversarially trained Bayesian neural networks (Adv-BNN) in PyTorch and Pyro.
 
-A public name is imported from its module on first use, so that what needs no torch (records, cli) starts without it. The names
-stand in __init__.pyi, which type checkers and editors read, too (SPEC 1 of Scientific Python).
+A public name is imported from its module on first use, so that what needs no torch (reporting, cli) starts without it. They
+all stand in __init__.pyi, which type checkers and editors read, too (SPEC 1 of Scientific Python).
 """
 import ast
 from importlib import import_module

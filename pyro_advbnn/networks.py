@@ -35,14 +35,17 @@ def vgg19(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Mo
 
 
 def model_a(num_classes: int = 10, in_channels: int = 3, width: int = 32) -> nn.Module:
-    """The paper's "Model A" for STL-10: (B, in_channels, 96, 96) -> (B, num_classes); 2,166,282 parameters."""
+    """The paper's "Model A" for STL-10's 96x96 pixels: (B, in_channels, H, W) -> (B, num_classes); 2,166,282 parameters.
+
+    H and W at least 80.
+    """
     channels = [width, 2 * width, 4 * width, 8 * width]
     layers, previous = [], in_channels
     for c in channels:
         layers += [*_convolution(previous, c), nn.MaxPool2d(2)]
         previous = c
     layers += [*_convolution(previous, 8 * width, padding=0), *_convolution(8 * width, 16 * width, padding=0)]
-    return _Network(layers, nn.AvgPool2d(2), nn.Linear(16 * width, num_classes), min_side=96, max_side=111)
+    return _Network(layers, nn.Linear(16 * width, num_classes), min_side=80)
 
 
 def convnet(num_classes: int = 10, in_channels: int = 1, width: int = 32) -> nn.Module:
@@ -52,7 +55,7 @@ def convnet(num_classes: int = 10, in_channels: int = 1, width: int = 32) -> nn.
     """
     layers = [*_convolution(in_channels, width), *_convolution(width, width), nn.MaxPool2d(2),
               *_convolution(width, 2 * width), *_convolution(2 * width, 2 * width), nn.MaxPool2d(2)]
-    return _Network(layers, nn.AdaptiveAvgPool2d(1), nn.Linear(2 * width, num_classes), min_side=8)
+    return _Network(layers, nn.Linear(2 * width, num_classes), min_side=8)
 
 
 NETWORKS = {
@@ -111,23 +114,22 @@ def _imported(package, function, num_classes):
 
 
 class _Network(nn.Module):
-    def __init__(self, layers, pool, classifier, min_side, max_side=None):
+    def __init__(self, layers, classifier, min_side):
         super().__init__()
         self.features = nn.Sequential(*layers)
-        self.pool = pool
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = classifier
-        self.min_side, self.max_side = min_side, max_side
+        self.min_side = min_side
 
     def forward(self, x):
-        _check_sides(x, self.min_side, self.max_side)
+        _check_sides(x, self.min_side)
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
 @fx.wrap                                                 # a tracer need not look inside
-def _check_sides(x, min_side, max_side):
-    if min(x.shape[-2:]) < min_side or (max_side and max(x.shape[-2:]) > max_side):
-        upper = f" to {max_side}" if max_side else " or more"
-        raise InputError(f"the network takes images of {min_side}{upper} pixels a side, got {x.shape[-2]}x{x.shape[-1]}")
+def _check_sides(x, min_side):
+    if min(x.shape[-2:]) < min_side:
+        raise InputError(f"the network takes images of {min_side} or more pixels a side, got {x.shape[-2]}x{x.shape[-1]}")
 
 
 def _vgg(convolutions_per_stage, num_classes, in_channels, width):
@@ -137,7 +139,7 @@ def _vgg(convolutions_per_stage, num_classes, in_channels, width):
             layers += _convolution(previous, factor * width)
             previous = factor * width
         layers.append(nn.MaxPool2d(2))
-    return _Network(layers, nn.AdaptiveAvgPool2d(1), nn.Linear(previous, num_classes), min_side=32)
+    return _Network(layers, nn.Linear(previous, num_classes), min_side=32)
 
 
 def _convolution(in_channels, out_channels, padding=1):

@@ -34,8 +34,9 @@ def test_layers_are_convolution_batchnorm_relu_as_in_the_authors_code():
 
 
 @pytest.mark.parametrize(("name", "channels", "side"), [
-    *(("convnet", channels, side) for channels in (1, 3) for side in (8, 16, 28, 32)), ("model_a", 3, 96)])
-def test_convnet_takes_small_images_of_one_or_three_channels_and_model_a_96_pixels(name, channels, side):
+    *(("convnet", channels, side) for channels in (1, 3) for side in (8, 16, 28, 32)),
+    *(("model_a", 3, side) for side in (80, 96, 128))])
+def test_convnet_takes_small_images_of_one_or_three_channels_and_model_a_80_pixels_and_more(name, channels, side):
     assert build_network(name, 5, channels, width=4).eval()(torch.rand(2, channels, side, side)).shape == (2, 5)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from pyro_advbnn.attacks.losses import Towards
-from pyro_advbnn.attacks.modes import gradients_possible
 from pyro_advbnn.bayes.classifier import check_explains_classes
 from pyro_advbnn.system.errors import InputError
 
@@ -33,7 +32,7 @@ class Attack:
             attack, y, name = replace(self, loss=Towards(self.loss)), target, "target"  # type: ignore[type-var]
         check_module(classifier)
         y, bounds = checked_batch(x, y, name)
-        with gradients_possible(), labels_within_classes(classifier, bounds, name):
+        with torch.inference_mode(False), labels_within_classes(classifier, bounds, name):
             return attack.run(classifier, *(tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y)))
 
     def run(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

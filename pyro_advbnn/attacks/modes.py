@@ -1,6 +1,6 @@
 """The state that a classifier is attacked and measured in, and whether it is random at all."""
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -34,11 +34,6 @@ def frozen(classifier):
     finally:
         for p in trainable:
             p.requires_grad_(True)
-
-
-def gradients_possible():
-    """A context in which gradients can be taken, also within `torch.inference_mode`."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_advbnn.attacks.modes import eval_mode, gradients_possible
+from pyro_advbnn.attacks.modes import eval_mode
 from pyro_advbnn.bayes.averaging import Pool
 from pyro_advbnn.bayes.kernels.layout import laying_out
 from pyro_advbnn.system.errors import InputError
@@ -57,7 +57,7 @@ class Through:
     def __call__(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
                  target: torch.Tensor | None = None) -> torch.Tensor:
         led = {} if target is None else {"target": target}          # only our own attacks take one
-        with gradients_possible():                       # or the surrogate's weights would have none
+        with torch.inference_mode(False):                # or the surrogate's weights would have none
             return self.attack(surrogate(classifier, self.source), x, y, **led)
 
     def __getattr__(self, name):

@@ -61,11 +61,10 @@ class BayesianClassifier(Classifier):
     """
 
     def __init__(self, network: nn.Module, prior_std: Std = 0.05, init_std: Std = 0.05, *,
-                 prior: str | dist.Distribution | None = None, deterministic: str | Iterable[str] = (), kl_over: str = "all",
+                 prior: str | dist.Distribution = "normal", deterministic: str | Iterable[str] = (), kl_over: str = "all",
                  batch_statistics: str = "mean", likelihood: Callable = categorical,
                  class_weights: Sequence[float] | torch.Tensor | None = None) -> None:
-        prior = "normal" if prior is None else prior
-        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic or ())
+        deterministic = [deterministic] if isinstance(deterministic, str) else list(deterministic)
         if isinstance(network, Classifier):
             raise InputError("the network is a classifier already; wrap classifier.mean_network() or the plain network")
         trainable = trainable_parameters(network)

@@ -15,7 +15,7 @@ from pyro_advbnn.system.errors import InputError
 
 
 def build_classifier(defense: str, network: nn.Module, *, prior_std: Std = 0.05, init_std: Std = 0.05,
-                     prior: str | Distribution | None = None, kl_over: str = "all", deterministic: str | Iterable[str] = (),
+                     prior: str | Distribution = "normal", kl_over: str = "all", deterministic: str | Iterable[str] = (),
                      batch_statistics: str = "mean", likelihood: Callable = categorical,
                      class_weights: Sequence[float] | torch.Tensor | None = None) -> Classifier:
     """The classifier of a defence (a name of DEFENSES) around `network`, an nn.Module, which is left as it is.

@@ -250,7 +250,7 @@ def told_unreached(names):
             f"read its own weights as self.NAME, not from outside")
 
 
-def site_scales(num_images, kl_weight=None, num_data=None):
+def site_scales(num_images, kl_weight, num_data):
     """(that of the weights, that of the likelihood) in `Classifier.model` of num_images.   Raises InputError as it does."""
     if kl_weight is None:
         num_data = num_images if num_data is None else num_data

@@ -1,8 +1,7 @@
 """Data sets that are arrays, stored or in memory: digits, cifar10, stl10, npz, and the caller's own.
 
-Every reader takes the folder (or file) and the split, and returns (images, labels, class_names): uint8 (N, C, H, W),
-int64 (N,) in [0, number of classes), tuple of str. It opens the files of that split only and executes nothing that they
-hold.
+Every reader returns (images, labels, class_names): uint8 (N, C, H, W), int64 (N,) in [0, number of classes), tuple of str.
+Those of files execute nothing that these hold, and open those of the asked-for split only (an npz has both in one).
 
 scikit-learn and torchvision are imported by the readers that need them: they take seconds.
 """

@@ -56,7 +56,7 @@ def robust_accuracy(target: nn.Module, batches: Iterable[tuple[torch.Tensor, tor
     """One row: the accuracy of target's averaged prediction on images attacked through `source` (default: target).
 
     batches: an iterable of (x (B, C, H, W) in [0, 1], y (B,)). attack: a callable (classifier, x, y) -> x_adv such as
-    `attacks.PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
+    `PGD(...)`, or None for clean images. progress: called with the number of images done and of those correct.
     Returns the columns of `csv_tables.ROW_FIELDS` that are known here; accuracy in [0, 1] with its 95% Wilson interval.
 
     Raises InputError where batches is empty, and for images, labels, attacked images and modules that are not fit; see

@@ -17,6 +17,7 @@ from pyro_advbnn.attacks.modes import eval_mode, frozen, is_random
 from pyro_advbnn.attacks.noise import RandomNoise
 from pyro_advbnn.attacks.pgd import PGD
 from pyro_advbnn.attacks.square import Square
+from pyro_advbnn.cli.text_tables import counted
 from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.evaluation.intervals import paired_difference_interval, wilson_interval
 from pyro_advbnn.system.random_streams import separate_randomness
@@ -86,7 +87,7 @@ def enough_draws(examination: Examination) -> Finding:
     if not examination.is_random:
         return Finding(UNFIT, "nothing is random", "no loss by more draws")
     more = replace(examination.attack, attack_samples=5 * examination.attack.attack_samples // 2)
-    return _changes_nothing(examination, more, f"{_draws(more)} per gradient")
+    return _changes_nothing(examination, more, counted(more.attack_samples, "draw", " per gradient"))
 
 
 def stronger_attack(examination: Examination) -> Finding:
@@ -99,7 +100,7 @@ def papers_attack(examination: Examination) -> Finding:
     strongest = _adaptive(examination)
     headline, ours = examination.correct(examination.papers_attack), examination.correct(strongest)
     return no_loss(headline, ours, f"the paper's attack {percent(headline)}, {strongest.name} with "
-                                   f"{_draws(examination.attack)} per gradient {percent(ours)}")
+                                   f"{counted(examination.attack.attack_samples, 'draw', ' per gradient')} {percent(ours)}")
 
 
 def beats_transfer(examination: Examination) -> Finding:
@@ -208,10 +209,6 @@ def percent(share: torch.Tensor | float) -> str:
 
 def _at_radius(examination, radius):
     return replace(examination.attack, epsilon=radius, step_size=None)
-
-
-def _draws(attack):
-    return "1 draw" if attack.attack_samples == 1 else f"{attack.attack_samples} draws"
 
 
 def _adaptive(examination):

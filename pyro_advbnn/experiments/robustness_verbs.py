@@ -13,7 +13,6 @@ from pyro_advbnn.evaluation.examination import Examination
 from pyro_advbnn.experiments.verbs import finish, verb
 from pyro_advbnn.training import recipes
 
-TABLES = ("robust", "robust_examples", "checks", "many_draws")
 PositiveRadius = Annotated[float, Range(0, 10_000, open_low=True)]
 
 

@@ -86,12 +86,12 @@ def check_prior_std(rows):
     return text, "yes" if low <= 0 else "no"
 
 
-def count_modes(heights, *, prominence=0.1, window=5):
-    """The number of modes of a histogram: maxima whose prominence is the given share of the highest, once smoothed."""
+def count_modes(heights, *, window=5):
+    """The number of modes of a histogram: maxima whose prominence is at least a tenth of the highest, once smoothed."""
     half = window // 2
     padded = [0.0] * half + list(heights) + [0.0] * half
     smooth = [sum(padded[i:i + window]) / window for i in range(len(heights))]
-    least, count, rising, turn = prominence * max(smooth), 0, True, 0.0
+    least, count, rising, turn = max(smooth) / 10, 0, True, 0.0
     for height in [*smooth, 0.0]:
         turn = max(turn, height) if rising else min(turn, height)
         if abs(height - turn) >= least:                  # as far below the last peak, or above the last valley

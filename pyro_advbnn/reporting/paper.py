@@ -30,13 +30,13 @@ CLAIMS = {                                               # (what the paper says 
     "ensemble": ("10 to 20 draws per prediction suffice, whatever the radius", "section 3.4, Fig. 5 left"),
     "steps": ("the accuracy does not change from 20 to 1000 PGD steps", "section 3.4, Fig. 5 right"),
     "transfer": ("rho is about 0.85 between no defence and BNN, both ways, and 0.5 to 0.6 among RSE, Adv-BNN and "
-                      "adversarial training", "section 3.2, Fig. 3"),
+                 "adversarial training", "section 3.2, Fig. 3"),
     "layers": ("the density of the log standard deviations has two modes", "section 3.3, Fig. 4"),
     "pruning": ("weights of large standard deviation can be pruned (not tested there)", "section 3.3"),
     "alpha": ("a smaller alpha buys back clean accuracy (not tested there)", "caption of Table 1"),
     "prior_std": ("the prior's standard deviation is not sensitive (not tested there)", "Table 2"),
     "gradients": ("adversarial training keeps the gradient small on the training set, while it stays large on the test "
-                       "set (no numbers there)", "section 2, Eq. 11 to 13"),
+                  "set (no numbers there)", "section 2, Eq. 11 to 13"),
 }
 
 

@@ -32,7 +32,8 @@ def write(folder, runs=None):
     """
     folder = Path(folder)
     configs = run_descriptions.read(run_descriptions.run_folders(folder) if runs is None else [Path(run) for run in runs])
-    configs = dict(sorted(configs.items(), key=lambda item: _rank(item[1]["defense"])))
+    order = list(paper.DEFENSE_NAMES)
+    configs = dict(sorted(configs.items(), key=lambda item: order.index(item[1]["defense"])))
     log = json_files.read_jsonl(folder / "evaluation" / "log.jsonl")
     page = _template().render(
         configs=configs, log=log, **_overview(configs), tables=summaries.summaries(folder), figures=_figures(folder),
@@ -42,12 +43,6 @@ def write(folder, runs=None):
     with files.replacing(path) as file:
         file.write(page.lstrip().encode())
     return path
-
-
-def _rank(defense):
-    """Its place among the known ones; unknown ones come last."""
-    known = list(paper.DEFENSE_NAMES)
-    return known.index(defense) if defense in known else len(known)
 
 
 def _template():

@@ -13,7 +13,7 @@ def run_folders(folder):
     """The run folders of a result folder, by name; the folder itself where it is one."""
     if (folder / "config.json").is_file():
         return [folder]
-    return sorted(path.parent for path in folder.glob("runs/[!.]*/config.json"))  # one with a dot is still being made
+    return sorted(path.parent for path in folder.glob("runs/*/config.json"))
 
 
 def read(runs):
@@ -79,8 +79,8 @@ def _network(config):
 
 
 def _training_attack(config):
-    settings, known = config["settings"], DEFENSES.get(config["defense"])
-    if known is None or not known.adversarial:
+    settings = config["settings"]
+    if not DEFENSES[config["defense"]].adversarial:
         return "none"
     return (f"PGD, ε {shown(settings.get('epsilon'))}, {shown(settings.get('num_steps'))} steps of "
             f"{shown(settings.get('step_size'))}, {counted(settings.get('attack_samples'), 'draw', ' per gradient')}")

@@ -26,8 +26,8 @@ FORMAT = 5
 def save(path: str | Path, classifier: Classifier, config: Mapping | None = None, **more: Any) -> None:
     """Write classifier and config to `path`, in one step: a crash leaves the old file or the new one.
 
-    config: for `load` without a network it needs network (a name), num_classes, in_channels and defense. more: further entries,
-    such as an optimizer's state. All are plain values and tensors.
+    config: for `load` without a network it needs network (a name), num_classes and in_channels. more: further entries, such as
+    an optimizer's state. All are plain values and tensors.
 
     Raises InputError for what is no Classifier, other values and a path that is none or a folder's, OSError where the file
     cannot be written: FileNotFoundError where the folder that it is to lie in is not there.
@@ -79,11 +79,7 @@ def load(path: str | Path, network: nn.Module | None = None, *, prior: Distribut
     torch cannot read; the numbers in them are not checked.
     """
     path = as_path("path", path)
-    return classifier_of(read(path), path, network, prior=prior, likelihood=likelihood, device=device)
-
-
-def classifier_of(content, path, network=None, *, prior=None, likelihood=None, device="cpu"):
-    """`load` of a checkpoint whose content has been read from `path`."""
+    content = read(path)
     classifier = _build(content, network, prior, likelihood, path)
     for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers()):
         dtype = content["state"].get(name, tensor).dtype
@@ -156,10 +152,8 @@ def _build(content, network, prior, likelihood, path):
                          f"{'pass none' if own is None else 'pass it as likelihood'}")
     of_y = {"likelihood": likelihood or categorical, "class_weights": settings.get("class_weights")}
     if settings["kind"] != "bayesian":
-        stds, defense = settings.get("noise_stds", []), config.get("defense", "none")
-        if stds:
-            defense = "none" if noises(network) else "rse"
-        classifier = build_classifier(defense, network, **of_y)
+        stds = settings.get("noise_stds", [])
+        classifier = build_classifier("rse" if stds and not noises(network) else "none", network, **of_y)
         for module, std in zip(noises(classifier), stds):
             module.std = std
         return classifier

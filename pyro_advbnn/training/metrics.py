@@ -14,7 +14,7 @@ def read(folder):
 
 
 @contextmanager
-def writer(folder, shown=None):
+def writer(folder, shown):
     """A function that adds a row to those of a run.
 
     shown: of a run that is shown in TensorBoard, the number of epochs that are done; the row goes to a new event file, too.

@@ -17,7 +17,7 @@ def attack_in_pieces(attack, classifier, x, y, size):
     return torch.cat([attack(classifier, *piece) for piece in _under_equal_draws(classifier, x, y, size)])
 
 
-def backward_in_pieces(classifier, x, y, kl_weight, size, factor=1.0):
+def backward_in_pieces(classifier, x, y, kl_weight, size, factor):
     """Add `factor` times the gradients of Eq. (10) on the whole batch to the parameters' grad; its `elbo.Objective`.
 
     Each piece counts by its share of the images, so that the KL counts once.

@@ -130,7 +130,4 @@ def load_classifier(folder, checkpoint="best", network=None, device="cpu"):
     config, path = read_config(folder), chosen(folder, checkpoint)
     if not path.exists():
         raise InputError(f"{folder} has no checkpoint")
-    content = checkpoints.read(path)
-    if checkpoint == "best" and path.name != "best.pt" and content.get("best"):
-        print(f"note: {folder} has lost its best.pt; its last checkpoint is taken")
-    return checkpoints.classifier_of(content, path, network, device=device), config, path
+    return checkpoints.load(path, network, device=device), config, path

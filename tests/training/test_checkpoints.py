@@ -48,11 +48,12 @@ def assert_same(a, b):
     assert torch.equal(answers[0][0], answers[1][0]) and torch.equal(answers[0][1], answers[1][1])
 
 
+@pytest.mark.parametrize("told", [{}, {"defense": "rse"}, {"defense": "mine"}])
 @pytest.mark.parametrize("defense", ab.DEFENSES)
-def test_every_defence_comes_back_bit_for_bit_from_its_name_alone(tmp_path, defense):
+def test_every_defence_comes_back_bit_for_bit_whatever_config_calls_it(tmp_path, defense, told):
     classifier = trained(ab.build_classifier(defense, convnet(), prior_std="fan_in", init_std="fan_in/10"))
     assert any("running_mean" in name and value.abs().sum() > 0 for name, value in classifier.state_dict().items())
-    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | {"defense": defense})
+    checkpoints.save(tmp_path / "c.pt", classifier, CONFIG | told)
     loaded = checkpoints.load(tmp_path / "c.pt")
     assert not loaded.training
     assert_same(classifier, loaded)

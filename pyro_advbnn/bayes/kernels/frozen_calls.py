@@ -37,7 +37,7 @@ class LeanCalls:
     the poolings.
     """
 
-    def __init__(self, network, shared=()):
+    def __init__(self, network, shared):
         self.network, self._traced, self._left_by_calls = network, structure(network), set()
         self._cast = [f"{name}.weight" for name, module in network.named_modules() if type(module) in _CAST]
         pairs = [pair for pair in fusible(network) if not set(shared) & set(pair)]
@@ -72,7 +72,7 @@ class LeanCalls:
     def _full_call(self, tensors, x):
         return functional_call(self.network, tensors, (x,), tie_weights=False)
 
-    def agree(self, x, tensors=None):
+    def agree(self, x, tensors):
         """Whether calls answer as the network does: found out on the first images x in eval mode, and said where not.
 
         tensors: parameters by name, None for the network's own. torch's global generators stand where they stood.

@@ -20,7 +20,7 @@ SHARE = 64 * _STREAM          # floats to one thread at a time
 _LONG = 8 * _STREAM           # floats from which on compiled code is worth its call
 
 
-def chunks(start, stop, device, size=None):
+def chunks(start, stop, device, size):
     """Slices of at most `size` numbers, without it one chunk, that cover [start, stop)."""
     size = size or (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
