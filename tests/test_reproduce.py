@@ -25,7 +25,7 @@ from pyro_advbnn.training import run_folders
 TINY = ["--epochs", "1", "--num_train", "100", "--num_test", "20", "--width", "4", "--attack_samples", "2"]
 SHORT = {"num_steps": 3, "num_samples": 2}
 OFTEN = {"accuracy": SHORT, "transfer": SHORT, "posterior": SHORT | {"fractions": [0.0, 0.5]}, "report": SHORT,
-         "ensemble": {"num_samples": [1, 5]}, "steps": {"num_steps": [3, 20]}, "robust": SHORT | {"attacks": ["noise", "pgd"]}}
+         "ensemble": {"num_samples": [1, 5]}, "steps": {"num_steps": [3, 20]}, "robust": SHORT | {"num_queries": 5}}
 
 
 def run(*words, quick=OFTEN):

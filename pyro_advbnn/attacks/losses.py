@@ -83,8 +83,8 @@ def expected_loss(classifier, x, y, *, loss="ce", attack_samples=1, average="gra
     function = loss_function(loss)
     with torch.no_grad():
         if average == "probability":
-            return function(log_mean_softmax(classifier(x.clone()) for _ in range(attack_samples)), y)
-        losses = [function(classifier(x.clone()).float(), y) for _ in range(attack_samples)]
+            return _losses(function, log_mean_softmax(classifier(x.clone()) for _ in range(attack_samples)), y)
+        losses = [_losses(function, classifier(x.clone()).float(), y) for _ in range(attack_samples)]
         return torch.stack(losses).mean(0)
 
 
@@ -177,7 +177,7 @@ def _of_mean_loss(call, x, y, function, attack_samples):
     total_loss = total_gradient = 0
     for _ in range(attack_samples):
         with torch.enable_grad():
-            losses = function(call(x).float(), y)
+            losses = _losses(function, call(x).float(), y)
             gradient = _gradient(losses, x)
         total_loss, total_gradient = total_loss + losses.detach(), total_gradient + gradient
     return total_loss / attack_samples, total_gradient / attack_samples
@@ -187,9 +187,18 @@ def _of_mean_probability(call, x, y, function, attack_samples):
     def draw():                                          # of one draw there is nothing to save: it is held anyway
         return call(x) if attack_samples == 1 else checkpoint(call, x, use_reentrant=False)
     with torch.enable_grad():
-        losses = function(log_mean_softmax(draw() for _ in range(attack_samples)), y)
+        losses = _losses(function, log_mean_softmax(draw() for _ in range(attack_samples)), y)
         gradient = _gradient(losses, x)
     return losses.detach(), gradient
+
+
+def _losses(function, logits, y):
+    """What the function says of each image, (B,).   Raises InputError where that is not a number for each."""
+    losses = function(logits, y)
+    if losses.shape != y.shape:
+        raise InputError(f"the loss must give one number for each of {len(y)} images, got a tensor of shape "
+                         f"{tuple(losses.shape)}; those of torch do by reduction='none'")
+    return losses
 
 
 def _gradient(losses, x):

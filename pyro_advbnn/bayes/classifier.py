@@ -108,8 +108,8 @@ class Classifier(nn.Module):
 
     def _kept_while(self, tensors, make, *others):
         """make(), kept from call to call while neither the tensors nor `others` change, until train() or eval()."""
-        state, kept = ([(id(t), t._version, t.data_ptr()) for t in tensors], others), self._kept
-        if kept is None or kept[0] != state:
+        state, kept = ([(id(t), t.is_inference() or t._version, t.data_ptr()) for t in tensors], others), self._kept
+        if kept is None or kept[0] != state or any(t.is_inference() for t in tensors):         # which have no version
             with torch.inference_mode(False):            # a later call may take gradients with it
                 self._kept = kept = state, make(), tensors           # held, or others may come to lie where they did
         return kept[1]

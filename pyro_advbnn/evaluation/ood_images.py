@@ -36,7 +36,10 @@ def foreign_images(name, like, seed, data_dir=None):
         pixels = images.images.flatten(2)[:, :, order].view(images.images.shape)
         return _unlabelled(pixels, name, like)
     size = max(like.image_shape[1:]) if name == "folder" else None
-    found = datasets.load(name, "test", None if name == "digits" else data_dir, image_size=size)
+    try:
+        found = datasets.load(name, "test", None if name == "digits" else data_dir, image_size=size)
+    except InputError as error:
+        raise InputError(str(error).replace("--data_dir", "--ood_dir")) from None
     found = datasets.balanced_subset(found, min(len(like), len(found)), seed).in_memory()
     return _unlabelled(_reshaped(found.images, like.image_shape), name, like)
 

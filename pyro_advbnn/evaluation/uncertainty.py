@@ -61,13 +61,13 @@ def variation_ratio(draws: torch.Tensor) -> torch.Tensor:
 
 def negative_log_likelihood(draws: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """-log of the averaged probability of the label, (B,)."""
-    return -log_mean_probability(draws).gather(1, y[:, None]).squeeze(1)
+    return -log_mean_probability(draws).gather(1, y.long()[:, None]).squeeze(1)
 
 
 def brier_score(draws: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The squared distance of the averaged prediction from the label's one-hot vector, (B,) in [0, 2] (Brier 1950)."""
     probabilities = log_mean_probability(draws).exp()
-    return (probabilities - F.one_hot(y, probabilities.shape[-1])).square().sum(-1)
+    return (probabilities - F.one_hot(y.long(), probabilities.shape[-1])).square().sum(-1)
 
 
 def scores(classifier: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], attack: Callable | None = None, *,

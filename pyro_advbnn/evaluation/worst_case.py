@@ -54,6 +54,8 @@ def attacked(classifier, batches, attacks, *, num_samples=20, seed=0, known=None
     check_at_least("num_samples", num_samples, 1)
     if not isinstance(attacks, Mapping):
         raise InputError(f"attacks must be a mapping, {{name: attack}}, got {kind(attacks)}")
+    if CLEAN in attacks:
+        raise InputError(f"an attack must have another name than {CLEAN!r}, which means clean images")
     batches, removed = RepeatableBatches(classifier, batches), set()
     may_remove = num_samples >= ENOUGH_DRAWS or not draws_anew(classifier, batches.some_images(16))
     for name, attack in {CLEAN: None, **attacks}.items():

@@ -246,10 +246,10 @@ def _images(examples, result):
 
 
 def _measured(row):
-    """What two rows of `evaluate robust` must share to be compared, the attacks on the classifier itself among it."""
+    """What two rows of `evaluate robust` must share to be compared, attacks among it: targeted ones may be made at the mean."""
     columns = ("dataset", "network", "images", "norm", "num_steps", "num_queries")
-    attacks = {name for name in row["attacks"].split() if "@" not in name}
-    return *(row[name] for name in columns), Path(row["checkpoint"]).name, attacks
+    names = [name.removesuffix("@mean") if name.startswith("apgd-t") else name for name in row["attacks"].split()]
+    return *(row[name] for name in columns), Path(row["checkpoint"]).name, {name for name in names if "@" not in name}
 
 
 def _run_step(step, deadline, programs):

@@ -25,6 +25,7 @@ ATTACKS = {
     "APGD": ab.APGD(0.1, num_steps=2), "Square": ab.Square(0.1, num_queries=2), "RandomNoise": ab.RandomNoise(0.1, num_tries=2),
     "CarliniWagner": ab.CarliniWagner(0.5, num_steps=2), "Through": ab.Through(ab.PGD(0.1, num_steps=2), "mean"),
 }
+OF_ONE_NUMBER = {"the mean": torch.nn.functional.cross_entropy, "a column": lambda logits, y: logits.gather(1, y[:, None])}
 DOORS = ATTACKS | {"train_step": trained(None), "adversarial train_step": trained(ab.PGD(0.1, num_steps=2))}
 UNFIT = {
     "normalised": (lambda x, y: ((x - 0.5) / 0.25, y), "images must lie in [0, 1], these reach from -2 to 2; normalisation is"),
@@ -149,3 +150,12 @@ def test_an_attack_of_ones_own_meets_the_network_of_predictions_in_a_training_st
 def test_pieces_of_no_images_are_refused(classifier, batch):
     with pytest.raises(ab.InputError, match="micro_batch must be at least 1, got 0"):
         trained(None, partial(ab.train_step, micro_batch=0))(classifier, *batch)
+
+
+@pytest.mark.parametrize("shape", OF_ONE_NUMBER)
+@pytest.mark.parametrize("attack", [ab.PGD, ab.APGD, ab.Square])
+@pytest.mark.parametrize("average", ["gradient", "probability"])
+def test_a_loss_that_gives_no_number_for_each_image_is_refused(attack, average, shape):
+    more = {} if attack is ab.Square else {"average": average}
+    with pytest.raises(ab.InputError, match="the loss must give one number for each of 6 images, got a tensor of shape"):
+        attack(0.1, 2, loss=OF_ONE_NUMBER[shape], **more)(ab.networks.convnet(width=4), torch.rand(6, 1, 8, 8), torch.arange(6))

@@ -450,6 +450,24 @@ def test_looking_for_what_can_be_folded_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("wrap", [Classifier, lambda network: ab.BayesianClassifier(network, init_std=1e-8)])
+def test_a_buffer_that_was_made_in_inference_mode_has_no_version_and_is_no_hindrance(wrap):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = settled(ab.networks.convnet(in_channels=3, width=4))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.network(x)
+
+    classifier = wrap(Counting()).eval()
+    with torch.inference_mode(), frozen(classifier):
+        answers = [classifier(X) for _ in range(3)]      # of which the first compares
+    torch.testing.assert_close(answers[2], classifier.mean_network().eval()(X), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("wrap", [Classifier, ab.BayesianClassifier])
 def test_what_was_kept_in_inference_mode_gives_gradients_later(wrap):
     classifier = wrap(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))).eval()

@@ -54,7 +54,7 @@ def test_mutual_information_is_never_below_0_nor_above_the_entropy_or_the_log_of
 
 
 def test_likelihood_and_brier_score_are_those_of_the_averaged_prediction():
-    draws, y = log([0.8, 0.1, 0.1], [0.2, 0.5, 0.3]), torch.tensor([1])      # averaged: 0.5, 0.3, 0.2
+    draws, y = log([0.8, 0.1, 0.1], [0.2, 0.5, 0.3]), torch.tensor([1], dtype=torch.uint8)     # averaged: 0.5, 0.3, 0.2
     assert uncertainty.negative_log_likelihood(draws, y).item() == pytest.approx(-math.log(0.3))
     assert uncertainty.brier_score(draws, y).item() == pytest.approx(0.25 + 0.49 + 0.04)
     assert uncertainty.brier_score(log([1.0, 0.0]), torch.tensor([1])).item() == 2

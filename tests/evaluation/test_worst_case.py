@@ -207,6 +207,11 @@ def test_batches_that_are_not_fit_are_refused(batches, message):
         worst_case_accuracy(Threshold(), batches, {})
 
 
+def test_an_attack_does_not_take_the_place_of_the_clean_images():
+    with pytest.raises(InputError, match="another name than 'none'"):
+        worst_case_accuracy(Threshold(), [batch([0.9], [1])], {"none": to(0.0)})
+
+
 def test_nothing_outside_is_disturbed():
     state = torch.get_rng_state()
     classifier = Coin(0.5).train()

@@ -1,6 +1,7 @@
 """Tests of the verdict by rule: paired on images, above 0 in every seed, at a level that the contenders share."""
 import pytest
 
+from pyro_advbnn.attacks import catalogue
 from pyro_advbnn.evaluation import intervals
 from pyro_advbnn.experiments import reproduction
 from pyro_advbnn.reporting import csv_tables, summaries
@@ -113,6 +114,14 @@ def test_a_smaller_ensemble_that_came_later_is_not_set_against_the_whole_one(nam
     reproduction.write_gains(tmp_path, [pair("tuned", 0)])
     row, = csv_tables.read(tmp_path, "gains")
     assert (row["control_accuracy"], row["accuracy"]) == (0.5, 0.5)
+
+
+def test_the_default_ensembles_of_a_posterior_and_of_its_control_are_made_alike(tmp_path):
+    for name, bayesian in (("adv-tuned-0", False), ("advbnn-tuned-0", True)):
+        names = " ".join(catalogue.spelled_out(catalogue.default_names(bayesian, True, 10, "linf"), 10))
+        attacked(tmp_path, name, set(range(50)), result=RESULT | {"attacks": names, "tried": names})
+    reproduction.write_gains(tmp_path, [pair("tuned", 0)])
+    assert csv_tables.read(tmp_path, "gains")[0]["gain"] == 0
 
 
 @pytest.mark.parametrize("more", [
