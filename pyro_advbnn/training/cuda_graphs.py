@@ -158,6 +158,8 @@ def compile_network(classifier, x, y):
 
     Parameters and buffers keep their names and values; a checkpoint does not tell.
     """
+    config = torch._dynamo.config                        # 8: but there are attacks, statistics, draws, for several batch sizes
+    config.recompile_limit = max(config.recompile_limit, 32)
     classifier.network.compile()
     try:
         with undisturbed(), buffers_kept(classifier.network):

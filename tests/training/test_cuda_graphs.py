@@ -4,10 +4,12 @@ import resource
 import shutil
 import sys
 import warnings
+from functools import partialmethod
 
 import pyro
 import pytest
 import torch
+from torch import nn
 from victims import in_a_process
 
 import pyro_advbnn as ab
@@ -161,6 +163,19 @@ def test_a_compiled_network_stays_so_from_step_to_step(batch):
         for _ in range(10):                              # more often than torch compiles one function anew
             ab.negative_elbo(classifier, *batch, kl_weight=0.1)
     assert len(called) == 10 * len(compiled) == 20       # the mean network and the draw, both with BatchNorm
+
+
+def test_a_compiled_network_stays_so_for_batches_of_several_sizes(monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    classifier = ab.BayesianClassifier(ab.networks.convnet(width=2), 0.1, 0.1)
+    batches = [(torch.rand(size, 1, 8, 8), torch.arange(size) % 10) for size in (10, 4, 6)]
+    limits = torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True)
+    with limits, warnings.catch_warnings(action="ignore"):
+        assert compile_network(classifier, *batches[0]) is None
+        for x, y in batches:
+            ab.train_step(classifier, torch.optim.SGD(classifier.parameters(), 0.1), x, y, kl_weight=0.01,
+                          attack=ab.PGD(0.1, num_steps=1))
+            ab.predict(classifier, x, num_samples=1)
 
 
 def test_a_network_that_cannot_be_compiled_is_called_as_it_is_and_the_reason_told(batch, monkeypatch):
