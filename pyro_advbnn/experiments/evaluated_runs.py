@@ -225,7 +225,7 @@ def _check_alike(folders, configs, flag):
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         for name in ("dataset", "image_shape", "class_names"):
             if config[name] != configs[0][name]:
-                raise InputError(f"{flag}: {folder} and {folders[0]} cannot be compared: their {name} differ")
+                raise InputError(f"{flag}: {folder} and {folders[0]} cannot be compared: they differ in {name}")
 
 
 def _check_network(network, folders, configs):

@@ -93,7 +93,7 @@ class Method:
     class_weights: Literal["balanced"] | list[_Factor] | None = flag("factors of the log-likelihood by class: balanced, as "
         "if there were equally many images of each, or a number for each class; scaled to a mean of 1 over the training set. "
         "They weight the accuracies that the training measures, too; attacks and evaluate are not weighted.")
-    num_samples: flag_types.Count | None = flag("draws averaged in held-out predictions.")
+    num_samples: flag_types.Count | None = flag("draws averaged in held-out predictions; default 10.")
 
 
 @python_calls.flags
