@@ -19,8 +19,8 @@ class Attack:
     x (B, C, H, W) in [0, 1], y (B,) true labels, integers of any type. target (B,): classes that the answers are to be led
     to, in place of away from y. A GPU is waited for once.
 
-    Raises InputError for what is no nn.Module, for images, labels and a target that are not fit, and for a target of an attack
-    that has no `loss`.
+    Raises InputError for what is no nn.Module, for images, labels and a target that are not fit, for a target of an attack
+    that has no `loss`, and for a loss that does not give one number for each image.
     """
 
     def __call__(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, *,

@@ -143,6 +143,8 @@ def loss_and_gradient(classifier, x, y, *, loss="ce", attack_samples=1, average=
     -> (B,), larger = nearer to being broken. average: one of AVERAGES, over attack_samples >= 1 fresh draws. That of
     "probability" holds one draw's activations at a time, for which each draw is called a second time on the way back: its
     randomness must come from torch's global generators. Settings are as `check_loss` finds them to be.
+
+    Raises InputError for losses that are not (B,), and where there is no gradient.
     """
     x = x.detach().requires_grad_()                      # cloned below: a first layer may work in place
     gradient_of = _of_mean_probability if average == "probability" else _of_mean_loss

@@ -264,7 +264,7 @@ class BayesianClassifier(Classifier):
         return next((start, stop) for start, stop, counts in self._pieces(names.__contains__) if counts)
 
     def _prior(self, network, prior_std, prior, counted):
-        if isinstance(prior, str):
+        if prior is None or isinstance(prior, str):
             prior = named_prior(prior, prior_std)
         if prior is not None:
             return ElementwisePrior(prior, counted, like=self.mean)

@@ -74,8 +74,8 @@ class Classifier(nn.Module):
         """Logits (B, classes) under fresh randomness.
 
         Where no weight requires a gradient, folded weights are kept from call to call: change weights in place, not through
-        .data, of which torch tells nobody, or call eval() afterwards, as attacks and predictions do. Call it, too, after
-        replacing a layer, or changing a bool, number or text by which the network's forward chooses its way.
+        .data or by a fused optimizer, of which torch tells nobody, or call eval() afterwards, as attacks and predictions do.
+        Call it, too, after replacing a layer, or changing a bool, number or text by which a forward chooses its way.
         """
         x = as_convolutions_like(x, self.network)
         if any(p.requires_grad for p in self.parameters()):
@@ -108,8 +108,9 @@ class Classifier(nn.Module):
 
     def _kept_while(self, tensors, make, *others):
         """make(), kept from call to call while neither the tensors nor `others` change, until train() or eval()."""
-        state, kept = ([(id(t), t.is_inference() or t._version, t.data_ptr()) for t in tensors], others), self._kept
-        if kept is None or kept[0] != state or any(t.is_inference() for t in tensors):         # which have no version
+        versions = [object() if t.is_inference() else t._version for t in tensors]     # nothing tells of those: never alike
+        state, kept = ([(id(t), t.data_ptr()) for t in tensors], versions, others), self._kept
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False):            # a later call may take gradients with it
                 self._kept = kept = state, make(), tensors           # held, or others may come to lie where they did
         return kept[1]
@@ -235,7 +236,7 @@ class Classifier(nn.Module):
         return other
 
     def __getstate__(self):
-        return {key: value for key, value in vars(self).items() if key != "_lean_calls"} | {"_kept": None}
+        return {key: value for key, value in super().__getstate__().items() if key != "_lean_calls"} | {"_kept": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)                      # a copy is another classifier to Pyro's parameter store

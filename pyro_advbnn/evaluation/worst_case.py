@@ -35,8 +35,8 @@ def worst_case_accuracy(classifier: nn.Module, batches: Iterable[tuple[torch.Ten
     {name: callable (classifier, x, y) -> x_adv}, tried in this order on what is left; clean images come first of themselves.
     The columns are those of `summary`.
 
-    Raises InputError for images, labels, attacked images and modules that are not fit (see `inputs`), attacks without names,
-    and num_samples below 1.
+    Raises InputError for images, labels, attacked images and modules that are not fit (see `inputs`), attacks without names
+    or with the name none, and num_samples below 1.
     """
     rows = [row for _, found in attacked(classifier, batches, attacks, num_samples=num_samples, seed=seed) for row in found]
     return summary(rows)

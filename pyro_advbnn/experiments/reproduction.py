@@ -246,7 +246,7 @@ def _images(examples, result):
 
 
 def _measured(row):
-    """What two rows of `evaluate robust` must share to be compared, attacks among it: targeted ones may be made at the mean."""
+    """What two rows of `evaluate robust` must share to be compared; of attacks on stand-ins the targeted ones at the mean."""
     columns = ("dataset", "network", "images", "norm", "num_steps", "num_queries")
     names = [name.removesuffix("@mean") if name.startswith("apgd-t") else name for name in row["attacks"].split()]
     return *(row[name] for name in columns), Path(row["checkpoint"]).name, {name for name in names if "@" not in name}

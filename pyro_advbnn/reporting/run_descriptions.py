@@ -19,13 +19,16 @@ def run_folders(folder):
 def read(runs):
     """{name: config} of the run folders; a config gains its last line of metrics.
 
-    Raises InputError where a folder is no run, or two have the same name.
+    Raises InputError where a folder is no run or has an unknown defence, or two have the same name.
     """
     configs = {}
     for run in runs:
         name, config = run.resolve().name, json_files.read_config(run)
         if name in configs:
             raise InputError(f"two runs are named {name}; runs are told apart by the names of their folders")
+        if config["defense"] not in DEFENSES:
+            raise InputError(f"{run / 'config.json'}: its defense must be one of {', '.join(DEFENSES)}, got "
+                             f"{config['defense']!r}")
         configs[name] = config | {"metrics": (json_files.read_jsonl(run / "metrics.jsonl") or [{}])[-1]}
     return configs
 

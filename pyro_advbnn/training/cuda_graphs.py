@@ -156,7 +156,8 @@ def captured(run, classifier, device):
 def compile_network(classifier, x, y):
     """Have torch.compile translate the classifier's network; None, or why that fails on the batch (x, y).
 
-    Parameters and buffers keep their names and values; a checkpoint does not tell.
+    Parameters and buffers keep their names and values; a checkpoint does not tell. torch's limit of how often a function is
+    compiled anew, which is the process's, becomes 32.
     """
     config = torch._dynamo.config                        # 8: but there are attacks, statistics, draws, for several batch sizes
     config.recompile_limit = max(config.recompile_limit, 32)

@@ -1,5 +1,6 @@
 """Copies of what torch does not copy: classifiers, draws and mean networks of networks that keep what a call has left."""
 import copy
+import pickle
 import threading
 import warnings
 
@@ -109,3 +110,16 @@ def test_networks_that_call_others_than_the_modules_they_hold_are_refused_for_ev
     network = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(ab.InputError, match=match):
         ab.build_classifier(defense, network)
+
+
+@pytest.mark.parametrize("wrap", [ab.Classifier, ab.BayesianClassifier])
+def test_a_compiled_classifier_is_pickled_and_its_copy_answers_by_its_own_weights(wrap):
+    classifier = wrap(ab.networks.convnet(width=4)).eval()
+    classifier.compile(backend="eager")
+    with torch.no_grad():
+        classifier(X)
+        copied = copy.deepcopy(classifier)
+        for p in copied.parameters():
+            p.fill_(-100.0 if p is getattr(copied, "log_std", None) else 0.0)
+        assert copied(X).abs().max() < 1e-6 < classifier(X).abs().max()
+    assert torch.equal(next(pickle.loads(pickle.dumps(classifier)).parameters()), next(classifier.parameters()))

@@ -129,7 +129,8 @@ def test_named_priors_are_the_shipped_ones_with_the_given_std(name):
 
 
 @pytest.mark.parametrize(("settings", "match"), [
-    ({"prior": "horseshoe"}, "spike_and_slab"), ({"prior": "scale_mixture", "prior_std": "fan_in"}, "one number"),
+    ({"prior": "horseshoe"}, "spike_and_slab"), ({"prior": None}, "got None"),
+    ({"prior": "scale_mixture", "prior_std": "fan_in"}, "one number"),
 ])
 def test_named_priors_that_cannot_be_built_are_refused(settings, match):
     with pytest.raises(InputError, match=match):

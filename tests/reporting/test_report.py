@@ -192,9 +192,10 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(folder):
     assert len(page.all("img")) == 1
 
 
-def test_what_is_no_run_is_refused(folder):
-    json_files.write_json(folder / "runs" / "none" / "config.json", [])
-    with pytest.raises(InputError, match="none is no run folder"):
+@pytest.mark.parametrize("config, says", [([], "none is no run folder"), (CONFIG | {"defense": "mine"}, "its defense must be")])
+def test_what_is_no_run_is_refused(folder, config, says):
+    json_files.write_json(folder / "runs" / "none" / "config.json", config)
+    with pytest.raises(InputError, match=says):
         report.write(folder)
     assert not (folder / "report.html").exists()
 
