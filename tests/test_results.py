@@ -1,6 +1,7 @@
 """Tests that the numbers of the README and of docs/, in tables and beside them, are those of the records in runs/."""
 import re
 import statistics
+from itertools import combinations
 
 import pytest
 from pages import PAGES, RUNS, apart, best_epoch, both_accuracies, mean_percent, one, percent, records, section, table
@@ -148,8 +149,8 @@ STL10_ADV, STL10_ADVBNN = ([(STL10, run), (f"{STL10}/seed-1", f"{run}-seed-1")] 
 STRONGEST = {                                            # with targeted Auto-PGD: adversarial training, Adv-BNN
     "CIFAR-10": [[(f"{CIFAR10}/targeted", f"{run}-tuned")] for run in ("adv", "advbnn")],
     "STL-10": [[(f"{STL10}/targeted", run), (f"{STL10}/seed-1/targeted", f"{run}-seed-1")] for run in ("adv", "advbnn")],
-    "ImageNet": [[(f"{IMAGENET}/epochs-60", run), (f"{IMAGENET}/epochs-60/seed-1", f"{run}-seed-1")] for run in (
-        "adv", "advbnn")]}
+    "ImageNet": [[(f"{IMAGENET}/epochs-60", run), *((f"{IMAGENET}/epochs-60/seed-{n}", f"{run}-seed-{n}") for n in (1, 2))]
+                 for run in ("adv", "advbnn")]}
 IMAGENET_ADV, IMAGENET_ADVBNN = STRONGEST["ImageNet"]
 
 
@@ -375,12 +376,14 @@ def test_how_the_training_on_eleven_classes_ends_equals_the_records():
 def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     text, ours, adv = section("results.md", "## ImageNet, eleven classes of dogs and cats"), IMAGENET_ADVBNN, IMAGENET_ADV
     ends = [[records(f"{place}/runs/{run}/metrics.jsonl")[-1] for place, run in runs] for runs in (adv, ours)]
-    told = [f"{100 * statistics.mean(end['train_accuracy'] for end in two):.0f} %" for two in ends]
-    assert "training images is {}, of Adv-BNN {} (means of two seeds).".format(*told) in text
-    gains = [mean_gain(ours[:1], adv[:1]), mean_gain(ours[1:], adv[1:]), mean_gain(ours, adv)]
-    assert f"it is [above by {gains[2].removeprefix('+')} points]" in PAGES["README.md"]
-    assert "worst case at 0.01 by {} and {} points, in the mean {},".format(*gains) in text
-    assert f"image by image, and on clean images by {mean_gain(ours, adv, clean=True)} (mean; by the ensemble's own" in text
+    told = [f"{100 * statistics.mean(end['train_accuracy'] for end in three):.0f} %" for three in ends]
+    assert "training images is {}, of Adv-BNN {} (means of three seeds).".format(*told) in text
+    *gains, mean = *(mean_gain([one], [other]) for one, other in zip(ours, adv, strict=True)), mean_gain(ours, adv)
+    assert f"it is [above by {mean.removeprefix('+')} points]" in PAGES["README.md"]
+    assert f"mean of three seeds; by the third alone {gains[2].removeprefix('+')})" in PAGES["README.md"]
+    assert "worst case at 0.01 by {}, {} and {} points, in the mean {},".format(*gains, mean) in text
+    clean = mean_gain(ours, adv, clean=True)
+    assert f"image by image. On clean images no difference shows: {clean} (mean; by the ensemble's own" in text
     for place in (*adv, *ours):
         rows = worst_images(*place)
         left = worst_case.worst_rows([row for row in rows if not row["attack"].startswith("square")]).values()
@@ -388,9 +391,9 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
         assert mean_percent([not row["broken"] for row in left]) == worst_case_of(place)[0]
     last = [listed([row for row in records(f"{place}/evaluation/accuracy.csv")
                     if row["checkpoint"] == f"{run}/checkpoint.pt"], ["clean", "0.01"]) for place, run in (*adv, *ours)]
-    assert "has {} and {}, Adv-BNN {} and {} (clean / 0.01, one draw).".format(*last) in text
-    moved = how_far_seeds_lie_apart((ours, adv), ("0", "0.004", "0.01", "0.016", "0.02"), images="550")
-    assert f"the two seeds of one defence differ by up to {moved} points." in text
+    assert "has {}, {} and {}, Adv-BNN {}, {} and {} (clean / 0.01, one draw).".format(*last) in text
+    moved = how_far_seeds_lie_apart([pair for of in (ours, adv) for pair in combinations(of, 2)], ("0", "0.004", "0.01", "0.016", "0.02"), images="550")
+    assert f"the seeds of one defence differ by up to {moved} points." in text
     assert f"of ImageNet's eleven classes by up to {moved}." in " ".join(PAGES["results.md"].split())
 
 

@@ -182,7 +182,7 @@ def test_foreign_images_that_cannot_be_had_are_refused_before_any_work(run, tmp_
     words = ["--run", run, "--out", tmp_path / "out", *QUICK]
     assert "is the data set of the run itself" in refusal(capsys, *words, "--ood", "digits")
     assert "name exactly one" in refusal(capsys, *words, "--ood", "noise", "--ood_dir", tmp_path)
-    assert "needs --data_dir" in refusal(capsys, *words, "--ood", "npz")
+    assert "needs --ood_dir" in refusal(capsys, *words, "--ood", "npz")
     assert "--rejected must be" in refusal(capsys, *words, "--rejected", "1")
     assert "--confidence_weight must be" in refusal(capsys, *words, "--confidence_weight", "-1")
     assert not (tmp_path / "out").exists()
