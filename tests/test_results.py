@@ -392,7 +392,8 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     last = [listed([row for row in records(f"{place}/evaluation/accuracy.csv")
                     if row["checkpoint"] == f"{run}/checkpoint.pt"], ["clean", "0.01"]) for place, run in (*adv, *ours)]
     assert "has {}, {} and {}, Adv-BNN {}, {} and {} (clean / 0.01, one draw).".format(*last) in text
-    moved = how_far_seeds_lie_apart([pair for of in (ours, adv) for pair in combinations(of, 2)], ("0", "0.004", "0.01", "0.016", "0.02"), images="550")
+    pairs = [pair for of in (ours, adv) for pair in combinations(of, 2)]
+    moved = how_far_seeds_lie_apart(pairs, ("0", "0.004", "0.01", "0.016", "0.02"), images="550")
     assert f"the seeds of one defence differ by up to {moved} points." in text
     assert f"of ImageNet's eleven classes by up to {moved}." in " ".join(PAGES["results.md"].split())
 
