@@ -73,17 +73,28 @@ def build_network(name: str, num_classes: int, in_channels: int = 3, width: int 
     Raises InputError for an unknown name, for a width or channel number that the network cannot have, and where the user's
     function cannot be imported, fails or returns no nn.Module.
     """
+    check_network(name, width)
     if name in NETWORKS:
         return NETWORKS[name](num_classes, in_channels, **({} if width is None else {"width": width}))
+    package, _, function = name.partition(":")
+    if package == "torchvision":
+        return _torchvision(function, num_classes, in_channels)
+    return _imported(package, function, num_classes)
+
+
+def check_network(name: str, width: int | None = None) -> None:
+    """Raises InputError where `build_network` knows no such name, or none of that width, which no images are needed to tell."""
+    if name in NETWORKS:
+        return
     package, colon, function = name.partition(":")
     if not colon:
         raise InputError(f"network must be one of {', '.join(NETWORKS)}, torchvision:NAME or package.module:function, "
                          f"got {name!r}")
     if width is not None:
         raise InputError(f"width is only for {', '.join(NETWORKS)}; {name} has a fixed width")
-    if package == "torchvision":
-        return _torchvision(function, num_classes, in_channels)
-    return _imported(package, function, num_classes)
+    if package == "torchvision" and function not in _torchvision_names():
+        raise InputError(f"network: torchvision has no classification model {function!r}; it has "
+                         f"{', '.join(_torchvision_names())}")
 
 
 def is_imported(name: str) -> bool:
@@ -91,11 +102,13 @@ def is_imported(name: str) -> bool:
     return name not in NETWORKS and not name.startswith("torchvision:")
 
 
+def _torchvision_names():
+    from torchvision import models
+    return models.list_models(module=models)
+
+
 def _torchvision(name, num_classes, in_channels):
     from torchvision import models
-    known = models.list_models(module=models)
-    if name not in known:
-        raise InputError(f"network: torchvision has no classification model {name!r}; it has {', '.join(known)}")
     if in_channels != 3:
         raise InputError(f"torchvision:{name} takes 3 channels, the images have {in_channels}")
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}

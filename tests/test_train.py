@@ -782,11 +782,11 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--init_std share/0", "--init_std must be a number > 0, fan_in, or a multiple such as fan_in/10 (of each weight's size: "),
     ("--prior_std share/10 --init_from nowhere",
      "--prior_std must be auto, a number > 0, fan_in, or a multiple such as fan_in/10"),
-    ("--network vgg", "network must be one of vgg11"),
+    ("--network vgg --dataset npz --data_dir nowhere.npz", "network must be one of vgg11"),   # no image is needed to tell
     ("--network vgg16", "the network cannot take images of (1, 8, 8): the network takes images of 32 or more"),
     ("--network torchvision:nonsense", "torchvision has no classification model 'nonsense'"),
     ("--network torchvision:resnet18", "takes 3 channels, the images have 1"),
-    ("--network torchvision:resnet18 --width 8", "width is only for"),
+    ("--network torchvision:resnet18 --width 8 --dataset npz --data_dir nowhere.npz", "width is only for"),
     ("--network no_such_module:function", "cannot be built"),
     ("--num_train 1438", "--num_train 1438 is more than the 1437 training images of digits"),
     ("--num_train 100 --validation 100", "--validation 100 leaves a class no image to train on: of 100 images 90 at most can"),

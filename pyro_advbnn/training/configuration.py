@@ -35,6 +35,8 @@ def configure(flags):
         _check_std(name, flags.get(name), flags.get("init_from"))
     settings = recipes.resolve(recipe, dataset, defense, flags)
     check_optimizer(defense, settings)
+    if settings["network"]:
+        networks.check_network(settings["network"], settings["width"])
     images, held_out, identity = load_images(dataset, flags.get("data_dir"), flags.get("image_size"),
                                              flags.get("num_train"), settings["validation"], seed, device,
                                              cap="validation" not in flags, loading=flags.get("loading", "auto"),
