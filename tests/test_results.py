@@ -131,15 +131,22 @@ def test_the_tables_of_all_trainings_equal_the_records(folder, title):
         baseline = baseline if bayesian else found
 
 
-def mean_gain(runs, others, clean=False):
-    """What runs have more than others, run by run, in the mean, image by image, with half its interval."""
-    return apart(*([standing(*place, clean) for place in places] for places in (runs, others)))
-
-
 def standing(folder, run, clean):
     """Whether each image stands, in order."""
     left = worst_case.worst_rows([row for row in worst_images(folder, run) if row["attack"] == "none" or not clean])
     return [not left[index]["broken"] for index in sorted(left)]
+
+
+def unbroken(folder, run, clean):
+    """Whether each image stands against every attack, in order."""
+    rows = [row for row in worst_images(folder, run) if row["attack"] == "none" or not clean]
+    broken = {row["index"] for row in rows if row["broken"]}
+    return [index not in broken for index in sorted({row["index"] for row in rows})]
+
+
+def mean_gain(runs, others, clean=False, stands=standing):
+    """What runs have more than others, run by run, in the mean, image by image, with half its interval."""
+    return apart(*([stands(*place, clean) for place in places] for places in (runs, others)))
 
 
 ADV = [(CIFAR10, "adv-tuned"), (f"{CIFAR10}/seed-1", "adv-tuned-seed-1")]
@@ -178,8 +185,11 @@ def test_the_table_of_what_was_found_equals_the_records():
             (f"{float(RADII.get(radius, radius)):.3f}", images, "40")
             for radius, images in re.findall(r"(\S+), (\d+) images", row["worst case at"])}
         assert {of["attack_samples"] for of in measured[len(adv):]} == {"20"}
-        assert [row[name] for name in ("Adv-BNN, by seed", "adversarial training", "apart, mean")] == [
-            ", ".join(worst_case_of(*ours)), ", ".join(worst_case_of(*adv)), mean_gain(ours, adv)], row
+        assert [row[name] for name in ("Adv-BNN, by seed", "adversarial training", "apart, mean", "by unbroken")] == [
+            ", ".join(worst_case_of(*ours)), ", ".join(worst_case_of(*adv)), mean_gain(ours, adv),
+            mean_gain(ours, adv, stands=unbroken)], row
+        assert row["unbroken"] == ", ".join(percent(of["unbroken"]) for of in measured[len(adv):])
+        assert all(of["unbroken"] == of["accuracy"] for of in measured[:len(adv)])
 
 
 def test_what_is_said_of_targeted_attacks_equals_the_records():
@@ -442,6 +452,7 @@ def test_the_table_of_the_worst_case_equals_the_records():
         low, high = percent(worst["accuracy_low"]), percent(worst["accuracy_high"])
         assert row["worst case"] == f"{percent(worst['accuracy'])} [{low}, {high}]", run
         assert row["its images under single draws"] == percent(worst["single_draw_accuracy"]), run
+        assert row["unbroken"] == percent(worst["unbroken"]), run
         assert f"the paper's attack {weak} %" in one(checks, run=run, check="paper's attack")["measured"], run
 
 

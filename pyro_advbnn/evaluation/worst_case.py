@@ -112,12 +112,16 @@ def worst_rows(rows):
 def summary(rows):
     """The row of the worst case from `attacked`'s: accuracy with its interval, beside it what the draws say by themselves.
 
-    single_draw_accuracy: the mean accuracy of one draw on the same images; undecided: the share of images on which the
-    draws that count do not agree.
+    unbroken: the share of images that none of their rows breaks by the draws that count. It errs against a random
+    classifier, as many rows have many unlucky draws; the accuracy errs for it, as the draws that judge may choose another row
+    than the worst. single_draw_accuracy: the mean accuracy of one draw on the rows that the accuracy counts; undecided: the
+    share of these on which the draws that count do not agree.
     """
     found = list(worst_rows(rows).values())
     correct = sum(not row["broken"] for row in found)
+    broken = {row["index"] for row in rows if row["broken"]}
     return accuracy_fields(correct, len(found)) | {
+        "unbroken": (len(found) - len(broken)) / len(found),
         "single_draw_accuracy": 1 - sum(row["wrong_draws"] for row in found) / len(found),
         "undecided": sum(0 < row["wrong_draws"] < 1 for row in found) / len(found)}
 

@@ -145,6 +145,7 @@ def _tell(run, rows, names, open_ones):
         "images": lambda row: row["num_attacked"],
         "removed": lambda row: row["num_removed"],
         "accuracy %": text_tables.with_interval,
+        "unbroken %": lambda row: text_tables.share(row["unbroken"]),
         "one draw %": lambda row: text_tables.share(row["single_draw_accuracy"]),
         "draws differ %": lambda row: text_tables.share(row["undecided"]),
         "seconds": lambda row: f"{row['seconds']:.1f}",

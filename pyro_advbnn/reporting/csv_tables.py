@@ -38,7 +38,7 @@ TABLES = {
     "calibration": (*ROW_FIELDS, "confidence_weight", "left", "right", "num_in_bin", "confidence"),
     "many_draws": ROW_FIELDS,
     "robust": (*RUN_FIELDS, "attacks", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "accuracy", "accuracy_low", "accuracy_high",
-               "single_draw_accuracy", "undecided", "tried"),
+               "unbroken", "single_draw_accuracy", "undecided", "tried"),
     "robust_examples": (*RUN_FIELDS, "attack", *_ENSEMBLE_FIELDS, *_IMAGE_FIELDS, "index", "label", "judged_margin",
                         "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds"),
     "gains": ("pair", "seed", "contender", "control", "epsilon", "num_examples", "accuracy", "control_accuracy", *_GAIN),
@@ -50,9 +50,9 @@ TABLES = {
 }
 _RESULTS = {"accuracy", "accuracy_low", "accuracy_high", "reaches_ball", "accuracy_clean", "accuracy_white_box", "rho", "note",
             "l1_norm", "l1_norm_low", "l1_norm_high", "label", "clean_image", "perturbation_image", "adversarial_image",
-            "judged_margin", "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds", "single_draw_accuracy",
-            "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION, "num_kept", "num_in_bin",
-            "confidence", "control_accuracy", *_GAIN}
+            "judged_margin", "leaves", "margin", "broken", "wrong_draws", "predicted", "seconds", "unbroken",
+            "single_draw_accuracy", "undecided", "tried", "verdict", "measured", "expected", *_OPINIONS, *_DOUBT, *_DETECTION,
+            "num_kept", "num_in_bin", "confidence", "control_accuracy", *_GAIN}
 _WAY_ON = "move the file away, and what wrote it computes its rows again"
 _TEXTS = {"run", "dataset", "network", "defense", "prior_std", "checkpoint", "weights", "source", "attack", "images",
           "source_checkpoint", "source_weights", "note", "prune_by", "prediction", "quantity", "layer", "split", "label",

@@ -13,14 +13,16 @@ _RANGES = {"num_steps": "PGD steps", "num_samples": "draws per prediction", "num
 def robust(rows, _):
     """Accuracy in the worst case over several attacks, one line per ensemble."""
     lines = [[name, defense_name(row), row["norm"], f"{row['epsilon']:g}", with_interval(row),
-              share(row["single_draw_accuracy"]), share(row["undecided"]), str(row["attack_samples"]),
+              *(share(row[name]) for name in ("unbroken", "single_draw_accuracy", "undecided")), str(row["attack_samples"]),
               f"{row['num_examples']:,}", attacks(row)]
              for name, row in named(rows, "epsilon", "attack_samples", "num_examples",
                                     names={row["run"]: row["run"] for row in rows})]
     note = (f"{_settings(rows)}. Accuracy in % with its 95 % Wilson interval, of averaged predictions over fresh draws, in the "
-            "worst case over the attacks, image by image; one draw: the mean accuracy of single draws on the same images; "
-            "draws differ: % of the images on which they do not agree.")
-    columns = ["run", "defence", "norm", "ε", "accuracy", "one draw", "draws differ", "draws per gradient", "images", "attacks"]
+            "worst case over the attacks, image by image; unbroken: % of the images that none of the attacks breaks, which "
+            "errs against a random network; one draw: the mean accuracy of single draws in the worst case; draws differ: % of "
+            "the images on which they do not agree.")
+    columns = ["run", "defence", "norm", "ε", "accuracy", "unbroken", "one draw", "draws differ", "draws per gradient",
+               "images", "attacks"]
     return [Summary("robust", "Accuracy in the worst case over several attacks", columns, lines, note)]
 
 

@@ -86,6 +86,16 @@ def test_many_attempts_on_lucky_draws_break_nothing():
     assert row["undecided"] > 0.7
 
 
+def test_what_any_lucky_draws_of_the_attacker_break_is_told_beside():
+    """Right with probability q by the average of 5 draws: of 9 rows, clean images among them, one breaks nearly all images."""
+    batches = [(torch.zeros(1000, 1, 2, 2), torch.zeros(1000, dtype=torch.int64))]
+    nothing = {f"attempt {i}": lambda classifier, x, y: x for i in range(8)}
+    row = worst_case_accuracy(Coin(0.7), batches, nothing, num_samples=5)
+    assert row["accuracy"] > 0.8 and row["unbroken"] < 0.4
+    row = worst_case_accuracy(Threshold(), [batch([0.9, 0.1, 0.9], [1, 0, 0])], {"dark": to(0.0)}, num_samples=1)
+    assert row["unbroken"] == row["accuracy"] == 1 / 3       # of one answer there is no luck
+
+
 def test_choosing_the_worst_of_many_attempts_does_not_favour_the_attacker_nor_leaving_the_defender():
     """Where the average of 5 draws is right with probability q, the count on fresh draws is q, however often it was tried."""
     batches = [(torch.zeros(4000, 1, 2, 2), torch.zeros(4000, dtype=torch.int64))]
@@ -220,10 +230,11 @@ def test_nothing_outside_is_disturbed():
 
 
 def test_the_summary_of_rows_knows_how_far_the_draws_agree():
-    def row(index, broken, wrong_draws):
-        return {"index": index, "judged_margin": 0.0, "broken": broken, "wrong_draws": wrong_draws}
-    found = summary([row(0, 0, 0.0), row(1, 0, 0.25), row(2, 1, 1.0), row(3, 1, 0.75)])
+    def row(index, broken, wrong_draws, judged_margin=0.0):
+        return {"index": index, "judged_margin": judged_margin, "broken": broken, "wrong_draws": wrong_draws}
+    found = summary([row(0, 0, 0.0), row(1, 0, 0.25), row(2, 1, 1.0), row(3, 1, 0.75), row(1, 1, 0.9, 0.1)])
     assert (found["accuracy"], found["single_draw_accuracy"], found["undecided"]) == (0.5, 0.5, 0.5)
+    assert found["unbroken"] == 0.25                     # an attack that was not the worst by the other draws broke image 1
     assert found["accuracy_low"] < 0.5 < found["accuracy_high"]
 
 

@@ -255,10 +255,12 @@ def test_a_run_that_was_measured_in_several_ways_says_how_in_each_line(tmp_path)
 def test_the_worst_case_names_a_run_as_its_folder_is_named_and_its_defence(tmp_path):
     attacked = {"attacks": "noise pgd", "tried": "noise", "norm": "linf", "epsilon": 0.2, "num_steps": 40, "seed": 0,
                 "attack_samples": 1, "num_samples": 1, "num_examples": 100, "images": "abc", "batch_size": 500,
-                "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "single_draw_accuracy": 0.5, "undecided": 0.1}
+                "accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.64, "unbroken": 0.52,
+                "single_draw_accuracy": 0.5, "undecided": 0.1}
     found = summary_of(tmp_path, "robust", [run_fields("adv-tuned", "adv") | attacked])
     assert found.columns[:2] == ["run", "defence"] and found.rows[0][:2] == ["adv-tuned", "adversarial training"]
-    assert found.rows[0][4:7] == ["55.0 [45.0, 64.0]", "50.0", "10.0"] and found.rows[0][-1] == "noise (unfinished: pgd)"
+    assert found.rows[0][4:8] == ["55.0 [45.0, 64.0]", "52.0", "50.0", "10.0"]
+    assert found.rows[0][-1] == "noise (unfinished: pgd)"
     run = run_fields("adv-tuned", "adv")
     several = [run | attacked | more for more in ({}, {"network": "vgg16:bf16"}, {"dataset": "cifar10:held_out"}, {
         "checkpoint": "adv-tuned/checkpoint.pt", "weights": "others"})]
