@@ -233,8 +233,9 @@ def test_what_is_said_of_both_seeds_equals_the_records():
     assert f"the mean of both seeds is {mean_gain(ADVBNN, ADV)} points apart in the worst case." in text
     pairs = [ADV, ADVBNN, STL10_ADV, STL10_ADVBNN, (ADVBNN[0], (f"{CIFAR10}/bfloat16", "advbnn-tuned"))]
     moved = how_far_seeds_lie_apart(pairs, ("0", "0.035", "0.07"))
-    assert f"another training moves a figure by up to {moved} points." in readme
-    assert f"moves a figure of CIFAR-10 and STL-10 by up to {moved} points," in PAGES["results.md"]
+    assert len(pairs) == 5 and f"of five pairs of trainings alike a figure moved by up to {moved} points." in readme
+    assert (f"of five pairs of trainings alike a figure of CIFAR-10 and STL-10 moved by up to {moved} points,"
+            in PAGES["results.md"])
     assert f"Today's prior stands {mean_gain(ADVBNN, FAN_IN)} points above it in the worst case (both seeds)." in text
     attacked, clean = (mean_gain(FAN_IN, ADV, clean) for clean in (False, True))
     less = statistics.mean(accuracy(adv, "0", images="2000") - accuracy(ours, "0", images="2000")
@@ -314,12 +315,13 @@ def test_what_is_said_of_stl10_equals_the_records():
             for place in ((f"{STL10}/fan_in", "advbnn"), adv)]
     assert "APGD leaves {}, and {} to adversarial training.".format(*apgd) in text
     one_draw = accuracy(authors, "0.07", images="3000") - accuracy(adv, "0.07", images="3000")
+    clean = accuracy(adv, "0", images="3000") - accuracy(authors, "0", images="3000")
     many, known = accuracy(authors, "0.07", "100"), accuracy(adv, "0.07")
     error = 1.96 * sum(of * (100 - of) / 500 for of in (many, known)) ** 0.5
     assert (f"Twenty draws leave {accuracy(authors, '0.07', '20'):.1f} and a hundred {many:.1f}, where adversarial training "
             f"has {known:.1f} on the same images: {many - known:.0f} points of the {one_draw:.0f}.") in text
     assert (f"one draw shows {one_draw:.0f} points of lead on STL-10 at 0.07, a hundred draws {many - known:.0f} ± {error:.0f} "
-            "(500 images).") in PAGES["README.md"]
+            f"(500 images, unpaired), and it is {clean:.0f} points lower on clean images.") in PAGES["README.md"]
     stds = one(records(f"{STL10}/evaluation/layers.csv"), layer="all")
     prior, median, *ends = (float(stds[name]) for name in ("prior_log_std", "log_std_median", "log_std_q05", "log_std_q95"))
     assert (f"log std is {prior:.2f}, their median is {prior - median:.2f} below it, and 90 % lie between {ends[0]:.2f} and "
@@ -332,7 +334,7 @@ def test_what_is_said_of_stl10_equals_the_records():
 
 
 def test_the_table_of_ends_equals_the_records():
-    stl10, long = [], []
+    stl10, long, cifar10 = [], [], []
     for row in table("results.md", "run", "right in training"):
         folder, run = of_folder(row["run"], "")
         course = records(f"{folder}/runs/{run}/metrics.jsonl")
@@ -341,7 +343,7 @@ def test_the_table_of_ends_equals_the_records():
         held_out = f"{both_accuracies(best, 'held_out')} ({best['epoch']})", both_accuracies(last, "held_out")
         assert list(row.values())[1:] == [f"{last['nll']:.3f}", *noise, both_accuracies(last, "train"), *held_out], row
         lost = 100 * (best["held_out_robust_accuracy"] - last["held_out_robust_accuracy"])
-        (long if folder.endswith("epochs-60") else stl10 if STL10 in folder else []).append((best, last, lost))
+        (long if folder.endswith("epochs-60") else stl10 if STL10 in folder else cifar10).append((best, last, lost))
         assert len(course) == (15 if {"epochs-15", "before", "awp"} & {*folder.split("/")} and CIFAR10 in folder else
                                60 if folder.endswith("epochs-60") else 30)
     lost = [each[2] for each in stl10]
@@ -349,6 +351,10 @@ def test_the_table_of_ends_equals_the_records():
     assert f"of 30 epochs the last is {min(lost):.1f} to {max(lost):.1f} points below the best under attack" in text
     assert all(last["held_out_accuracy"] >= best["held_out_accuracy"] for best, last, _ in stl10)
     assert "adversarial training has lost {:.1f} points and Adv-BNN {:.1f}.".format(*(each[2] for each in long)) in text
+    gained = [100 * (last["held_out_accuracy"] - best["held_out_accuracy"]) for best, last, _ in cifar10]
+    lost = [each[2] for each in cifar10]
+    assert (f"the last epoch is {min(lost):.0f} to {max(lost):.1f} points below the best under attack, and "
+            f"{min(gained):.0f} to {max(gained):.1f} above it on clean images.") in text
     rows = [[row for row in records(f"{folder}/evaluation/runs.csv") if row["checkpoint"] == f"{run}/checkpoint.pt"]
             for folder, run in (*ADV, *FAN_IN)]
     of = [listed(of_run, ["clean", "8/255"], num_examples="2000") for of_run in rows]

@@ -20,14 +20,14 @@ def log10_signal_to_noise(classifier):
     return (mean.abs().log10() - log_std / math.log(10)).clamp(*_LOG10_RANGE)
 
 
-def by_layer(classifier, values):
+def by_parameter(classifier, values):
     """{"all": values, parameter name: its part, flat} of a vector (d,) over the weights."""
     shapes = classifier.shapes()
     parts = values.split([shape.numel() for shape in shapes.values()])
     return {"all": values, **dict(zip(shapes, parts, strict=True))}
 
 
-def layers(classifier):
+def module_ranges(classifier):
     """{module: the range (start, stop) of its weights in the vector (d,)} of the modules whose weights the KL counts."""
     found, stop = {}, 0
     first_counted, end_counted = classifier.prior.counted
@@ -41,14 +41,14 @@ def layers(classifier):
 
 
 @torch.no_grad()
-def layer_numbers(classifier, kl_weight):
-    """{"snr": number, "snr/LAYER": number, "kl_per_image/LAYER": number} for every LAYER of `layers`.
+def module_numbers(classifier, kl_weight):
+    """{"snr": number, "snr/MODULE": number, "kl_per_image/MODULE": number} for every MODULE of `module_ranges`.
 
     snr: the sum of mean^2 over the sum of std^2 of its weights; overall that of which ln(1 + snr) is the mean over all weights
-    of their layers', as the KL to a prior of the weights' own size is half of it for each weight. kl_per_image: kl_weight
-    times the layer's KL, an estimate by one draw where the prior has no closed form.
+    of their modules', as the KL to a prior of the weights' own size is half of it for each weight. kl_per_image: kl_weight
+    times the module's KL, an estimate by one draw where the prior has no closed form.
     """
-    ranges = layers(classifier)
+    ranges = module_ranges(classifier)
     drawn = None if has_closed_form(classifier.prior) else classifier.posterior_distribution().rsample()
     kl = torch.stack([classifier.kl(drawn, counted) for counted in ranges.values()]).double() * kl_weight
     snr = torch.stack([_energy(classifier.mean[start:stop]) / _energy(classifier.log_std[start:stop].exp())
@@ -92,11 +92,11 @@ def density_rows(classifier):
     rows = []
     quantities = {"log_std": classifier.log_std.detach(), "log10_signal_to_noise": log10_signal_to_noise(classifier)}
     for quantity, values in quantities.items():
-        for layer, part in by_layer(classifier, values).items():
+        for layer, part in by_parameter(classifier, values).items():
             rows += [{"quantity": quantity, "layer": layer, "left": left, "right": right, "share": share}
                      for left, right, share in histogram(part)]
     prior = prior_log_std(classifier)
-    for layer, part in ({} if prior is None else by_layer(classifier, prior)).items():
+    for layer, part in ({} if prior is None else by_parameter(classifier, prior)).items():
         values, counts = part.unique(return_counts=True)
         rows += [{"quantity": "prior_log_std", "layer": layer, "left": value, "right": value, "share": count / len(part)}
                  for value, count in zip(values.tolist(), counts.tolist(), strict=True)]
@@ -105,9 +105,9 @@ def density_rows(classifier):
 
 def layer_rows(classifier):
     """Rows for the table "layers": number, log std (natural) and signal-to-noise of the weights of each parameter."""
-    log_std = by_layer(classifier, classifier.log_std.detach())
-    ratio, of_prior, rows = by_layer(classifier, log10_signal_to_noise(classifier)), prior_log_std(classifier), []
-    prior = None if of_prior is None else by_layer(classifier, of_prior)
+    log_std = by_parameter(classifier, classifier.log_std.detach())
+    ratio, of_prior, rows = by_parameter(classifier, log10_signal_to_noise(classifier)), prior_log_std(classifier), []
+    prior = None if of_prior is None else by_parameter(classifier, of_prior)
     for layer, values in log_std.items():
         low, middle, high = _quantiles(values, (0.05, 0.5, 0.95))
         rows.append({"layer": layer, "num_weights": len(values), "log_std_mean": values.double().mean().item(),

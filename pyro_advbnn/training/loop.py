@@ -7,7 +7,7 @@ import torch
 from pyro_advbnn import datasets
 from pyro_advbnn.cli import signals
 from pyro_advbnn.evaluation.accuracy import count_correct
-from pyro_advbnn.evaluation.weight_statistics import layer_numbers
+from pyro_advbnn.evaluation.weight_statistics import module_numbers
 from pyro_advbnn.system import distributed
 from pyro_advbnn.system.devices import is_nondeterministic, peak_memory_mib
 from pyro_advbnn.system.errors import InputError, reason
@@ -159,7 +159,7 @@ class Course:
         if self.config["classifier"]["kind"] == "bayesian":
             row["kl_per_image"] = row["loss"] - row["nll"]
             with undisturbed():
-                row |= layer_numbers(training.result, training.last_kl_weight)
+                row |= module_numbers(training.result, training.last_kl_weight)
         speed = self.progress.images_per_second()
         training.restart_averages()
         num_measured = min(len(training.images), num_held_out or 1000)

@@ -36,23 +36,23 @@ def test_the_signal_to_noise_is_the_logarithm_of_mean_over_std():
     assert torch.allclose(weight_statistics.log10_signal_to_noise(classifier), expected, atol=1e-6)
 
 
-def test_weights_are_told_apart_by_layer_in_the_networks_order(classifier):
+def test_weights_are_told_apart_by_parameter_in_the_networks_order(classifier):
     values = torch.arange(23.0)
-    parts = weight_statistics.by_layer(classifier, values)
+    parts = weight_statistics.by_parameter(classifier, values)
     assert list(parts) == ["all", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert [len(part) for part in parts.values()] == [23, 12, 3, 6, 2] and parts["2.bias"].tolist() == [21.0, 22.0]
     for name, normal in classifier.posterior().items():
-        assert torch.equal(weight_statistics.by_layer(classifier, classifier.mean.detach())[name], normal.mean.flatten())
+        assert torch.equal(weight_statistics.by_parameter(classifier, classifier.mean.detach())[name], normal.mean.flatten())
 
 
 def test_the_signal_to_noise_of_a_layer_is_its_energy_over_that_of_its_noise_and_overall_the_mean_logarithm_counts(classifier):
     classifier.mean.data = torch.cat([torch.full((15,), 2.0), torch.tensor([3.0, -1, 1, 1, 0, 0, 0, 0])])
     classifier.log_std.data = torch.cat([torch.full((15,), 1.0), torch.full((7,), 0.5), torch.tensor([1.5])]).log()
-    numbers = weight_statistics.layer_numbers(classifier, 0.1)
+    numbers = weight_statistics.module_numbers(classifier, 0.1)
     assert (numbers["snr/1"], numbers["snr/2"]) == pytest.approx((4, 12 / (7 / 4 + 9 / 4)))
     assert numbers["snr"] == pytest.approx(5 ** (15 / 23) * 4 ** (8 / 23) - 1)
     alone = tiny([1.0, 2.0], [1.0, 1.0])
-    assert weight_statistics.layer_numbers(alone, 0.1)["snr/network"] == pytest.approx(2.5)    # a network that is one layer
+    assert weight_statistics.module_numbers(alone, 0.1)["snr/network"] == pytest.approx(2.5)    # a network that is one layer
 
 
 @pytest.mark.parametrize(("settings", "counted"), [
@@ -63,7 +63,7 @@ def test_the_kl_of_the_layers_that_it_counts_is_in_sum_that_of_the_classifier(se
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
     classifier = ab.BayesianClassifier(network, 0.5, 0.2, **settings)
     torch.manual_seed(1)
-    numbers = weight_statistics.layer_numbers(classifier, 0.1)
+    numbers = weight_statistics.module_numbers(classifier, 0.1)
     torch.manual_seed(1)                                 # an estimate takes one draw
     assert [name for name in numbers if name.startswith("kl")] == [f"kl_per_image/{layer}" for layer in counted]
     assert [name for name in numbers if name.startswith("snr/")] == [f"snr/{layer}" for layer in counted]

@@ -88,14 +88,14 @@ def test_a_mask_of_infinities_stays_as_it_is():
 
 def test_layers_are_measured_of_what_is_kept_and_draw_from_no_stream_of_the_training(tmp_path, monkeypatch):
     plain = run(tmp_path / "plain", weight_averaging=0.7)
-    seen, real = [], loop.layer_numbers
+    seen, real = [], loop.module_numbers
 
-    def layer_numbers(classifier, kl_weight):
+    def module_numbers(classifier, kl_weight):
         torch.rand(3)                                    # as where the KL has no closed form
         seen.append({name: value.clone() for name, value in classifier.state_dict().items()})
         return real(classifier, kl_weight)
 
-    monkeypatch.setattr(loop, "layer_numbers", layer_numbers)
+    monkeypatch.setattr(loop, "module_numbers", module_numbers)
     again = run(tmp_path / "again", weight_averaging=0.7)
     assert_same_run(plain, again)
     assert equal(seen[-1], {name: content(again)["state"][name] for name in seen[-1]})
