@@ -259,6 +259,8 @@ def test_a_part_of_the_test_images_has_the_shares_of_their_classes(tmp_path):
               "image_shape": [1, 8, 8], "class_names": ["0", "1"]}
     taken = evaluated_images(config, ab.Selection(run=tmp_path, num_test=10, device="cpu"))
     assert torch.bincount(taken.labels).tolist() == [8, 2]
+    with pytest.raises(ab.InputError, match=r"2 classes, not \(1, 8, 8\) and 2; a class is '1' in place of 'cat'"):
+        evaluated_images(config | {"class_names": ["0", "cat"], "num_classes": 2}, ab.Selection(run=tmp_path, device="cpu"))
 
 
 @pytest.mark.usefixtures("undrawn")

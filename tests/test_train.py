@@ -338,9 +338,9 @@ def test_nothing_held_out_leaves_no_best_and_trains_on_every_image(tmp_path):
 
 
 def test_max_minutes_stops_between_steps_with_a_checkpoint_and_says_how_to_go_on(tmp_path, capsys):
-    folder = run(tmp_path / "run", max_minutes=SOON)
+    folder = run(tmp_path / "a run", max_minutes=SOON)
     out = capsys.readouterr().out
-    assert "stopped in epoch 1 after step 1" in out and f"go on with --resume {folder}" in out
+    assert "stopped in epoch 1 after step 1" in out and f"go on with --resume '{folder}'" in out
     assert content(folder)["training"]["steps_done"] == 1 and metrics(folder) == []
 
 
@@ -792,6 +792,8 @@ def test_weights_that_are_lost_at_an_epochs_end_are_never_saved(tmp_path, monkey
     ("--num_train 100 --validation 100", "--validation 100 leaves a class no image to train on: of 100 images 90 at most can"),
     ("--patience 2 --validation 0", "--patience 2 needs held-out images"),
     ("--patience 2 --num_train 10", "--patience 2 needs held-out images"),
+    ("--awp_start 0.5", "--awp_start means nothing without --awp"),
+    ("--dataset folder --data_dir nowhere --workers 2 --loading memory", "--workers means nothing for --loading memory"),
     ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ("--device cuda:01", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:01'"),
     ("--dataset npz", "dataset npz needs --data_dir"),

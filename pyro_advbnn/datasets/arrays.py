@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_advbnn.system.errors import InputError, reason
+from pyro_advbnn.system.errors import InputError, Note, reason
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -170,6 +170,9 @@ def _channels_first(images, where, size=None):
     fits = images.ndim == 4 and images.size > 0 and (images.shape[1:] == size if size else images.shape[3] in (1, 3))
     if images.dtype != np.uint8 or not fits:
         raise InputError(f"{where} must be uint8 of shape {expected}, got {images.dtype} {images.shape}")
+    if images.max() == 1:
+        warnings.warn(f"{where} reaches from 0 to 1 of 255, which is nearly black: were floats in [0, 1] cast to uint8?", Note,
+                      stacklevel=2)
     return images.transpose(0, 3, 1, 2).copy()
 
 

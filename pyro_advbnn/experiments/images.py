@@ -33,7 +33,13 @@ def _check(images, config, split):
     shape, names = list(images.image_shape), list(images.class_names)
     if shape != config["image_shape"] or names != config["class_names"]:
         raise InputError(f"the {split} images are not like those of the training: {tuple(shape)} and {len(names)} classes, "
-                         f"not {tuple(config['image_shape'])} and {config['num_classes']}")
+                         f"not {tuple(config['image_shape'])} and {config['num_classes']}{_first_other(names, config)}")
+
+
+def _first_other(names, config):
+    """Which class of as many is another one."""
+    apart = [pair for pair in zip(names, config["class_names"]) if pair[0] != pair[1]]
+    return "; a class is {!r} in place of {!r}".format(*apart[0]) if apart and len(names) == config["num_classes"] else ""
 
 
 def image_digest(images):

@@ -164,6 +164,8 @@ def check_meaning(defense, flags):
     for name in _OF_DRAWS:
         if flags.get(name) not in (None, 1) and kind == "deterministic":
             raise InputError(f"--{name} {flags[name]} means nothing for --defense {defense}, whose draws are all the same")
+    if flags.get("awp_start") is not None and not flags.get("awp"):
+        raise InputError("--awp_start means nothing without --awp")
 
 
 def check_optimizer(defense, settings):

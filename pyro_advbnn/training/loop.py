@@ -46,7 +46,7 @@ def run(folder, config, training, held_out, best, max_minutes, asked):
             asked.number = asked.number or getattr(error, "number", signal.SIGINT)
             return True
         where = folder / "checkpoint.pt" if run_folders.has_checkpoint(folder) else "the beginning"
-        print(f"go on with --resume {folder} from {where}", flush=True)
+        print(f"go on with {run_folders.to_resume(folder)} from {where}", flush=True)
         raise
     finally:
         course.progress.close()
@@ -59,7 +59,8 @@ def _explanation(error, folder, config, training):
         return f"{error}; {last if run_folders.has_checkpoint(folder) else f'no checkpoint has been written to {folder} yet'}"
     if isinstance(error, OSError) and error.filename is not None:          # a full disk, a folder that is gone
         there = (folder / "config.json").exists()
-        way_on = f"when that is mended, go on with --resume {folder}" if there else f"{folder} holds no run any more"
+        way_on = (f"when that is mended, go on with {run_folders.to_resume(folder)}" if there else
+                  f"{folder} holds no run any more")
         return f"{error.filename}: {error.strerror}; {way_on}"
     if config["deterministic"] and is_nondeterministic(error):
         return f"--deterministic: {reason(error)}"
@@ -70,7 +71,7 @@ def _explanation(error, folder, config, training):
             tried += " and CUDA graphs (--cuda_graphs off needs less)"
         if together or training.images_at_a_time == 1:
             return f"out of memory with {tried}; a new run with a smaller --batch_size, --width or --image_size may fit"
-        return f"out of memory with {tried}; --resume {folder} with a smaller --micro_batch may fit"
+        return f"out of memory with {tried}; {run_folders.to_resume(folder)} with a smaller --micro_batch may fit"
     return None
 
 

@@ -151,7 +151,7 @@ class Progress:
     def stopped(self, why):
         self.close()
         print(f"stopped in epoch {self.training.epochs_done + 1} after step {self.training.steps_done}: {why}; "
-              f"go on with --resume {self.folder}")
+              f"go on with {run_folders.to_resume(self.folder)}")
 
     def note(self, line, about):
         """Print the line, if none about this has been printed yet."""

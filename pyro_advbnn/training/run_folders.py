@@ -3,6 +3,7 @@
 A folder is a run from its config.json on. Without a checkpoint yet it is at its start.
 """
 import os
+import shlex
 from pathlib import Path
 
 from pyro_advbnn.system import distributed, files, json_files, locks
@@ -44,6 +45,11 @@ def refuse_existing(folder, hint=" (train goes on with --resume)"):
 
 def _is_leftover(path):
     return files.is_temporary(path) or path.name in (locks.NAME, locks.OWNER)
+
+
+def to_resume(folder):
+    """The flag that goes on with the run, as it can be typed."""
+    return f"--resume {shlex.quote(str(folder))}"
 
 
 def read_config(folder):

@@ -674,3 +674,13 @@ def test_the_digest_in_rows_is_that_of_pixels_and_labels():
     state = {"images": images.images, "labels": images.labels, "_extra_state": {"version": 1}}       # the last is no tensor
     expected = experiment_images.digest(state)
     assert experiment_images.image_digest(images) == experiment_images.image_digest(images.view(range(50))) == expected
+
+
+@pytest.mark.parametrize(("most", "told"), [(1, True), (0, False), (2, False)])
+def test_floats_that_were_cast_to_bytes_are_told(most, told):
+    x = np.zeros((4, 8, 8, 1), np.uint8)
+    x[0, 0, 0, 0] = most
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        datasets.from_arrays(x, [0, 1, 0, 1])
+    assert ["x reaches from 0 to 1 of 255" in str(note.message) for note in notes] == [True] * told

@@ -57,6 +57,8 @@ def test_what_makes_no_sense_is_refused(names, data_dir, message):
         ood_images.check(names, "cifar10", data_dir)
     ood_images.check(["noise", "digits", "stl10"], "cifar10", "x")
     ood_images.check(["npz"], "npz", "other.npz")
+    with pytest.raises(InputError, match="of the run itself; --ood_dir names another"):
+        ood_images.check(["npz"], "npz", None)
 
 
 def test_a_data_set_that_is_not_there_is_asked_for_by_the_flag_that_names_it(like, tmp_path):
