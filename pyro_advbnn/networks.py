@@ -83,7 +83,7 @@ def build_network(name: str, num_classes: int, in_channels: int = 3, width: int 
 
 
 def check_network(name: str, width: int | None = None) -> None:
-    """Raises InputError where `build_network` knows no such name, or none of that width, which no images are needed to tell."""
+    """Raises InputError for a name that `build_network` does not know, or that takes no width: no images are needed to tell."""
     if name in NETWORKS:
         return
     package, colon, function = name.partition(":")

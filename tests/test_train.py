@@ -9,7 +9,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
-from hostile import refused_command
+from hostile import refused_command, write_folder
 from tiny_runs import (
     STEPS_PER_EPOCH,
     TINY,
@@ -808,6 +808,15 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_made(
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *given.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_images_in_memory_have_no_use_for_do_not_hinder_to_resume(tmp_path):
+    data = write_folder(tmp_path / "data", {"train/cat": 30, "train/dog": 30})
+    of_folder = {"dataset": "folder", "data_dir": data, "image_size": 8, "workers": 2}
+    folder = run(tmp_path / "run", num_train=60, validation=10, network="convnet", epochs=1, **of_folder)
+    assert json_files.read_config(folder)["loading"] == "memory"
+    train(resume=folder, epochs=2, workers=1)
+    assert len(metrics(folder)) == 2
 
 
 @pytest.mark.parametrize(("images", "flags", "message"), [

@@ -80,8 +80,6 @@ def _check(name, split, data_dir, image_size, loading, workers):
     for flag, is_given in given.items():
         if is_given and name != "folder":
             raise InputError(f"{flag} is only for dataset folder, not for {name}")
-    if loading == "memory" and workers is not None:
-        raise InputError("--workers means nothing for --loading memory: images in memory are not read ahead")
     if loading == "stream" and not image_size:
         raise InputError("--loading stream needs --image_size, the size that the images are brought to as they come")
 

@@ -103,16 +103,17 @@ def _ensemble(run, names, strength):
 
 def _break(runs, run, attacks, strength, num_samples, ends):
     """Attack, write every batch's rows at once, print the course and write the result."""
+    results = runs.table("robust")                       # one that cannot take the result is refused here
     settings = run.fields | vars(strength) | run.image_fields | {"num_samples": num_samples}
     rows, computed = _attacked(runs, run, attacks, settings, ends)
     open_ones = worst_case.unfinished(rows, attacks, len(run.images))
     _tell(run, rows, [worst_case.CLEAN, *attacks], open_ones)
     row = settings | {"attacks": " ".join(attacks)} | worst_case.summary(rows) | {
         "tried": " ".join(name for name in attacks if name not in open_ones)}
-    known = runs.table("robust").find(row)
+    known = results.find(row)
     if computed or not known or known["tried"] != row["tried"]:
         runs.add("robust", [row])
-    return runs.table("robust").find(row)
+    return results.find(row)
 
 
 def _attacked(runs, run, attacks, settings, ends):

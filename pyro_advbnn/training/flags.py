@@ -156,7 +156,7 @@ ANNOTATIONS = {name: parameter.annotation for group in (Run, Data, Method, Attac
 
 
 def check_meaning(defense, flags):
-    """Raises InputError for a flag, of those given, that the defense has no use for."""
+    """Raises InputError for a flag, of those given, that the defense or the others have no use for."""
     kind = DEFENSES[defense].kind
     for name in _OF_POSTERIORS:
         if flags.get(name) is not None and kind != "bayesian":
@@ -164,8 +164,10 @@ def check_meaning(defense, flags):
     for name in _OF_DRAWS:
         if flags.get(name) not in (None, 1) and kind == "deterministic":
             raise InputError(f"--{name} {flags[name]} means nothing for --defense {defense}, whose draws are all the same")
-    if flags.get("awp_start") is not None and not flags.get("awp"):
+    if flags.get("awp_start") is not None and flags.get("awp") is None:
         raise InputError("--awp_start means nothing without --awp")
+    if flags.get("workers") is not None and flags.get("loading") == "memory":
+        raise InputError("--workers means nothing for --loading memory: images in memory are not read ahead")
 
 
 def check_optimizer(defense, settings):

@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from hostile import refused_command
 from tiny_runs import stop_at
 
 from pyro_advbnn import evaluate
@@ -40,6 +41,14 @@ def late_after(batches, monkeypatch):
 
     monkeypatch.setattr(robustness_verbs.worst_case, "_rows", counted)
     monkeypatch.setattr(robustness_verbs.time, "monotonic", lambda: 1e9 * (len(count) >= batches))
+
+
+def test_a_table_of_another_version_is_refused_before_any_attack(run, capsys):
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "robust.csv").write_text("run,accuracy\n")
+    assert "robust.csv: its columns are not those of a table of this version" in refused_command(
+        capsys, evaluate.VERBS, "robust", "--run", run, *QUICK, *ATTACKS)
+    assert not (run / "evaluation" / "robust_examples.csv").exists()
 
 
 def test_robust_writes_a_row_per_image_and_attack_and_the_worst_case(run, capsys):
