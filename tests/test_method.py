@@ -267,10 +267,10 @@ def test_what_is_said_of_the_priors_decay_equals_the_records():
     assert lower == [True] * 10 + [False] * 5            # "up to epoch 10 of 15"
     former, digits = records("digits-trials/prior.jsonl"), digits_runs()
     ours, known = ([digits[f"{defense}-240-{seed}"] for seed in range(3)] for defense in ("advbnn", "adv"))
-    better, worse = ([apart(*(all_correct(runs, attack) for runs in pair))
-                      for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (former, known)))
-    assert (f"by {better[0]} (PGD) and {better[1]} points (APGD), image by image" in text
-            and f"those by `fan_in` differed by {worse[0]} and {worse[1]}." in text)
+    better, level, worse = ([apart(*(all_correct(runs, attack) for runs in pair))
+                             for attack in ("pgd", "apgd-ce")] for pair in ((ours, former), (ours, known), (former, known)))
+    assert f"by {better[0]} (PGD) and {better[1]} points (APGD), image by image" in text
+    assert f"by {level[0]} and {level[1]}, those by `fan_in` by {worse[0]} and {worse[1]}: no interval is without 0." in text
     alpha = runs["prior-0.0038"]["settings"]["alpha"]
     assert math.sqrt(alpha / (5e-4 * 49_000)) == pytest.approx(0.0038, abs=5e-5)
     kl, snr = runs["prior-0.0038"]["course"][14][2:4]
