@@ -432,6 +432,16 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     assert f"of ImageNet's eleven classes by up to {moved}." in " ".join(PAGES["results.md"].split())
 
 
+def test_what_is_said_of_more_draws_in_the_worst_case_equals_the_records():
+    folders = [f"{IMAGENET}/epochs-60/seed-2/draws-{draws}/evaluation" for draws in (20, 100)]
+    few, many = (one(records(f"{folder}/robust.csv"), run="advbnn-seed-2") for folder in folders)
+    assert (few["num_samples"], many["num_samples"]) == ("20", "100") and few["num_examples"] == many["num_examples"] == "165"
+    took = [sum(float(row["seconds"]) for row in records(f"{folder}/robust_examples.csv.gz")) for folder in folders]
+    told = [percent(row[name]) for row in (few, many) for name in ("accuracy", "unbroken")]
+    assert ("the worst case is {} and {} are unbroken with 20 draws, {} and {} with `--num_samples 100`, in {:.0f} % more "
+            "time.").format(*told, 100 * (took[1] / took[0] - 1)) in PAGES["robustness.md"]
+
+
 def test_the_table_of_the_kl_of_all_weights_equals_the_records():
     rows = records("digits-kl/evaluation/runs.csv")
     for row in table("results.md", "run", "what it is"):
