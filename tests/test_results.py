@@ -61,6 +61,19 @@ def test_what_the_readme_says_of_the_papers_lead_equals_its_table():
             in text)
 
 
+def test_what_the_readme_says_of_whole_vgg16_and_of_the_mean_network_equals_the_records():
+    known, ours = (one(table("results.md", "VGG16", "draws per gradient"), VGG16=name, **{"draws per gradient": draws})
+                   for name, draws in (("adversarial training", "any"), ("Adv-BNN", "1")))
+    clean, attacked = (f"{float(known[radius]) - float(ours[radius]):.0f}" for radius in ("0", "8/255"))
+    assert (f"was [{clean} points lower](docs/results.md#cifar-10-whole-vgg16) on clean images and {attacked} under attack"
+            in PAGES["README.md"])
+    whole = [row for row in records(f"{CIFAR10}/evaluation/pruning.csv")
+             if (row["run"], row["prune_by"], row["fraction"]) == ("advbnn-tuned", "signal_to_noise", "0")]
+    for epsilon in ("0", "0.03125"):                     # "and so does its mean network"
+        alone, together = (float(one(whole, epsilon=epsilon, prediction=by)["accuracy"]) for by in ("mean", "posterior"))
+        assert abs(alone - together) < 0.01
+
+
 @pytest.mark.parametrize("title, folder, dataset", [
     ("defence", "cifar10-small", "cifar10"), ("VGG16", "gpu/h100/cifar10", "cifar10"),
     ("narrow VGG16", CIFAR10, "cifar10"), ("Model A", STL10, "stl10"),
@@ -131,17 +144,28 @@ def test_the_tables_of_all_trainings_equal_the_records(folder, title):
         baseline = baseline if bayesian else found
 
 
-def standing(folder, run, clean):
+def counted_rows(folder, run, clean):
+    """`worst_images`, or those of the clean images alone."""
+    return [row for row in worst_images(folder, run) if row["attack"] == "none" or not clean]
+
+
+def standing(folder, run, clean=False):
     """Whether each image stands, in order."""
-    left = worst_case.worst_rows([row for row in worst_images(folder, run) if row["attack"] == "none" or not clean])
+    left = worst_case.worst_rows(counted_rows(folder, run, clean))
     return [not left[index]["broken"] for index in sorted(left)]
 
 
-def unbroken(folder, run, clean):
+def unbroken(folder, run, clean=False):
     """Whether each image stands against every attack, in order."""
-    rows = [row for row in worst_images(folder, run) if row["attack"] == "none" or not clean]
+    rows = counted_rows(folder, run, clean)
     broken = {row["index"] for row in rows if row["broken"]}
     return [index not in broken for index in sorted({row["index"] for row in rows})]
+
+
+def ties_of(folder, run):
+    """Whether each image is broken whose worst attack makes two logits equal."""
+    worst = worst_case.worst_rows(worst_images(folder, run)).values()
+    return [row["broken"] for row in worst if row["judged_margin"] == 0]
 
 
 def mean_gain(runs, others, clean=False, stands=standing):
@@ -190,14 +214,15 @@ def test_the_table_of_what_was_found_equals_the_records():
             mean_gain(ours, adv, stands=unbroken)], row
         assert row["unbroken"] == ", ".join(percent(of["unbroken"]) for of in measured[len(adv):])
         assert all(of["unbroken"] == of["accuracy"] for of in measured[:len(adv)])
-    lost = {}                                            # by a tie alone
-    for name, both in STRONGEST.items():
-        of = [[sum(row["broken"] for row in worst_case.worst_rows(worst_images(*place)).values() if not row["judged_margin"])
-               for place in places] for places in both]
-        lost[name] = of[0]
-        assert not any(of[1])
+
+
+def test_what_is_said_of_ties_equals_the_records():
+    adv, ours = (sum(places, []) for places in zip(*STRONGEST.values(), strict=True))
+    decided, ties = [ties_of(*place) for place in adv], [ties_of(*place) for place in ours]
+    most = max(len(of) / len(standing(*place)) for of, place in zip(decided, adv, strict=True))
+    assert not any(ties) and f"this decides up to {100 * most:.0f} % of the images" in PAGES["robustness.md"]
     assert ("only this breaks {} images of adversarial training on CIFAR-10, {} and {} on STL-10, and {}, {}, {} and {} on "
-            "ImageNet, of Adv-BNN none.").format(*sum(lost.values(), [])) in PAGES["results.md"]
+            "ImageNet, of Adv-BNN none.").format(*map(sum, decided)) in PAGES["results.md"]
 
 
 def test_what_is_said_of_targeted_attacks_equals_the_records():
@@ -409,7 +434,7 @@ def test_what_is_said_of_60_epochs_on_imagenet_equals_the_records():
     assert "differ by seed {}, {}, {} and {}.".format(*gains) in text
     spread = []
     for stands in (standing, unbroken):
-        of_seeds = [100 * (statistics.mean(stands(*own, False)) - statistics.mean(stands(*other, False)))
+        of_seeds = [100 * (statistics.mean(stands(*own)) - statistics.mean(stands(*other)))
                     for own, other in zip(ours, adv, strict=True)]
         spread.append(f"± {3.182 * statistics.stdev(of_seeds) / 4 ** 0.5:.1f}")         # Student's t of three degrees
     assert "over the seeds {} and {}).".format(*spread) in text

@@ -12,8 +12,8 @@ NAMES = (*MADE, *DATASETS)
 
 def check(names, dataset, data_dir):
     """Raises InputError unless `names`, of NAMES, are other sources than `dataset`, and one has the data_dir."""
-    if dataset in names and (dataset not in ("folder", "npz") or data_dir is None):
-        hint = "; --ood_dir names another" if dataset in ("folder", "npz") else ""
+    hint = "; --ood_dir names another" if dataset in ("folder", "npz") else ""
+    if dataset in names and not (hint and data_dir is not None):
         raise InputError(f"--ood {dataset} is the data set of the run itself{hint}")
     if data_dir is not None and len(set(names).difference(MADE, {"digits"})) != 1:
         raise InputError("--ood_dir is the folder of one data set: name exactly one with --ood that has a folder")
